@@ -1,0 +1,65 @@
+# `make help` lists the targets. Every target but help and clean makes .venv on first use.
+PYTHON ?= python3
+PYTEST_WORKERS ?= auto
+BIN := .venv/bin
+STAMP := .venv/.installed
+RUNS ?= runs
+
+# One thread per process: pytest-xdist and the benchmark already use all cores, and results do not depend on their number.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu lint format bench gallery clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+# The stamp is written last: an installation that broke off is done again.
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "mixaug needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing mixaug and its tools into .venv (once; a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## compare mixing policies on the handwritten digits, a few minutes on two cores
+	@echo "Training every policy of the digits experiment, five seeds each; what is finished is skipped"
+	@$(BIN)/python tools/benchmark.py experiment=digits
+	@$(BIN)/python tools/leaderboard.py $(RUNS)/digits --out $(RUNS)/digits/leaderboard
+	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
+	@echo
+	@echo "Leaderboard: $(RUNS)/digits/leaderboard/leaderboard.md, .csv and .html (open the page in a browser)"
+	@echo "Policies in pictures: $(RUNS)/gallery.png"
+
+test: lint  ## lint, then the tests that need neither a GPU nor much time
+	@echo "Running the tests (without those marked slow or gpu)"
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -q -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the tests that take more than a few seconds each
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device, and all others on it
+	@$(BIN)/python -m pytest -q --device cuda -m "not slow"
+
+lint: $(STAMP)  ## ruff and mypy
+	@echo "Checking style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m mypy mixaug
+
+format: $(STAMP)  ## format the code and repair what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## time every policy against its floor on this machine
+	@$(BIN)/python tools/speed.py
+
+gallery: $(STAMP)  ## a picture sheet of every policy
+	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
+	@echo "Policies in pictures: $(RUNS)/gallery.png"
+
+clean:  ## remove .venv, caches and builds; runs stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

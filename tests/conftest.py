@@ -1,0 +1,74 @@
+"""Options and fixtures for all tests. `pytest --device cuda` runs the tests that take `device` on the GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import helpers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="device for the tests that take one: cpu (default), cuda, cuda:1"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests run in parallel processes, and sums over several threads would depend on the machine.
+    torch.set_num_threads(1)
+    device = torch.device(config.getoption("--device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device}: this machine or this build of torch has no CUDA device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device named on the command line."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def generator(device: torch.device) -> torch.Generator:
+    """A generator with seed 0 on the device under test."""
+    return helpers.seeded(0, device)
+
+
+@pytest.fixture
+def seeded() -> Callable[..., torch.Generator]:
+    """`seeded(seed, device="cpu")`, for tests that need several streams."""
+    return helpers.seeded
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material: $MIXAUG_SHARED, or `shared` in or beside the checkout; skips without it."""
+    named = os.environ.get("MIXAUG_SHARED")
+    candidates = [Path(named)] if named else [ROOT / "shared", ROOT.parent / "shared"]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    pytest.skip(
+        f"needs the shared folder, looked for {' and '.join(map(str, candidates))}; set MIXAUG_SHARED"
+    )
