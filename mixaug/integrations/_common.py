@@ -1,0 +1,50 @@
+"""What the adapters share: argument checks, and the batch that was not mixed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixaug import MixedBatch, Policy
+from mixaug.plan import Unmixed
+
+
+def require_model_free(policy: Policy, caller: str) -> Policy:
+    """Return `policy` if it can mix without a model.
+
+    Raises:
+        TypeError: `policy` is not a `mixaug.Policy`.
+        ValueError: `policy` needs signals from the model, which `caller` cannot give.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"{caller} expected `policy` to be a mixaug.Policy, got {type(policy).__name__}: {policy!r}; "
+            'make one with mixaug.create("cutmix")'
+        )
+    if policy.needs:
+        raise ValueError(
+            f"{caller} mixes before the model runs, but {type(policy).__name__} needs "
+            f"{', '.join(sorted(policy.needs))} from it; use mixaug.MixStep(model, policy, objective)"
+        )
+    return policy
+
+
+def require_class_count(num_classes: int, caller: str) -> int:
+    """Return `num_classes` if it is a positive int, else raise a `ValueError` that names `caller`."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"{caller} expected `num_classes` to be a positive int, got {num_classes!r}")
+    return num_classes
+
+
+def require_smoothing(label_smoothing: float, caller: str) -> float:
+    """Return `label_smoothing` if it lies in [0, 1], else raise a `ValueError` that names `caller`."""
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{caller} expected `label_smoothing` in [0, 1], got {label_smoothing!r}")
+    return float(label_smoothing)
+
+
+def unmixed(inputs: Tensor, labels: Tensor) -> MixedBatch:
+    """The batch of `inputs` (B, ...) in which every sample is its own and only source."""
+    plan = Unmixed.of(len(inputs), inputs.device)
+    weights = torch.stack([plan.lam, 1 - plan.lam], dim=1)
+    return MixedBatch(inputs=inputs, labels=labels, sources=plan.sources, weights=weights, plan=plan)
