@@ -1,0 +1,34 @@
+"""mixaug: every published way to mix training samples, as drop-in policies for PyTorch.
+
+>>> import mixaug, torch
+>>> policy = mixaug.create("cutmix", alpha=1.0)
+>>> mixed = policy(torch.rand(8, 3, 32, 32), torch.arange(8))
+>>> mixed.inputs.shape, mixed.targets(num_classes=10).shape
+(torch.Size([8, 3, 32, 32]), torch.Size([8, 10]))
+"""
+
+from mixaug import functional, labeling, losses, pairing, policies, ratio
+from mixaug._version import __version__
+from mixaug.batch import MixedBatch
+from mixaug.policy import OneOf, Policy, Sometimes
+from mixaug.registry import create, describe, list_policies, register
+from mixaug.step import MixStep
+
+__all__ = [
+    "MixStep",
+    "MixedBatch",
+    "OneOf",
+    "Policy",
+    "Sometimes",
+    "__version__",
+    "create",
+    "describe",
+    "functional",
+    "labeling",
+    "list_policies",
+    "losses",
+    "pairing",
+    "policies",
+    "ratio",
+    "register",
+]

@@ -1,0 +1,216 @@
+"""What goes into a policy (`Batch`) and what comes out of it (`MixedBatch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixaug.plan import Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as a policy sees it while it draws.
+
+    Attributes:
+        images: (B, ...) tensor.
+        labels: (B,) class ids, (B, K) dense targets, (B,) or (B, D) regression targets, or None.
+        signals: what the model says of the images, for policies that need it; else None.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    signals: Any = None
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Spatial size of (B, C, *size) images; empty for (B, D) vectors."""
+        return tuple(self.images.shape[2:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Mixed samples, described as weighted lists of sources. Nothing more is needed for any method.
+
+    Attributes:
+        inputs: (B, ...) mixed inputs, dtype and memory format of what came in; a dict or tuple when
+            the policy was given one.
+        labels: (B,) class ids, (B, K) dense targets, (B,) or (B, D) regression targets, as they came,
+            unmixed; or None.
+        sources: (B, M) int64 rows of the batch that went into each sample, the sample itself first.
+        weights: (B, M) float32 share of each source's label; rows need not sum to 1 (SnapMix).
+        plan: the draw behind it, which :meth:`apply` replays.
+    """
+
+    inputs: Any
+    labels: Tensor | None
+    sources: Tensor
+    weights: Tensor
+    plan: Plan | None = None
+
+    def __len__(self) -> int:
+        return self.sources.shape[0]
+
+    @property
+    def lam(self) -> Tensor:
+        """(B,) float32 weight of the sample's own label."""
+        return self.weights[:, 0]
+
+    @property
+    def partner(self) -> Tensor:
+        """(B,) int64 row that was mixed in.
+
+        Raises:
+            ValueError: for a method that mixes more than two samples.
+        """
+        if self.sources.shape[1] != 2:
+            raise ValueError(
+                f"partner is defined for pairs; these samples have {self.sources.shape[1]} sources each, "
+                "see MixedBatch.sources"
+            )
+        return self.sources[:, 1]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, 1, *size) float32 share of the own image per pixel, None where the method has no mask."""
+        mask = None if self.plan is None else self.plan.own_mask()
+        if mask is None:
+            return None
+        return mask.float().expand(len(self), *mask.shape[1:]).unsqueeze(1)
+
+    def apply(self, tensor: Tensor, num_classes: int | None = None) -> Tensor:
+        """Replay the same mixing on another tensor that belongs to the images.
+
+        Methods that cut copy values, so label maps of any integer type stay label maps; methods that
+        blend give per-pixel class shares instead, for which ``num_classes`` is needed.
+
+        Args:
+            tensor: (B, ..., *size): a second view, further channels, or a segmentation map (B, *size).
+            num_classes: K, to read ``tensor`` as a map (B, *size) of class ids and get class shares.
+                Ids outside [0, K), such as 255 for "ignore", get no share.
+
+        Returns:
+            Mixed tensor like ``tensor``; with ``num_classes`` (B, K, *size) float32.
+
+        Raises:
+            ValueError: another batch size or spatial size, or a batch without a plan.
+            TypeError: an integer map that would have to be blended, or a float map with ``num_classes``.
+        """
+        if self.plan is None:
+            raise ValueError("this MixedBatch carries no plan to replay; make it with a policy")
+        _check_replay(tensor, len(self), self.plan.size)
+        if num_classes is None:
+            return self.plan.mix(tensor)
+        if tensor.is_floating_point():
+            raise TypeError(f"num_classes expects a map of integer class ids, got {tensor.dtype}")
+        return self.plan.mix_label_map(tensor, num_classes)
+
+    def targets(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:
+        """Dense targets, label smoothing applied to every source before mixing.
+
+        Args:
+            num_classes: K; required for class ids, checked against (B, K) labels.
+            label_smoothing: share spread evenly over all classes, in [0, 1], as in
+                ``torch.nn.CrossEntropyLoss``.
+
+        Returns:
+            (B, K) targets: float32 for class ids, else the labels' dtype. For regression labels the
+            weighted mean, of the labels' shape.
+
+        Raises:
+            ValueError: no labels, class ids without ``num_classes`` or out of range, a wrong K,
+                smoothing outside [0, 1].
+        """
+        labels = self.labels
+        if labels is None:
+            raise ValueError("this batch has no labels: pass them to the policy together with the images")
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing expects a share in [0, 1], got {label_smoothing!r}")
+        if labels.is_floating_point():
+            if num_classes is not None and (labels.ndim != 2 or labels.shape[1] != num_classes):
+                raise ValueError(f"num_classes={num_classes} does not fit labels of shape {tuple(labels.shape)}")
+            if label_smoothing and labels.ndim != 2:
+                raise ValueError(f"label_smoothing needs class targets, got labels {tuple(labels.shape)}")
+            weights = self.weights.to(labels.dtype)
+            picked = labels[self.sources.flatten()].reshape(*self.sources.shape, *labels.shape[1:])
+            mixed = (picked * weights.reshape(*weights.shape, *([1] * (labels.ndim - 1)))).sum(1)
+        else:
+            if num_classes is None:
+                raise ValueError("targets() needs num_classes to make dense targets of class ids")
+            check_class_ids(labels, num_classes)
+            weights = self.weights
+            mixed = weights.new_zeros(len(self), num_classes)
+            mixed.scatter_add_(1, labels.long()[self.sources], weights)
+        if label_smoothing:
+            off = weights.sum(1, keepdim=True) * (label_smoothing / mixed.shape[1])
+            mixed = mixed * (1 - label_smoothing) + off
+        return mixed
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedBatch:
+        """The same batch on another device."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> MixedBatch:
+        """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> MixedBatch:
+        return MixedBatch(
+            inputs=map_tensors(self.inputs, move),
+            labels=None if self.labels is None else move(self.labels),
+            sources=move(self.sources),
+            weights=move(self.weights),
+            plan=None if self.plan is None else self.plan.map_tensors(move),
+        )
+
+
+def check_class_ids(labels: Tensor, num_classes: int) -> None:
+    """Raise a ValueError when class ids lie outside [0, num_classes).
+
+    Only where the values can be read for free: on a CPU and not while tracing. On a GPU torch's own
+    device assertion fires instead.
+    """
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    low, high = labels.aminmax()
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels expects class ids in [0, {num_classes}), got values from {int(low)} to {int(high)}")
+
+
+def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``change`` applied to every tensor of a dict, list or (named) tuple; the rest stays."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {key: map_tensors(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return rebuild(inputs, [map_tensors(value, change) for value in inputs])
+    return inputs
+
+
+def rebuild(like: Any, values: list[Any]) -> Any:
+    """``values`` in a list, tuple or named tuple of the type of ``like``."""
+    if hasattr(like, "_fields"):
+        return type(like)(*values)
+    return type(like)(values)
+
+
+def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> None:
+    if tensor.ndim == 0 or tensor.shape[0] != batch_size:
+        raise ValueError(f"apply expects {batch_size} rows like the images, got shape {tuple(tensor.shape)}")
+    if size and tuple(tensor.shape[-len(size) :]) != size:
+        raise ValueError(
+            f"apply expects a tensor that ends in the images' spatial size {size}, got {tuple(tensor.shape)}; "
+            "resize it first"
+        )

@@ -1,0 +1,139 @@
+"""Checks of what users hand in. Each error names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+IMAGE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+PER = ("sample", "batch", "pair")
+
+
+def check_images(what: str, images: Tensor, spatial: Sequence[int] | None) -> None:
+    """Raise unless ``images`` is a non-empty batch that a policy with these spatial axes can mix.
+
+    Args:
+        what: name of the caller, for the message.
+        images: (B, ...) tensor.
+        spatial: numbers of spatial axes that are fine; None for any shape.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{what} expects images as a torch.Tensor, got {type(images).__name__}")
+    if images.dtype not in IMAGE_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in IMAGE_DTYPES)
+        raise TypeError(f"{what} expects images of dtype {names}, got {images.dtype}")
+    if images.ndim < 2:
+        raise ValueError(f"{what} expects a batch of images (B, ...), got shape {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise ValueError(f"{what} got an empty batch of images, shape {tuple(images.shape)}")
+    if spatial is not None and images.ndim - 2 not in spatial:
+        shapes = " or ".join(_shape_with(axes) for axes in spatial)
+        raise ValueError(f"{what} works on pixels: it expects images {shapes}, got shape {tuple(images.shape)}")
+
+
+def check_labels(what: str, labels: Tensor | None, batch_size: int) -> None:
+    """Raise unless ``labels`` is None, class ids (B,), dense float targets (B, K) or float (B,)."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{what} expects labels as a torch.Tensor or None, got {type(labels).__name__}")
+    if labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{what} expects labels (B,) or (B, K), got shape {tuple(labels.shape)}; "
+            "replay label maps with MixedBatch.apply"
+        )
+    if labels.shape[0] != batch_size:
+        raise ValueError(f"{what} got {batch_size} images but {labels.shape[0]} labels")
+    if labels.is_complex() or (labels.ndim == 1 and labels.dtype == torch.bool):
+        raise TypeError(f"{what} expects integer class ids or float targets, got labels of {labels.dtype}")
+    if labels.ndim == 2 and not labels.is_floating_point():
+        raise TypeError(
+            f"{what} got {labels.dtype} targets of shape {tuple(labels.shape)}; pass class ids (B,) "
+            "or float dense targets (B, K), e.g. torch.nn.functional.one_hot(labels, K).float()"
+        )
+
+
+def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
+    """Raise unless ``partner`` is (B,) int64 with rows of the batch (values read on a CPU only)."""
+    if partner.dtype != torch.int64 or tuple(partner.shape) != (batch_size,):
+        raise ValueError(f"{what} expects partner ({batch_size},) int64, got {tuple(partner.shape)} {partner.dtype}")
+    if _readable(partner):
+        low, high = partner.aminmax()
+        if low < 0 or high >= batch_size:
+            raise ValueError(f"{what} expects partner in [0, {batch_size}), got {int(low)} to {int(high)}")
+
+
+def check_share(what: str, name: str, values: Tensor, batch_size: int) -> None:
+    """Raise unless ``values`` is (B,) or (1,) float in [0, 1] (values read on a CPU only)."""
+    if not values.is_floating_point() or values.ndim != 1 or values.shape[0] not in (1, batch_size):
+        raise ValueError(
+            f"{what} expects {name} ({batch_size},) or (1,) floating point, got {tuple(values.shape)} {values.dtype}"
+        )
+    # Written so that a NaN fails as well.
+    if _readable(values) and not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(f"{what} expects {name} in [0, 1], got {values.tolist()}")
+
+
+def check_boxes(what: str, boxes: Tensor, batch_size: int, size: Sequence[int], name: str = "boxes") -> None:
+    """Raise unless ``boxes`` is (B, 2D) or (1, 2D) int64 within the image (values read on a CPU only)."""
+    dims = len(size)
+    if boxes.dtype != torch.int64 or boxes.ndim != 2 or boxes.shape[1] != 2 * dims:
+        raise ValueError(
+            f"{what} expects {name} ({batch_size}, {2 * dims}) int64, got {tuple(boxes.shape)} {boxes.dtype}"
+        )
+    if boxes.shape[0] not in (1, batch_size):
+        raise ValueError(f"{what} expects {batch_size} {name} or one, got {boxes.shape[0]}")
+    if _readable(boxes):
+        low, high = boxes[:, :dims], boxes[:, dims:]
+        limit = torch.tensor(size)
+        if bool((low < 0).any() or (high > limit).any() or (low > high).any()):
+            raise ValueError(
+                f"{what} expects {name} clipped to size {tuple(size)}, lower corner first, got {boxes.tolist()}"
+            )
+
+
+def check_out(what: str, images: Tensor, out: Tensor | None, inplace: bool) -> None:
+    """Raise unless at most one of ``out`` and ``inplace`` is asked for and ``out`` fits."""
+    if out is None:
+        return
+    if inplace:
+        raise ValueError(f"{what}: pass out= or inplace=True, not both")
+    if (out.shape, out.dtype, out.device) != (images.shape, images.dtype, images.device):
+        raise ValueError(
+            f"{what} expects out of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
+            f"got {tuple(out.shape)}, {out.dtype} on {out.device}"
+        )
+    if out.data_ptr() == images.data_ptr() and images.device.type != "meta":
+        raise ValueError(f"{what}: out is the images' own memory; pass inplace=True instead")
+
+
+def check_generator(what: str, generator: Generator | None, device: torch.device) -> None:
+    """Raise unless the generator lives where the images do."""
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"{what} draws on the images' device {device}, but the generator is on {generator.device}; "
+            f"make it with torch.Generator('{device.type}')"
+        )
+
+
+def check_per(what: str, per: str) -> None:
+    """Raise unless ``per`` is one of ``PER``."""
+    if per not in PER:
+        raise ValueError(f"{what} expects per in {list(PER)}, got {per!r}")
+
+
+def check_probability(what: str, name: str, value: float) -> float:
+    """``value`` as a float in [0, 1], or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{what} expects {name} in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _readable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _shape_with(axes: int) -> str:
+    return {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}[axes]

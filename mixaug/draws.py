@@ -1,0 +1,105 @@
+"""All randomness of a policy: one object that knows the generator and how often to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from mixaug.ops.layout import wide_dtype
+
+Per = Literal["sample", "batch", "pair"]
+
+
+class Draws:
+    """Random numbers for one batch, R rows of them.
+
+    R is the batch size for ``per="sample"``, and 1 for ``per="batch"``, where one row broadcasts
+    over the batch. For ``per="pair"`` there is a row for each sample and both members of a pair see
+    the same row.
+
+    Args:
+        batch_size: B.
+        device: where the numbers are made.
+        generator: source of every number; None takes torch's default one of the device.
+        per: how often to draw.
+    """
+
+    def __init__(
+        self, batch_size: int, device: torch.device, generator: Generator | None = None, per: Per = "sample"
+    ) -> None:
+        self.batch_size = batch_size
+        self.device = device
+        self.generator = generator
+        self.per: Per = per
+        self.partner: Tensor | None = None
+
+    def pair_with(self, partner: Tensor) -> None:
+        """Make ``partner``, (B,) int64, known; with ``per="pair"`` later draws are shared by each pair."""
+        self.partner = partner
+
+    def uniform(
+        self,
+        low: float | Tensor = 0.0,
+        high: float | Tensor = 1.0,
+        shape: Sequence[int] = (),
+        *,
+        dtype: torch.dtype | None = None,
+        per: Per | None = None,
+    ) -> Tensor:
+        """(R, *shape) uniform in [low, high). ``per`` overrides the policy's setting for this draw."""
+        dtype = dtype or wide_dtype(self.device)
+        size = (self._rows(per), *shape)
+        unit = self._shared(torch.rand(size, generator=self.generator, device=self.device, dtype=dtype), per)
+        if isinstance(low, float) and isinstance(high, float) and (low, high) == (0.0, 1.0):
+            return unit
+        return low + (high - low) * unit
+
+    def normal(
+        self, shape: Sequence[int] = (), *, dtype: torch.dtype = torch.float32, per: Per | None = None
+    ) -> Tensor:
+        """(R, *shape) standard normal."""
+        size = (self._rows(per), *shape)
+        return self._shared(torch.randn(size, generator=self.generator, device=self.device, dtype=dtype), per)
+
+    def integers(self, low: int, high: int, shape: Sequence[int] = (), *, per: Per | None = None) -> Tensor:
+        """(R, *shape) int64, uniform in low, ..., high - 1."""
+        size = (self._rows(per), *shape)
+        return self._shared(torch.randint(low, high, size, generator=self.generator, device=self.device), per)
+
+    def pixels(self, size: Sequence[int]) -> Tensor:
+        """(R, D) int64, a pixel position uniform over an image of the given spatial size."""
+        return torch.stack([self.integers(0, side) for side in size], dim=1)
+
+    def beta(self, alpha: float, beta: float) -> Tensor:
+        """(R,) from Beta(alpha, beta), exact for any positive parameters.
+
+        Drawn as the ratio of two Gamma variables in logarithms, with Gamma(a) = Gamma(a + 1) U^(1/a),
+        so that nothing underflows when the parameters are tiny.
+        """
+        return torch.sigmoid(self._log_gamma(alpha) - self._log_gamma(beta))
+
+    def permutation(self) -> Tensor:
+        """(B,) int64, uniform over all permutations of the batch."""
+        # Sorting random keys needs no host and traces; float64 keys make ties impossible in practice.
+        keys = torch.rand(self.batch_size, generator=self.generator, device=self.device, dtype=wide_dtype(self.device))
+        return keys.argsort()
+
+    def _log_gamma(self, shape: float) -> Tensor:
+        rows = self._rows(None)
+        one_more = torch.full((rows,), shape + 1.0, device=self.device, dtype=wide_dtype(self.device))
+        gamma = torch._standard_gamma(one_more, generator=self.generator)
+        unit = torch.rand(rows, generator=self.generator, device=self.device, dtype=gamma.dtype)
+        # 1 - U lies in (0, 1]: its logarithm is finite.
+        return self._shared(gamma.log() + torch.log1p(-unit) / shape, None)
+
+    def _rows(self, per: Per | None) -> int:
+        return 1 if (per or self.per) == "batch" else self.batch_size
+
+    def _shared(self, values: Tensor, per: Per | None) -> Tensor:
+        if (per or self.per) != "pair" or self.partner is None:
+            return values
+        own = torch.arange(self.batch_size, device=self.device)
+        return values.index_select(0, torch.minimum(own, self.partner))

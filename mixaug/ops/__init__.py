@@ -1,0 +1,1 @@
+"""Tensor primitives that several methods share. No randomness, no policies, torch only."""

@@ -1,0 +1,64 @@
+"""Weighted means of every sample and its partner: one weight per sample, or one per pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixaug.ops.layout import column, deliver, over_channels, take_rows
+
+
+def blend(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """``lam * images + (1 - lam) * images[partner]``.
+
+    Half precision and uint8 are computed in float32; uint8 is rounded half to even.
+
+    Args:
+        images: (B, ...) floating point or uint8.
+        partner: (B,) int64.
+        lam: (B,) or (1,) share of the own sample.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+    """
+    return _lerp(images, partner, column(lam, images), out, inplace)
+
+
+def blend_mask(
+    images: Tensor, partner: Tensor, mask: Tensor, *, out: Tensor | None = None, inplace: bool = False
+) -> Tensor:
+    """``mask * images + (1 - mask) * images[partner]`` with one weight per pixel.
+
+    A boolean mask copies pixels, so any dtype passes and a NaN of a hidden pixel stays hidden.
+
+    Args:
+        images: (B, ..., *size), any dtype for a boolean mask, else floating point or uint8.
+        partner: (B,) int64.
+        mask: (B, *size) or (1, *size) bool or float share of the own image.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+    """
+    weight = over_channels(mask, images)
+    if mask.dtype != torch.bool:
+        return _lerp(images, partner, weight, out, inplace)
+    if out is None:
+        return deliver(torch.where(weight, images, take_rows(images, partner)), images, None, inplace)
+    take_rows(images, partner, out=out)
+    return torch.where(weight, images, out, out=out)
+
+
+def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
+    if images.dtype in (torch.float32, torch.float64):
+        weight = weight.to(images.dtype)
+        if inplace:
+            return torch.lerp(take_rows(images, partner), images, weight, out=images)
+        # The gathered partners are the result's own memory: one allocation, no second temporary.
+        return take_rows(images, partner, out=out).lerp_(images, weight)
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
+            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
+        )
+    result = take_rows(images, partner).float().lerp_(images.float(), weight.float())
+    if images.dtype == torch.uint8:
+        result.round_()
+    return deliver(result.to(images.dtype), images, out, inplace)

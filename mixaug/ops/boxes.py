@@ -1,0 +1,107 @@
+"""Boxes: half open, in pixels, all lower corners first: y0, x0, y1, x1 for images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixaug.ops.layout import deliver, over_channels, prefers_slices, take_rows
+
+
+def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes of half sides ``sides // 2`` around ``centers``, clipped to the image.
+
+    Args:
+        centers: (R, D) int64 pixel positions.
+        sides: (R, D) int64 side lengths in pixels.
+        size: the D spatial sizes of the images.
+
+    Returns:
+        (R, 2 * D) int64 boxes.
+    """
+    half = sides // 2
+    # A bound per axis as a plain number: a tensor made of `size` would cross to the device each call.
+    low = torch.stack([(centers[:, d] - half[:, d]).clamp(0, side) for d, side in enumerate(size)], 1)
+    high = torch.stack([(centers[:, d] + half[:, d]).clamp(0, side) for d, side in enumerate(size)], 1)
+    return torch.cat([low, high], 1)
+
+
+def box_mask(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """(R, *size) bool, True inside the boxes."""
+    dims = len(size)
+    inside: Tensor | None = None
+    for d, side in enumerate(size):
+        place = torch.arange(side, device=boxes.device)
+        line = (place >= boxes[:, d, None]) & (place < boxes[:, dims + d, None])
+        shape = [boxes.shape[0]] + [1] * dims
+        shape[1 + d] = side
+        inside = line.reshape(shape) if inside is None else inside & line.reshape(shape)
+    if inside is None:
+        raise ValueError("box_mask needs at least one spatial size")
+    return inside
+
+
+def area_kept(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """(R,) float32 share of the pixels outside the boxes, rounded once from the exact count."""
+    dims = len(size)
+    pasted = (boxes[:, dims:] - boxes[:, :dims]).clamp(min=0).prod(1)
+    total = math.prod(size)
+    if boxes.device.type == "mps":
+        return (total - pasted).float() / total
+    return ((total - pasted).double() / total).float()
+
+
+def paste(
+    images: Tensor,
+    partner: Tensor,
+    boxes: Tensor,
+    size: Sequence[int],
+    *,
+    out: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """Copy each partner's box into each sample, at the same place.
+
+    Args:
+        images: (B, ..., *size), any dtype.
+        partner: (B,) int64.
+        boxes: (B, 2 * D) or, one for all, (1, 2 * D) int64, clipped.
+        size: the D spatial sizes, the last axes of ``images``.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+    """
+    # Two bodies, one result: slices for large images on a CPU, index arithmetic elsewhere.
+    if prefers_slices(images):
+        return _paste_slices(images, partner, boxes, len(size), out, inplace)
+    mask = over_channels(box_mask(boxes, size), images)
+    if out is not None and not inplace:
+        take_rows(images, partner, out=out)
+        return torch.where(mask, out, images, out=out)
+    return deliver(torch.where(mask, take_rows(images, partner), images), images, None, inplace)
+
+
+def _paste_slices(
+    images: Tensor, partner: Tensor, boxes: Tensor, dims: int, out: Tensor | None, inplace: bool
+) -> Tensor:
+    corners = boxes.tolist()
+    windows: list[Any] = [(..., *(slice(c[d], c[dims + d]) for d in range(dims))) for c in corners]
+    if len(windows) == 1:
+        window = windows[0]
+        patches = images[window].index_select(0, partner)  # small: only what is really pasted
+        target = images if inplace else (torch.clone(images) if out is None else out.copy_(images))
+        target[window] = patches
+        return target
+    rows = partner.tolist()
+    if inplace:
+        saved = [images[j][window].clone() for j, window in zip(rows, windows, strict=True)]
+        for i, window in enumerate(windows):
+            images[i][window] = saved[i]
+        return images
+    target = torch.clone(images) if out is None else out.copy_(images)
+    for i, (j, window) in enumerate(zip(rows, windows, strict=True)):
+        target[i][window] = images[j][window]
+    return target

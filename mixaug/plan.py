@@ -1,0 +1,242 @@
+"""Plans: everything that a policy drew for one batch, and how to replay it on a tensor.
+
+A plan holds tensors only, so it pickles, moves between devices and crosses worker processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixaug.ops.blend import blend, blend_mask
+from mixaug.ops.boxes import area_kept, box_mask, paste
+from mixaug.ops.layout import deliver
+
+PlanT = TypeVar("PlanT", bound="Plan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was drawn for a batch of B samples. Subclasses say how it mixes a tensor.
+
+    Tensors of per-sample values have R rows: B, or 1 when one draw serves the whole batch.
+
+    Attributes:
+        partner: (B,) int64; sample i receives from row ``partner[i]``.
+        lam: (R,) float32, the drawn share of the own sample, before any clipping.
+        weights: (B, M) float32 shares of the sources' labels; set by the policy's labeling.
+    """
+
+    partner: Tensor
+    lam: Tensor
+    weights: Tensor | None = None
+
+    #: Spatial size that a replayed tensor must end in; empty when any shape will do.
+    size: tuple[int, ...] = ()
+
+    @property
+    def sources(self) -> Tensor:
+        """(B, M) int64 rows that went into each sample, the sample itself first."""
+        own = torch.arange(self.partner.shape[0], device=self.partner.device)
+        return torch.stack([own, self.partner], dim=1)
+
+    def area(self) -> Tensor:
+        """(R,) float32 share of the pixels that the own sample keeps."""
+        return self.lam
+
+    def own_mask(self) -> Tensor | None:
+        """(R, *size) bool or float share of the own sample per pixel, where the method has a mask."""
+        return None
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        """Mix a tensor (B, ..., *size). No randomness.
+
+        Args:
+            tensor: the images, or another tensor that belongs to them.
+            out: tensor like ``tensor`` that receives the result and does not overlap it.
+            inplace: write the result into ``tensor``.
+        """
+        raise TypeError(f"{type(self).__name__} does not define mix(tensor, *, out=None, inplace=False)")
+
+    def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
+        """Per-pixel class shares (B, K, *size) float32 of a label map (B, *size) of class ids.
+
+        Pixels with an id outside [0, num_classes), such as 255 for "ignore", get no share.
+        """
+        return self.mix(class_planes(label_map, num_classes))
+
+    def map_tensors(self: PlanT, move: Callable[[Tensor], Tensor]) -> PlanT:
+        """The same plan with ``move`` applied to every tensor in it."""
+        changed = {f.name: _map(getattr(self, f.name), move) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmixed(Plan):
+    """Every sample stays as it is."""
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        return tensor if inplace else deliver(tensor, tensor, out, False)
+
+    @classmethod
+    def of(cls, batch_size: int, device: torch.device) -> Unmixed:
+        """The plan that changes nothing: every sample is its own partner, with weight 1 and 0."""
+        own = torch.arange(batch_size, device=device)
+        lam = torch.ones(batch_size, device=device)
+        return cls(partner=own, lam=lam, weights=torch.stack([lam, lam - 1], dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Plan):
+    """``lam * x + (1 - lam) * x[partner]`` for any tensor (B, ...)."""
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        return blend(tensor, self.partner, self.lam, out=out, inplace=inplace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBlend(Plan):
+    """``mask * x + (1 - mask) * x[partner]`` per pixel; a boolean mask copies.
+
+    Attributes:
+        mask: (R, *size) bool or float32 share of the own image.
+        share: (R,) float32 mean of the mask, where the policy knows it without a reduction.
+    """
+
+    mask: Tensor
+    share: Tensor | None = None
+
+    def area(self) -> Tensor:
+        if self.share is not None:
+            return self.share.float()
+        return self.mask.flatten(1).mean(1, dtype=torch.float32)
+
+    def own_mask(self) -> Tensor:
+        return self.mask
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        return blend_mask(tensor, self.partner, self.mask, out=out, inplace=inplace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paste(Plan):
+    """The partner's pixels inside a box, the own ones outside.
+
+    Attributes:
+        boxes: (R, 2 * D) int64, lower corners first, half open, clipped to ``size``.
+    """
+
+    boxes: Tensor
+
+    def area(self) -> Tensor:
+        return area_kept(self.boxes, self.size)
+
+    def own_mask(self) -> Tensor:
+        return ~box_mask(self.boxes, self.size)
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        return paste(tensor, self.partner, self.boxes, self.size, out=out, inplace=inplace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(Plan):
+    """One of several plans for every sample.
+
+    Attributes:
+        choice: (R,) int64 index into ``plans``.
+        plans: the plans to choose from, each for the whole batch and with its weights set.
+    """
+
+    choice: Tensor
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def of(cls, choice: Tensor, plans: Sequence[Plan]) -> Select:
+        """Join plans for one batch. ``choice``: (B,) or (1,) int64."""
+        size = next((plan.size for plan in plans if plan.size), ())
+        batch_size = plans[0].partner.shape[0]
+        columns = max(plan.sources.shape[1] for plan in plans)
+        weights = torch.stack([F.pad(_weights(plan), (0, columns - _weights(plan).shape[1])) for plan in plans])
+        lam = torch.stack([plan.lam.float().expand(batch_size) for plan in plans])
+        partner = torch.stack([plan.partner for plan in plans])
+        return cls(
+            partner=_pick(partner, choice),
+            lam=_pick(lam, choice),
+            weights=_pick(weights, choice),
+            size=size,
+            choice=choice,
+            plans=tuple(plans),
+        )
+
+    @property
+    def sources(self) -> Tensor:
+        every = [plan.sources for plan in self.plans]
+        columns = max(sources.shape[1] for sources in every)
+        # A source that is not there is the sample itself, with weight 0.
+        padded = [torch.cat([sources, sources[:, :1].expand(-1, columns - sources.shape[1])], 1) for sources in every]
+        return _pick(torch.stack(padded), self.choice)
+
+    def area(self) -> Tensor:
+        batch_size = self.partner.shape[0]
+        return _pick(torch.stack([plan.area().expand(batch_size) for plan in self.plans]), self.choice)
+
+    def own_mask(self) -> Tensor | None:
+        if not self.size:
+            return None
+        batch_size = self.partner.shape[0]
+        masks = []
+        for plan in self.plans:
+            mask = plan.own_mask()
+            if mask is None:
+                mask = plan.area().reshape(-1, *([1] * len(self.size)))
+            masks.append(mask.float().expand(batch_size, *self.size))
+        return _pick(torch.stack(masks), self.choice)
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        result = self.plans[0].mix(tensor)
+        for index, plan in enumerate(self.plans[1:], start=1):
+            chosen = (self.choice == index).reshape(-1, *([1] * (tensor.ndim - 1)))
+            result = torch.where(chosen, plan.mix(tensor), result)
+        return deliver(result, tensor, out, inplace)
+
+    def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
+        result = self.plans[0].mix_label_map(label_map, num_classes)
+        for index, plan in enumerate(self.plans[1:], start=1):
+            chosen = (self.choice == index).reshape(-1, *([1] * (result.ndim - 1)))
+            result = torch.where(chosen, plan.mix_label_map(label_map, num_classes), result)
+        return result
+
+
+def class_planes(label_map: Tensor, num_classes: int) -> Tensor:
+    """(B, *size) class ids to (B, K, *size) float32 planes; ids outside [0, K) give no plane a 1."""
+    ids = torch.arange(num_classes, device=label_map.device).reshape(1, -1, *([1] * (label_map.ndim - 1)))
+    return (label_map.unsqueeze(1) == ids).float()
+
+
+def _weights(plan: Plan) -> Tensor:
+    if plan.weights is None:
+        raise ValueError(f"{type(plan).__name__} has no weights yet: draw it through Policy.draw")
+    return plan.weights
+
+
+def _pick(stacked: Tensor, choice: Tensor) -> Tensor:
+    """(N, B, ...) and (B,) or (1,) choices to (B, ...)."""
+    batch_size = stacked.shape[1]
+    rows = torch.arange(batch_size, device=stacked.device)
+    return stacked[choice.expand(batch_size), rows]
+
+
+def _map(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, Plan):
+        return value.map_tensors(move)
+    if isinstance(value, tuple):
+        return tuple(_map(item, move) for item in value)
+    return value

@@ -1,0 +1,139 @@
+"""CutMix (arXiv:1905.04899): paste one rectangle of the partner into the sample.
+
+    x' = x[partner] inside the box, x outside,   lam' = share of pixels outside
+
+The box has the image's aspect ratio, side sqrt(1 - lam) with lam ~ Beta(alpha, alpha), a centre uniform over
+the pixels, and is clipped at the border; lam' counts the pixels really kept. The authors draw one box per
+batch: ``per="batch"``. With one or three spatial axes the side is the first or third root.
+
+``minmax`` is timm's other box: sides uniform between two fractions of the image's sides, always inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_boxes, check_images, check_out, check_partner
+from mixaug.draws import Draws, Per
+from mixaug.labeling import Labeling
+from mixaug.ops.boxes import area_kept, centred_boxes, paste
+from mixaug.ops.layout import wide_dtype
+from mixaug.pairing import Pairing
+from mixaug.plan import Paste, Plan
+from mixaug.policy import Policy
+from mixaug.ratio import Ratio
+from mixaug.registry import register
+
+
+def cutmix_boxes(lam: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes of area about 1 - lam around given centres, clipped to the image.
+
+    Args:
+        lam: (B,) floating point in [0, 1]; float64 gives the authors' integers exactly.
+        centers: (B, 2) int64 pixels y, x (one column for each spatial axis).
+        size: (H, W), or as many spatial sizes as there are.
+
+    Returns:
+        (B, 4) int64 boxes y0, x0, y1, x1, half open. Sides are even before clipping, and a side below
+        2 pixels gives an empty box, as in the authors' code.
+
+    Raises:
+        ValueError: centers that do not fit lam and size.
+    """
+    if centers.ndim != 2 or centers.shape != (lam.shape[0], len(size)) or centers.is_floating_point():
+        raise ValueError(
+            f"cutmix_boxes expects centers ({lam.shape[0]}, {len(size)}) int64 for lam {tuple(lam.shape)} and "
+            f"size {tuple(size)}, got {tuple(centers.shape)} {centers.dtype}"
+        )
+    share = 1 - lam.to(wide_dtype(lam.device))
+    root = share.sqrt() if len(size) == 2 else share ** (1 / len(size))
+    sides = torch.stack([(root * side).long() for side in size], dim=1)
+    return centred_boxes(centers, sides, size)
+
+
+def cutmix(
+    images: Tensor, partner: Tensor, boxes: Tensor, *, out: Tensor | None = None, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Paste each partner's box into each sample. Differentiable.
+
+    Args:
+        images: (B, C, H, W), or with one or three spatial axes; floating point or uint8.
+        partner: (B,) int64; sample i receives from ``images[partner[i]]``.
+        boxes: (B, 4), or (1, 4) for all, int64 y0, x0, y1, x1, half open, clipped.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+
+    Returns:
+        Mixed images, dtype and memory format of ``images``, and lam (B,) float32, the share of pixels kept.
+
+    Raises:
+        ValueError: shapes that do not fit, boxes outside the image, partners outside the batch.
+        TypeError: another dtype.
+    """
+    check_images("cutmix", images, (1, 2, 3))
+    size = images.shape[2:]
+    check_partner("cutmix", partner, images.shape[0])
+    check_boxes("cutmix", boxes, images.shape[0], size)
+    check_out("cutmix", images, out, inplace)
+    lam = area_kept(boxes, size).expand(images.shape[0])
+    return paste(images, partner, boxes, size, out=out, inplace=inplace), lam
+
+
+@register(
+    "cutmix",
+    paper="CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
+    arxiv="1905.04899",
+)
+class CutMix(Policy):
+    """Paste one rectangle of the partner into the sample; the label share is the area really kept.
+
+    Args:
+        alpha: lam ~ Beta(alpha, alpha); 1.0 is the paper's value for CIFAR and ImageNet.
+        minmax: (low, high) fractions of the sides, 0 <= low < high <= 1: boxes of independent uniform
+            sides, always inside the image, in place of the ones above (timm's ``cutmix_minmax``).
+            ``alpha`` and ``ratio`` then have no say.
+        ratio, pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the drawn lam.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        minmax: tuple[float, float] | None = None,
+        *,
+        ratio: str | float | Ratio = "beta",
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "area",
+        per: Per = "sample",
+    ) -> None:
+        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        if minmax is not None and (len(minmax) != 2 or not 0 <= minmax[0] < minmax[1] <= 1):
+            raise ValueError(f"CutMix expects minmax as fractions (low, high), 0 <= low < high <= 1, got {minmax!r}")
+        self.minmax = None if minmax is None else (float(minmax[0]), float(minmax[1]))
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        if self.minmax is None:
+            lam = self.ratio(draws)
+            boxes = cutmix_boxes(lam, draws.pixels(batch.size), batch.size)
+        else:
+            boxes = _minmax_boxes(self.minmax, batch.size, draws)
+            lam = area_kept(boxes, batch.size)
+        return Paste(partner=partner, lam=lam.float(), boxes=boxes, size=batch.size)
+
+
+def _minmax_boxes(minmax: tuple[float, float], size: Sequence[int], draws: Draws) -> Tensor:
+    low, high = [], []
+    for side in size:
+        # int() and an upper bound of at least one more than the lower: a tiny image still has a box.
+        least = int(side * minmax[0])
+        cut = draws.integers(least, max(int(side * minmax[1]), least + 1))
+        start = (draws.uniform() * (side - cut)).long()
+        low.append(start)
+        high.append(start + cut)
+    return torch.stack(low + high, dim=1)

@@ -1,0 +1,75 @@
+"""Mixup (arXiv:1710.09412): the weighted mean of a sample and its partner.
+
+    x' = lam * x + (1 - lam) * x[partner],   lam ~ Beta(alpha, alpha)
+
+The authors draw one lam and one permutation per batch: ``per="batch"``. ``ratio="midpoint"`` fixes lam at
+1/2 (Midpoint Mixup, arXiv:2210.13512; use ``pairing="derangement"`` with it, so that no sample meets itself
+and no two samples come out equal).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_images, check_out, check_partner, check_share
+from mixaug.draws import Draws, Per
+from mixaug.labeling import Labeling
+from mixaug.ops.blend import blend
+from mixaug.pairing import Pairing
+from mixaug.plan import Blend, Plan
+from mixaug.policy import Policy
+from mixaug.ratio import Ratio
+from mixaug.registry import register
+
+
+def mixup(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """Blend every sample with its partner.
+
+    Half precision and uint8 are blended in float32; uint8 is rounded half to even. Differentiable.
+
+    Args:
+        images: (B, ...) floating point or uint8.
+        partner: (B,) int64.
+        lam: (B,) or (1,) floating point in [0, 1], share of the own sample.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+
+    Returns:
+        (B, ...) mixed tensor, dtype and memory format of ``images``.
+
+    Raises:
+        ValueError: shapes that do not fit, lam outside [0, 1], partners outside the batch.
+        TypeError: another dtype.
+    """
+    check_images("mixup", images, None)
+    check_partner("mixup", partner, images.shape[0])
+    check_share("mixup", "lam", lam, images.shape[0])
+    check_out("mixup", images, out, inplace)
+    return blend(images, partner, lam, out=out, inplace=inplace)
+
+
+@register("mixup", paper="mixup: Beyond Empirical Risk Minimization, ICLR 2018", arxiv="1710.09412")
+class Mixup(Policy):
+    """Blend every sample with its partner, lam ~ Beta(alpha, alpha). Works on any tensor (B, ...).
+
+    Args:
+        alpha: concentration; 1.0 is the paper's CIFAR value, 0.2 its ImageNet value.
+        ratio, pairing, labeling, per: see :class:`mixaug.Policy`.
+    """
+
+    spatial = None
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        ratio: str | float | Ratio = "beta",
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "area",
+        per: Per = "sample",
+    ) -> None:
+        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        return Blend(partner=partner, lam=self.ratio(draws).float())

@@ -1,0 +1,386 @@
+"""`Policy`: the base class of every mixing method, and the two ways to combine policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mixaug import labeling as labelings
+from mixaug import pairing as pairings
+from mixaug import ratio as ratios
+from mixaug.batch import Batch, MixedBatch, rebuild
+from mixaug.checks import (
+    check_generator,
+    check_images,
+    check_labels,
+    check_out,
+    check_per,
+    check_probability,
+)
+from mixaug.draws import Draws, Per
+from mixaug.labeling import Labeling
+from mixaug.pairing import Pairing
+from mixaug.plan import Plan, Select, Unmixed
+from mixaug.ratio import Ratio
+from mixaug.registry import create
+
+
+class Policy(nn.Module):
+    """Draws a plan for a batch (all randomness) and applies it (none).
+
+    A subclass implements :meth:`sample`. It acts whenever it is called, in ``train()`` and ``eval()``
+    mode alike: leave it out of validation.
+
+    Args:
+        alpha: own share lam ~ Beta(alpha, alpha), positive.
+        ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, a share, a Ratio.
+        pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
+            permutation (random pairs with ``per="pair"``).
+        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), a Labeling.
+        per: ``"sample"`` draws for each sample, ``"batch"`` once for all, ``"pair"`` once for two samples
+            that mix with each other.
+
+    Raises:
+        ValueError: an option out of range or an unknown name.
+    """
+
+    #: Signals that the policy asks of the model.
+    needs: frozenset[str] = frozenset()
+    #: Numbers of spatial axes it can work on; None for any tensor (B, ...).
+    spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        ratio: str | float | Ratio = "beta",
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "area",
+        per: Per = "sample",
+    ) -> None:
+        super().__init__()
+        check_per(type(self).__name__, per)
+        self.alpha = alpha
+        self.ratio: Ratio = ratios.make(ratio, alpha)
+        self.pairing: Pairing = pairings.make(pairing, per)
+        self.labeling: Labeling = labelings.make(labeling)
+        self.per: Per = per
+        self.needs = self.needs | self.labeling.needs
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        """Draw everything but the partners. The one method that a new policy has to write.
+
+        Args:
+            batch: images (B, C, *size) and labels, B >= 2.
+            partner: (B,) int64.
+            draws: the only source of randomness; ``self.ratio(draws)`` gives lam.
+
+        Returns:
+            A plan; its ``weights`` are filled in by the labeling when left at None.
+        """
+        raise TypeError(f"{type(self).__name__} does not define sample(batch, partner, draws)")
+
+    def draw(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        signals: Any = None,
+        generator: Generator | None = None,
+    ) -> Plan:
+        """Draw a plan for these images.
+
+        Args:
+            images: (B, C, *size), floating point or uint8.
+            labels: (B,) class ids, (B, K) or (B,) float targets, or None.
+            signals: what the model says of the images, for policies with :attr:`needs`.
+            generator: on the images' device; None takes torch's default one.
+
+        Raises:
+            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
+            TypeError: a dtype that cannot be mixed.
+        """
+        batch = Batch(images, labels, signals)
+        self.check(batch)
+        check_generator(type(self).__name__, generator, images.device)
+        return self.plan(batch, generator)
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
+        if len(batch) == 1:
+            return Unmixed.of(1, batch.device)
+        draws = Draws(len(batch), batch.device, generator, self.per)
+        if partner is None:
+            partner = self.pairing(batch, draws)
+        draws.pair_with(partner)
+        plan = self.sample(batch, partner, draws)
+        if plan.weights is not None:
+            return plan
+        return dataclasses.replace(plan, weights=self.labeling(plan, batch))
+
+    def apply(  # type: ignore[override]  # also nn.Module.apply(fn), see below
+        self, images: Any, plan: Plan | None = None, *, inplace: bool = False, out: Tensor | None = None
+    ) -> Any:
+        """Mix images by a plan. No randomness.
+
+        Args:
+            images: the tensor the plan was drawn for, or one like it.
+            plan: from :meth:`draw`.
+            inplace: write the result into ``images``.
+            out: tensor like ``images`` that receives the result; must not overlap it.
+
+        Returns:
+            Mixed images, dtype and memory format of ``images``. Where nothing was mixed this may be
+            ``images`` itself.
+        """
+        if plan is None:
+            # nn.Module.apply(fn) walks over all submodules: a policy inside a model must go along with it.
+            if isinstance(images, Tensor) or not callable(images):
+                raise TypeError(f"{type(self).__name__}.apply expects (images, plan); draw a plan first")
+            return super().apply(images)
+        check_out(type(self).__name__, images, out, inplace)
+        return plan.mix(images, out=out, inplace=inplace)
+
+    def forward(
+        self,
+        images: Any,
+        labels: Tensor | None = None,
+        *,
+        signals: Any = None,
+        generator: Generator | None = None,
+        keys: Sequence[Hashable] | None = None,
+        inplace: bool = False,
+        out: Tensor | None = None,
+    ) -> MixedBatch:
+        """Draw and mix.
+
+        Args:
+            images: (B, C, *size) floating point or uint8, or a dict, list or tuple that holds such tensors.
+            labels: (B,) class ids, (B, K) or (B,) float targets, or None.
+            signals: what the model says of the images, for policies with :attr:`needs`.
+            generator: on the images' device; None takes torch's default one.
+            keys: for a dict, list or tuple: the entries to mix, the images first. The others pass
+                through untouched.
+            inplace: overwrite the images.
+            out: tensor like the images that receives the result; must not overlap them.
+
+        Raises:
+            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
+            TypeError: a dtype that cannot be mixed.
+        """
+        if isinstance(images, Tensor):
+            if keys is not None:
+                raise ValueError(f"keys={list(keys)} names entries of a dict or tuple, but images is a tensor")
+            plan = self.draw(images, labels, signals=signals, generator=generator)
+            mixed: Any = self.apply(images, plan, inplace=inplace, out=out)
+        else:
+            tensors = _entries(type(self).__name__, images, keys)
+            if out is not None:
+                raise ValueError("out= takes a single tensor of images, not a dict or tuple")
+            primary = next(iter(tensors.values()))
+            plan = self.draw(primary, labels, signals=signals, generator=generator)
+            _check_same_batch(type(self).__name__, tensors, primary, plan)
+            done = {key: self.apply(tensor, plan, inplace=inplace) for key, tensor in tensors.items()}
+            mixed = _replaced(images, done)
+        weights = plan.weights
+        if weights is None:
+            raise ValueError(f"{type(self).__name__} drew a plan without weights")
+        return MixedBatch(inputs=mixed, labels=labels, sources=plan.sources, weights=weights, plan=plan)
+
+    def check(self, batch: Batch) -> None:
+        """Raise a clear error for a batch that this policy cannot mix."""
+        what = type(self).__name__
+        check_images(what, batch.images, self.spatial)
+        check_labels(what, batch.labels, len(batch))
+        if self.needs and batch.signals is None:
+            raise ValueError(
+                f"{what} needs {', '.join(sorted(self.needs))} of the model: "
+                "train through mixaug.MixStep, or pass signals= yourself"
+            )
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell the policy, and those inside it, how much of training is done: 0 at the start, 1 at the end."""
+        fraction = check_probability("set_progress", "fraction", fraction)
+        for module in self.modules():
+            if isinstance(module, Policy):
+                module.on_progress(fraction)
+
+    def on_progress(self, fraction: float) -> None:
+        """Hook for policies that change during training. Does nothing by default."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Hook after every optimizer step, with the trained model. Does nothing by default."""
+
+    def extra_repr(self) -> str:
+        shown = []
+        for parameter in inspect.signature(type(self).__init__).parameters.values():
+            value = getattr(self, parameter.name, parameter.default)
+            if isinstance(value, (int, float, str, tuple)) and value != parameter.default:
+                shown.append(f"{parameter.name}={value!r}")
+        return ", ".join(shown)
+
+
+class OneOf(Policy):
+    """Mix with one of several policies, chosen at random: DeiT's and RSB's Mixup/CutMix switch.
+
+    Args:
+        policies: policies, or names of the registry.
+        probabilities: one weight for each, not negative; equal when None. They are normalised.
+        per: ``"batch"`` chooses once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
+        pairing: partners shared by all the policies; None lets each draw its own (``per="pair"``
+            always shares, random pairs by default).
+
+    Raises:
+        ValueError: no policies, or probabilities that do not fit them.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy | str] = ("mixup", "cutmix"),
+        probabilities: Sequence[float] | None = None,
+        *,
+        per: Per = "batch",
+        pairing: str | Pairing | None = None,
+    ) -> None:
+        super().__init__(per=per, pairing=pairing)
+        if isinstance(policies, str) or not len(policies):
+            raise ValueError(f"OneOf expects a sequence of at least one policy, got {policies!r}")
+        built = [create(policy) if isinstance(policy, str) else policy for policy in policies]
+        for policy in built:
+            if not isinstance(policy, Policy):
+                raise TypeError(f"OneOf expects policies or their names, got {type(policy).__name__}")
+        self.policies = nn.ModuleList(built)
+        self.probabilities = _normalised(probabilities, len(built))
+        self.shares_partner = pairing is not None or per == "pair"
+        self.needs = frozenset().union(*(policy.needs for policy in built))
+
+    def check(self, batch: Batch) -> None:
+        for policy in self._members():
+            policy.check(batch)
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        if len(batch) == 1:
+            return Unmixed.of(1, batch.device)
+        draws = Draws(len(batch), batch.device, generator, self.per)
+        if partner is None and self.shares_partner:
+            partner = self.pairing(batch, draws)
+        if partner is not None:
+            draws.pair_with(partner)
+        unit = draws.uniform()
+        choice = torch.zeros_like(unit, dtype=torch.int64)
+        passed = 0.0
+        for probability in self.probabilities[:-1]:
+            passed += probability
+            choice = choice + (unit >= passed)
+        if choice.shape[0] == 1 and choice.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Reading one number is free on a CPU and saves drawing and mixing by every policy.
+            return self._members()[int(choice)].plan(batch, generator, partner)
+        return Select.of(choice, [policy.plan(batch, generator, partner) for policy in self._members()])
+
+    def extra_repr(self) -> str:
+        return f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
+
+    def _members(self) -> list[Policy]:
+        return [policy for policy in self.policies if isinstance(policy, Policy)]
+
+
+class Sometimes(OneOf):
+    """Mix with a probability, and, if asked, only during the first part of training.
+
+    Early-stopped mixup (arXiv:2303.08433) is ``Sometimes(policy, until=0.5)``; CutMix on CIFAR
+    (arXiv:1905.04899) is ``Sometimes("cutmix", 0.5)``.
+
+    Args:
+        policy: a policy, or a name of the registry.
+        probability: chance to mix, in [0, 1].
+        until: fraction of training in (0, 1] after which nothing is mixed any more; the training loop
+            must then call :meth:`set_progress` (the engine does).
+        per: ``"batch"`` decides once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
+
+    Raises:
+        ValueError: a probability or fraction out of range.
+        RuntimeError: when drawing, if ``until`` is set and ``set_progress`` was never called.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str = "mixup",
+        probability: float = 1.0,
+        until: float | None = None,
+        *,
+        per: Per = "batch",
+    ) -> None:
+        probability = check_probability("Sometimes", "probability", probability)
+        if until is not None and not 0.0 < until <= 1.0:
+            raise ValueError(f"Sometimes expects until in (0, 1], got {until!r}")
+        super().__init__([policy, "none"], [probability, 1.0 - probability], per=per)
+        self.probability = probability
+        self.until = until
+        self.active: bool | None = None if until is not None else True
+
+    def on_progress(self, fraction: float) -> None:
+        # A flag that flips once, not the fraction: a compiled step would be compiled anew each time.
+        self.active = self.until is None or fraction < self.until
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        if self.active is None:
+            raise RuntimeError(
+                f"Sometimes(until={self.until}) does not know how far training is: "
+                "call policy.set_progress(step / total_steps) before each step"
+            )
+        if not self.active:
+            return Unmixed.of(len(batch), batch.device)
+        return super().plan(batch, generator, partner)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+
+
+def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:
+    if probabilities is None:
+        return [1.0 / count] * count
+    values = [float(p) for p in probabilities]
+    if len(values) != count or not sum(values) > 0 or not all(0 <= p < float("inf") for p in values):
+        raise ValueError(
+            f"OneOf expects {count} probabilities, not negative and not all zero, got {list(probabilities)}"
+        )
+    return [p / sum(values) for p in values]
+
+
+def _entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Tensor]:
+    if not isinstance(inputs, (dict, list, tuple)):
+        raise TypeError(f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__}")
+    known = list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
+    if not keys or isinstance(keys, str):
+        raise ValueError(f"{what}: name the entries to mix, images first, as in keys={known[:1]}; got keys={keys!r}")
+    missing = [key for key in keys if key not in known]
+    if missing:
+        raise ValueError(f"{what}: keys names {missing[0]!r}, but the batch has {known}")
+    entries = {key: inputs[key] for key in keys}
+    for key, value in entries.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what}: entry {key!r} is a {type(value).__name__}, not a tensor")
+    return entries
+
+
+def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, plan: Plan) -> None:
+    for key, tensor in tensors.items():
+        if tensor.ndim == 0 or tensor.shape[0] != primary.shape[0]:
+            raise ValueError(
+                f"{what}: entry {key!r} has shape {tuple(tensor.shape)}, the images {primary.shape[0]} rows"
+            )
+        if plan.size and tuple(tensor.shape[-len(plan.size) :]) != plan.size:
+            raise ValueError(
+                f"{what}: entry {key!r} has shape {tuple(tensor.shape)}, but must end in the images' size {plan.size}"
+            )
+
+
+def _replaced(inputs: Any, done: dict[Any, Tensor]) -> Any:
+    if isinstance(inputs, dict):
+        return {key: done.get(key, value) for key, value in inputs.items()}
+    return rebuild(inputs, [done.get(index, value) for index, value in enumerate(inputs)])

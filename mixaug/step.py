@@ -1,0 +1,72 @@
+"""`MixStep`: a whole training forward (mixing, the model's passes, the loss) as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mixaug.batch import MixedBatch
+from mixaug.losses import mixed_accuracy
+from mixaug.policy import Policy
+
+Objective = Callable[[Tensor, MixedBatch], Tensor]
+
+
+class MixStep(nn.Module):
+    """Mix a batch, run the model on it and compute the loss, in one ``forward``.
+
+    Because every call of the model happens inside, wrapping this module in DistributedDataParallel or
+    placing it in a Lightning module needs nothing further.
+
+    Args:
+        model: maps mixed inputs to outputs, such as logits (B, K).
+        policy: any policy of the registry.
+        objective: maps (outputs, MixedBatch) to a scalar loss, such as
+            :class:`mixaug.losses.MixedCrossEntropy`.
+
+    Raises:
+        TypeError: ``policy`` is not a Policy.
+    """
+
+    def __init__(self, model: nn.Module, policy: Policy, objective: Objective) -> None:
+        super().__init__()
+        if not isinstance(policy, Policy):
+            raise TypeError(
+                f"MixStep expects policy as a mixaug.Policy, got {type(policy).__name__}; "
+                "make one with mixaug.create(name)"
+            )
+        self.model = model
+        self.policy = policy
+        self.objective = objective
+
+    def forward(
+        self, images: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One training forward.
+
+        Args:
+            images: (B, C, *size) on the model's device.
+            labels: (B,) class ids, or float targets that the objective understands.
+            generator: of the mixing, on the images' device; None takes torch's default one.
+
+        Returns:
+            The scalar loss, and detached scalars to log: ``loss``, and ``accuracy`` (lambda-weighted,
+            in [0, 1]) where the outputs are class scores.
+        """
+        mixed = self.policy(images, labels, generator=generator)
+        outputs = self.model(mixed.inputs)
+        loss = self.objective(outputs, mixed)
+        return loss, _scalars(loss, outputs, mixed)
+
+
+def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch) -> dict[str, Tensor]:
+    scalars = {"loss": loss.detach()}
+    labels = mixed.labels
+    scored = isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
+    if scored and labels is not None and (not labels.is_floating_point() or labels.shape == outputs.shape):
+        with torch.no_grad():
+            scalars["accuracy"] = mixed_accuracy(outputs.detach(), mixed)
+    return scalars
