@@ -1,0 +1,290 @@
+"""Runs to boards: one board per setting (model, data, protocol, epochs), one row per policy, statistics over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixaug.leaderboard import published
+from mixaug.leaderboard.collect import STATISTICS, Run
+from mixaug.leaderboard.command import regenerate, settings_of
+from mixaug.leaderboard.statistics import (
+    PairedDifference,
+    Summary,
+    paired_difference,
+    ratio_of_medians,
+    summarise,
+)
+
+__all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate"]
+
+BASELINE = "none"
+STATISTIC_TITLES = {"last": "last epoch", "best": "best epoch", "median10": "median of the last 10 epochs"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rows of one board share."""
+
+    model: str
+    data: str
+    data_options: str  # JSON with sorted keys, without where the data lies
+    protocol: str
+    epochs: int
+
+    @property
+    def title(self) -> str:
+        options = json.loads(self.data_options)
+        told = ", ".join(f"{key}={_plain(value)}" for key, value in options.items())
+        return f"{self.model} on {self.data}" + (f" ({told})" if told else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy under one setting, over its seeds."""
+
+    policy: str
+    policy_options: Mapping[str, Any]
+    settings: Mapping[str, Any]  # other settings in which this row differs from the rest of its board
+    runs: tuple[Run, ...]  # one per seed, sorted by seed
+    statistic: str
+    top1: Summary
+    difference: PairedDifference | None
+    time_ratio: float | None
+    memory_ratio: float | None
+    published: published.Match
+    notes: tuple[str, ...]
+    command: str
+
+    @property
+    def label(self) -> str:
+        told = {**self.policy_options, **self.settings}
+        return self.policy + (f" ({', '.join(f'{k}={_plain(v)}' for k, v in told.items())})" if told else "")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(int(run.result["seed"]) for run in self.runs)
+
+    def values(self, key: str) -> list[float]:
+        """The values of one result key over the seeds, seeds without it left out."""
+        return [float(run.result[key]) for run in self.runs if run.result.get(key) is not None]
+
+    def values_of_statistic(self) -> list[float]:
+        """The accuracy of each seed under the chosen statistic."""
+        return self.values(STATISTICS[self.statistic])
+
+    def summary(self, key: str) -> Summary | None:
+        """Mean and spread of any number in result.json, None where no run has it."""
+        values = self.values(key)
+        return summarise(values) if values else None
+
+
+@dataclass(frozen=True)
+class Board:
+    """All policies of one setting, best mean first."""
+
+    setting: Setting
+    rows: tuple[Row, ...]
+
+    @property
+    def baseline(self) -> Row | None:
+        return next((row for row in self.rows if row.policy == BASELINE), None)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Boards, and every run that is not in one of them with the reason why."""
+
+    boards: tuple[Board, ...]
+    statistic: str
+    confidence: float
+    left_out: tuple[Run, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def statistic_title(self) -> str:
+        return STATISTIC_TITLES[self.statistic]
+
+
+def aggregate(runs: Iterable[Run], *, statistic: str = "last", confidence: float = 0.95) -> Leaderboard:
+    """Group finished runs into boards and compare each policy with ``none`` over the seeds both have.
+
+    Args:
+        runs: records as :func:`collect` returns them.
+        statistic: which accuracy of a run counts: ``"last"``, ``"best"`` or ``"median10"``.
+        confidence: coverage of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: for an unknown statistic or a confidence outside (0, 1).
+    """
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
+    runs = list(runs)
+    problems = [f"{run.folder.name}: {problem}" for run in runs for problem in run.problems]
+
+    grouped: dict[Setting, dict[tuple[str, str, str], list[Run]]] = {}
+    for run in runs:
+        if run.status == "finished":
+            key = (run.result["policy"], _key(run.result.get("policy_options")), _key(settings_of(run)))
+            grouped.setdefault(_setting(run), {}).setdefault(key, []).append(run)
+
+    boards = []
+    for setting in sorted(grouped, key=lambda s: (s.data, s.data_options, s.model, s.protocol, s.epochs)):
+        groups = {key: _one_per_seed(members, problems) for key, members in grouped[setting].items()}
+        boards.append(_board(setting, groups, statistic, confidence))
+    left_out = tuple(run for run in runs if run.status != "finished")
+    return Leaderboard(tuple(boards), statistic, confidence, left_out, tuple(problems))
+
+
+def _board(
+    setting: Setting, groups: Mapping[tuple[str, str, str], Sequence[Run]], statistic: str, confidence: float
+) -> Board:
+    shown = _differing([json.loads(settings) for _, _, settings in groups])
+    baselines = {settings: members for (policy, _, settings), members in groups.items() if policy == BASELINE}
+    rows = []
+    for (policy, options, settings), members in groups.items():
+        own_settings = {key: json.loads(settings).get(key) for key in shown if key in json.loads(settings)}
+        baseline, note = _baseline_for(settings, baselines)
+        if policy == BASELINE:
+            baseline, note = None, ""
+        rows.append(
+            _row(
+                setting,
+                policy,
+                json.loads(options),
+                own_settings,
+                members,
+                baseline,
+                note,
+                statistic,
+                confidence,
+            )
+        )
+    rows.sort(key=lambda row: (-row.top1.mean, row.label))
+    return Board(setting, tuple(rows))
+
+
+def _row(
+    setting: Setting,
+    policy: str,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    members: Sequence[Run],
+    baseline: Sequence[Run] | None,
+    baseline_note: str,
+    statistic: str,
+    confidence: float,
+) -> Row:
+    key = STATISTICS[statistic]
+    notes = [baseline_note] if baseline_note else []
+    difference = time_ratio = memory_ratio = None
+    if baseline is not None:
+        difference = paired_difference(_by_seed(members, key), _by_seed(baseline, key), confidence)
+        if difference is None:
+            notes.append(f"no seed in common with {BASELINE}")
+        else:
+            if difference.missing_ours:
+                notes.append(f"{policy} lacks seed {_listed(difference.missing_ours)}")
+            if difference.missing_baseline:
+                notes.append(f"{BASELINE} lacks seed {_listed(difference.missing_baseline)}")
+            if difference.n == 1:
+                notes.append("one seed: no interval")
+        if _machines(members) != _machines(baseline):
+            notes.append(f"not timed on the machine of {BASELINE}")
+        else:
+            time_ratio = ratio_of_medians(_by_seed(members, "step_ms"), _by_seed(baseline, "step_ms"))
+            memory_ratio = ratio_of_medians(
+                _by_seed(members, "peak_memory_mb"), _by_seed(baseline, "peak_memory_mb")
+            )
+    elif policy == BASELINE:
+        time_ratio = 1.0 if _by_seed(members, "step_ms") else None
+        memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None
+    found = published.match(
+        policy=policy,
+        policy_options=options,
+        model=setting.model,
+        data=setting.data,
+        data_options=json.loads(setting.data_options),
+        protocol=setting.protocol,
+        epochs=setting.epochs,
+    )
+    return Row(
+        policy=policy,
+        policy_options=options,
+        settings=settings,
+        runs=tuple(members),
+        statistic=statistic,
+        top1=summarise([float(run.result[key]) for run in members]),
+        difference=difference,
+        time_ratio=time_ratio,
+        memory_ratio=memory_ratio,
+        published=found,
+        notes=tuple(notes),
+        command=regenerate(members),
+    )
+
+
+def _baseline_for(settings: str, baselines: Mapping[str, Sequence[Run]]) -> tuple[Sequence[Run] | None, str]:
+    """The baseline under the same settings; else the only one there is, with the settings it differs in."""
+    if settings in baselines:
+        return baselines[settings], ""
+    if not baselines:
+        return None, f"no finished run of {BASELINE}"
+    if len(baselines) > 1:
+        return None, f"no {BASELINE} under these settings"
+    [(other, members)] = baselines.items()
+    theirs, ours = json.loads(other), json.loads(settings)
+    told = [f"{key}={_plain(theirs.get(key))}" for key in _differing([theirs, ours])]
+    return members, f"{BASELINE} ran with {', '.join(told)}"
+
+
+def _one_per_seed(members: Sequence[Run], problems: list[str]) -> list[Run]:
+    kept: dict[int, Run] = {}
+    for run in members:
+        seed = int(run.result["seed"])
+        if seed in kept:
+            problems.append(
+                f"{run.folder.name}: seed {seed} was also run in {kept[seed].folder.name}, which counts"
+            )
+        else:
+            kept[seed] = run
+    return [kept[seed] for seed in sorted(kept)]
+
+
+def _by_seed(members: Sequence[Run], key: str) -> dict[int, float]:
+    return {int(r.result["seed"]): float(r.result[key]) for r in members if r.result.get(key) is not None}
+
+
+def _machines(members: Sequence[Run]) -> set[str]:
+    return {_key({k: run.environment.get(k) for k in ("device", "threads", "world_size")}) for run in members}
+
+
+def _setting(run: Run) -> Setting:
+    result = run.result
+    options = {
+        key: value
+        for key, value in (result.get("data_options") or {}).items()
+        if key not in published.LOCATIONS and value is not None
+    }
+    return Setting(result["model"], result["data"], _key(options), result["protocol"], int(result["epochs"]))
+
+
+def _differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = sorted({key for mapping in mappings for key in mapping})
+    return [key for key in keys if len({_key({"v": m.get(key)}) for m in mappings}) > 1]
+
+
+def _key(value: Mapping[str, Any] | None) -> str:
+    return json.dumps(value or {}, sort_keys=True, default=str)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,159 @@
+"""The command that regenerates a leaderboard row, derived from the configs that its run folders keep."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from mixaug.leaderboard.collect import Run
+
+__all__ = ["CommandError", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
+
+PROGRAM = "python tools/benchmark.py"
+# Shown even when they are the defaults, so that a command reads without the config files at hand.
+SPELLED_OUT = ("policy", "model", "data", "protocol")
+# Names of a row or of its board, and what the engine itself derives.
+NOT_SETTINGS = (
+    "policy",
+    "data",
+    "seed",
+    "epochs",
+    "choices",
+    "protocol",
+    "model.name",
+    "world_size",
+    "device",
+)
+_BARE = re.compile(r"[A-Za-z0-9_./:@%+\-]+")
+
+
+class CommandError(ValueError):
+    """No overrides compose the config of a run any more."""
+
+
+def regenerate(members: Sequence[Run]) -> str:
+    """One benchmark command for all seeds of a row; a line that starts with ``#`` and says why if there is none."""
+    if not members[0].config:
+        return "# the run folder has no readable config.yaml"
+    try:
+        overrides = overrides_of(members[0].config)
+    except (CommandError, ImportError) as error:
+        return f"# {error}"
+    seeds = ",".join(str(run.result["seed"]) for run in members)
+    return " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
+
+
+def overrides_of(config: Mapping[str, Any]) -> list[str]:
+    """The shortest readable overrides that compose ``config``, without seed, root and an experiment's name.
+
+    The group files named in ``config["choices"]`` come first, then each value in which the config differs from what
+    these files give. The result is composed again and must have the hash of the original.
+
+    Args:
+        config: the content of a run's config.yaml.
+
+    Raises:
+        CommandError: if the config names no choices, or cannot be composed by this version.
+    """
+    from mixaug.engine.config import GROUPS, NEUTRAL_KEYS
+    from mixaug.engine.errors import ConfigError
+
+    choices = config.get("choices")
+    if not isinstance(choices, Mapping):
+        raise CommandError("config.yaml does not say which config files it was made from")
+    try:
+        usual = _composed(())[1]["choices"]
+        groups = [
+            f"{group}={choices[group]}"
+            for group in (*SPELLED_OUT, *(group for group in GROUPS if group not in SPELLED_OUT))
+            if group != "experiment"
+            and choices.get(group) is not None
+            and (group in SPELLED_OUT or choices[group] != usual[group])
+        ]
+        base = flatten(_composed(tuple(groups))[1])
+        target = flatten(config)
+        skipped = (*NEUTRAL_KEYS, "seed", "choices", "protocol.applied", "world_size")
+        changed = []
+        for key in [*target, *(key for key in base if key not in target)]:
+            if _below(key, skipped):
+                continue
+            if key not in target:
+                changed.append(f"~{key}")
+            elif key not in base:
+                changed.append(f"+{key}={literal(target[key])}")
+            elif base[key] != target[key]:
+                changed.append(f"{key}={literal(target[key])}")
+        overrides = groups + changed
+        again = _composed((*overrides, f"seed={config.get('seed', 0)}"))[0]
+    except ConfigError as error:
+        raise CommandError(f"this version cannot compose the config of the run: {error}") from error
+    if again != _hash(config):
+        raise CommandError("this version composes another config from the same choices")
+    return overrides
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Flat settings of a run beyond policy, data, model, protocol, epochs and seed: optimizer, augmentation, ..."""
+    from mixaug.engine.config import NEUTRAL_KEYS
+
+    skipped = (*NOT_SETTINGS, *NEUTRAL_KEYS)
+    return {key: value for key, value in flatten(run.config).items() if not _below(key, skipped)}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; lists and empty mappings stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def literal(value: object) -> str:
+    """A value as Hydra's override grammar reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, str) and _BARE.fullmatch(value) and not _reads_otherwise(value):
+        return value
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _reads_otherwise(text: str) -> bool:
+    """Whether the grammar would take the bare text for a number, a boolean or null."""
+    if text.lower() in ("null", "true", "false", "nan", "inf", "+inf", "-inf"):
+        return True
+    try:
+        float(text.replace("_", ""))
+    except ValueError:
+        return False
+    return True
+
+
+def _below(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+@lru_cache(maxsize=4096)
+def _composed(overrides: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    from mixaug.engine.config import compose, config_hash, plain
+
+    config = compose(overrides)
+    return config_hash(config), plain(config)
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    from mixaug.engine.config import config_hash
+
+    return config_hash(OmegaConf.create(dict(config)))

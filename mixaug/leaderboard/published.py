@@ -1,0 +1,298 @@
+"""Our runs beside published figures: what may be compared, and a plain mark when it may not.
+
+Everything that ties our names to the names in published/classification.csv stands in the four tables below.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+__all__ = ["DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match"]
+
+
+# -- the tables ---------------------------------------------------------------------------------------------------
+
+MODELS: dict[str, str] = {
+    "cifar_resnet18": "ResNet-18",
+    "cifar_resnext50_32x4d": "ResNeXt-50",
+    "cifar_wrn28_8": "WRN-28-8",
+    "cifar_wrn28_10": "WRN-28-10",
+    "cifar_preact_resnet18": "PreActResNet-18",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnext50_32x4d": "ResNeXt-50",
+    "resnext101_32x4d": "ResNeXt-101",
+    "deit_small_patch16_224": "DeiT-S/16",
+    "swin_tiny_patch4_window7_224": "Swin-T",
+    "convnext_tiny": "ConvNeXt-T",
+    "cifar_convnext_tiny": "ConvNeXt-T",
+}
+"""Model name to published backbone. The protocol decides between the 32-pixel and the 224-pixel variant of a name."""
+
+
+@dataclass(frozen=True)
+class DataName:
+    """A data set of ours under given options is a published one. ``options`` must hold, absent ones by default."""
+
+    data: str
+    published: str
+    options: Mapping[str, object]
+
+
+DATA: tuple[DataName, ...] = (
+    DataName("cifar10", "CIFAR-10", {}),
+    DataName("cifar100", "CIFAR-100", {}),
+    # The sheets hold the images of CIFAR-100 losslessly: 100 fine labels, all classes.
+    DataName("image_sheets", "CIFAR-100", {"labels": "fine", "classes": None}),
+    DataName("tiny_imagenet", "Tiny-ImageNet", {}),
+    DataName("cub", "CUB-200-2011", {}),
+    DataName("aircraft", "FGVC-Aircraft", {}),
+    DataName("cars", "Stanford-Cars", {}),
+)
+
+LOCATIONS = frozenset({"folder", "root", "path", "download", "workers", "num_workers"})
+"""Data options that say where the data lies or who reads it, not what it is."""
+
+
+@dataclass(frozen=True)
+class ProtocolName:
+    """The tables a protocol reproduces: rows of ``source`` whose ``table`` starts with one of ``tables``."""
+
+    source: str
+    tables: tuple[str, ...]
+
+
+_OPENMIXUP_CIFAR = ProtocolName(
+    "OpenMixup",
+    (
+        "Mixup_cifar.md/CIFAR-10 ResNet-18",
+        "Mixup_cifar.md/CIFAR-10 ResNeXt-50",
+        "Mixup_cifar.md/CIFAR-100 ResNet-18",
+        "Mixup_cifar.md/CIFAR-100 ResNeXt-50 and WRN-28-8",
+    ),
+)
+_OPENMIXUP_CIFAR_VIT = ProtocolName(
+    "OpenMixup",
+    (
+        "Mixup_cifar.md/CIFAR-100 DeiT-S",
+        "Mixup_cifar.md/CIFAR-100 Swin-T",
+        "Mixup_cifar.md/CIFAR-100 ConvNeXt-T",
+    ),
+)
+PROTOCOLS: dict[str, ProtocolName] = {
+    "openmixup_cifar": _OPENMIXUP_CIFAR,
+    "openmixup_cifar_vit": _OPENMIXUP_CIFAR_VIT,
+    "openmixup_tiny_imagenet": ProtocolName("OpenMixup", ("Mixup_imagenet.md/Tiny-ImageNet",)),
+}
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """A policy of ours is a published method.
+
+    ``alpha`` names the options compared with the published alpha, in order ("0.8/1" stands for two); it is empty where
+    the published alpha has no effect. ``options`` are what the published runs used: a run that differs in one of them,
+    or sets any other option away from its default, is marked.
+    """
+
+    published: tuple[str, ...]
+    alpha: tuple[str, ...] = ("alpha",)
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+_PER_BATCH = {"per": "batch"}  # OpenMixup draws one lambda and one mask for a whole batch
+
+METHODS: dict[str, MethodName] = {
+    "none": MethodName(("Vanilla",), alpha=()),
+    "mixup": MethodName(("MixUp",), options=_PER_BATCH),
+    "cutmix": MethodName(("CutMix",), options=_PER_BATCH),
+    "fmix": MethodName(("FMix",), options={**_PER_BATCH, "spectrum": "reference"}),
+    "resizemix": MethodName(("ResizeMix",), options=_PER_BATCH),
+    "gridmix": MethodName(("GridMix",), options=_PER_BATCH),
+    # OpenMixup's SmoothMix draws a lambda and does not use it.
+    "smoothmix": MethodName(("SmoothMix",), alpha=(), options=_PER_BATCH),
+    "saliencymix": MethodName(("SaliencyMix",), options=_PER_BATCH),
+    "deit": MethodName(("DeiT",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
+    "rsb": MethodName(("RSB",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
+}
+"""Policy name to published method, and what must agree before their figures stand side by side."""
+
+
+# -- figures and matching -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published top-1 accuracy in percent."""
+
+    source: str
+    table: str
+    dataset: str
+    backbone: str
+    epochs: int | None
+    method: str
+    alpha: tuple[float, ...]
+    value: float
+    note: str
+
+    @property
+    def citation(self) -> str:
+        """Source, table and how the figure was taken."""
+        return f"{self.source}, {self.table}" + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Match:
+    """The published figure that a row may stand beside, or a mark that says why there is none.
+
+    ``mark`` is empty for a match, else one of ``"no published figure"``, ``"other data"``, ``"other protocol"``,
+    ``"other epochs"``, ``"other alpha"``, ``"other options"``; ``detail`` says what was published instead.
+    """
+
+    figure: Figure | None = None
+    mark: str = ""
+    detail: str = ""
+
+
+@cache
+def figures() -> tuple[Figure, ...]:
+    """All published top-1 figures that ship with the package, in the file's order."""
+    text = resources.files("mixaug.leaderboard").joinpath("published/classification.csv").read_text("utf-8")
+    return tuple(
+        Figure(
+            source=row["source"],
+            table=row["table"],
+            dataset=row["dataset"],
+            backbone=row["backbone"],
+            epochs=int(row["epochs"]) if row["epochs"] else None,
+            method=row["method"],
+            alpha=tuple(float(part) for part in row["alpha"].split("/")) if row["alpha"] else (),
+            value=float(row["value"]),
+            note=row["note"],
+        )
+        for row in csv.DictReader(text.splitlines())
+        if row["metric"] == "top1"
+    )
+
+
+def match(
+    *,
+    policy: str,
+    policy_options: Mapping[str, Any],
+    model: str,
+    data: str,
+    data_options: Mapping[str, Any],
+    protocol: str,
+    epochs: int,
+    policy_defaults: Mapping[str, Any] | None = None,
+) -> Match:
+    """Find the published figure for one leaderboard row.
+
+    Args:
+        policy, model, data, protocol: our names.
+        policy_options, data_options: what the run set.
+        epochs: length of the run.
+        policy_defaults: values of the options that the run did not set; None asks the registry.
+    """
+    method, backbone = METHODS.get(policy), MODELS.get(model)
+    sets = [entry for entry in DATA if entry.data == data]
+    if method is None or backbone is None or not sets:
+        return Match(mark="no published figure")
+    candidates = [
+        figure
+        for figure in figures()
+        if figure.backbone == backbone
+        and figure.method in method.published
+        and figure.dataset in {entry.published for entry in sets}
+    ]
+    if not candidates:
+        return Match(mark="no published figure")
+
+    datasets = {entry.published for entry in sets if not _data_differences(entry, data_options)}
+    if not datasets:
+        return Match(
+            mark="other data", detail=f"run on {', '.join(_data_differences(sets[0], data_options))}"
+        )
+    candidates = [figure for figure in candidates if figure.dataset in datasets]
+
+    rules = PROTOCOLS.get(protocol)
+    same = [f for f in candidates if rules and f.source == rules.source and f.table.startswith(rules.tables)]
+    if not same:
+        sources = ", ".join(dict.fromkeys(figure.source for figure in candidates))
+        return Match(mark="other protocol", detail=f"published by {sources}")
+
+    timed = [figure for figure in same if figure.epochs == epochs]
+    if not timed:
+        lengths = ", ".join(
+            str(length) for length in sorted({f.epochs for f in same if f.epochs is not None})
+        )
+        return Match(mark="other epochs", detail=f"published at {lengths}")
+
+    options = {**(_defaults(policy) if policy_defaults is None else policy_defaults), **policy_options}
+    ours = tuple(options.get(name) for name in method.alpha)
+    agreeing = [
+        figure for figure in timed if not method.alpha or not figure.alpha or _same(figure.alpha, ours)
+    ]
+    if not agreeing:
+        published = "/".join(f"{value:g}" for value in timed[0].alpha)
+        return Match(mark="other alpha", detail=f"published with {published}, run with {_show(ours)}")
+
+    differing = _option_differences(method, options, policy_options, policy_defaults, policy)
+    if differing:
+        return Match(mark="other options", detail=", ".join(differing))
+    return Match(figure=agreeing[0])
+
+
+def _data_differences(entry: DataName, data_options: Mapping[str, Any]) -> list[str]:
+    told = {key: value for key, value in data_options.items() if key not in LOCATIONS}
+    return [
+        f"{key}={value}"
+        for key, value in sorted(told.items())
+        if value != entry.options.get(key) and value is not None
+    ]
+
+
+def _option_differences(
+    method: MethodName,
+    options: Mapping[str, Any],
+    told: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None,
+    policy: str,
+) -> list[str]:
+    known = _defaults(policy) if defaults is None else defaults
+    differing = [
+        f"{key}={options.get(key)} (published: {value})"
+        for key, value in method.options.items()
+        if key in options and options[key] != value
+    ]
+    for key, value in sorted(told.items()):
+        if key in method.alpha or key in method.options:
+            continue
+        if key not in known or known[key] != value:
+            differing.append(f"{key}={value}")
+    return differing
+
+
+def _defaults(policy: str) -> Mapping[str, Any]:
+    import mixaug
+
+    return mixaug.describe(policy).defaults if policy in mixaug.list_policies() else {}
+
+
+def _same(published: tuple[float, ...], ours: tuple[object, ...]) -> bool:
+    return len(published) == len(ours) and all(
+        isinstance(value, (int, float)) and math.isclose(value, number)
+        for number, value in zip(published, ours, strict=True)
+    )
+
+
+def _show(values: tuple[object, ...]) -> str:
+    return "/".join(f"{value:g}" if isinstance(value, (int, float)) else str(value) for value in values)

@@ -1,0 +1,476 @@
+"""A leaderboard as Markdown, CSV and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import csv
+import html as html_module
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixaug.leaderboard import plots
+from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
+from mixaug.leaderboard.collect import STATISTICS
+
+__all__ = ["FORMATS", "to_csv", "to_html", "to_markdown", "write"]
+
+
+# -- the cells, shared by all formats -----------------------------------------------------------------------------
+
+
+def accuracy(row: Row) -> str:
+    """``"93.20 ± 0.31"``; without the spread for one seed."""
+    return f"{row.top1.mean:.2f}" + (f" ± {row.top1.std:.2f}" if row.top1.std is not None else "")
+
+
+def difference(row: Row) -> str:
+    """``"+1.25 [+0.60, +1.90]"``; without the interval for one common seed."""
+    if row.difference is None:
+        return "–"
+    text = f"{row.difference.mean:+.2f}"
+    if row.difference.low is not None:
+        text += f" [{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
+    return text
+
+
+def ratio(value: float | None) -> str:
+    """``"1.08×"`` or a dash."""
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def published(row: Row) -> str:
+    """The published figure, or the mark that says why there is none."""
+    figure = row.published.figure
+    return f"{figure.value:.2f}" if figure is not None else row.published.mark
+
+
+def number(row: Row, key: str, digits: int = 2) -> str:
+    """Mean over seeds of one number in result.json, or a dash."""
+    summary = row.summary(key)
+    return "–" if summary is None else f"{summary.mean:.{digits}f}"
+
+
+def remarks(row: Row, leaderboard: Leaderboard) -> list[str]:
+    """Everything a reader must know before comparing this row."""
+    said = list(row.notes)
+    figure = row.published.figure
+    if figure is not None:
+        said.append(f"published: {figure.citation}")
+        taken = "median of last 10 epochs" in figure.note
+        if taken != (leaderboard.statistic == "median10"):
+            said.append(f"this column is the {leaderboard.statistic_title}")
+    elif row.published.detail:
+        said.append(f"{row.published.mark}: {row.published.detail}")
+    return said
+
+
+def seeds(row: Row) -> str:
+    """``"5 (0–4)"`` or ``"3 (0, 2, 7)"``."""
+    listed = row.seeds
+    run = len(listed) > 2 and listed == tuple(range(listed[0], listed[0] + len(listed)))
+    return f"{len(listed)} ({f'{listed[0]}–{listed[-1]}' if run else ', '.join(map(str, listed))})"
+
+
+def how(leaderboard: Leaderboard) -> str:
+    """One paragraph: how the numbers of this page are made."""
+    return (
+        f"Top-1 is the {leaderboard.statistic_title}, in percent, as mean ± standard deviation over seeds. "
+        f"The difference to {BASELINE} is paired by seed, with a {leaderboard.confidence:.0%} Student-t interval; "
+        "intervals are per row, not corrected for the number of rows. "
+        f"Time per step and peak memory are ratios of medians to {BASELINE} over the same seeds. "
+        "A published figure is shown only where data, backbone, epochs, protocol and method agree."
+    )
+
+
+# -- CSV ----------------------------------------------------------------------------------------------------------
+
+_CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
+    "model": lambda row, board, _: board.setting.model,
+    "data": lambda row, board, _: board.setting.data,
+    "data_options": lambda row, board, _: board.setting.data_options,
+    "protocol": lambda row, board, _: board.setting.protocol,
+    "epochs": lambda row, board, _: board.setting.epochs,
+    "policy": lambda row, board, _: row.policy,
+    "policy_options": lambda row, board, _: json.dumps(dict(row.policy_options), sort_keys=True),
+    "settings": lambda row, board, _: json.dumps(dict(row.settings), sort_keys=True),
+    "statistic": lambda row, board, lb: lb.statistic,
+    "n": lambda row, board, _: row.top1.n,
+    "seeds": lambda row, board, _: " ".join(map(str, row.seeds)),
+    "mean": lambda row, board, _: _exact(row.top1.mean),
+    "std": lambda row, board, _: _exact(row.top1.std),
+    "difference": lambda row, board, _: _exact(getattr(row.difference, "mean", None)),
+    "low": lambda row, board, _: _exact(getattr(row.difference, "low", None)),
+    "high": lambda row, board, _: _exact(getattr(row.difference, "high", None)),
+    "confidence": lambda row, board, lb: lb.confidence,
+    "pairs": lambda row, board, _: row.difference.n if row.difference else 0,
+    **{
+        f"{name}_mean": lambda row, board, _, key=key: _mean(row, key)  # type: ignore[misc]
+        for name, key in STATISTICS.items()
+    },
+    "top5_last_mean": lambda row, board, _: _mean(row, "top5_last"),
+    "nll_last_mean": lambda row, board, _: _mean(row, "nll_last"),
+    "ece_last_mean": lambda row, board, _: _mean(row, "ece_last"),
+    "step_ms_mean": lambda row, board, _: _mean(row, "step_ms"),
+    "time_ratio": lambda row, board, _: _exact(row.time_ratio),
+    "peak_memory_mb_mean": lambda row, board, _: _mean(row, "peak_memory_mb"),
+    "memory_ratio": lambda row, board, _: _exact(row.memory_ratio),
+    "train_seconds_mean": lambda row, board, _: _mean(row, "train_seconds"),
+    "published": lambda row, board, _: row.published.figure.value if row.published.figure else "",
+    "published_source": lambda row, board, _: row.published.figure.source if row.published.figure else "",
+    "published_table": lambda row, board, _: row.published.figure.table if row.published.figure else "",
+    "published_note": lambda row, board, _: row.published.figure.note if row.published.figure else "",
+    "mark": lambda row, board, _: row.published.mark,
+    "mark_detail": lambda row, board, _: row.published.detail,
+    "notes": lambda row, board, _: "; ".join(row.notes),
+    "command": lambda row, board, _: row.command,
+}
+
+
+def to_csv(leaderboard: Leaderboard) -> str:
+    """One line per row of every board, numbers unrounded to six decimals."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV)
+    for board in leaderboard.boards:
+        for row in board.rows:
+            writer.writerow([cell(row, board, leaderboard) for cell in _CSV.values()])
+    return buffer.getvalue()
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _mean(row: Row, key: str) -> str:
+    summary = row.summary(key)
+    return _exact(summary.mean) if summary else ""
+
+
+# -- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def to_markdown(leaderboard: Leaderboard) -> str:
+    """Tables with notes and the command of every row."""
+    lines = ["# Leaderboard", "", how(leaderboard), ""]
+    if not leaderboard.boards:
+        lines += ["No finished run.", ""]
+    for board in leaderboard.boards:
+        lines += [f"## {board.setting.title}", "", _subtitle(board), ""]
+        lines += [
+            f"| policy | top-1 | vs {BASELINE} | seeds | NLL | ECE | time/step | memory | published |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        notes = _Footnotes()
+        for row in board.rows:
+            said = notes.numbers(remarks(row, leaderboard))
+            cells = [
+                row.label,
+                accuracy(row),
+                difference(row),
+                seeds(row),
+                number(row, "nll_last", 3),
+                number(row, "ece_last", 3),
+                ratio(row.time_ratio),
+                ratio(row.memory_ratio),
+                published(row) + (f" [{said}]" if said else ""),
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+        lines += [f"[{number}] {note}  " for number, note in enumerate(notes.texts, start=1)]
+        lines += ["", "Each row again:", "", "```sh", *(row.command for row in board.rows), "```", ""]
+    lines += _markdown_left_out(leaderboard)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
+    lines = []
+    if leaderboard.left_out:
+        lines += ["## Runs not in a table", "", "| run | state | reason |", "|---|---|---|"]
+        for run in leaderboard.left_out:
+            reason = run.reason.replace("|", "\\|").replace("\n", " ")
+            lines.append(f"| {run.folder.name} | {run.status} | {reason} |")
+        lines.append("")
+    if leaderboard.problems:
+        lines += ["## Noticed while reading", "", *(f"- {problem}" for problem in leaderboard.problems), ""]
+    return lines
+
+
+def _subtitle(board: Board) -> str:
+    environments = [run.environment for row in board.rows for run in row.runs]
+    machines = sorted({_machine(environment) for environment in environments})
+    versions = sorted(
+        {str((environment.get("versions") or {}).get("torch", "?")) for environment in environments}
+    )
+    commits = sorted(
+        {str(environment["git_commit"]) for environment in environments if environment.get("git_commit")}
+    )
+    epochs = board.setting.epochs
+    parts = [
+        f"Protocol {board.setting.protocol}, {epochs} epoch{'s' if epochs != 1 else ''}",
+        " and ".join(machines),
+        f"torch {', '.join(versions)}",
+    ]
+    if len(commits) == 1:
+        parts.append("commit " + _short_commit(commits[0]))
+    elif commits:
+        parts.append(f"{len(commits)} commits: {', '.join(map(_short_commit, commits))}")
+    return "; ".join(parts) + "."
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    device, threads = environment.get("device"), environment.get("threads")
+    if isinstance(device, Mapping):
+        kind, name = str(device.get("type", "?")), str(device.get("name", ""))
+        device = name if kind == "cuda" and name else f"{kind.upper()} {name}".strip()
+    elif device is None:
+        return "unknown device"
+    return str(device) + (f" ({threads} thread{'s' if threads != 1 else ''})" if threads else "")
+
+
+def _short_commit(commit: str) -> str:
+    return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+class _Footnotes:
+    """Numbered notes; a text said twice keeps its first number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def number(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+    def numbers(self, texts: Iterable[str]) -> str:
+        return ", ".join(str(number) for number in sorted({self.number(text) for text in texts}))
+
+
+# -- HTML ---------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { --ink: #24292f; --soft: #57606a; --faint: #8b949e; --line: #e4e7eb; --wash: #f6f8fa;
+  --better: #1a7f37; --worse: #b42318; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 2.2rem 1.6rem 4rem; color: var(--ink); background: #fff;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; letter-spacing: -.01em; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .1rem; }
+p { margin: .3rem 0 1rem; max-width: 62rem; color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
+  vertical-align: baseline; }
+th { font-size: .82rem; font-weight: 600; color: var(--soft); border-bottom: 1.5px solid var(--faint); }
+th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
+table.sortable th { cursor: pointer; user-select: none; }
+table.sortable th:hover, table.sortable th:focus-visible { color: var(--ink); }
+th[aria-sort="ascending"]::after { content: " ↑"; } th[aria-sort="descending"]::after { content: " ↓"; }
+tbody tr:hover { background: var(--wash); }
+tr.baseline td { background: var(--wash); }
+.policy { font-weight: 600; } .options, .spread, .interval, .mark { color: var(--faint); font-size: .86em; }
+.options { white-space: normal; display: block; }
+.better { color: var(--better); font-weight: 600; } .worse { color: var(--worse); font-weight: 600; }
+.swatch { display: inline-block; width: .62em; height: .62em; border-radius: 50%; margin-right: .5em; }
+.text { text-align: left; white-space: normal; }
+figure { margin: 1.6rem 0 0; } figure img { max-width: 100%; height: auto; display: block; }
+ol.notes { color: var(--soft); font-size: .88rem; margin: .7rem 0 0; padding-left: 1.4rem; }
+details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
+pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
+  overflow-x: auto; font: 12.5px/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+.failed, .corrupt { color: var(--worse); font-weight: 600; } sup { color: var(--faint); }
+@media print { body { max-width: none; padding: 0; } details > * { display: block; } }
+"""
+
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const sort = (head, column) => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const body = table.tBodies[0], value = row => row.cells[column].dataset.sort ?? "";
+    [...body.rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      return up ? order : -order;
+    }).forEach(row => body.append(row));
+  };
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    head.addEventListener("click", () => sort(head, column));
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(head, column); });
+  });
+}
+"""
+
+
+def to_html(leaderboard: Leaderboard) -> str:
+    """One page that loads nothing from anywhere: styles, plots and the sorting script are inside."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Leaderboard</title><style>{_STYLE}</style></head><body>",
+        f"<h1>Leaderboard</h1><p>{_escape(how(leaderboard))}</p>",
+    ]
+    if not leaderboard.boards:
+        parts.append("<p>No finished run.</p>")
+    parts += [_html_board(board, leaderboard) for board in leaderboard.boards]
+    parts.append(_html_left_out(leaderboard))
+    parts.append(f"<script>{_SCRIPT}</script></body></html>")
+    return "\n".join(parts) + "\n"
+
+
+def _html_board(board: Board, leaderboard: Leaderboard) -> str:
+    chosen = plots.colours(board)
+    heads = (
+        "Policy",
+        "Top-1 (%)",
+        f"vs {BASELINE}",
+        "Seeds",
+        "NLL",
+        "ECE",
+        "Step (ms)",
+        "Time",
+        "Memory",
+        "Published",
+    )
+    notes = _Footnotes()
+    body = [_html_row(row, chosen[row.label], notes.numbers(remarks(row, leaderboard))) for row in board.rows]
+    figures = (
+        ("Accuracy per policy and paired difference", plots.accuracy_plot(board, leaderboard.confidence)),
+        ("Learning curves", plots.curves_plot(board)),
+        ("Cost against accuracy", plots.cost_plot(board)),
+    )
+    images = [
+        f'<figure><img alt="{_escape(title)}" src="{plots.data_uri(figure)}"></figure>'
+        for title, figure in figures
+        if figure is not None
+    ]
+    commands = "\n".join(_escape(row.command) for row in board.rows)
+    return "\n".join(
+        [
+            f"<section><h2>{_escape(board.setting.title)}</h2><p>{_escape(_subtitle(board))}</p>",
+            '<div class="scroll"><table class="sortable"><thead><tr>',
+            *(f'<th scope="col">{_escape(head)}</th>' for head in heads),
+            "</tr></thead><tbody>",
+            *body,
+            "</tbody></table></div>",
+            '<ol class="notes">' + "".join(f"<li>{_escape(note)}</li>" for note in notes.texts) + "</ol>",
+            f"<details><summary>Commands that regenerate these rows</summary><pre>{commands}</pre></details>",
+            *images,
+            "</section>",
+        ]
+    )
+
+
+def _html_row(row: Row, colour: str, notes: str) -> str:
+    told = {**row.policy_options, **row.settings}
+    options = ", ".join(f"{key}={value}" for key, value in told.items())
+    spread = f' <span class="spread">± {row.top1.std:.2f}</span>' if row.top1.std is not None else ""
+    versus = "–"
+    if row.difference is not None:
+        kind = row.difference.verdict
+        interval = (
+            f' <span class="interval">[{row.difference.low:+.2f}, {row.difference.high:+.2f}]</span>'
+            if row.difference.low is not None
+            else ""
+        )
+        versus = f'<span class="{kind}">{row.difference.mean:+.2f}</span>{interval}'
+    figure = row.published.figure
+    told_published = (
+        f'<span title="{_escape(figure.citation)}">{figure.value:.2f} <span class="mark">{_escape(figure.source)}'
+        "</span></span>"
+        if figure is not None
+        else f'<span class="mark">{_escape(row.published.mark)}</span>'
+    )
+    reference = f" <sup>{notes}</sup>" if notes else ""
+    cells = [
+        (
+            row.label,
+            f'<span class="swatch" style="background:{colour}"></span><span class="policy">{_escape(row.policy)}</span>'
+            + (f'<span class="options">{_escape(options)}</span>' if options else ""),
+        ),
+        (row.top1.mean, f"{row.top1.mean:.2f}{spread}"),
+        (row.difference.mean if row.difference else "", versus),
+        (row.top1.n, _escape(seeds(row))),
+        *((_sort_value(row, key), number(row, key, 3)) for key in ("nll_last", "ece_last")),
+        (_sort_value(row, "step_ms"), number(row, "step_ms", 1)),
+        (row.time_ratio if row.time_ratio is not None else "", ratio(row.time_ratio)),
+        (row.memory_ratio if row.memory_ratio is not None else "", ratio(row.memory_ratio)),
+        (figure.value if figure else "", told_published + reference),
+    ]
+    marked = ' class="baseline"' if row.policy == BASELINE else ""
+    return (
+        f"<tr{marked}>"
+        + "".join(f'<td data-sort="{_escape(key)}">{cell}</td>' for key, cell in cells)
+        + "</tr>"
+    )
+
+
+def _html_left_out(leaderboard: Leaderboard) -> str:
+    parts = []
+    if leaderboard.left_out:
+        parts.append(
+            '<section><h2>Runs not in a table</h2><div class="scroll"><table><thead><tr><th>Run</th><th class="text">'
+            'State</th><th class="text">Reason</th></tr></thead><tbody>'
+        )
+        for run in leaderboard.left_out:
+            parts.append(
+                f'<tr><td>{_escape(run.folder.name)}</td><td class="text {run.status}">{run.status}</td>'
+                f'<td class="text">{_escape(run.reason)}</td></tr>'
+            )
+        parts.append("</tbody></table></div></section>")
+    if leaderboard.problems:
+        listed = "".join(f"<li>{_escape(problem)}</li>" for problem in leaderboard.problems)
+        parts.append(f'<section><h2>Noticed while reading</h2><ul class="notes">{listed}</ul></section>')
+    return "\n".join(parts)
+
+
+def _sort_value(row: Row, key: str) -> object:
+    summary = row.summary(key)
+    return "" if summary is None else summary.mean
+
+
+def _escape(value: object) -> str:
+    return html_module.escape(str(value), quote=True)
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+FORMATS: dict[str, tuple[str, Callable[[Leaderboard], str]]] = {
+    "markdown": ("leaderboard.md", to_markdown),
+    "csv": ("leaderboard.csv", to_csv),
+    "html": ("leaderboard.html", to_html),
+}
+
+
+def write(
+    leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] = tuple(FORMATS)
+) -> list[Path]:
+    """Write the chosen formats into ``folder``, each by rename, and return the paths.
+
+    Raises:
+        ValueError: for an unknown format.
+        OSError: if the folder cannot be written.
+    """
+    formats = list(formats)
+    unknown: Sequence[str] = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"formats: expected some of {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in formats:
+        file_name, render = FORMATS[name]
+        path = folder / file_name
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(render(leaderboard), encoding="utf-8")
+        os.replace(beside, path)
+        written.append(path)
+    return written

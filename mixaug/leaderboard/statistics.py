@@ -1,0 +1,142 @@
+"""The arithmetic of a leaderboard row: mean, spread, and a paired comparison with the baseline.
+
+The comparison is paired because a seed fixes the initial weights and the order of the data for every policy: what the
+seed alone adds to an accuracy is in both members of a pair and leaves their difference. The interval is Student's
+
+    d +- t(1 - (1 - c) / 2, n - 1) * s_d / sqrt(n)
+
+over the n differences, with d their mean and s_d their standard deviation (ddof = 1).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "PairedDifference",
+    "Summary",
+    "mean_interval",
+    "paired_difference",
+    "ratio_of_medians",
+    "summarise",
+]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation (None below two values) and count."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of the per-seed differences, its confidence interval and the seeds it rests on.
+
+    ``low`` and ``high`` are None with a single common seed: one difference says nothing about its own spread.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    seeds: tuple[int, ...]
+    missing_ours: tuple[int, ...]  # seeds only the baseline has
+    missing_baseline: tuple[int, ...]  # seeds only we have
+    confidence: float
+
+    @property
+    def verdict(self) -> str:
+        """``"better"`` or ``"worse"`` when the interval excludes zero, ``"unclear"`` otherwise."""
+        if self.low is None or self.high is None:
+            return "unclear"
+        if self.low > 0:
+            return "better"
+        if self.high < 0:
+            return "worse"
+        return "unclear"
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and standard deviation (ddof = 1) of at least one value.
+
+    Raises:
+        ValueError: without values.
+    """
+    if len(values) == 0:
+        raise ValueError("summarise: expected at least one value, got none")
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student-t interval (low, high) of the mean, or None below two values.
+
+    Raises:
+        ValueError: if ``confidence`` is not strictly between 0 and 1, or without values.
+    """
+    summary = summarise(values)
+    if summary.std is None:
+        return None
+    half = _quantile(confidence, summary.n - 1) * summary.std / math.sqrt(summary.n)
+    return summary.mean - half, summary.mean + half
+
+
+def paired_difference(
+    ours: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+) -> PairedDifference | None:
+    """Difference ours - baseline over the seeds that both have, with its interval; None without a common seed.
+
+    Args:
+        ours: value per seed.
+        baseline: value per seed.
+        confidence: coverage of the interval, in (0, 1).
+
+    Raises:
+        ValueError: if ``confidence`` is not strictly between 0 and 1.
+    """
+    _check_confidence(confidence)
+    common = tuple(sorted(set(ours) & set(baseline)))
+    if not common:
+        return None
+    differences = [ours[seed] - baseline[seed] for seed in common]
+    interval = mean_interval(differences, confidence)
+    low, high = interval if interval is not None else (None, None)
+    return PairedDifference(
+        mean=statistics.fmean(differences),
+        low=low,
+        high=high,
+        n=len(common),
+        seeds=common,
+        missing_ours=tuple(sorted(set(baseline) - set(ours))),
+        missing_baseline=tuple(sorted(set(ours) - set(baseline))),
+        confidence=confidence,
+    )
+
+
+def ratio_of_medians(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
+    """median(ours) / median(baseline) over the common seeds; None without one, or when the baseline's median is 0."""
+    common = set(ours) & set(baseline)
+    if not common:
+        return None
+    below = statistics.median(baseline[seed] for seed in common)
+    if below == 0:
+        return None
+    return statistics.median(ours[seed] for seed in common) / below
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
+
+
+def _quantile(confidence: float, degrees: int) -> float:
+    _check_confidence(confidence)
+    from scipy import stats  # heavy, and only needed once there are two seeds
+
+    return float(stats.t.ppf(0.5 + confidence / 2, degrees))
