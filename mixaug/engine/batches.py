@@ -1,0 +1,220 @@
+"""Batches on the device, whatever the data: shards, order and augmentation fixed by seed and epoch alone.
+
+Every epoch has its own permutation, drawn from (seed, epoch). It is cut into global batches and each of those into
+one contiguous piece per process, so that n processes with batches of B see what one process with batches of nB sees.
+The augmentation of a sample depends on (seed, epoch, sample), never on the process or worker that reads it. A run can
+therefore be resumed at any batch of any epoch, and the position is two numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixaug.engine.distributed import World, stream_seed
+from mixaug.engine.errors import ConfigError
+
+__all__ = ["Batches", "EpochBatches", "SeededDraws"]
+
+
+class EpochBatches:
+    """Batch sampler: this process's piece of each global batch of an epoch.
+
+    Args:
+        samples: N.
+        batch_size: samples per process and batch.
+        world_size, rank: number of processes, and this one.
+        seed: of the permutations.
+        drop_last: drop the last global batch if it is smaller. Otherwise it is shared evenly; at most
+            ``world_size - 1`` samples of the permutation's end are left out of the epoch.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, *, rank: int, world_size: int, seed: int, drop_last: bool
+    ) -> None:
+        self.samples, self.batch_size = samples, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.drop_last = seed, drop_last
+        self.epoch = 0
+        self.first = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.samples, self.batch_size * self.world_size)
+        return whole + int(not self.drop_last and rest >= self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, f"order/{self.epoch}"))
+        order = torch.randperm(self.samples, generator=generator)
+        step = self.batch_size * self.world_size
+        for number in range(self.first, len(self)):
+            batch = order[number * step : (number + 1) * step]
+            share = len(batch) // self.world_size
+            yield batch[self.rank * share : (self.rank + 1) * share].tolist()
+
+
+class SeededDraws(Dataset[tuple[Tensor, int]]):
+    """A data set whose random transforms draw from a stream of (seed, epoch, sample).
+
+    Args:
+        data: yields (uint8 tensor, label); transforms inside draw from torch's global generator, which is put
+            back afterwards.
+        seed: the run's seed.
+    """
+
+    def __init__(self, data: Dataset[Any], seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]  # map data sets have a length
+
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream_seed(self.seed, f"augmentation/{epoch}/{index}"))
+            image, label = self.data[index]
+        return image, label
+
+
+class _WithEpoch:
+    """Hands each sample's index to the data set together with the epoch, across worker processes."""
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(self.batches.epoch, index) for index in batch]
+
+
+class Batches:
+    """Training and test batches of one run on its device, normalised to float32.
+
+    Args:
+        config: the run's config.
+        data: a ``mixaug.data.DataSet``.
+        world: this process among all.
+
+    Raises:
+        ConfigError: fewer training samples than one step needs.
+    """
+
+    def __init__(self, config: DictConfig, data: Any, world: World) -> None:
+        self.config, self.data, self.world = config, data, world
+        self.mean = list(data.mean if config.augment.mean is None else config.augment.mean)
+        self.std = list(data.std if config.augment.std is None else config.augment.std)
+        self.memory_format = torch.channels_last if config.channels_last else None
+        samples = len(data.train)
+        self._order = EpochBatches(
+            samples,
+            config.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+            drop_last=config.drop_last,
+        )
+        if len(self._order) == 0:
+            raise ConfigError(
+                f"{samples} training samples give no batch with batch_size={config.batch_size}, "
+                f"{world.size} processes and drop_last={config.drop_last}"
+            )
+        if not data.in_memory and (config.augment.crop_padding or config.augment.flip):
+            raise ConfigError(
+                "augment.crop_padding and augment.flip act on data held in memory; data that is read image by "
+                "image takes data.transform"
+            )
+        self._train = self._resident() if data.in_memory else self._read()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches of an epoch, from batch number ``first`` on.
+
+        Yields:
+            images (B, C, H, W) float32 and labels (B,) int64 on the device.
+        """
+        if self.data.in_memory:
+            self._train.set_epoch(epoch)
+            return islice(iter(self._train), first, None)
+        self._order.epoch, self._order.first = epoch, first
+        return iter(self._train)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the test set, each sample on exactly one process."""
+        return self._test_in_memory() if self.data.in_memory else self._test_from_files()
+
+    def _resident(self) -> Any:
+        from mixaug.loading import ResidentLoader
+
+        augment, data = self.config.augment, self.data
+        return ResidentLoader(
+            data.train.images,
+            data.train.labels,
+            self.config.batch_size,
+            device=self.world.device,
+            crop_padding=augment.crop_padding,
+            padding_mode=augment.padding_mode,
+            flip=augment.flip,
+            mean=self.mean,
+            std=self.std,
+            dtype=torch.float32,
+            shuffle=True,
+            drop_last=self.config.drop_last,
+            seed=stream_seed(self.config.seed, "data"),
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def _read(self) -> Any:
+        loader: DataLoader[Any] = DataLoader(
+            SeededDraws(self.data.train, self.config.seed),
+            batch_sampler=_WithEpoch(self._order),  # type: ignore[arg-type]  # indices are pairs here
+            num_workers=self.config.workers,
+            pin_memory=self.world.device.type == "cuda",
+            persistent_workers=self.config.workers > 0,
+        )
+        return self._to_device(loader)
+
+    def _to_device(self, loader: DataLoader[Any]) -> Any:
+        from mixaug.loading import DeviceLoader
+
+        return DeviceLoader(
+            loader,
+            self.world.device,
+            mean=self.mean,
+            std=self.std,
+            dtype=torch.float32,
+            memory_format=self.memory_format,
+        )
+
+    def _test_in_memory(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, size = self.world.device, self.config.eval_batch_size
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        images = self.data.test.images[self.world.rank :: self.world.size]
+        labels = self.data.test.labels[self.world.rank :: self.world.size]
+        for first in range(0, len(labels), size):
+            batch = images[first : first + size].to(device).float().div_(255).sub_(mean).div_(std)
+            if self.memory_format is not None:
+                batch = batch.contiguous(memory_format=self.memory_format)
+            yield batch, labels[first : first + size].to(device)
+
+    def _test_from_files(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = range(self.world.rank, len(self.data.test), self.world.size)
+        loader: DataLoader[Any] = DataLoader(
+            self.data.test,
+            batch_size=self.config.eval_batch_size,
+            sampler=mine,
+            num_workers=self.config.workers,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        yield from self._to_device(loader)

@@ -1,0 +1,231 @@
+"""Compose, complete and check the configuration of a run.
+
+Hydra composes the files under ``configs/``. Two things are added here, both visible in the config that a run
+folder keeps:
+
+- ``choices`` names the file taken from each group, which is how a run is called.
+- a protocol's ``rules`` are applied. Published recipes set some values by method, backbone or data set (CutMix
+  alpha 0.2 on CIFAR, zero padding on CIFAR-10), so a protocol carries a list of ``{when: ..., set: ...}``.
+  Every rule whose ``when`` matches the choices is applied in order; what the command line sets wins. The rules
+  themselves are then replaced by ``protocol.applied``, the values they set.
+
+Order of precedence, weakest first: ``train.yaml``, group files, protocol, experiment, rules, command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mixaug.engine.errors import ConfigError
+
+__all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", "plain", "validate"]
+
+GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
+
+# These say where, how loudly and how often a run writes; they cannot change what it computes.
+NEUTRAL_KEYS = ("root", "grid", "log_every", "progress", "tensorboard", "checkpoint_every_steps", "workers")
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+PADDING_MODES = ("zeros", "reflect")
+FIGURES = ("last", "best", "median10")
+
+KNOWN_KEYS = frozenset(
+    {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
+    | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
+    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "precision", "seed", "sync_batchnorm"}
+    | {"threads", "world_size"}
+)
+
+
+def config_folder() -> Path:
+    """The folder of the shipped configs, at the top of the source checkout.
+
+    Raises:
+        ConfigError: mixaug was installed without its checkout.
+    """
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    if not (folder / "train.yaml").is_file():
+        raise ConfigError(
+            f"no configs at {folder}: training runs from a source checkout; clone the project and install it "
+            'with `pip install -e ".[train]"`'
+        )
+    return folder
+
+
+def list_choices(group: str) -> list[str]:
+    """Names of the shipped files of one config group, sorted."""
+    if group not in GROUPS:
+        raise ConfigError(f"unknown config group {group!r}; the groups are {', '.join(GROUPS)}")
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The complete, resolved, checked configuration for a list of command-line overrides.
+
+    Args:
+        overrides: Hydra overrides, e.g. ``["policy=cutmix", "policy.alpha=0.5", "seed=3"]``.
+
+    Returns:
+        A read-only config with every interpolation resolved, ready for ``train`` and ``run_folder``.
+
+    Raises:
+        ConfigError: an unknown key, an unknown choice, or a value out of range.
+    """
+    overrides = list(overrides)
+    composed, choices = _hydra_compose(overrides)
+    given = {override.lstrip("+~").split("=", 1)[0] for override in overrides}
+    applied = {key: value for key, value in matching_values(composed.protocol, choices).items() if key not in given}
+    if applied:
+        composed, choices = _hydra_compose([f"{k}={_literal(v)}" for k, v in applied.items()] + overrides)
+    config = plain(composed)
+    config["protocol"].pop("rules", None)
+    config["protocol"]["applied"] = applied
+    config["choices"] = {group: choices.get(group) for group in GROUPS}
+    completed = OmegaConf.create(config)
+    validate(completed)
+    OmegaConf.set_readonly(completed, True)
+    return completed
+
+
+def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+            composed = hydra_compose("train", overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        reason = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+        raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
+    choices = dict(composed.hydra.runtime.choices)
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return composed, choices
+
+
+def matching_values(protocol: Mapping[str, Any], choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """The values that a protocol's rules set for these choices; a later rule wins over an earlier one."""
+    values: dict[str, Any] = {}
+    for number, rule in enumerate(protocol.get("rules") or []):
+        if set(rule) != {"when", "set"}:
+            raise ConfigError(f"protocol rule {number} needs exactly the keys `when` and `set`, got {list(rule)}")
+        unknown = set(rule["when"]) - set(GROUPS)
+        if unknown:
+            raise ConfigError(f"protocol rule {number} asks for unknown groups {sorted(unknown)}")
+        if all(choices.get(group) in _as_list(wanted) for group, wanted in rule["when"].items()):
+            values.update(rule["set"])
+    return values
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _literal(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    return json.dumps(value)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as nested dicts and lists, interpolations resolved."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration is incomplete: {error}") from error
+    if not isinstance(container, dict):
+        raise ConfigError(f"the configuration must be a mapping, got {type(container).__name__}")
+    return {str(key): value for key, value in container.items()}
+
+
+def config_hash(config: DictConfig) -> str:
+    """Ten hexadecimal digits over everything in the config that can change what a run computes."""
+    content = {key: value for key, value in plain(config).items() if key not in NEUTRAL_KEYS}
+    content["protocol"] = {k: v for k, v in content["protocol"].items() if k != "applied"}
+    content["choices"] = {k: v for k, v in content["choices"].items() if k != "experiment"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def validate(config: DictConfig) -> None:
+    """Check every value the engine itself uses; what a policy or a loss takes, it checks on construction.
+
+    Raises:
+        ConfigError: names the key, what came and what was expected.
+    """
+    unknown = sorted(set(map(str, config)) - KNOWN_KEYS)
+    missing = sorted(KNOWN_KEYS - set(map(str, config)))
+    if unknown or missing:
+        raise ConfigError(f"unknown top-level keys {unknown}, missing top-level keys {missing}")
+    for key in ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size"):
+        _integer(config, key, minimum=1)
+    for key in ("checkpoint_every_steps", "threads"):
+        _integer(config, key, minimum=1, optional=True)
+    _integer(config, "workers", minimum=0)
+    _integer(config, "seed", minimum=0)
+    flags = ("channels_last", "compile", "drop_last", "progress", "sync_batchnorm", "tensorboard")
+    for key in (*flags, "augment.flip", "ema.warmup"):
+        if not isinstance(OmegaConf.select(config, key), bool):
+            raise ConfigError(f"{key} must be true or false, got {OmegaConf.select(config, key)!r}")
+    _number(config, "clip_grad_norm", above=0.0, optional=True)
+    _number(config, "optimizer.lr", above=0.0)
+    _number(config, "optimizer.weight_decay", minimum=0.0)
+    _number(config, "schedule.min_lr", minimum=0.0)
+    _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
+    _choice(config, "precision", PRECISIONS)
+    _choice(config, "protocol.figure", FIGURES)
+    _choice(config, "augment.padding_mode", PADDING_MODES)
+    _integer(config, "augment.crop_padding", minimum=0)
+    device = config.device
+    if not isinstance(device, str) or (device != "auto" and device.split(":")[0] not in ("cpu", "cuda")):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
+    if not isinstance(config.root, str) or not config.root:
+        raise ConfigError(f"root must be the folder that holds the run folders, got {config.root!r}")
+
+
+def _integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
+    value = OmegaConf.select(config, key)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _number(
+    config: DictConfig,
+    key: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    value = OmegaConf.select(config, key)
+    if value is None and optional:
+        return
+    bounds = [("at least", minimum), ("above", above), ("below", below)]
+    expected = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+    right_type = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if (
+        not right_type
+        or (minimum is not None and value < minimum)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
+        raise ConfigError(f"{key} must be a number {expected}, got {value!r}")
+
+
+def _choice(config: DictConfig, key: str, allowed: Sequence[str]) -> None:
+    value = OmegaConf.select(config, key)
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")

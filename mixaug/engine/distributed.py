@@ -1,0 +1,122 @@
+"""The processes of one run, under ``torchrun`` or alone, and their random streams."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mixaug.engine.errors import ConfigError
+
+__all__ = ["World", "gather_rows", "start", "stream_seed"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all.
+
+    Attributes:
+        rank: number of this process, 0 <= rank < size.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; every process must ask."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all processes, a new tensor."""
+        values = values.clone()
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over all processes, a new tensor."""
+        values = values.clone()
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+
+def start(device: str = "auto") -> World:
+    """Join the process group that ``torchrun`` announces in the environment, or be alone.
+
+    Args:
+        device: "cpu", "cuda", "cuda:<index>" or "auto"; with several processes each takes the GPU of its local
+            rank.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    wanted = device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={device} was asked for, but torch sees no GPU here; use device=cpu")
+    if wanted == "cuda" and size > 1:
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = torch.device(wanted)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return World(rank, size, chosen)
+
+
+def stream_seed(seed: int, purpose: str, rank: int = 0) -> int:
+    """A seed for one random stream; streams of other purposes and ranks are unrelated.
+
+    Args:
+        seed: the run's seed.
+        purpose: what the stream is for, e.g. "mixing".
+        rank: the process that draws from it.
+
+    Returns:
+        An integer in [0, 2**63).
+    """
+    digest = hashlib.sha256(f"mixaug/{purpose}/{seed}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def gather_rows(row: Tensor, world: World) -> Tensor:
+    """Stack one equally shaped tensor of every process.
+
+    Args:
+        row: any tensor on the CPU.
+
+    Returns:
+        (size, *row.shape) on the CPU, in the order of the ranks.
+    """
+    if world.size == 1:
+        return row.unsqueeze(0)
+    sent = row.to(world.device)
+    rows = [torch.empty_like(sent) for _ in range(world.size)]
+    dist.all_gather(rows, sent)
+    return torch.stack(rows).cpu()

@@ -1,0 +1,27 @@
+"""What can go wrong in a run, by name."""
+
+__all__ = ["CheckpointError", "ConfigError", "RunFolderError", "TrainingDiverged"]
+
+
+class ConfigError(ValueError):
+    """A value in the configuration cannot work; raised before anything is created."""
+
+
+class RunFolderError(OSError):
+    """The run folder cannot be created or written; earlier checkpoints are left as they were."""
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint in the folder can be read, or it belongs to another configuration."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or not a number.
+
+    Attributes:
+        step: the first step with such a loss, counted from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step

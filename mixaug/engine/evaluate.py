@@ -1,0 +1,153 @@
+"""Top-1 and top-5 accuracy, negative log-likelihood and calibration of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixaug.engine import checkpoint
+from mixaug.engine.errors import CheckpointError
+
+__all__ = ["Scores", "autocast", "evaluate", "evaluate_checkpoint"]
+
+CALIBRATION_BINS = 15
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores on one labelled set.
+
+    Attributes:
+        top1: accuracy in percent.
+        top5: share of samples whose label is among the five likeliest classes (all, if there are fewer), percent.
+        nll: mean negative log-likelihood in nats.
+        ece: expected calibration error over 15 equal bins of confidence, in [0, 1] (arXiv:1706.04599).
+        samples: how many samples were counted.
+    """
+
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    samples: int
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """Autocast to a precision by name; nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+    precision: str = "float32",
+) -> Scores:
+    """Score a model on batches of images and class ids; its training mode is put back.
+
+    In a distributed run every process brings its own, disjoint share of the samples and gets the scores of
+    all together.
+
+    Args:
+        model: (B, C, H, W) images to (B, num_classes) logits.
+        batches: (images, labels) on ``device``.
+        num_classes: K.
+        device: where the model lies.
+        precision: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: no samples at all.
+    """
+    from torchmetrics import MetricCollection, SumMetric
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+    def accuracy(k: int) -> MulticlassAccuracy:
+        return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
+
+    metrics = MetricCollection(
+        {
+            "top1": accuracy(1),
+            "top5": accuracy(5),
+            "ece": MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False),
+        },
+        compute_groups=False,
+    ).to(device)
+    # Sums in float64: a float32 sum over a large test set loses the digits that methods differ in.
+    nll, count = SumMetric().set_dtype(torch.float64).to(device), SumMetric().to(device)
+
+    was_training = model.training
+    model.eval()
+    try:
+        for images, labels in batches:
+            with autocast(device, precision):
+                logits = model(images)
+            logits = logits.float()
+            # Given as probabilities: torchmetrics would take logits that all lie in [0, 1] for such.
+            metrics.update(logits.softmax(1), labels)
+            nll.update(F.cross_entropy(logits, labels, reduction="sum").double())
+            count.update(len(labels))
+    finally:
+        model.train(was_training)
+    samples = int(count.compute())
+    if samples == 0:
+        raise ValueError("evaluate got no samples: the test set is empty")
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    return Scores(
+        top1=100 * scores["top1"],
+        top5=100 * scores["top5"],
+        nll=float(nll.compute()) / samples,
+        ece=scores["ece"],
+        samples=samples,
+    )
+
+
+def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "auto") -> Scores:
+    """Score a checkpoint on the test set of the run that wrote it.
+
+    Args:
+        path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
+        weights: "model", "ema", or "auto": the averaged weights where the run kept them.
+        device: "auto", "cpu", "cuda".
+
+    Raises:
+        FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
+        CheckpointError: the file is damaged, or has no averaged weights though they were asked for.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    from mixaug.engine.batches import Batches
+    from mixaug.engine.build import build_model, load_data
+    from mixaug.engine.distributed import start
+
+    if weights not in ("auto", "model", "ema"):
+        raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
+    path = Path(path)
+    if path.is_dir():
+        path = path / checkpoint.LAST
+    config = OmegaConf.load(path.parent / "config.yaml")
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path.parent / 'config.yaml'} should hold a mapping")
+    state = checkpoint.load(path)
+    if weights == "auto":
+        weights = "model" if state.get("ema") is None else "ema"
+    if state.get(weights) is None:
+        raise CheckpointError(f"checkpoint {path} has no averaged weights: the run kept none (ema.decay is null)")
+    world = start(device)
+    data = load_data(config)
+    model = build_model(config, data)
+    model.load_state_dict(state[weights])
+    model.to(world.device)
+    batches = Batches(config, data, world)
+    return evaluate(model, batches.test(), data.num_classes, world.device, config.precision)

@@ -1,0 +1,94 @@
+"""What a run says while it runs: a live bar on a terminal, plain lines elsewhere, TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Log"]
+
+
+class Log:
+    """Reports of one run; silent on all processes but the first.
+
+    Args:
+        name: what the run is called.
+        active: whether this process speaks.
+        progress: whether a live bar may be shown on a terminal.
+    """
+
+    def __init__(self, name: str, *, active: bool, progress: bool) -> None:
+        self.name, self.active = name, active
+        self._bar: Any = None
+        self._task: Any = None
+        self._writer: Any = None
+        self._want_bar = active and progress and sys.stdout.isatty()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def start(self, total_steps: int, done: int, tensorboard: Path | None = None) -> None:
+        """Show how far the run is; open the TensorBoard file if a folder is given."""
+        if self._want_bar:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.name, total=total_steps, completed=done)
+        if self.active and tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard), purge_step=done)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self.active:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def step(self, number: int) -> None:
+        """The run has finished this many steps."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=number)
+
+    def curves(self, values: dict[str, float], step: int) -> None:
+        """Points of TensorBoard curves."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        """A finished epoch."""
+        self.say(
+            f"{self.name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
+            f"lr {record['lr']:.2e}  test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}  "
+            f"{record['images_per_second']:.0f} images/s"
+        )
+
+    def result(self, result: dict[str, Any], figure: str) -> None:
+        """The figures of a finished run; ``figure`` is the one the protocol counts."""
+        shown = {"last": "top1_last", "best": "top1_best", "median10": "top1_median10"}
+        names = {"last": "last", "best": "best", "median10": "median of last 10"}
+        parts = [
+            f"{names[key]} {result[value]:.2f}" + (" (counted)" if key == figure else "")
+            for key, value in shown.items()
+        ]
+        self.say(
+            f"{self.name}  finished: top-1 % {', '.join(parts)}; nll {result['nll_last']:.4f}, "
+            f"calibration error {result['ece_last']:.4f}"
+        )

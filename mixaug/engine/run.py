@@ -1,0 +1,177 @@
+"""The run folder: its name, its files and how they are written.
+
+A folder holds ``config.yaml``, ``environment.json``, ``epochs.jsonl``, ``last.pt``, ``previous.pt``, ``best.pt``
+and, once finished, ``result.json``; a failed run has ``failure.json``. docs/engine.md describes each. Whole files
+are written beside their place, flushed to the disk and renamed, so that none is ever half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mixaug.engine.config import config_hash, plain
+from mixaug.engine.errors import RunFolderError
+
+__all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
+
+_PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", "hydra-core")
+
+
+def run_name(config: DictConfig) -> str:
+    """``<policy>-<model>-<data>-s<seed>-<hash>``."""
+    choices = config.choices
+    return f"{choices.policy}-{choices.model}-{choices.data}-s{config.seed}-{config_hash(config)}"
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Where the run of this composed config lies, whether or not it exists yet."""
+    return Path(config.root) / run_name(config)
+
+
+def status(folder: Path | str) -> str:
+    """``"finished"``, ``"failed"``, ``"unfinished"``, or ``"absent"`` when there is no such folder."""
+    folder = Path(folder)
+    if (folder / "result.json").is_file():
+        return "finished"
+    if (folder / "failure.json").is_file():
+        return "failed"
+    return "unfinished" if folder.is_dir() else "absent"
+
+
+def prepare(folder: Path, config: DictConfig, device: torch.device, world_size: int) -> None:
+    """Create the folder with its config and environment; clear the mark of an earlier failure.
+
+    Raises:
+        RunFolderError: the folder cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(folder, error) from error
+    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_json(folder / "environment.json", environment(device, world_size))
+    (folder / "failure.json").unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
+    """Write a whole file beside ``path``, flush it to the disk, then rename it into place.
+
+    Args:
+        path: the file.
+        write: writes the content to an open binary file.
+        previous: where the file that ``path`` replaces is kept, if anywhere.
+
+    Raises:
+        RunFolderError: a full disk, missing rights or another fault of the file system. ``path`` is then as it
+            was, or, had the fault come between the renames, at ``previous``.
+    """
+    beside = path.with_name(path.name + ".part")
+    try:
+        try:
+            with open(beside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(beside, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _explained(path, error) from error
+    except RuntimeError as error:
+        # torch.save reports a short write of its archive as a RuntimeError.
+        if "write" not in str(error).lower():
+            raise
+        raise RunFolderError(f"cannot write {path}: {error}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as a whole file; see `write_atomic`."""
+    write_atomic(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line and flush it to the disk.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _explained(path, error) from error
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Versions, device, threads and source commit behind a run's numbers."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["cuda"] = torch.version.cuda
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "versions": versions,
+        "device": {"type": device.type, "name": name},
+        "threads": torch.get_num_threads(),
+        "world_size": world_size,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, marked when files differ from it; None outside a checkout."""
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown.stdout.strip() or None
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"cannot write {path}: {error.strerror or error}; what was written before is untouched")

@@ -1,0 +1,262 @@
+"""Everything a run must remember to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from mixaug.engine.distributed import World, gather_rows, stream_seed
+from mixaug.engine.errors import CheckpointError, TrainingDiverged
+
+__all__ = ["Meters", "Position", "Streams", "TrainingState"]
+
+
+class Streams:
+    """The random streams of this process: mixing, and torch's own for dropout and stochastic depth.
+
+    Args:
+        seed: the run's seed; each rank gets its own streams from it.
+        world: this process among all.
+    """
+
+    def __init__(self, seed: int, world: World) -> None:
+        self.world = world
+        self.mixing = torch.Generator(world.device).manual_seed(stream_seed(seed, "mixing", world.rank))
+        torch.manual_seed(stream_seed(seed, "model", world.rank))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """States of all processes, one row each; every process must ask."""
+        states = {"mixing": self.mixing.get_state(), "cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.world.device)
+        return {name: gather_rows(state, self.world) for name, state in states.items()}
+
+    def load_state_dict(self, states: dict[str, Tensor]) -> None:
+        """Continue where the states were taken."""
+        rank = self.world.rank
+        if len(states["mixing"]) != self.world.size:
+            raise CheckpointError(
+                f"the checkpoint holds the random streams of {len(states['mixing'])} processes, "
+                f"this run has {self.world.size}"
+            )
+        self.mixing.set_state(states["mixing"][rank])
+        torch.set_rng_state(states["cpu"][rank])
+        if self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"][rank], self.world.device)
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs finished.
+        batch: batches finished in the epoch under way.
+        step: batches finished in all, the number that messages name.
+        update: optimizer steps taken.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    update: int = 0
+
+
+class Meters:
+    """Sums over the epoch under way, kept on the device so that no step waits for it.
+
+    Args:
+        device: where the losses lie.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        wide = {"dtype": torch.float64, "device": self.device}
+        self.loss = torch.zeros((), **wide)  # type: ignore[call-overload]  # dtype and device by name
+        self.accuracy = torch.zeros((), **wide)  # type: ignore[call-overload]
+        self.samples = 0
+        self.scored = 0
+        self.milliseconds: list[float] = []
+        self.seconds = 0.0
+        # Number of the first step with a bad loss; -1 while there is none.
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def add(self, logs: dict[str, Tensor], loss: Tensor, samples: int, step: int) -> None:
+        """Count one step of ``samples`` samples."""
+        loss = loss.detach()
+        self.loss += loss.double() * samples
+        self.samples += samples
+        if "accuracy" in logs:
+            self.accuracy += logs["accuracy"].double() * samples
+            self.scored += samples
+        fine = loss.isfinite() | (self.first_bad >= 0)
+        self.first_bad = torch.where(fine, self.first_bad, torch.full_like(self.first_bad, step))
+
+    def check(self, world: World, policy: str, checkpoint: str | None) -> None:
+        """Wait for the device and stop the run, on all processes, if a loss was not finite.
+
+        Raises:
+            TrainingDiverged: names the step, the policy and the last good checkpoint.
+        """
+        never = torch.iinfo(torch.int64).max
+        bad = torch.where(self.first_bad < 0, torch.full_like(self.first_bad, never), self.first_bad)
+        first = -int(world.max(-bad))
+        if first != never:
+            raise TrainingDiverged(
+                f"the loss is not finite at step {first} with policy {policy}; "
+                f"last good checkpoint: {checkpoint or 'none yet'}",
+                step=first,
+            )
+
+    def means(self, world: World) -> tuple[float, float | None, int]:
+        """Mean loss, mean accuracy in percent where it was measured, and samples, over all processes."""
+        own = torch.stack([self.loss, self.accuracy])
+        counts = torch.tensor([self.samples, self.scored], dtype=torch.float64, device=self.device)
+        loss, accuracy, samples, scored = world.sum(torch.cat([own, counts])).tolist()
+        return loss / samples, (100 * accuracy / scored if scored else None), int(samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as tensors and numbers."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "samples": self.samples,
+            "scored": self.scored,
+            "milliseconds": self.milliseconds,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with an epoch."""
+        self.reset()
+        for name, value in state.items():
+            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+
+
+class StepClock:
+    """Wall time from step to step, data included: by device events on a GPU, so that no step waits.
+
+    Args:
+        device: where the steps run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[Any] = []
+        self.tick()
+
+    def tick(self) -> None:
+        """Mark the end of a step."""
+        if self._cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            self._marks.append(mark)
+        else:
+            self._marks.append(perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        """Durations between the marks since the last call; waits for the device."""
+        marks = self._marks
+        self._marks = marks[-1:]
+        if self._cuda:
+            torch.cuda.synchronize()
+            return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+        return [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+
+
+@dataclass
+class TrainingState:
+    """The parts of a run that change while it trains.
+
+    Attributes:
+        step: the bare ``MixStep`` (model, policy, objective).
+        optimizer, scheduler, scaler, ema: as built; ``scheduler`` and ``ema`` may be None.
+        streams, position, meters: see their classes.
+        history: one record per finished epoch, as in ``epochs.jsonl``.
+    """
+
+    step: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    streams: Streams
+    meters: Meters
+    config_hash: str
+    position: Position = field(default_factory=Position)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that the figures are of: the averaged ones where they are kept."""
+        model: nn.Module = self.step.model if self.ema is None else self.ema.module
+        return model
+
+    def weights(self) -> dict[str, Any]:
+        """What an evaluation needs."""
+        return {
+            "config_hash": self.config_hash,
+            "epoch": self.position.epoch,
+            "model": self.step.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and plain containers; every process must ask."""
+        return {
+            **self.weights(),
+            "policy": self.step.policy.state_dict(),
+            "objective": _state(self.step.objective),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "streams": self.streams.state_dict(),
+            "position": vars(self.position).copy(),
+            "meters": self.meters.state_dict(),
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it was written by another configuration.
+        """
+        if state["config_hash"] != self.config_hash:
+            raise CheckpointError(
+                f"the checkpoint belongs to config {state['config_hash']}, this run is {self.config_hash}"
+            )
+        self.step.model.load_state_dict(state["model"])
+        self.step.policy.load_state_dict(state["policy"])
+        if isinstance(self.step.objective, nn.Module):
+            self.step.objective.load_state_dict(state["objective"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.streams.load_state_dict(state["streams"])
+        self.position = Position(**state["position"])
+        self.meters.load_state_dict(state["meters"])
+        self.history = list(state["history"])
+
+
+def _state(objective: nn.Module | Callable[..., Tensor]) -> dict[str, Any]:
+    return objective.state_dict() if isinstance(objective, nn.Module) else {}
+
+
+def median_of(values: Iterable[float]) -> float:
+    """Median of at least one number."""
+    return float(median(values))

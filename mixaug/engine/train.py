@@ -1,0 +1,321 @@
+"""One training run: batch, mix, forward, loss, backward, step, log.
+
+``train(config)`` does a whole run in its folder, continues one that was interrupted, and skips one that is finished.
+Under ``torchrun`` every process calls it. The loop knows no method by name: a policy gets ``set_progress`` before a
+step and ``after_step`` behind it, and what it learns sits in the optimizer and in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from mixaug.engine import build, checkpoint, distributed, run
+from mixaug.engine.batches import Batches
+from mixaug.engine.config import config_hash, plain, validate
+from mixaug.engine.distributed import World
+from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError, TrainingDiverged
+from mixaug.engine.evaluate import autocast, evaluate
+from mixaug.engine.log import Log
+from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
+from mixaug.policy import Policy
+from mixaug.step import MixStep
+
+__all__ = ["train"]
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Do, continue or skip the run of a composed config.
+
+    Args:
+        config: from ``mixaug.engine.config.compose``.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ConfigError: a value that cannot work; nothing has been created.
+        RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
+        TrainingDiverged: the loss became infinite or not a number.
+        CheckpointError: no checkpoint of the folder can be read.
+    """
+    validate(config)
+    world = distributed.start(config.device)
+    if config.world_size != world.size:
+        raise ConfigError(f"config.world_size is {config.world_size}, but {world.size} processes take part")
+    if config.sync_batchnorm and world.device.type != "cuda":
+        raise ConfigError("sync_batchnorm=true needs GPUs: torch has no synchronised batch norm on the CPU")
+    folder = run.run_folder(config)
+    with Log(run.run_name(config), active=world.is_main, progress=config.progress) as log:
+        if run.status(folder) == "finished":
+            log.say(f"{folder} is finished; skipped")
+            return run.read_json(folder / "result.json")
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        # All processes start from the same weights.
+        torch.manual_seed(distributed.stream_seed(config.seed, "weights"))
+        data = build.load_data(config)
+        step = MixStep(build.build_model(config, data), build.build_policy(config), build.build_objective(config))
+        batches = Batches(config, data, world)
+        if world.is_main:
+            run.prepare(folder, config, world.device, world.size)
+        world.barrier()
+        state: TrainingState | None = None
+        try:
+            state, forward = _assemble(config, step, world, len(batches))
+            found = checkpoint.load_latest(folder, log.say)
+            if found is not None:
+                state.load_state_dict(found)
+                log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
+            if world.is_main:
+                _rewrite_epochs(folder, state)
+            return _run_epochs(config, folder, state, forward, batches, world, log)
+        except Exception as error:
+            if world.is_main:
+                _record_failure(folder, config, state, error)
+            raise
+
+
+def _assemble(
+    config: DictConfig, step: MixStep, world: World, batches_per_epoch: int
+) -> tuple[TrainingState, nn.Module]:
+    """The state of a run at its beginning, and the module whose forward trains."""
+    step.to(world.device)
+    if config.channels_last:
+        step.model.to(memory_format=torch.channels_last)
+    if config.sync_batchnorm:
+        step.model = nn.SyncBatchNorm.convert_sync_batchnorm(step.model)
+    ema = None
+    if config.ema.decay is not None:
+        ema = ModelEmaV3(step.model, decay=config.ema.decay, use_warmup=config.ema.warmup)
+    optimizer = build.build_optimizer(config, step)
+    updates_per_epoch = -(-batches_per_epoch // config.accumulate)
+    state = TrainingState(
+        step=step,
+        optimizer=optimizer,
+        scheduler=build.build_scheduler(config, optimizer, updates_per_epoch),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16"),
+        ema=ema,
+        streams=Streams(config.seed, world),
+        meters=Meters(world.device),
+        config_hash=config_hash(config),
+    )
+    if config.compile:
+        # In place, so that the names in checkpoints stay those of the bare model.
+        step.model.compile()
+    if world.size == 1:
+        return state, step
+    devices = [world.device] if world.device.type == "cuda" else None
+    return state, nn.parallel.DistributedDataParallel(step, device_ids=devices)
+
+
+def _run_epochs(
+    config: DictConfig,
+    folder: Path,
+    state: TrainingState,
+    forward: nn.Module,
+    batches: Batches,
+    world: World,
+    log: Log,
+) -> dict[str, Any]:
+    position = state.position
+    tensorboard = folder / "tensorboard" if config.tensorboard else None
+    log.start(config.epochs * len(batches), position.step, tensorboard)
+    scores = None
+    while position.epoch < config.epochs:
+        _train_epoch(config, folder, state, forward, batches, world, log)
+        scores = evaluate(state.evaluated, batches.test(), batches.data.num_classes, world.device, config.precision)
+        record = _record(config, state, world, scores)
+        best = max((past["test_top1"] for past in state.history), default=-1.0)
+        state.history.append(record)
+        position.epoch, position.batch = position.epoch + 1, 0
+        state.meters.reset()
+        if state.scheduler is not None:
+            state.scheduler.step(position.epoch, scores.top1)
+        if world.is_main:
+            if record["test_top1"] > best:
+                checkpoint.save(folder / checkpoint.BEST, state.weights())
+            run.append_line(folder / "epochs.jsonl", record)
+        _save(folder, state, world)
+        log.epoch(record, config.epochs)
+        log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
+    if scores is None:
+        # Everything was trained, but the run was stopped before it wrote its result.
+        scores = evaluate(state.evaluated, batches.test(), batches.data.num_classes, world.device, config.precision)
+    result = _result(config, state, scores.ece)
+    if world.is_main:
+        run.write_json(folder / "result.json", result)
+    world.barrier()
+    log.result(result, config.protocol.figure)
+    return result
+
+
+def _train_epoch(
+    config: DictConfig,
+    folder: Path,
+    state: TrainingState,
+    forward: nn.Module,
+    batches: Batches,
+    world: World,
+    log: Log,
+) -> None:
+    step, position, meters = state.step, state.position, state.meters
+    policies = [module for module in step.policy.modules() if isinstance(module, Policy)]
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    count, accumulate = len(batches), config.accumulate
+    total = config.epochs * count
+    policy_name = config.choices.policy
+    begun, before = perf_counter(), meters.seconds
+    clock = StepClock(world.device)
+    forward.train()
+    for images, labels in batches.epoch(position.epoch, position.batch):
+        group_start = position.batch - position.batch % accumulate
+        group = min(accumulate, count - group_start)
+        updates = position.batch + 1 == group_start + group
+
+        step.policy.set_progress(position.step / total)
+        quiet = forward.no_sync() if world.size > 1 and not updates else nullcontext()
+        with quiet:
+            with autocast(world.device, config.precision):
+                loss, logs = forward(images, labels, generator=state.streams.mixing)
+            state.scaler.scale(loss / group).backward()
+        meters.add(logs, loss, len(labels), position.step + 1)
+
+        if updates:
+            if config.clip_grad_norm is not None:
+                state.scaler.unscale_(state.optimizer)
+                nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            position.update += 1
+            if state.scheduler is not None:
+                state.scheduler.step_update(position.update)
+            if state.ema is not None:
+                state.ema.update(step.model, step=position.update)
+            for policy in policies:
+                policy.after_step(step.model)
+        position.batch += 1
+        position.step += 1
+        clock.tick()
+
+        if position.step % config.log_every == 0:
+            meters.check(world, policy_name, checkpoint.last_good(folder))
+            log.step(position.step)
+        every = config.checkpoint_every_steps
+        if (
+            every is not None
+            and updates
+            and position.batch < count
+            and position.step // every > (position.step - group) // every
+        ):
+            meters.check(world, policy_name, checkpoint.last_good(folder))
+            meters.milliseconds += clock.milliseconds()
+            meters.seconds = before + perf_counter() - begun
+            _save(folder, state, world)
+            # The writing is not the method's time.
+            clock = StepClock(world.device)
+    meters.check(world, policy_name, checkpoint.last_good(folder))
+    meters.milliseconds += clock.milliseconds()
+    meters.seconds = before + perf_counter() - begun
+    log.step(position.step)
+
+
+def _save(folder: Path, state: TrainingState, world: World) -> None:
+    content = state.state_dict()
+    if world.is_main:
+        checkpoint.save(folder / checkpoint.LAST, content, folder / checkpoint.PREVIOUS)
+
+
+def _record(config: DictConfig, state: TrainingState, world: World, scores: Any) -> dict[str, Any]:
+    meters = state.meters
+    loss, accuracy, samples = meters.means(world)
+    return {
+        "epoch": state.position.epoch + 1,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "test_top1": scores.top1,
+        "test_top5": scores.top5,
+        "test_nll": scores.nll,
+        "seconds": meters.seconds,
+        "images_per_second": samples / meters.seconds,
+        "step_ms": median_of(meters.milliseconds),
+        "peak_memory_mb": _peak_memory_mb(world.device),
+    }
+
+
+def _result(config: DictConfig, state: TrainingState, ece: float) -> dict[str, Any]:
+    history = state.history
+    settings = plain(config)
+    top1 = [record["test_top1"] for record in history]
+    parameters = state.step.model.parameters()
+    return {
+        "status": "finished",
+        "policy": config.choices.policy,
+        "policy_options": build.options(settings["policy"]),
+        "model": config.choices.model,
+        "data": config.choices.data,
+        "data_options": build.options(settings["data"]),
+        "protocol": config.protocol.name,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "top1_last": top1[-1],
+        "top1_best": max(top1),
+        "top1_median10": median_of(top1[-10:]),
+        "top5_last": history[-1]["test_top5"],
+        "nll_last": history[-1]["test_nll"],
+        "ece_last": ece,
+        "train_seconds": sum(record["seconds"] for record in history),
+        "step_ms": median_of(record["step_ms"] for record in history),
+        "peak_memory_mb": max(record["peak_memory_mb"] for record in history),
+        "params": sum(parameter.numel() for parameter in parameters),
+    }
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Bytes on macOS, kibibytes elsewhere.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
+    """Bring ``epochs.jsonl`` to the checkpoint's state: no line doubled, missing or half written."""
+    import json
+
+    lines = "".join(json.dumps(record) + "\n" for record in state.history)
+    run.write_atomic(folder / "epochs.jsonl", lambda file: file.write(lines.encode()))
+
+
+def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
+    known = isinstance(error, RunFolderError | CheckpointError | ConfigError | TrainingDiverged)
+    step = None if state is None else state.position.step
+    if isinstance(error, TrainingDiverged):
+        step = error.step
+    try:
+        run.write_json(
+            folder / "failure.json",
+            {
+                "status": "failed",
+                "reason": str(error) if known else f"{type(error).__name__}: {error}",
+                "step": step,
+                "epoch": None if state is None else state.position.epoch + 1,
+                "policy": config.choices.policy,
+                "last_good_checkpoint": checkpoint.last_good(folder),
+            },
+        )
+    except RunFolderError as second:
+        # A full disk takes this file too; the error that is raised says so.
+        print(f"the failure could not be recorded: {second}", file=sys.stderr)

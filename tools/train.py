@@ -1,0 +1,23 @@
+"""Train one model: python tools/train.py policy=cutmix model=cifar_resnet18 data=cifar10 data.root=/path
+
+The same command skips a finished run and continues an interrupted one. Several processes:
+torchrun --nproc-per-node=2 tools/train.py ...; several runs: python tools/train.py --multirun seed=0,1,2 ...
+"""
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(_: DictConfig) -> float:
+    """Run the composed config; the returned top-1 is what a Hydra sweeper maximises."""
+    from mixaug.engine.config import compose
+    from mixaug.engine.train import train
+
+    # Composed once more, because a protocol's rules need to know what the command line has set.
+    return float(train(compose(list(HydraConfig.get().overrides.task)))["top1_last"])
+
+
+if __name__ == "__main__":
+    main()
