@@ -35,7 +35,7 @@ demo: $(STAMP)  ## compare mixing policies on the handwritten digits, a few minu
 
 test: lint  ## lint, then the tests that need neither a GPU nor much time
 	@echo "Running the tests (without those marked slow or gpu)"
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -q -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 -q -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the tests that take more than a few seconds each
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -63,7 +63,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference material: the folder $MIXAUG_SHARED, or `shared` in or beside the checkout; skips without it."""
+    """The reference material: $MIXAUG_SHARED, or `shared` in or beside the checkout; skips without it."""
     named = os.environ.get("MIXAUG_SHARED")
     candidates = [Path(named)] if named else [ROOT / "shared", ROOT.parent / "shared"]
     for folder in candidates:

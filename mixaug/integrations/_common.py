@@ -43,7 +43,7 @@ def require_smoothing(label_smoothing: float, caller: str) -> float:
     return float(label_smoothing)
 
 
-def unmixed(inputs: Tensor, labels: Tensor) -> MixedBatch:
+def unmixed(inputs: Tensor, labels: Tensor | None) -> MixedBatch:
     """The batch of `inputs` (B, ...) in which every sample is its own and only source."""
     plan = Unmixed.of(len(inputs), inputs.device)
     weights = torch.stack([plan.lam, 1 - plan.lam], dim=1)

@@ -31,20 +31,25 @@ class MixedLossFunction:
         self.label_smoothing = require_smoothing(label_smoothing, "MixedLossFunction")
 
     def __call__(
-        self, outputs: Any, labels: MixedBatch | Tensor, num_items_in_batch: Tensor | int | None = None
+        self, outputs: Any, labels: MixedBatch | Tensor | None, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The loss of one batch.
 
         Args:
-            outputs: the model's output, with `logits` (B, K) as attribute or as its first item.
+            outputs: the model's output, with `logits` (B, K) as its entry of that name, or as first item of a tuple.
             labels: a `MixedBatch` in training, class ids (B,) in evaluation.
             num_items_in_batch: samples of the whole accumulated batch; None for a plain mean.
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: no labels.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         mixed = labels if isinstance(labels, MixedBatch) else unmixed(logits, labels)
+        if mixed.labels is None:
+            raise ValueError(f'{type(self).__name__} got a batch without labels; give it an entry "labels"')
         loss = mixed_cross_entropy(
             logits,
             mixed.labels,
@@ -106,8 +111,8 @@ class MixTrainerMixin:
                 if key not in inputs:
                     raise KeyError(
                         f"{type(self).__name__} found no {key!r} in the training batch, only "
-                        f"{sorted(inputs)}; name the images with image_key=..., and set remove_unused_columns=False if they are "
-                        "made in a transform of the data set"
+                        f"{sorted(inputs)}; name the images with image_key=..., and set "
+                        "remove_unused_columns=False if they are made in a transform of the data set"
                     )
             state = self.state  # type: ignore[attr-defined]
             if state.max_steps > 0:

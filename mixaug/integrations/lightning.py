@@ -1,8 +1,8 @@
 """Mixing on the device in a LightningModule.
 
 A Lightning callback cannot put another batch in the place of the one it sees; the hook that can is the
-module's own `on_after_batch_transfer`, and this mixin fills it in. The batch that reaches `training_step` is a
-`mixaug.MixedBatch`; validation, test and prediction batches are left alone.
+module's own `on_after_batch_transfer`, and this mixin fills it in. The batch that reaches `training_step` is
+a `mixaug.MixedBatch`; validation, test and prediction batches are left alone.
 
 A module that wraps `mixaug.MixStep` in its `training_step` needs nothing from here.
 """

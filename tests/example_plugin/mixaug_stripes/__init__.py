@@ -7,9 +7,11 @@ Written against the public names of mixaug alone; installing the package is enou
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 import mixaug
 from mixaug.batch import Batch
+from mixaug.draws import Draws, Per
 from mixaug.plan import MaskBlend, Plan
 
 
@@ -19,30 +21,24 @@ class Stripes(mixaug.Policy):
 
     Args:
         period: rows from one band to the next, at least 2.
+        per: how often the place of the bands is drawn, see `mixaug.Policy`.
 
     Raises:
         ValueError: `period` below 2.
     """
 
-    def __init__(self, period: int = 4) -> None:
-        super().__init__()
+    spatial = (2,)
+
+    def __init__(self, period: int = 4, *, per: Per = "sample") -> None:
+        super().__init__(per=per)
         if period < 2:
             raise ValueError(f"stripes expects a period of at least 2 rows, got {period}")
         self.period = period
 
-    def sample(self, batch: Batch, generator: torch.Generator | None) -> Plan:
-        """Draw partners and where the first band starts, for images (B, C, H, W)."""
-        if len(batch.size) != 2:
-            raise ValueError(f"stripes expects images (B, C, H, W), got shape {tuple(batch.images.shape)}")
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         height, width = batch.size
-        where = {"generator": generator, "device": batch.device}
-        start = torch.randint(self.period, (len(batch), 1), **where)
+        start = draws.integers(0, self.period)[:, None]
         rows = torch.arange(height, device=batch.device)
         own = (rows - start) % self.period >= self.period // 2
         mask = own[:, :, None].expand(-1, -1, width)
-        return MaskBlend(
-            partner=torch.randperm(len(batch), **where),
-            lam=mask.float().mean((1, 2)),
-            mask=mask,
-            size=batch.size,
-        )
+        return MaskBlend(partner=partner, lam=mask.float().mean((1, 2)), mask=mask, size=batch.size)

@@ -1,0 +1,103 @@
+"""`MixTransform` where `v2.CutMix` and `v2.MixUp` stand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+import mixaug
+from helpers import seeded
+
+pytest.importorskip("torchvision", reason="needs torchvision")
+
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from mixaug.integrations.torchvision import MixTransform
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(6, 3, 8, 10, generator=seeded(0)), torch.randint(5, (6,), generator=seeded(1))
+
+
+def test_against_torchvision_mixup(monkeypatch):
+    images, labels = batch()
+    theirs = v2.MixUp(num_classes=5)
+    monkeypatch.setattr(theirs, "make_params", lambda flat_inputs: {"lam": 0.3})
+    expected = theirs(images, labels)
+    policy = mixaug.create("mixup", ratio=0.3, pairing="shift", per="batch")
+    for got, wanted in zip(MixTransform(policy, 5)(images, labels), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_generator_decides():
+    images, labels = batch()
+    policy = mixaug.create("cutmix")
+    expected = policy(images, labels, generator=seeded(2))
+    mixed, targets = MixTransform(policy, 5, 0.1, generator=seeded(2))(images, labels)
+    assert torch.equal(mixed, expected.inputs)
+    assert torch.equal(targets, expected.targets(5, label_smoothing=0.1))
+
+
+def test_pair_and_two_arguments_are_the_same():
+    images, labels = batch()
+    first = MixTransform(mixaug.create("cutmix"), 5, generator=seeded(2))(images, labels)
+    second = MixTransform(mixaug.create("cutmix"), 5, generator=seeded(2))([images, labels])
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_image_type_is_kept():
+    images, labels = batch()
+    mixed, targets = MixTransform(mixaug.create("cutmix"), 5)(tv_tensors.Image(images), labels)
+    assert type(mixed) is tv_tensors.Image
+    assert type(targets) is torch.Tensor
+
+
+def test_inside_compose_and_random_choice():
+    images, labels = batch()
+    transforms = v2.Compose(
+        [
+            v2.RandomChoice([MixTransform(mixaug.create(name), 5) for name in ("mixup", "cutmix")]),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    mixed, targets = transforms(images, labels)
+    assert mixed.min() >= -1 and mixed.max() <= 1
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+
+
+def test_in_workers_every_batch_differs():
+    # Four equal batches: were a worker's or a batch's stream repeated, two of them would come out the same.
+    images, labels = batch()
+    dataset = TensorDataset(images.repeat(4, 1, 1, 1), labels.repeat(4))
+    mix = MixTransform(mixaug.create("mixup"), 5)
+    loader = DataLoader(dataset, 6, num_workers=2, collate_fn=Collate(mix), generator=seeded(3))
+    means = [tuple(mixed.mean((1, 2, 3)).tolist()) for mixed, _ in loader]
+    assert len(set(means)) == 4
+    assert means == [tuple(mixed.mean((1, 2, 3)).tolist()) for mixed, _ in _again(loader)]
+
+
+class Collate:
+    def __init__(self, mix: MixTransform) -> None:
+        self.mix = mix
+
+    def __call__(self, samples: list) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.mix(*default_collate(samples))
+
+
+def _again(loader: DataLoader) -> DataLoader:
+    loader.generator.manual_seed(3)
+    return loader
+
+
+@pytest.mark.parametrize("inputs", [(torch.rand(2, 3, 4, 4),), (torch.rand(2, 3, 4, 4), [1, 2]), ()])
+def test_other_inputs_are_refused(inputs):
+    with pytest.raises(TypeError, match="MixTransform expected a batch of images and its labels"):
+        MixTransform(mixaug.create("mixup"), 5)(*inputs)
+
+
+def test_class_count_is_checked():
+    with pytest.raises(ValueError, match="MixTransform expected `num_classes`"):
+        MixTransform(mixaug.create("mixup"), -1)
