@@ -368,7 +368,7 @@ def test_no_weights_are_published_for_the_small_models():
     ],
 )
 def test_numbers_are_checked(arguments, error):
-    with pytest.raises(error, match="mixaug.models.create expected"):
+    with pytest.raises(error, match=r"mixaug\.models\.create expected"):
         models.create("cifar_resnet8", **arguments)
     with pytest.raises(TypeError, match="name to be a str"):
         models.create(8, 10)
