@@ -6,7 +6,8 @@ The box has the image's aspect ratio, side sqrt(1 - lam) with lam ~ Beta(alpha, 
 the pixels, and is clipped at the border; lam' counts the pixels really kept. The authors draw one box per
 batch: ``per="batch"``. With one or three spatial axes the side is the first or third root.
 
-``minmax`` is timm's other box: sides uniform between two fractions of the image's sides, always inside.
+``minmax`` is timm's other box: sides uniform between two fractions of the image's sides, always inside
+(timm never lets such a box touch the far border; here every place is equally likely).
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _minmax_boxes(minmax: tuple[float, float], size: Sequence[int], draws: Draws
         # int() and an upper bound of at least one more than the lower: a tiny image still has a box.
         least = int(side * minmax[0])
         cut = draws.integers(least, max(int(side * minmax[1]), least + 1))
-        start = (draws.uniform() * (side - cut)).long()
+        start = (draws.uniform() * (side - cut + 1)).long()
         low.append(start)
         high.append(start + cut)
     return torch.stack(low + high, dim=1)

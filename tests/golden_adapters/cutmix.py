@@ -1,0 +1,26 @@
+"""cutmix_*: a draw of (lam, centre) to a box, and the paste itself; cutmix_boxes_* hold draws alone."""
+
+import torch
+
+from golden_adapters import adapter
+from golden_adapters.mixup import dense_target
+from mixaug import functional as F
+
+
+@adapter("cutmix")
+def replay_cutmix(arrays, stem):
+    expected_boxes = torch.from_numpy(arrays["box"])
+    result = []
+    if "lam" in arrays:
+        size = (int(arrays["height"]), int(arrays["width"])) if "height" in arrays else arrays["images"].shape[2:]
+        centers = torch.from_numpy(arrays["cy"]), torch.from_numpy(arrays["cx"])
+        boxes = F.cutmix_boxes(torch.from_numpy(arrays["lam"]), torch.stack(centers, 1), size)
+        result.append(("boxes", boxes, expected_boxes, 0.0))
+    if "images" in arrays:
+        images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
+        mixed, lam = F.cutmix(images, partner, expected_boxes)
+        result.append(("mixed", mixed, torch.from_numpy(arrays["mixed"]), 0.0))
+        result.append(("own_weight", lam, torch.from_numpy(arrays["own_weight"]), 1e-7))
+        if "target" in arrays:
+            result.append(("target", dense_target(arrays, mixed, lam), torch.from_numpy(arrays["target"]), 1e-6))
+    return result

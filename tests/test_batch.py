@@ -1,0 +1,126 @@
+"""`MixedBatch`: targets and replay."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mixaug
+from helpers import seeded
+from mixaug import MixedBatch
+
+IMAGES = torch.rand(5, 3, 8, 10, generator=seeded(0))
+LABELS = torch.tensor([0, 3, 1, 1, 2])
+
+
+def mixed(name="mixup", labels=LABELS, images=IMAGES, **options):
+    return mixaug.create(name, **options)(images, labels, generator=seeded(1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_targets_smooth_every_source_like_torch(smoothing):
+    batch, logits = mixed(), torch.randn(5, 4, generator=seeded(2), dtype=torch.float64)
+    loss = F.cross_entropy(logits, batch.targets(4, smoothing).double(), reduction="none")
+    own, other = (
+        F.cross_entropy(logits, LABELS[batch.sources[:, m]], label_smoothing=smoothing, reduction="none")
+        for m in (0, 1)
+    )
+    lam = batch.lam.double()
+    torch.testing.assert_close(loss, lam * own + (1 - lam) * other, rtol=0, atol=1e-6)
+
+
+def test_index_and_dense_labels_give_the_same_targets():
+    dense = mixed(labels=F.one_hot(LABELS, 4).double())
+    for smoothing in (0.0, 0.2):
+        got = dense.targets(4, smoothing)
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got.float(), mixed().targets(4, smoothing))
+
+
+def test_weights_that_do_not_sum_to_one_are_kept():
+    batch = MixedBatch(IMAGES, LABELS, torch.tensor([[0, 1]] * 5), torch.tensor([[0.6, 0.7]] * 5))
+    assert torch.allclose(batch.targets(4).sum(1), torch.full((5,), 1.3))
+    assert torch.allclose(batch.targets(4, 0.1).sum(1), torch.full((5,), 1.3))
+
+
+def test_same_class_pairs_add_up():
+    batch = MixedBatch(IMAGES[:2], torch.tensor([1, 1]), torch.tensor([[0, 1], [1, 0]]), torch.full((2, 2), 0.5))
+    assert batch.targets(3).tolist() == [[0, 1, 0]] * 2
+
+
+def test_regression_labels_give_the_weighted_mean():
+    for labels in (torch.rand(5, generator=seeded(3)), torch.rand(5, 2, generator=seeded(3))):
+        batch = mixed(labels=labels)
+        lam = batch.lam.reshape(-1, *([1] * (labels.ndim - 1)))
+        torch.testing.assert_close(batch.targets(), lam * labels + (1 - lam) * labels[batch.partner])
+
+
+def test_bad_targets():
+    with pytest.raises(ValueError, match="no labels"):
+        mixed(labels=None).targets(4)
+    with pytest.raises(ValueError, match="needs num_classes"):
+        mixed().targets()
+    with pytest.raises(ValueError, match=r"class ids in \[0, 3\), got values from 0 to 3"):
+        mixed().targets(3)
+    with pytest.raises(ValueError, match="num_classes=7 does not fit"):
+        mixed(labels=torch.rand(5, 4)).targets(7)
+    with pytest.raises(ValueError, match=r"label_smoothing expects a share in \[0, 1\], got 1.5"):
+        mixed().targets(4, 1.5)
+    with pytest.raises(ValueError, match="label_smoothing needs class targets"):
+        mixed(labels=torch.rand(5)).targets(label_smoothing=0.1)
+
+
+def test_partner_is_for_pairs():
+    three = MixedBatch(IMAGES, LABELS, torch.zeros(5, 3, dtype=torch.int64), torch.full((5, 3), 1 / 3))
+    assert three.lam.shape == (5,)
+    with pytest.raises(ValueError, match="3 sources each"):
+        _ = three.partner
+
+
+def test_cut_methods_copy_label_maps():
+    batch = mixed("cutmix")
+    label_map = torch.randint(0, 20, (5, 8, 10), generator=seeded(4))
+    inside = batch.mask[:, 0] == 0
+    expected = torch.where(inside, label_map[batch.partner], label_map)
+    for dtype in (torch.int64, torch.uint8, torch.int32):
+        got = batch.apply(label_map.to(dtype))
+        assert got.dtype == dtype
+        assert torch.equal(got.long(), expected)
+    assert torch.equal(batch.apply(label_map == 3), expected == 3)
+    shares = batch.apply(label_map, num_classes=20)
+    assert torch.equal(shares, F.one_hot(expected, 20).movedim(-1, 1).float())
+
+
+def test_blends_give_class_shares_of_label_maps():
+    batch = mixed("mixup")
+    label_map = torch.randint(0, 4, (5, 8, 10), generator=seeded(5))
+    planes = F.one_hot(label_map, 4).movedim(-1, 1).float()
+    lam = batch.lam[:, None, None, None]
+    torch.testing.assert_close(batch.apply(label_map, 4), lam * planes + (1 - lam) * planes[batch.partner])
+    with pytest.raises(TypeError, match=r"pass num_classes to MixedBatch.apply"):
+        batch.apply(label_map)
+
+
+def test_ignored_pixels_get_no_share():
+    label_map = torch.full((5, 8, 10), 255)
+    label_map[0] = 1
+    shares = mixed("mixup").apply(label_map, num_classes=3)
+    assert shares[:, [0, 2]].sum() == 0
+    assert (shares.sum(1) <= 1).all()
+
+
+def test_bad_replay():
+    batch = mixed("cutmix")
+    with pytest.raises(ValueError, match="expects 5 rows"):
+        batch.apply(IMAGES[:3])
+    with pytest.raises(ValueError, match=r"spatial size \(8, 10\)"):
+        batch.apply(IMAGES[..., :4])
+    with pytest.raises(TypeError, match="integer class ids"):
+        batch.apply(IMAGES, num_classes=3)
+    with pytest.raises(ValueError, match="no plan to replay"):
+        MixedBatch(IMAGES, LABELS, batch.sources, batch.weights).apply(IMAGES)
+
+
+def test_moves_as_a_whole():
+    moved = mixed("cutmix").to("meta")
+    assert moved.inputs.device.type == moved.weights.device.type == moved.plan.boxes.device.type == "meta"
+    assert len(moved) == 5

@@ -1,0 +1,293 @@
+"""The contract that every registered policy keeps. A new policy is tested here by being registered."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mixaug
+from helpers import index_images, seeded
+
+POLICIES = mixaug.list_policies(needs=())
+PER = ["sample", "batch", "pair"]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8]
+every_policy = pytest.mark.parametrize("name", POLICIES)
+
+
+def make(name, per=None):
+    options = {} if per is None or "per" not in mixaug.describe(name).defaults else {"per": per}
+    return mixaug.create(name, **options)
+
+
+def pictures(batch=6, channels=3, size=(12, 18), dtype=torch.float32, device="cpu"):
+    images = torch.rand(batch, channels, *size, generator=seeded(11))
+    images = (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
+    return images.to(device)
+
+
+def spatial_ranks(policy):
+    ranks = policy.spatial or (1, 2, 3)
+    for member in getattr(policy, "policies", []):
+        ranks = tuple(rank for rank in ranks if rank in spatial_ranks(member))
+    return ranks
+
+
+@every_policy
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_dtype_layout_and_input_are_kept(name, dtype, layout, device):
+    images = pictures(dtype=dtype, device=device)
+    if layout == "channels_last":
+        images = images.to(memory_format=torch.channels_last)
+    before = images.clone()
+    labels = torch.arange(6, device=device)
+    mixed = make(name)(images, labels, generator=seeded(1, device))
+    assert mixed.inputs.dtype == dtype
+    assert mixed.inputs.shape == images.shape
+    assert mixed.inputs.device == images.device
+    assert mixed.inputs.stride() == images.stride()
+    assert torch.equal(images, before), "the caller's tensor changed"
+    assert mixed.labels is labels
+    assert mixed.weights.dtype == torch.float32
+    assert mixed.sources.dtype == torch.int64
+
+
+@every_policy
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_any_batch_size(name, per, batch, device):
+    images = pictures(batch, device=device)
+    mixed = make(name, per)(images, torch.arange(batch, device=device), generator=seeded(2, device))
+    assert mixed.inputs.shape == images.shape
+    assert mixed.inputs.isfinite().all()
+    assert mixed.sources.shape == mixed.weights.shape
+    assert torch.equal(mixed.sources[:, 0], torch.arange(batch, device=device))
+    assert ((mixed.sources >= 0) & (mixed.sources < batch)).all()
+    assert ((mixed.weights >= 0) & (mixed.weights <= 1)).all()
+    torch.testing.assert_close(mixed.targets(batch).sum(1), mixed.weights.sum(1))
+    if batch == 1:
+        assert torch.equal(mixed.inputs, images)
+        assert mixed.lam.tolist() == [1.0]
+
+
+@every_policy
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (7, 5), (2, 2), (33, 8), (130, 140)], ids=str)
+def test_any_image_size(name, size, device):
+    # The last size lies above the border where CPU copies go by slices.
+    images = pictures(4, size=size, device=device)
+    mixed = make(name)(images, torch.arange(4, device=device), generator=seeded(3, device))
+    assert mixed.inputs.shape == images.shape
+    assert mixed.inputs.isfinite().all()
+
+
+@every_policy
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_signals_images_and_volumes(name, rank, device):
+    policy = make(name)
+    images = pictures(5, size=(6, 7, 8)[:rank], device=device)
+    if rank not in spatial_ranks(policy):
+        with pytest.raises(ValueError, match=r"expects images \(B, C, "):
+            policy(images)
+        return
+    mixed = policy(images, generator=seeded(4, device))
+    assert mixed.inputs.shape == images.shape
+    assert mixed.mask is None or mixed.mask.shape == (5, 1, *images.shape[2:])
+
+
+@every_policy
+@pytest.mark.parametrize("per", PER)
+def test_same_seed_same_bits_and_global_state_untouched(name, per, device):
+    images, labels = pictures(device=device), torch.arange(6, device=device)
+    state = torch.get_rng_state()
+    results = [make(name, per)(images, labels, generator=seeded(5, device)) for _ in range(2)]
+    assert torch.equal(results[0].inputs, results[1].inputs)
+    assert torch.equal(results[0].weights, results[1].weights)
+    assert torch.equal(results[0].sources, results[1].sources)
+    assert torch.equal(state, torch.get_rng_state())
+    layout = make(name, per)(images.to(memory_format=torch.channels_last), labels, generator=seeded(5, device))
+    torch.testing.assert_close(layout.inputs, results[0].inputs, rtol=0, atol=1e-6)
+    assert torch.equal(layout.weights, results[0].weights)
+
+
+@every_policy
+def test_default_generator_follows_the_global_seed(name, device):
+    images = pictures(device=device)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(6)
+        results.append(make(name)(images).inputs)
+    assert torch.equal(*results)
+
+
+@every_policy
+@pytest.mark.parametrize("per", PER)
+def test_pixels_come_from_the_sources(name, per, device):
+    images = index_images(7, 3, 12, 18).to(device)
+    mixed = make(name, per)(images, generator=seeded(7, device))
+    own = images[mixed.sources].amin(1), images[mixed.sources].amax(1)
+    assert (mixed.inputs >= own[0] - 1e-5).all()
+    assert (mixed.inputs <= own[1] + 1e-5).all()
+
+
+@every_policy
+def test_gradient_reaches_every_source(name, device):
+    images = pictures(6, device=device).requires_grad_()
+    mixed = make(name)(images, generator=seeded(8, device))
+    mixed.inputs.sum().backward()
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
+    # Every mixed pixel is a weighted mean of source pixels, so the gradients add up to the pixel count,
+    # but for what a shrunken partner leaves unread or reads twice.
+    assert images.grad.sum().item() == pytest.approx(images.numel(), rel=1e-4)
+
+
+@every_policy
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(12, 18), (130, 140)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bfloat16], ids=str)
+def test_out_and_inplace_equal_a_fresh_result(name, per, layout, size, dtype, device):
+    images = pictures(5, size=size, dtype=dtype, device=device)
+    if layout == "channels_last":
+        images = images.to(memory_format=torch.channels_last)
+    policy = make(name, per)
+    plan = policy.draw(images, generator=seeded(9, device))
+    fresh = policy.apply(images, plan)
+    out = torch.empty_like(images)
+    assert policy.apply(images, plan, out=out) is out
+    assert torch.equal(out, fresh)
+    own = images.clone()
+    assert policy.apply(own, plan, inplace=True) is own
+    assert torch.equal(own, fresh)
+
+
+@every_policy
+def test_plan_replays(name, device):
+    images = pictures(6, device=device)
+    mixed = make(name)(images, torch.arange(6, device=device), generator=seeded(10, device))
+    torch.testing.assert_close(mixed.apply(images), mixed.inputs, rtol=0, atol=0)
+    label_map = torch.arange(6, device=device)[:, None, None].expand(6, 12, 18).contiguous()
+    shares = mixed.apply(label_map, num_classes=6)
+    assert shares.shape == (6, 6, 12, 18)
+    torch.testing.assert_close(shares.sum(1), torch.ones(6, 12, 18, device=device))
+    chosen = torch.nn.functional.one_hot(mixed.sources, 6).amax(1)
+    assert (shares.amax((2, 3)) <= chosen + 1e-6).all(), "a class that none of the sources has"
+    try:
+        copied = mixed.apply(label_map)
+    except TypeError as error:
+        assert "num_classes" in str(error)
+    else:
+        assert copied.dtype == torch.int64
+        assert (copied[:, None] == mixed.sources[:, :, None, None]).any(1).all()
+
+
+@every_policy
+def test_travels_between_processes_and_devices(name, device):
+    mixed = make(name)(pictures(4, device=device), torch.arange(4, device=device), generator=seeded(12, device))
+    again = pickle.loads(pickle.dumps(mixed)).to(device)
+    assert torch.equal(again.inputs, mixed.inputs)
+    assert torch.equal(again.apply(mixed.inputs), mixed.apply(mixed.inputs))
+
+
+@every_policy
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_no_value_is_read_back_to_the_host(name, per, dtype):
+    # A fake CUDA tensor has no values: `.item()`, boolean indexing and host round trips raise.
+    with FakeTensorMode():
+        images = torch.empty(6, 3, 32, 48, dtype=dtype, device="cuda")
+        labels = torch.empty(6, dtype=torch.int64, device="cuda")
+        mixed = make(name, per)(images, labels)
+        assert mixed.inputs.device.type == "cuda"
+        assert mixed.weights.device.type == "cuda"
+        mixed.targets(10)
+
+
+@every_policy
+def test_labels_in_every_form(name, device):
+    images = pictures(4, device=device)
+    soft = torch.rand(4, 3, generator=seeded(13)).to(device)
+    for labels in (None, torch.tensor([0, 1, 2, 1], dtype=torch.int32, device=device), soft, soft[:, 0]):
+        mixed = make(name)(images, labels, generator=seeded(14, device))
+        assert mixed.labels is labels
+    expected = (soft[mixed.sources] * mixed.weights[..., None]).sum(1)
+    dense = make(name)(images, soft, generator=seeded(14, device)).targets(3)
+    torch.testing.assert_close(dense, expected)
+
+
+@every_policy
+def test_dict_and_tuple_batches(name, device):
+    images, extra = pictures(4, device=device), pictures(4, channels=1, device=device)
+    alone = make(name)(images, generator=seeded(15, device))
+    batch = {"image": images, "depth": extra, "id": ["a", "b", "c", "d"]}
+    mixed = make(name)(batch, generator=seeded(15, device), keys=["image", "depth"])
+    assert torch.equal(mixed.inputs["image"], alone.inputs)
+    assert torch.equal(mixed.inputs["depth"], alone.apply(extra))
+    assert mixed.inputs["id"] is batch["id"]
+    pair = make(name)((images, extra), generator=seeded(15, device), keys=[0])
+    assert torch.equal(pair.inputs[0], alone.inputs)
+    assert pair.inputs[1] is extra
+
+
+@every_policy
+def test_bad_batches_are_refused_before_anything_is_drawn(name, device):
+    policy, images = make(name), pictures(4, device=device)
+    generator = seeded(16, device)
+    state = generator.get_state()
+    with pytest.raises(ValueError, match="empty batch"):
+        policy(images[:0], generator=generator)
+    with pytest.raises(ValueError, match="4 images but 3 labels"):
+        policy(images, torch.arange(3, device=device), generator=generator)
+    with pytest.raises(TypeError, match=r"one_hot"):
+        policy(images, torch.ones(4, 3, dtype=torch.int64, device=device), generator=generator)
+    with pytest.raises(TypeError, match="dtype"):
+        policy(images.long(), generator=generator)
+    with pytest.raises(TypeError, match="complex64"):
+        policy(images.to(torch.complex64), generator=generator)
+    with pytest.raises(ValueError, match="not both"):
+        policy(images, generator=seeded(1, device), inplace=True, out=images.clone())
+    with pytest.raises(ValueError, match="expects out of shape"):
+        policy(images, generator=seeded(1, device), out=images[:2].clone())
+    if policy.spatial is not None:
+        with pytest.raises(ValueError, match=r"expects images \(B, C, "):
+            policies = getattr(policy, "policies", [policy])
+            for member in policies:
+                if member.spatial is not None:
+                    member(images.flatten(1), generator=generator)
+    assert torch.equal(state, generator.get_state())
+
+
+@every_policy
+def test_module_behaviour(name):
+    policy = make(name)
+    copy.deepcopy(policy)
+    seen = []
+    torch.nn.Sequential(policy).apply(lambda module: seen.append(module))
+    assert policy in seen, "nn.Module.apply must walk through policies"
+    buffer = io.BytesIO()
+    torch.save(policy.state_dict(), buffer)
+    buffer.seek(0)
+    policy.load_state_dict(torch.load(buffer, weights_only=True))
+    assert name in mixaug.list_policies()
+    info = mixaug.describe(name)
+    assert info.paper
+    assert info.summary
+    assert mixaug.create(name, **info.defaults)
+
+
+@pytest.mark.gpu
+@every_policy
+@pytest.mark.parametrize("per", PER)
+def test_no_synchronisation_on_a_gpu(name, per):
+    images, labels = pictures(8, device="cuda"), torch.arange(8, device="cuda")
+    policy, generator = make(name, per), seeded(17, "cuda")
+    policy(images, labels, generator=generator)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        policy(images, labels, generator=generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

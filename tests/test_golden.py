@@ -1,0 +1,58 @@
+"""Every golden file in tests/golden, and, where the shared folder is there, every file with an adapter."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from golden import GOLDEN, replay
+from golden_adapters import ADAPTERS
+
+FILES = sorted(GOLDEN.glob("*.npz"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_against_reference(path):
+    comparisons = replay(path)
+    assert comparisons, "an adapter that compares nothing proves nothing"
+    for what, got, expected, tolerance in comparisons:
+        assert got.shape == expected.shape, what
+        difference = (got.double() - expected.double()).abs().max().item() if got.numel() else 0.0
+        assert difference <= tolerance, f"{what}: off by {difference}, tolerance {tolerance}"
+
+
+def test_every_adapter_has_a_file():
+    prefixes = {max((p for p in ADAPTERS if path.stem.startswith(p + "_")), key=len) for path in FILES}
+    assert prefixes == set(ADAPTERS)
+
+
+def test_copies_equal_the_shared_files(shared):
+    for path in FILES:
+        assert path.read_bytes() == (shared / "golden" / path.name).read_bytes(), path.name
+
+
+def test_a_wrong_result_is_noticed(tmp_path):
+    path = GOLDEN / "mixup_elem_16x16.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["lam"] = 1 - arrays["lam"]
+    np.savez(tmp_path / "mixup_wrong.npz", **arrays)
+    what, got, expected, tolerance = replay(tmp_path / "mixup_wrong.npz")[0]
+    assert (got - expected).abs().max() > 100 * tolerance, what
+
+
+def test_unknown_method_is_named(tmp_path):
+    with pytest.raises(LookupError, match=r"no adapter for strangemix_1.npz"):
+        replay(tmp_path / "strangemix_1.npz")
+
+
+def test_replay_works_from_another_folder(tmp_path):
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert replay(GOLDEN / "cutmix_boxes_16x16.npz")
+    finally:
+        os.chdir(before)
+    assert torch.is_grad_enabled()

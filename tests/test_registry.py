@@ -1,0 +1,86 @@
+"""Policies by name."""
+
+import importlib.metadata
+import warnings
+
+import pytest
+
+import mixaug
+from mixaug import registry
+from mixaug.policies import CutMix, Mixup
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def test_create_passes_options_on():
+    policy = mixaug.create("cutmix", alpha=0.3, per="batch")
+    assert isinstance(policy, CutMix)
+    assert (policy.alpha, policy.per) == (0.3, "batch")
+    assert repr(policy) == "CutMix(alpha=0.3, per='batch')"
+
+
+def test_closest_names_are_suggested():
+    with pytest.raises(ValueError, match=r"unknown policy 'cutmx'. Did you mean 'cutmix'"):
+        mixaug.create("cutmx")
+    with pytest.raises(ValueError, match=r"unknown policy 'zzzzz'. All policies: "):
+        mixaug.describe("zzzzz")
+
+
+def test_unknown_option_lists_the_known_ones():
+    with pytest.raises(TypeError, match=r"policy 'mixup' has no option 'alhpa'; its options are \['alpha', 'ratio'"):
+        mixaug.create("mixup", alhpa=1)
+
+
+def test_describe():
+    info = mixaug.describe("cutmix")
+    assert info.arxiv == "1905.04899"
+    assert "ICCV 2019" in info.paper
+    assert info.defaults["alpha"] == 1.0
+    assert info.needs == frozenset()
+    assert info.target is CutMix
+    with pytest.raises(TypeError):
+        info.defaults["alpha"] = 2
+
+
+def test_list_filters(clean):
+    @mixaug.register("guided_by_two", paper="x")
+    class Guided(Mixup):
+        needs = frozenset({"cam", "saliency"})
+
+    names = mixaug.list_policies()
+    assert names == sorted(names)
+    assert {"mixup", "cutmix", "none", "guided_by_two"} <= set(names)
+    assert mixaug.list_policies("*mixup") == ["mixup"]
+    assert mixaug.list_policies(needs="cam") == ["guided_by_two"]
+    assert mixaug.list_policies(needs=["cam", "saliency"]) == ["guided_by_two"]
+    assert mixaug.list_policies(needs=["cam", "attention"]) == []
+    assert "guided_by_two" not in mixaug.list_policies(needs=())
+    assert mixaug.list_policies("nothing*") == []
+
+
+def test_names_are_taken_once(clean):
+    with pytest.raises(ValueError, match=r"'mixup' is already taken by mixaug.policies.mixup.Mixup"):
+        mixaug.register("mixup", paper="x")(CutMix)
+    mixaug.register("mixup", paper="x")(Mixup)  # a reloaded module
+
+
+def test_options_need_defaults(clean):
+    with pytest.raises(ValueError, match="option 'alpha' needs a default"):
+
+        @mixaug.register("strict", paper="x")
+        def strict(alpha):
+            return Mixup(alpha)
+
+
+def test_a_broken_plugin_is_reported_and_takes_nothing_away(clean, monkeypatch):
+    broken = importlib.metadata.EntryPoint("broken", "no_such_module_at_all", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    with pytest.warns(UserWarning, match=r"plug-in 'broken' \(no_such_module_at_all\) failed to load"):
+        assert "mixup" in mixaug.list_policies()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixaug.list_policies()
