@@ -52,11 +52,11 @@ def load(name: str, **options: Any) -> DataSet:
     | `aircraft` | `root`, `annotation_level` | no |
     | `imagefolder` | `root`, `train_folder`, `test_folder` | no |
 
-    Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`,
-        for the two
-    splits (a set in memory is then read image by image); `image_size`, the side in pixels that named
-    transforms produce and that `DataSet.image_size` reports. Each loader in `mixaug.data.loaders` documents
-    its own options.
+    Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
+    the two splits, which are then read image by image; where only one is given, the other split gives its images
+    as unchanged uint8 tensors, and where none is given, files give PIL images. `image_size` is the side in pixels
+    that named transforms produce and that `DataSet.image_size` reports. Each loader in `mixaug.data.loaders`
+    documents its own options.
 
     Raises:
         ValueError: unknown name (the closest are suggested), an option out of range, or files with unexpected

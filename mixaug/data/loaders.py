@@ -76,6 +76,17 @@ def _transforms(
     return built[1], built[0], side or native
 
 
+def _file_transforms(
+    transform: Transform, test_transform: Transform, image_size: int | None, native: int
+) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, int]:
+    """As `_transforms`; where one is given and the other is not, the other makes tensors of the images as they are."""
+    if transform is None and test_transform is not None:
+        transform = "uint8"
+    if test_transform is None and transform is not None:
+        test_transform = "uint8"
+    return _transforms(transform, test_transform, image_size, native)
+
+
 def _in_memory(
     name: str,
     train: ArrayData,
@@ -89,14 +100,11 @@ def _in_memory(
 ) -> DataSet:
     channels, height, width = train.images.shape[1:]
     train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
-    if train_fn is None and test_fn is None:
-        if image_size not in (None, height):
-            raise ValueError(
-                f"data set {name!r} has {height}x{width} images; image_size={image_size} needs transform "
-                "and test_transform"
-            )
-    elif train_fn is None or test_fn is None:
-        raise ValueError(f"data set {name!r} needs transform and test_transform together ('uint8' changes no pixel)")
+    plain = train_fn is None and test_fn is None
+    if plain and image_size not in (None, height):
+        raise ValueError(
+            f"data set {name!r} has {height}x{width} images; image_size={image_size} needs transform and test_transform"
+        )
     names = tuple(class_names)
     return DataSet(
         name=name,
@@ -105,7 +113,7 @@ def _in_memory(
         num_classes=len(names),
         mean=mean,
         std=std,
-        image_size=(channels, height, width) if train_fn is None else (channels, side, side),
+        image_size=(channels, height, width) if plain else (channels, side, side),
         class_names=names,
     )
 
@@ -388,7 +396,7 @@ def tiny_imagenet(
     expected = [f"{base}/{entry}" for entry in ("wnids.txt", "train/", "val/images/", "val/val_annotations.txt")]
     source = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     folder = _require("tiny_imagenet", root, expected, source) / base
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, 64)
+    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 64)
 
     ids = sorted(row[0] for row in _lines(folder / "wnids.txt", 1))
     label_of = {wnid: label for label, wnid in enumerate(ids)}
@@ -434,7 +442,7 @@ def imagefolder(
 
     layout = f"your own images, as {train_folder}/<class>/<image> and {test_folder}/<class>/<image>"
     path = _require("imagefolder", root, [f"{train_folder}/", f"{test_folder}/"], layout)
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
     train = ImageFolder(str(path / train_folder), transform=train_fn)
     test = ImageFolder(str(path / test_folder), transform=test_fn)
     if train.classes != test.classes:
@@ -458,7 +466,7 @@ def cub(
     tables = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     source = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
     folder = _require("cub", root, [f"{base}/{entry}" for entry in (*tables, "images/")], source) / base
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
 
     paths = dict(_lines(folder / "images.txt", 2))
     labels = dict(_lines(folder / "image_class_labels.txt", 2))
@@ -509,7 +517,7 @@ def aircraft(
         [f"fgvc-aircraft-2013b/data/{entry}" for entry in entries],
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
     train = FGVCAircraft(str(path), "trainval", annotation_level, transform=train_fn)
     test = FGVCAircraft(str(path), "test", annotation_level, transform=test_fn)
     return _from_files("aircraft", train, test, train.classes, side)
@@ -534,7 +542,7 @@ def cars(
         [f"{base}/{entry}" for entry in (*entries, "cars_train/", "cars_test/")],
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (its links are dead; copies circulate)",
     )
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
     # The tables hold unsigned 8-bit labels; the interface promises plain ints.
     train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int)
     test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int)
