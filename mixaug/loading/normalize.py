@@ -1,0 +1,97 @@
+"""From uint8 pixels to normalised floats, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Normalize"]
+
+
+class Normalize:
+    """``(image / 255 - mean) / std`` for uint8 images, ``(image - mean) / std`` for floating ones.
+
+    Computed in float32 (float64 for float64 images), then cast.
+
+    Args:
+        mean, std: one number for each channel, or one for all, in units of 0..1; 0 and 1 where None.
+        dtype: of the result. None gives float32 for normalised uint8 images and otherwise the images' own
+            dtype; with no mean, std and dtype uint8 images stay uint8.
+        memory_format: of the result; None keeps the images'.
+
+    Raises:
+        ValueError: std not positive, mean or std not finite, or of another length than the images' channels.
+        TypeError: a dtype that is not floating (uint8 is fine without mean and std), or images that are
+            neither uint8 nor floating.
+    """
+
+    def __init__(
+        self,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
+        self.scales = mean is not None or std is not None
+        self.mean = _numbers("mean", 0.0 if mean is None else mean)
+        self.std = _numbers("std", 1.0 if std is None else std)
+        if min(self.std) <= 0:
+            raise ValueError(f"std expects positive numbers, got {self.std}")
+        if len({len(self.mean), len(self.std)} - {1}) > 1:
+            raise ValueError(f"mean has {len(self.mean)} numbers, but std has {len(self.std)}")
+        if dtype is not None and not dtype.is_floating_point and (self.scales or dtype != torch.uint8):
+            raise TypeError(f"dtype expects a floating type, or uint8 without mean and std, got {dtype}")
+        self.dtype = dtype
+        self.memory_format = memory_format
+        self._made: dict[tuple[torch.device, torch.dtype, int, bool], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images (B, C, ...). The argument is left as it is."""
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
+        if self.dtype == torch.uint8 and images.dtype != torch.uint8:
+            raise TypeError(f"dtype=torch.uint8 keeps uint8 images, but these are {images.dtype}")
+        keep = torch.preserve_format if self.memory_format is None else self.memory_format
+        to_unit = images.dtype == torch.uint8 and self.dtype != torch.uint8 and (self.scales or self.dtype is not None)
+        if not self.scales and not to_unit:
+            return images.to(self.dtype or images.dtype, memory_format=keep)
+        own = torch.float32 if images.dtype == torch.uint8 else images.dtype
+        wide = torch.promote_types(images.dtype, torch.float32)
+        offset, scale = self._constants(images, wide)
+        # The first step copies, the next two work in the copy.
+        result = images.to(wide, memory_format=keep, copy=True)
+        if self.scales:
+            result.sub_(offset)
+        return result.mul_(scale).to(self.dtype or own)
+
+    def _constants(self, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """255 mean and 1 / (255 std), rounded once, shaped for these images; 255 only where they are uint8."""
+        key = (images.device, dtype, images.ndim, images.dtype == torch.uint8)
+        if key not in self._made:
+            full = 255.0 if images.dtype == torch.uint8 else 1.0
+            offset = [full * value for value in self.mean]
+            scale = [1.0 / (full * value) for value in self.std]
+            shape = (-1, *[1] * (images.ndim - 2))
+            self._made[key] = (
+                torch.tensor(offset, dtype=dtype, device=images.device).view(shape),
+                torch.tensor(scale, dtype=dtype, device=images.device).view(shape),
+            )
+        count = max(len(self.mean), len(self.std))
+        if images.ndim < 2 or count not in (1, images.shape[1]):
+            raise ValueError(f"mean and std have {count} numbers, but the images have shape {tuple(images.shape)}")
+        return self._made[key]
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std}, dtype={self.dtype})"
+
+
+def _numbers(name: str, values: float | Sequence[float] | Tensor) -> list[float]:
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    numbers = [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name} expects finite numbers, one or one for each channel, got {values}")
+    return numbers

@@ -1,0 +1,218 @@
+"""`ResidentLoader`: a data set that lies on the device as uint8, shuffled, cropped and flipped there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixaug.loading.crops import check_padding, crop_and_flip
+from mixaug.loading.normalize import Normalize
+from mixaug.loading.streams import stream_key, world_of
+
+__all__ = ["ResidentLoader"]
+
+
+class ResidentLoader:
+    """Batches of a data set small enough to lie on the device (CIFAR-100 takes 154 MB), without worker
+    processes.
+
+    The order of an epoch and the crop and flip of each place in that order are functions of (seed, epoch)
+    alone, drawn on the CPU, so they are the same on every device. Batch i of n processes with batches of B
+    holds, in the order of the ranks, exactly the samples, crops and flips of batch i of one process with
+    batches of nB.
+
+    Each complete pass moves on to the next epoch by itself; :meth:`set_epoch` chooses one.
+
+    For evaluation: ``ResidentLoader(images, labels, 500, device=device, mean=mean, std=std, shuffle=False)``.
+
+    Args:
+        images: (N, C, H, W) uint8. On a CPU they are used as they are, not copied: leave them alone.
+        labels: (N, ...) tensor.
+        batch_size: B, per process.
+        device: where the data set lies from now on.
+        crop_padding: p >= 0; windows of H x W are cut out of images padded by p. With "reflect" p < min(H,
+            W).
+        padding_mode: "zeros" (black, before normalisation) or "reflect".
+        flip: mirror left to right with probability 1/2.
+        mean, std: in units of 0..1, one number for each channel or one for all.
+        dtype: of the images. None gives float32 if there is a mean or std, else they stay uint8.
+        memory_format: of the images.
+        shuffle: a new order each epoch.
+        drop_last: leave out a last batch that is not full.
+        seed: of all draws.
+        rank, world_size: this process among all; None asks torch.distributed, if it runs. When shuffling, all
+            processes get batches of one size, so a rest of fewer than world_size samples of the epoch's
+            order is left out; without shuffling none is left out, and the last batches may differ in size
+            and number.
+
+    Raises:
+        TypeError: images other than uint8, labels other than a tensor.
+        ValueError: wrong shapes, options out of range, or no batch at all.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        crop_padding: int = 0,
+        padding_mode: str = "zeros",
+        flip: bool = False,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        _check(images, labels, batch_size, crop_padding, padding_mode)
+        self.rank, self.world_size = world_of("ResidentLoader", rank, world_size)
+        self.device = torch.device(device)
+        self.images = images.to(self.device).contiguous()
+        self.labels = labels.to(self.device)
+        self.batch_size = batch_size
+        self.crop_padding = crop_padding
+        self.padding_mode = padding_mode
+        self.flip = flip
+        self.normalize = Normalize(mean, std, dtype, memory_format)
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.epoch = 0
+        self._position = 0
+        self._resume_at = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"ResidentLoader gets no batch out of {len(images)} samples with batch_size={batch_size}, "
+                f"world_size={self.world_size}, rank={self.rank} and drop_last={drop_last}"
+            )
+
+    def __len__(self) -> int:
+        """Batches of a complete epoch on this process."""
+        whole, rest = divmod(len(self.images), self.batch_size * self.world_size)
+        if self.drop_last or rest == 0:
+            return whole
+        start, stop = self._share(rest)
+        return whole + int(stop > start)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass. A position loaded for this very epoch is kept."""
+        if epoch != self.epoch:
+            self._resume_at = self._position = 0
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this loader stands: the epoch, the number of batches handed out in it, and what makes that a place."""
+        return {"epoch": self.epoch, "position": self._position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from :meth:`state_dict`: the next pass begins with the batch after the last one handed out.
+
+        Raises:
+            ValueError: the state is of a loader with another data set size, batch size, seed or number of
+                processes.
+        """
+        missing = {"epoch", "position", *self._identity()} - set(state)
+        if missing:
+            raise ValueError(f"ResidentLoader expects a state with {sorted(missing)}, got {sorted(state)}")
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"ResidentLoader has {name}={value}, but the state was saved with {state[name]}")
+        if not 0 <= state["position"] <= len(self):
+            raise ValueError(f"ResidentLoader has {len(self)} batches, but the state says {state['position']}")
+        self.epoch = state["epoch"]
+        self._resume_at = self._position = state["position"]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, first = self.epoch, self._resume_at
+        self._resume_at, self._position = 0, first
+        order, offsets, flips = self._draw(epoch)
+        samples, step = len(self.images), self.batch_size * self.world_size
+        for number in range(first, len(self)):
+            begin, end = number * step, min((number + 1) * step, samples)
+            start, stop = self._share(end - begin)
+            place = slice(begin + start, begin + stop)
+            batch = self._batch(place, order, offsets, flips)
+            self._position = number + 1
+            yield batch
+        if self.epoch == epoch:
+            self.epoch, self._position = epoch + 1, 0
+
+    def _share(self, count: int) -> tuple[int, int]:
+        """This process's part of a global batch of ``count`` samples."""
+        if self.shuffle:
+            size = count // self.world_size
+            return self.rank * size, (self.rank + 1) * size
+        return count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
+
+    def _draw(self, epoch: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Order (N,), offsets (N, 2) and flips (N,) of an epoch, each None where there is nothing to draw."""
+        samples = len(self.images)
+
+        def stream(purpose: str) -> torch.Generator:
+            # One stream for each purpose: whether images are flipped does not change their order.
+            return torch.Generator().manual_seed(stream_key("resident", purpose, self.seed, epoch))
+
+        order = offsets = flips = None
+        if self.shuffle:
+            order = torch.randperm(samples, generator=stream("order")).to(self.device)
+        if self.crop_padding:
+            sides = 2 * self.crop_padding + 1
+            offsets = torch.randint(sides, (samples, 2), generator=stream("crop")).to(self.device)
+        if self.flip:
+            flips = (torch.rand(samples, generator=stream("flip")) < 0.5).to(self.device)
+        return order, offsets, flips
+
+    def _batch(
+        self, place: slice, order: Tensor | None, offsets: Tensor | None, flips: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if order is None:
+            rows = torch.arange(place.start, place.stop, device=self.device)
+        else:
+            rows = order[place]
+        images = crop_and_flip(
+            self.images,
+            rows,
+            None if offsets is None else offsets[place],
+            None if flips is None else flips[place],
+            padding=self.crop_padding,
+            padding_mode=self.padding_mode,
+        )
+        return self.normalize(images), self.labels.index_select(0, rows)
+
+    def _identity(self) -> dict[str, int]:
+        return {
+            "samples": len(self.images),
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"ResidentLoader({len(self.images)} images {tuple(self.images.shape[1:])} on {self.device}, "
+            f"batch_size={self.batch_size}, epoch={self.epoch})"
+        )
+
+
+def _check(images: Any, labels: Any, batch_size: int, crop_padding: int, padding_mode: str) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"ResidentLoader expects images as a uint8 tensor, got {got}")
+    if images.ndim != 4 or images.numel() == 0:
+        raise ValueError(f"ResidentLoader expects images (N, C, H, W), got shape {tuple(images.shape)}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"ResidentLoader expects labels as a tensor, got {type(labels).__name__}")
+    if labels.ndim == 0 or len(labels) != len(images):
+        raise ValueError(f"ResidentLoader got {len(images)} images but labels of shape {tuple(labels.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"ResidentLoader expects batch_size >= 1, got {batch_size}")
+    check_padding("ResidentLoader", images.shape, crop_padding, padding_mode)
