@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixaug.leaderboard import published
@@ -59,9 +59,17 @@ class Row:
     command: str
 
     @property
+    def options(self) -> str:
+        """The strength of the policy and everything set away from its default, as text."""
+        usual = published.policy_defaults(self.policy)
+        told = {
+            k: v for k, v in self.policy_options.items() if "alpha" in k or _key({"v": usual.get(k)}) != _key({"v": v})
+        }
+        return ", ".join(f"{key}={_plain(value)}" for key, value in {**told, **self.settings}.items())
+
+    @property
     def label(self) -> str:
-        told = {**self.policy_options, **self.settings}
-        return self.policy + (f" ({', '.join(f'{k}={_plain(v)}' for k, v in told.items())})" if told else "")
+        return f"{self.policy} ({self.options})" if self.options else self.policy
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -108,13 +116,16 @@ class Leaderboard:
         return STATISTIC_TITLES[self.statistic]
 
 
-def aggregate(runs: Iterable[Run], *, statistic: str = "last", confidence: float = 0.95) -> Leaderboard:
+def aggregate(
+    runs: Iterable[Run], *, statistic: str = "last", confidence: float = 0.95, hide_paths: bool = False
+) -> Leaderboard:
     """Group finished runs into boards and compare each policy with ``none`` over the seeds both have.
 
     Args:
         runs: records as :func:`collect` returns them.
         statistic: which accuracy of a run counts: ``"last"``, ``"best"`` or ``"median10"``.
         confidence: coverage of the intervals, in (0, 1).
+        hide_paths: write ``<folder>`` for where the data lies in the commands, for pages that others read.
 
     Raises:
         ValueError: for an unknown statistic or a confidence outside (0, 1).
@@ -135,35 +146,27 @@ def aggregate(runs: Iterable[Run], *, statistic: str = "last", confidence: float
     boards = []
     for setting in sorted(grouped, key=lambda s: (s.data, s.data_options, s.model, s.protocol, s.epochs)):
         groups = {key: _one_per_seed(members, problems) for key, members in grouped[setting].items()}
-        boards.append(_board(setting, groups, statistic, confidence))
+        boards.append(_board(setting, groups, statistic, confidence, hide_paths))
     left_out = tuple(run for run in runs if run.status != "finished")
     return Leaderboard(tuple(boards), statistic, confidence, left_out, tuple(problems))
 
 
 def _board(
-    setting: Setting, groups: Mapping[tuple[str, str, str], Sequence[Run]], statistic: str, confidence: float
+    setting: Setting,
+    groups: Mapping[tuple[str, str, str], Sequence[Run]],
+    statistic: str,
+    confidence: float,
+    hide_paths: bool,
 ) -> Board:
     shown = _differing([json.loads(settings) for _, _, settings in groups])
     baselines = {settings: members for (policy, _, settings), members in groups.items() if policy == BASELINE}
     rows = []
     for (policy, options, settings), members in groups.items():
         own_settings = {key: json.loads(settings).get(key) for key in shown if key in json.loads(settings)}
-        baseline, note = _baseline_for(settings, baselines)
-        if policy == BASELINE:
-            baseline, note = None, ""
-        rows.append(
-            _row(
-                setting,
-                policy,
-                json.loads(options),
-                own_settings,
-                members,
-                baseline,
-                note,
-                statistic,
-                confidence,
-            )
-        )
+        baseline, note = (None, "") if policy == BASELINE else _baseline_for(settings, baselines)
+        command = regenerate(members, hide_paths=hide_paths)
+        row = _row(setting, policy, json.loads(options), own_settings, members, baseline, note, statistic, confidence)
+        rows.append(replace(row, command=command))
     rows.sort(key=lambda row: (-row.top1.mean, row.label))
     return Board(setting, tuple(rows))
 
@@ -197,9 +200,7 @@ def _row(
             notes.append(f"not timed on the machine of {BASELINE}")
         else:
             time_ratio = ratio_of_medians(_by_seed(members, "step_ms"), _by_seed(baseline, "step_ms"))
-            memory_ratio = ratio_of_medians(
-                _by_seed(members, "peak_memory_mb"), _by_seed(baseline, "peak_memory_mb")
-            )
+            memory_ratio = ratio_of_medians(_by_seed(members, "peak_memory_mb"), _by_seed(baseline, "peak_memory_mb"))
     elif policy == BASELINE:
         time_ratio = 1.0 if _by_seed(members, "step_ms") else None
         memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None
@@ -224,7 +225,7 @@ def _row(
         memory_ratio=memory_ratio,
         published=found,
         notes=tuple(notes),
-        command=regenerate(members),
+        command="",
     )
 
 
@@ -247,9 +248,7 @@ def _one_per_seed(members: Sequence[Run], problems: list[str]) -> list[Run]:
     for run in members:
         seed = int(run.result["seed"])
         if seed in kept:
-            problems.append(
-                f"{run.folder.name}: seed {seed} was also run in {kept[seed].folder.name}, which counts"
-            )
+            problems.append(f"{run.folder.name}: seed {seed} was also run in {kept[seed].folder.name}, which counts")
         else:
             kept[seed] = run
     return [kept[seed] for seed in sorted(kept)]

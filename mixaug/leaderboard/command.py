@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from mixaug.leaderboard.collect import Run
+from mixaug.leaderboard.published import LOCATIONS
 
 __all__ = ["CommandError", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
 
@@ -35,7 +36,7 @@ class CommandError(ValueError):
     """No overrides compose the config of a run any more."""
 
 
-def regenerate(members: Sequence[Run]) -> str:
+def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
     """One benchmark command for all seeds of a row; a line that starts with ``#`` and says why if there is none."""
     if not members[0].config:
         return "# the run folder has no readable config.yaml"
@@ -43,6 +44,8 @@ def regenerate(members: Sequence[Run]) -> str:
         overrides = overrides_of(members[0].config)
     except (CommandError, ImportError) as error:
         return f"# {error}"
+    if hide_paths:
+        overrides = [_hidden(override) for override in overrides]
     seeds = ",".join(str(run.result["seed"]) for run in members)
     return " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
 
@@ -94,6 +97,12 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     if again != _hash(config):
         raise CommandError("this version composes another config from the same choices")
     return overrides
+
+
+def _hidden(override: str) -> str:
+    key = override.partition("=")[0]
+    group, _, option = key.lstrip("+~").partition(".")
+    return f"{key}=<{option}>" if group == "data" and option in LOCATIONS else override
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def names(board: Board) -> dict[str, str]:
     """The policy's bare name where one row carries it, else the label with its options, cut to fit."""
     carried = Counter(row.policy for row in board.rows)
     return {
-        row.label: row.policy
-        if carried[row.policy] == 1
-        else textwrap.shorten(row.label, 40, placeholder=" …")
+        row.label: row.policy if carried[row.policy] == 1 else textwrap.shorten(row.label, 40, placeholder=" …")
         for row in board.rows
     }
 
@@ -95,9 +93,7 @@ def accuracy_plot(board: Board, confidence: float) -> Figure:
     for y, row in enumerate(rows):
         colour = chosen[row.label]
         values = row.values_of_statistic()
-        left.plot(
-            values, [y - 0.24] * len(values), "o", color=colour, alpha=0.5, markersize=4, markeredgewidth=0
-        )
+        left.plot(values, [y - 0.24] * len(values), "o", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
         interval = mean_interval(values, confidence)
         if interval is not None:
             left.plot(interval, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
@@ -224,8 +220,7 @@ def _figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figu
 def _curve(row: Row) -> list[tuple[int, float, float]]:
     """(epoch, mean, std) for the epochs that every seed has."""
     per_run = [
-        {int(e["epoch"]): float(e["test_top1"]) for e in run.epochs if _finite(e.get("test_top1"))}
-        for run in row.runs
+        {int(e["epoch"]): float(e["test_top1"]) for e in run.epochs if _finite(e.get("test_top1"))} for run in row.runs
     ]
     common = set.intersection(*(set(curve) for curve in per_run)) if per_run else set()
     points = []

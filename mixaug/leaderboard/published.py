@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match"]
+__all__ = ["DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match", "policy_defaults"]
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ DATA: tuple[DataName, ...] = (
     DataName("cars", "Stanford-Cars", {}),
 )
 
-LOCATIONS = frozenset({"folder", "root", "path", "download", "workers", "num_workers"})
+LOCATIONS = frozenset({"folder", "root", "path", "download", "workers", "num_workers", "verify"})
 """Data options that say where the data lies or who reads it, not what it is."""
 
 
@@ -192,7 +192,7 @@ def match(
     data_options: Mapping[str, Any],
     protocol: str,
     epochs: int,
-    policy_defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Match:
     """Find the published figure for one leaderboard row.
 
@@ -200,7 +200,7 @@ def match(
         policy, model, data, protocol: our names.
         policy_options, data_options: what the run set.
         epochs: length of the run.
-        policy_defaults: values of the options that the run did not set; None asks the registry.
+        defaults: values of the options that the run did not set; None asks the registry.
     """
     method, backbone = METHODS.get(policy), MODELS.get(model)
     sets = [entry for entry in DATA if entry.data == data]
@@ -218,9 +218,7 @@ def match(
 
     datasets = {entry.published for entry in sets if not _data_differences(entry, data_options)}
     if not datasets:
-        return Match(
-            mark="other data", detail=f"run on {', '.join(_data_differences(sets[0], data_options))}"
-        )
+        return Match(mark="other data", detail=f"run on {', '.join(_data_differences(sets[0], data_options))}")
     candidates = [figure for figure in candidates if figure.dataset in datasets]
 
     rules = PROTOCOLS.get(protocol)
@@ -231,21 +229,18 @@ def match(
 
     timed = [figure for figure in same if figure.epochs == epochs]
     if not timed:
-        lengths = ", ".join(
-            str(length) for length in sorted({f.epochs for f in same if f.epochs is not None})
-        )
+        lengths = ", ".join(str(length) for length in sorted({f.epochs for f in same if f.epochs is not None}))
         return Match(mark="other epochs", detail=f"published at {lengths}")
 
-    options = {**(_defaults(policy) if policy_defaults is None else policy_defaults), **policy_options}
+    known = policy_defaults(policy) if defaults is None else defaults
+    options = {**known, **policy_options}
     ours = tuple(options.get(name) for name in method.alpha)
-    agreeing = [
-        figure for figure in timed if not method.alpha or not figure.alpha or _same(figure.alpha, ours)
-    ]
+    agreeing = [figure for figure in timed if not method.alpha or not figure.alpha or _same(figure.alpha, ours)]
     if not agreeing:
         published = "/".join(f"{value:g}" for value in timed[0].alpha)
         return Match(mark="other alpha", detail=f"published with {published}, run with {_show(ours)}")
 
-    differing = _option_differences(method, options, policy_options, policy_defaults, policy)
+    differing = _option_differences(method, options, policy_options, known)
     if differing:
         return Match(mark="other options", detail=", ".join(differing))
     return Match(figure=agreeing[0])
@@ -254,9 +249,7 @@ def match(
 def _data_differences(entry: DataName, data_options: Mapping[str, Any]) -> list[str]:
     told = {key: value for key, value in data_options.items() if key not in LOCATIONS}
     return [
-        f"{key}={value}"
-        for key, value in sorted(told.items())
-        if value != entry.options.get(key) and value is not None
+        f"{key}={value}" for key, value in sorted(told.items()) if value != entry.options.get(key) and value is not None
     ]
 
 
@@ -264,10 +257,8 @@ def _option_differences(
     method: MethodName,
     options: Mapping[str, Any],
     told: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None,
-    policy: str,
+    known: Mapping[str, Any],
 ) -> list[str]:
-    known = _defaults(policy) if defaults is None else defaults
     differing = [
         f"{key}={options.get(key)} (published: {value})"
         for key, value in method.options.items()
@@ -276,15 +267,18 @@ def _option_differences(
     for key, value in sorted(told.items()):
         if key in method.alpha or key in method.options:
             continue
-        if key not in known or known[key] != value:
+        usual = known.get(key)
+        if value != (list(usual) if isinstance(usual, tuple) else usual):
             differing.append(f"{key}={value}")
     return differing
 
 
-def _defaults(policy: str) -> Mapping[str, Any]:
+@cache
+def policy_defaults(policy: str) -> Mapping[str, Any]:
+    """Every option of a registered policy with its default; empty for a policy that is not installed here."""
     import mixaug
 
-    return mixaug.describe(policy).defaults if policy in mixaug.list_policies() else {}
+    return dict(mixaug.describe(policy).defaults) if policy in mixaug.list_policies() else {}
 
 
 def _same(published: tuple[float, ...], ours: tuple[object, ...]) -> bool:

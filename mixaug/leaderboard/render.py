@@ -7,15 +7,19 @@ import html as html_module
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixaug.leaderboard import plots
 from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
 from mixaug.leaderboard.collect import STATISTICS
 
-__all__ = ["FORMATS", "to_csv", "to_html", "to_markdown", "write"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["FORMATS", "print_tables", "terminal", "to_csv", "to_html", "to_markdown", "write"]
 
 
 # -- the cells, shared by all formats -----------------------------------------------------------------------------
@@ -201,12 +205,8 @@ def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
 def _subtitle(board: Board) -> str:
     environments = [run.environment for row in board.rows for run in row.runs]
     machines = sorted({_machine(environment) for environment in environments})
-    versions = sorted(
-        {str((environment.get("versions") or {}).get("torch", "?")) for environment in environments}
-    )
-    commits = sorted(
-        {str(environment["git_commit"]) for environment in environments if environment.get("git_commit")}
-    )
+    versions = sorted({str((environment.get("versions") or {}).get("torch", "?")) for environment in environments})
+    commits = sorted({str(environment["git_commit"]) for environment in environments if environment.get("git_commit")})
     epochs = board.setting.epochs
     parts = [
         f"Protocol {board.setting.protocol}, {epochs} epoch{'s' if epochs != 1 else ''}",
@@ -370,8 +370,6 @@ def _html_board(board: Board, leaderboard: Leaderboard) -> str:
 
 
 def _html_row(row: Row, colour: str, notes: str) -> str:
-    told = {**row.policy_options, **row.settings}
-    options = ", ".join(f"{key}={value}" for key, value in told.items())
     spread = f' <span class="spread">± {row.top1.std:.2f}</span>' if row.top1.std is not None else ""
     versus = "–"
     if row.difference is not None:
@@ -394,7 +392,7 @@ def _html_row(row: Row, colour: str, notes: str) -> str:
         (
             row.label,
             f'<span class="swatch" style="background:{colour}"></span><span class="policy">{_escape(row.policy)}</span>'
-            + (f'<span class="options">{_escape(options)}</span>' if options else ""),
+            + (f'<span class="options">{_escape(row.options)}</span>' if row.options else ""),
         ),
         (row.top1.mean, f"{row.top1.mean:.2f}{spread}"),
         (row.difference.mean if row.difference else "", versus),
@@ -406,11 +404,7 @@ def _html_row(row: Row, colour: str, notes: str) -> str:
         (figure.value if figure else "", told_published + reference),
     ]
     marked = ' class="baseline"' if row.policy == BASELINE else ""
-    return (
-        f"<tr{marked}>"
-        + "".join(f'<td data-sort="{_escape(key)}">{cell}</td>' for key, cell in cells)
-        + "</tr>"
-    )
+    return f"<tr{marked}>" + "".join(f'<td data-sort="{_escape(key)}">{cell}</td>' for key, cell in cells) + "</tr>"
 
 
 def _html_left_out(leaderboard: Leaderboard) -> str:
@@ -441,6 +435,51 @@ def _escape(value: object) -> str:
     return html_module.escape(str(value), quote=True)
 
 
+# -- terminal -----------------------------------------------------------------------------------------------------
+
+
+def terminal() -> Console:
+    """The standard output; wide enough for the tables where it is not a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def print_tables(leaderboard: Leaderboard, console: Console) -> None:
+    """Every board as a table that fits a terminal; notes and commands are in the files."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"better": "green", "worse": "red", "unclear": "none"}
+    for board in leaderboard.boards:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for head in ("policy", "top-1 (%)", f"vs {BASELINE}", "seeds", "time", "memory", "published"):
+            table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
+        called = plots.names(board)
+        for row in board.rows:
+            verdict = row.difference.verdict if row.difference else "unclear"
+            table.add_row(
+                escape(called[row.label]),
+                accuracy(row),
+                f"[{colours[verdict]}]{escape(difference(row))}[/]",
+                str(row.top1.n),
+                ratio(row.time_ratio),
+                ratio(row.memory_ratio),
+                published(row) if row.published.mark != "no published figure" else "–",
+            )
+        console.print()
+        console.print(board.setting.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        about = f"{_subtitle(board)} Top-1: {leaderboard.statistic_title}."
+        console.print(about, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(table, highlight=False)
+    if not leaderboard.boards:
+        console.print("No finished run.")
+    said = [f"not in a table: {run.folder.name}: {run.status}: {run.reason}" for run in leaderboard.left_out]
+    for line in [*said, *(f"noticed: {problem}" for problem in leaderboard.problems)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
 # -- files --------------------------------------------------------------------------------------------------------
 
 FORMATS: dict[str, tuple[str, Callable[[Leaderboard], str]]] = {
@@ -450,9 +489,7 @@ FORMATS: dict[str, tuple[str, Callable[[Leaderboard], str]]] = {
 }
 
 
-def write(
-    leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] = tuple(FORMATS)
-) -> list[Path]:
+def write(leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] = tuple(FORMATS)) -> list[Path]:
     """Write the chosen formats into ``folder``, each by rename, and return the paths.
 
     Raises:

@@ -94,9 +94,7 @@ def curve(final: float, epochs: int, noise: random.Random) -> list[dict[str, Any
     """Test accuracy that climbs from chance to ``final`` as a cosine schedule lets it."""
     lines = []
     for epoch in range(1, epochs + 1):
-        share = (
-            1 - math.exp(-3.2 * epoch / epochs) * 0.62 - 0.05 * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        )
+        share = 1 - math.exp(-3.2 * epoch / epochs) * 0.62 - 0.05 * (1 + math.cos(math.pi * epoch / epochs)) / 2
         top1 = final * share / (1 - math.exp(-3.2) * 0.62) + noise.gauss(0, 0.9) * (1 - 0.8 * epoch / epochs)
         lines.append(
             {
@@ -116,9 +114,7 @@ def curve(final: float, epochs: int, noise: random.Random) -> list[dict[str, Any
     return lines
 
 
-def realistic(
-    root: Path, *, seeds: int = 5, epochs: int = 200, policies: dict[str, Any] | None = None
-) -> None:
+def realistic(root: Path, *, seeds: int = 5, epochs: int = 200, policies: dict[str, Any] | None = None) -> None:
     """A grid of CIFAR-100 runs under the OpenMixup protocol with one failed, one unfinished and one damaged run."""
     noise = random.Random(7)
     alphas = {"mixup": 1.0, "cutmix": 0.2, "fmix": 0.2, "resizemix": 1.0}
