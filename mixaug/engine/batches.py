@@ -9,7 +9,6 @@ therefore be resumed at any batch of any epoch, and the position is two numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -131,7 +130,7 @@ class Batches:
                 "augment.crop_padding and augment.flip act on data held in memory; data that is read image by "
                 "image takes data.transform"
             )
-        self._train = self._resident() if data.in_memory else self._read()
+        self._train: Any = self._resident() if data.in_memory else self._read()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -143,8 +142,8 @@ class Batches:
             images (B, C, H, W) float32 and labels (B,) int64 on the device.
         """
         if self.data.in_memory:
-            self._train.set_epoch(epoch)
-            return islice(iter(self._train), first, None)
+            self._train.load_state_dict({**self._train.state_dict(), "epoch": epoch, "position": first})
+            return iter(self._train)
         self._order.epoch, self._order.first = epoch, first
         return iter(self._train)
 
@@ -167,6 +166,7 @@ class Batches:
             mean=self.mean,
             std=self.std,
             dtype=torch.float32,
+            memory_format=self.memory_format,
             shuffle=True,
             drop_last=self.config.drop_last,
             seed=stream_seed(self.config.seed, "data"),
@@ -177,7 +177,7 @@ class Batches:
     def _read(self) -> Any:
         loader: DataLoader[Any] = DataLoader(
             SeededDraws(self.data.train, self.config.seed),
-            batch_sampler=_WithEpoch(self._order),  # type: ignore[arg-type]  # indices are pairs here
+            batch_sampler=_WithEpoch(self._order),
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
             persistent_workers=self.config.workers > 0,
@@ -197,16 +197,15 @@ class Batches:
         )
 
     def _test_in_memory(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, size = self.world.device, self.config.eval_batch_size
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        from mixaug.loading import Normalize
+
+        normalize = Normalize(self.mean, self.std, torch.float32, self.memory_format)
         images = self.data.test.images[self.world.rank :: self.world.size]
         labels = self.data.test.labels[self.world.rank :: self.world.size]
+        device, size = self.world.device, self.config.eval_batch_size
         for first in range(0, len(labels), size):
-            batch = images[first : first + size].to(device).float().div_(255).sub_(mean).div_(std)
-            if self.memory_format is not None:
-                batch = batch.contiguous(memory_format=self.memory_format)
-            yield batch, labels[first : first + size].to(device)
+            place = slice(first, first + size)
+            yield normalize(images[place].to(device)), labels[place].to(device)
 
     def _test_from_files(self) -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(self.world.rank, len(self.data.test), self.world.size)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mixaug.engine.config import plain
 from mixaug.engine.errors import ConfigError
+from mixaug.step import MixStep
 
 __all__ = ["build_model", "build_objective", "build_optimizer", "build_policy", "build_scheduler", "load_data"]
 
@@ -50,7 +51,7 @@ def build_objective(config: DictConfig) -> nn.Module:
     return _module(_instantiate(config, "objective"), "objective")
 
 
-def build_optimizer(config: DictConfig, step: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
     """timm's optimizer over the model; parameters of the policy and the objective form one group of their own.
 
     Args:

@@ -34,7 +34,7 @@ NEUTRAL_KEYS = ("root", "grid", "log_every", "progress", "tensorboard", "checkpo
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
-FIGURES = ("last", "best", "median10")
+FIGURES = ("last", "best", "median10", "best10")
 
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}

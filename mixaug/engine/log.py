@@ -82,11 +82,11 @@ class Log:
 
     def result(self, result: dict[str, Any], figure: str) -> None:
         """The figures of a finished run; ``figure`` is the one the protocol counts."""
-        shown = {"last": "top1_last", "best": "top1_best", "median10": "top1_median10"}
-        names = {"last": "last", "best": "best", "median10": "median of last 10"}
+        names = {"last": "last", "best": "best", "median10": "median of last 10", "best10": "best of last 10"}
         parts = [
-            f"{names[key]} {result[value]:.2f}" + (" (counted)" if key == figure else "")
-            for key, value in shown.items()
+            f"{name} {result[f'top1_{key}']:.2f}" + (" (the protocol's figure)" if key == figure else "")
+            for key, name in names.items()
+            if key != "best10" or figure == "best10"
         ]
         self.say(
             f"{self.name}  finished: top-1 % {', '.join(parts)}; nll {result['nll_last']:.4f}, "

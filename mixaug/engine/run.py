@@ -29,8 +29,8 @@ _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", 
 
 def run_name(config: DictConfig) -> str:
     """``<policy>-<model>-<data>-s<seed>-<hash>``."""
-    choices = config.choices
-    return f"{choices.policy}-{choices.model}-{choices.data}-s{config.seed}-{config_hash(config)}"
+    model = str(config.model.name).replace("/", "_")
+    return f"{config.choices.policy}-{model}-{config.data.name}-s{config.seed}-{config_hash(config)}"
 
 
 def run_folder(config: DictConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mixaug.engine.distributed import World, gather_rows, stream_seed
 from mixaug.engine.errors import CheckpointError, TrainingDiverged
+from mixaug.step import MixStep
 
 __all__ = ["Meters", "Position", "Streams", "TrainingState"]
 
@@ -171,8 +173,8 @@ class StepClock:
         self._marks = marks[-1:]
         if self._cuda:
             torch.cuda.synchronize()
-            return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
-        return [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+            return [start.elapsed_time(end) for start, end in pairwise(marks)]
+        return [1000 * (end - start) for start, end in pairwise(marks)]
 
 
 @dataclass
@@ -186,7 +188,7 @@ class TrainingState:
         history: one record per finished epoch, as in ``epochs.jsonl``.
     """
 
-    step: Any
+    step: MixStep
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scaler: torch.amp.GradScaler

@@ -7,6 +7,7 @@ step and ``after_step`` behind it, and what it learns sits in the optimizer and 
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mixaug.engine import build, checkpoint, distributed, run
 from mixaug.engine.batches import Batches
@@ -115,7 +117,7 @@ def _assemble(
     if world.size == 1:
         return state, step
     devices = [world.device] if world.device.type == "cuda" else None
-    return state, nn.parallel.DistributedDataParallel(step, device_ids=devices)
+    return state, DistributedDataParallel(step, device_ids=devices)
 
 
 def _run_epochs(
@@ -183,8 +185,9 @@ def _train_epoch(
         updates = position.batch + 1 == group_start + group
 
         step.policy.set_progress(position.step / total)
-        quiet = forward.no_sync() if world.size > 1 and not updates else nullcontext()
-        with quiet:
+        # Gradients of the processes meet once, with the last batch of a group.
+        apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
+        with apart:
             with autocast(world.device, config.precision):
                 loss, logs = forward(images, labels, generator=state.streams.mixing)
             state.scaler.scale(loss / group).backward()
@@ -263,8 +266,8 @@ def _result(config: DictConfig, state: TrainingState, ece: float) -> dict[str, A
         "status": "finished",
         "policy": config.choices.policy,
         "policy_options": build.options(settings["policy"]),
-        "model": config.choices.model,
-        "data": config.choices.data,
+        "model": config.model.name,
+        "data": config.data.name,
         "data_options": build.options(settings["data"]),
         "protocol": config.protocol.name,
         "seed": config.seed,
@@ -272,6 +275,7 @@ def _result(config: DictConfig, state: TrainingState, ece: float) -> dict[str, A
         "top1_last": top1[-1],
         "top1_best": max(top1),
         "top1_median10": median_of(top1[-10:]),
+        "top1_best10": max(top1[-10:]),
         "top5_last": history[-1]["test_top5"],
         "nll_last": history[-1]["test_nll"],
         "ece_last": ece,
@@ -293,8 +297,6 @@ def _peak_memory_mb(device: torch.device) -> float:
 
 def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
     """Bring ``epochs.jsonl`` to the checkpoint's state: no line doubled, missing or half written."""
-    import json
-
     lines = "".join(json.dumps(record) + "\n" for record in state.history)
     run.write_atomic(folder / "epochs.jsonl", lambda file: file.write(lines.encode()))
 

@@ -1,0 +1,224 @@
+"""Every shipped config composes and builds; policy files repeat their class, name for name and default for default."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("hydra", reason="the configs need the train extra")
+pytest.importorskip("timm", reason="the configs need the train extra")
+
+from omegaconf import DictConfig, OmegaConf
+
+import mixaug
+from mixaug.engine import build
+from mixaug.engine.config import GROUPS, compose, list_choices
+from mixaug.step import MixStep
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PROTOCOL_DATA = {
+    "default": "digits",
+    "openmixup_cifar": "cifar100",
+    "openmixup_cifar_vit": "cifar100",
+    "openmixup_tiny_imagenet": "tiny_imagenet",
+}
+PROTOCOL_MODELS = {
+    "default": ["cifar_resnet8"],
+    "openmixup_cifar": ["cifar_resnet18", "cifar_resnext50_32x4d", "cifar_wrn28_8"],
+    "openmixup_cifar_vit": ["deit_small_patch16_224", "swin_tiny_patch4_window7_224", "cifar_convnext_tiny"],
+    "openmixup_tiny_imagenet": ["cifar_resnet18", "cifar_resnext50_32x4d"],
+}
+# OpenMixup's alphas, section by section of docs/protocols.md.
+ALPHAS = {
+    "openmixup_cifar": {"mixup": 1.0, "cutmix": 0.2, "saliencymix": 0.2, "fmix": 0.2, "gridmix": 0.2},
+    "openmixup_cifar_vit": {"mixup": 0.8, "cutmix": 2.0, "saliencymix": 0.2, "fmix": 1.0, "gridmix": 1.0},
+    "openmixup_tiny_imagenet": {"mixup": 1.0, "cutmix": 1.0, "saliencymix": 1.0, "fmix": 1.0, "gridmix": 0.2},
+}
+
+
+class Facts:
+    """What a model needs to know of a data set."""
+
+    num_classes = 7
+    image_size = (3, 32, 32)
+
+
+def ours() -> list[str]:
+    """Registered policies, without those of plug-in packages that happen to be installed."""
+    return [n for n in mixaug.list_policies() if mixaug.describe(n).target.__module__.startswith("mixaug.")]
+
+
+def read(group: str, name: str) -> DictConfig:
+    config = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def with_root(overrides: list[str], data: str) -> list[str]:
+    return overrides + (["data.root=/nowhere"] if "root" in list(read("data", data)) else [])
+
+
+def built_model(config: DictConfig) -> nn.Module:
+    with torch.device("meta"):
+        return build.build_model(config, Facts())
+
+
+def test_every_policy_has_a_file_and_every_file_a_policy() -> None:
+    assert list_choices("policy") == sorted(ours())
+
+
+@pytest.mark.parametrize("name", list_choices("policy"))
+def test_policy_file_repeats_names_and_defaults(name: str) -> None:
+    written = OmegaConf.to_container(read("policy", name))
+    assert isinstance(written, dict)
+    info = mixaug.describe(name)
+    assert written.pop("_target_") == f"mixaug.policies.{info.target.__qualname__}"
+    defaults = {key: list(v) if isinstance(v, tuple) else v for key, v in info.defaults.items()}
+    assert written == defaults
+    assert isinstance(build.build_policy(compose([f"policy={name}"])), mixaug.Policy)
+
+
+@pytest.mark.parametrize("name", list_choices("objective"))
+def test_objective_file_repeats_names_and_defaults(name: str) -> None:
+    config = compose([f"objective={name}"])
+    objective = build.build_objective(config)
+    parameters = inspect.signature(type(objective)).parameters
+    for key, value in build.options(config.objective).items():
+        assert parameters[key].default == value, key
+    mixed = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    assert objective(torch.randn(4, 7), mixed).ndim == 0
+
+
+@pytest.mark.parametrize("name", list_choices("data"))
+def test_data_file_repeats_names_and_defaults(name: str) -> None:
+    from mixaug.data.loaders import LOADERS
+
+    config = compose(with_root([f"data={name}"], name))
+    written = OmegaConf.to_container(read("data", name))
+    assert isinstance(written, dict)
+    given = {key: value for key, value in written.items() if key not in ("_target_", "name")}
+    parameters = inspect.signature(LOADERS[name]).parameters
+    assert list(given) == list(parameters)
+    for key, parameter in parameters.items():
+        if parameter.default is not parameter.empty:
+            assert given[key] == parameter.default, key
+    if "root" in given:
+        with pytest.raises(FileNotFoundError, match="/nowhere"):
+            build.load_data(config)
+    else:
+        assert build.load_data(config).num_classes == 10
+
+
+@pytest.mark.parametrize("name", [n for n in list_choices("model") if n != "timm"])
+def test_model_builds_and_is_named_like_its_file(name: str) -> None:
+    config = compose([f"model={name}"])
+    assert config.model.name == name
+    assert sum(p.numel() for p in built_model(config).parameters()) > 0
+
+
+def test_any_timm_model_by_name() -> None:
+    config = compose(["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=32"])
+    assert built_model(config)(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("schedule", list_choices("schedule"))
+@pytest.mark.parametrize("optimizer", list_choices("optimizer"))
+def test_optimizers_and_schedules_build_and_step(optimizer: str, schedule: str) -> None:
+    config = compose([f"optimizer={optimizer}", f"schedule={schedule}", "epochs=5"])
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), build.build_objective(config))
+    made = build.build_optimizer(config, step)
+    scheduler = build.build_scheduler(config, made, updates_per_epoch=4)
+    assert made.param_groups[0]["lr"] == config.optimizer.lr
+    scheduler.step_update(1)
+    scheduler.step(1)
+    loss, _ = step(torch.rand(4, 3).unsqueeze(-1).squeeze(-1), torch.tensor([0, 1, 0, 1]))
+    loss.backward()
+    made.step()
+
+
+@pytest.mark.parametrize("name", list_choices("protocol"))
+def test_protocol_composes_with_every_model_and_policy_and_builds(name: str) -> None:
+    data = PROTOCOL_DATA[name]
+    base = with_root([f"data={data}", f"protocol={name}"], data)
+    for model in PROTOCOL_MODELS[name]:
+        config = compose([*base, f"model={model}"])
+        assert config.protocol.name == name
+        built_model(config)
+    for policy in list_choices("policy"):
+        config = compose([*base, f"model={PROTOCOL_MODELS[name][0]}", f"policy={policy}"])
+        build.build_policy(config)
+        if name != "default" and policy in {*ALPHAS[name], "resizemix", "smoothmix", "deit"}:
+            assert config.policy.per == "batch"
+
+
+@pytest.mark.parametrize(("protocol", "policy"), [(p, m) for p, methods in ALPHAS.items() for m in methods])
+def test_protocol_sets_the_published_alpha(protocol: str, policy: str) -> None:
+    data = PROTOCOL_DATA[protocol]
+    overrides = [f"data={data}", f"protocol={protocol}", f"policy={policy}"]
+    config = compose(with_root([*overrides, f"model={PROTOCOL_MODELS[protocol][0]}"], data))
+    assert config.policy.alpha == ALPHAS[protocol][policy]
+    assert config.protocol.applied["policy.alpha"] == ALPHAS[protocol][policy]
+
+
+def test_openmixup_cifar_reads_like_the_page() -> None:
+    base = ["protocol=openmixup_cifar", "data.root=/nowhere"]
+    config = compose([*base, "data=cifar100", "model=cifar_resnet18"])
+    assert (config.epochs, config.batch_size, config.precision) == (200, 100, "float32")
+    assert (config.optimizer.opt, config.optimizer.lr, config.optimizer.momentum) == ("momentum", 0.1, 0.9)
+    assert (config.optimizer.weight_decay, config.optimizer.filter_bias_and_bn) == (1e-4, False)
+    assert (config.schedule.sched, config.schedule.min_lr, config.schedule.warmup_epochs) == ("cosine", 0.0, 0)
+    assert (config.augment.crop_padding, config.augment.padding_mode, config.augment.flip) == (4, "reflect", True)
+    assert compose([*base, "data=cifar10", "model=cifar_resnet18"]).augment.padding_mode == "zeros"
+    assert compose([*base, "data=image_sheets", "model=cifar_resnet18"]).augment.padding_mode == "reflect"
+
+    wide = compose([*base, "data=cifar100", "model=cifar_wrn28_8"])
+    assert (wide.epochs, wide.optimizer.lr, wide.optimizer.weight_decay) == (400, 0.03, 1e-3)
+    cut = [*base, "model=cifar_resnext50_32x4d", "policy=cutmix"]
+    assert compose([*cut, "data=cifar100"]).optimizer.weight_decay == 5e-4
+    assert compose([*cut, "data=cifar10"]).optimizer.weight_decay == 1e-4
+    blend = [*base, "model=cifar_resnext50_32x4d", "policy=mixup", "data=cifar100"]
+    assert compose(blend).optimizer.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("model", "lr", "drop_path", "clip", "precision", "transform"),
+    [
+        ("deit_small_patch16_224", 1e-3, 0.0, 5.0, "float32", "cifar_vit_train"),
+        ("swin_tiny_patch4_window7_224", 5e-4, 0.2, 5.0, "float16", "cifar_vit_train"),
+        ("cifar_convnext_tiny", 1e-3, 0.3, None, "float16", "cifar100_randaugment_train"),
+    ],
+)
+def test_openmixup_cifar_vit_reads_like_the_page(
+    model: str, lr: float, drop_path: float, clip: float | None, precision: str, transform: str
+) -> None:
+    overrides = ["protocol=openmixup_cifar_vit", "data=cifar100", "data.root=/nowhere", f"model={model}"]
+    config = compose(overrides)
+    assert (config.optimizer.lr, config.model.drop_path_rate) == (lr, drop_path)
+    assert (config.clip_grad_norm, config.precision, config.data.transform) == (clip, precision, transform)
+    assert config.schedule.warmup_lr == pytest.approx(1e-5 * lr)
+    assert (config.schedule.warmup_epochs, config.schedule.step_on_epochs) == (20, False)
+    assert (config.objective.label_smoothing, config.optimizer.weight_decay) == (0.1, 0.05)
+
+
+@pytest.mark.parametrize("name", list_choices("experiment"))
+def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
+    base = [f"experiment={name}"]
+    if name == "cifar100_coarse":
+        base.append("data.root=/nowhere")
+    grid: Any = compose(base).grid
+    assert grid.policy[0] == "none"
+    for policy in grid.policy:
+        build.build_policy(compose([*base, f"policy={policy}", f"seed={grid.seed[-1]}"]))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_each_file_says_how_to_run_it(path: Path) -> None:
+    head = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+    assert head.startswith("#")
+    assert "python tools/" in head
+    assert path == CONFIGS / "train.yaml" or path.parent.name in GROUPS
