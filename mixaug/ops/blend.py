@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import column, deliver, over_channels, take_rows
+from mixaug.ops.layout import column, deliver, each_row, over_channels, prefers_slices, take_rows
 
 
 def blend(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
@@ -37,9 +39,15 @@ def blend_mask(
         out: tensor like ``images`` that receives the result and does not overlap it.
         inplace: write the result into ``images``.
     """
-    weight = over_channels(mask, images)
     if mask.dtype != torch.bool:
-        return _lerp(images, partner, weight, out, inplace)
+        return _lerp(images, partner, over_channels(mask, images), out, inplace)
+    weight = over_channels(mask, images)
+    if prefers_slices(images):
+
+        def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
+            torch.where(weight[row % len(weight)], own, other, out=target)
+
+        return each_row(images, partner, write, out, inplace)
     if out is None:
         return deliver(torch.where(weight, images, take_rows(images, partner)), images, None, inplace)
     take_rows(images, partner, out=out)
@@ -47,18 +55,36 @@ def blend_mask(
 
 
 def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
-    if images.dtype in (torch.float32, torch.float64):
-        weight = weight.to(images.dtype)
-        if inplace:
-            return torch.lerp(take_rows(images, partner), images, weight, out=images)
-        # The gathered partners are the result's own memory: one allocation, no second temporary.
-        return take_rows(images, partner, out=out).lerp_(images, weight)
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise TypeError(
             f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
             "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
         )
-    result = take_rows(images, partner).float().lerp_(images.float(), weight.float())
+    exact = images.dtype in (torch.float32, torch.float64)
+    weight = weight.to(images.dtype if exact else torch.float32)
+    if prefers_slices(images, weight):
+        return each_row(images, partner, _row_writer(weight, exact), out, inplace)
+    if exact:
+        if inplace:
+            return torch.lerp(take_rows(images, partner), images, weight, out=images)
+        # The gathered partners are the result's own memory: one allocation, no second temporary.
+        return take_rows(images, partner, out=out).lerp_(images, weight)
+    result = take_rows(images, partner).float().lerp_(images.float(), weight)
     if images.dtype == torch.uint8:
         result.round_()
     return deliver(result.to(images.dtype), images, out, inplace)
+
+
+def _row_writer(weight: Tensor, exact: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+    # A plain number instead of a one-element tensor takes torch's scalar kernel.
+    numbers = weight.flatten().tolist() if weight.numel() == len(weight) else None
+
+    def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
+        share = weight[row % len(weight)] if numbers is None else numbers[row % len(numbers)]
+        if exact:
+            torch.lerp(other, own, share, out=target)
+            return
+        mixed = other.float().lerp_(own.float(), share)
+        target.copy_(mixed.round_() if target.dtype == torch.uint8 else mixed)
+
+    return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,15 +18,16 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def prefers_slices(images: Tensor) -> bool:
-    """Whether one slice copy per sample beats index arithmetic over the whole batch.
+def prefers_slices(images: Tensor, *others: Tensor) -> bool:
+    """Whether one pass per sample beats index arithmetic over the whole batch.
 
-    True only on a CPU, for samples of at least ``SLICE_BYTES``, where reading a box back costs
-    nothing; never while tracing, and never when a gradient is recorded (one graph node per slice).
+    True only on a CPU, for samples of at least ``SLICE_BYTES``, where reading a partner or a box back
+    costs nothing; never while tracing, and never when a gradient is recorded, with respect to ``images``
+    or to ``others`` (one graph node per slice).
     """
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    if images.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images, *others)):
         return False
     return math.prod(images.shape[1:]) * images.element_size() >= SLICE_BYTES
 
@@ -79,3 +81,51 @@ def deliver(result: Tensor, images: Tensor, out: Tensor | None, inplace: bool) -
     if out is not None:
         return out.copy_(result)
     return result
+
+
+def each_row(
+    images: Tensor,
+    partner: Tensor,
+    write: Callable[[int, Tensor, Tensor, Tensor], object],
+    out: Tensor | None,
+    inplace: bool,
+) -> Tensor:
+    """Mix sample by sample: the CPU body for large images, without a second tensor of the batch's size.
+
+    Args:
+        images: (B, ...) on a CPU.
+        partner: (B,) int64.
+        write: called with (row, own, other, target); ``target`` is ``own`` itself when ``inplace``.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+    """
+    rows = partner.tolist()
+    if inplace:
+        for row, other in _undisturbed(images, rows):
+            write(row, images[row], other, images[row])
+        return images
+    target = torch.empty_like(images) if out is None else out
+    for row, other_row in enumerate(rows):
+        write(row, images[row], images[other_row], target[row])
+    return target
+
+
+def _undisturbed(images: Tensor, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Rows and their partners in an order in which every partner still holds what it held at first."""
+    if sorted(rows) != list(range(len(rows))):
+        others = take_rows(images, torch.tensor(rows))
+        for row in range(len(rows)):
+            yield row, others[row]
+        return
+    # Along a cycle of the permutation a row's partner is overwritten one step later, so that the
+    # first row of the cycle is all that has to be kept aside.
+    waiting = set(range(len(rows)))
+    while waiting:
+        first = row = min(waiting)
+        kept = images[first] if rows[first] == first else images[first].clone()
+        while rows[row] != first:
+            waiting.remove(row)
+            yield row, images[rows[row]]
+            row = rows[row]
+        waiting.remove(row)
+        yield row, kept

@@ -1,0 +1,107 @@
+"""The CPU body that goes sample by sample and the body that works on whole batches give the same bits."""
+
+import pytest
+import torch
+
+from helpers import seeded
+from mixaug.ops import blend as blends
+from mixaug.ops import layout
+from mixaug.ops.masks import cells_to_pixels, ranks, top_mask
+
+PARTNERS = {
+    "cycle": [1, 2, 3, 4, 0],
+    "two cycles and a fixed point": [1, 0, 2, 4, 3],
+    "identity": [0, 1, 2, 3, 4],
+    "with repeats": [1, 1, 0, 0, 2],
+}
+
+
+def both_bodies(monkeypatch, call):
+    results = []
+    for threshold in (0, 1 << 40):
+        monkeypatch.setattr(layout, "SLICE_BYTES", threshold)
+        results.append(call())
+    return results
+
+
+@pytest.mark.parametrize("partner", PARTNERS.values(), ids=PARTNERS.keys())
+@pytest.mark.parametrize("how", ["fresh", "out", "inplace"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("weights", ["lam", "one lam", "mask", "one mask", "bool mask", "one bool mask"])
+def test_both_bodies_agree(monkeypatch, partner, how, dtype, form, weights):
+    images = torch.randint(0, 256, (5, 3, 9, 11), generator=seeded(0)).to(dtype).to(memory_format=form)
+    rows = 1 if weights.startswith("one") else 5
+    share = torch.rand(rows, generator=seeded(1))
+    mask = torch.rand(rows, 9, 11, generator=seeded(2))
+
+    def call():
+        own = images.clone()
+        options = {"fresh": {}, "out": {"out": torch.empty_like(images)}, "inplace": {"inplace": True}}[how]
+        if "lam" in weights:
+            result = blends.blend(own, torch.tensor(partner), share, **options)
+        else:
+            chosen = mask > 0.4 if "bool" in weights else mask
+            result = blends.blend_mask(own, torch.tensor(partner), chosen, **options)
+        assert how != "inplace" or result is own
+        assert how == "inplace" or torch.equal(own, images)
+        return result
+
+    by_rows, whole = both_bodies(monkeypatch, call)
+    assert torch.equal(by_rows, whole)
+    assert by_rows.stride() == whole.stride() == images.stride()
+    if "lam" in weights:
+        weight = share[:, None, None, None].double()
+    else:
+        weight = (mask > 0.4 if "bool" in weights else mask)[:, None].double()
+    expected = weight * images.double() + (1 - weight) * images[torch.tensor(partner)].double()
+    tolerance = {torch.uint8: 0.5001, torch.bfloat16: 1.0}.get(dtype, 1e-4)
+    torch.testing.assert_close(whole.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last, torch.channels_last_3d, "strided"])
+def test_take_rows_keeps_the_layout(form):
+    shape = (6, 2, 3, 4, 5) if form == torch.channels_last_3d else (6, 2, 4, 5)
+    images = torch.rand(shape, generator=seeded(3))
+    images = images[..., ::2] if form == "strided" else images.to(memory_format=form)
+    rows = torch.tensor([5, 0, 0, 3])
+    got = layout.take_rows(images, rows)
+    assert torch.equal(got, images[rows])
+    if form != "strided":
+        assert got.is_contiguous(memory_format=form)
+        out = torch.empty_like(images[:4])
+        assert layout.take_rows(images, rows, out=out) is out
+        assert torch.equal(out, got)
+
+
+def test_ranks_and_top_mask_against_sorting():
+    scores = torch.rand(7, 20, generator=seeded(4))
+    scores[0] = 0.5
+    count = torch.tensor([3, 0, 20, 1, 7, 19, 10])
+    place = ranks(scores)
+    for row in range(7):
+        order = sorted(range(20), key=lambda cell: (-scores[row, cell].item(), cell))
+        assert [place[row, cell].item() for cell in order] == list(range(20))
+    assert torch.equal(top_mask(scores, count).sum(1), count)
+
+
+@pytest.mark.parametrize(("cells", "size"), [((4,), (9,)), ((2, 3), (5, 8)), ((2, 2, 2), (3, 4, 4))], ids=str)
+def test_cells_to_pixels(cells, size):
+    values = torch.rand(3, *cells, generator=seeded(5))
+    side = [-(-pixels // count) for count, pixels in zip(cells, size, strict=True)]
+    got = cells_to_pixels(values, side, size)
+    assert got.shape == (3, *size)
+    for place in torch.cartesian_prod(*[torch.arange(pixels) for pixels in size]).reshape(-1, len(size)).tolist():
+        cell = [p // s for p, s in zip(place, side, strict=True)]
+        assert torch.equal(got[(slice(None), *place)], values[(slice(None), *cell)])
+
+
+@pytest.mark.parametrize("mask_rows", [1, 4])
+def test_gradient_reaches_the_mask_of_large_images(mask_rows):
+    images = torch.rand(4, 3, 96, 96, generator=seeded(6), dtype=torch.float64)
+    mask = torch.rand(mask_rows, 96, 96, generator=seeded(7), dtype=torch.float64).requires_grad_()
+    partner = torch.tensor([1, 2, 3, 0])
+    blends.blend_mask(images, partner, mask).sum().backward()
+    expected = (images - images[partner]).sum(1)
+    expected = expected.sum(0, keepdim=True) if mask_rows == 1 else expected
+    torch.testing.assert_close(mask.grad, expected)
