@@ -2,8 +2,22 @@
 
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
+from mixaug.policies.fmix import FMix
+from mixaug.policies.gridmix import GridMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
+from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
+from mixaug.policies.smoothmix import SmoothMix
 
-__all__ = ["CutMix", "Mixup", "NoMix", "deit", "rsb"]
+__all__ = [
+    "CutMix",
+    "FMix",
+    "GridMix",
+    "Mixup",
+    "NoMix",
+    "ResizeMix",
+    "SmoothMix",
+    "deit",
+    "rsb",
+]

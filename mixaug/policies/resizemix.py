@@ -1,0 +1,364 @@
+"""ResizeMix (arXiv:2012.11101): shrink the whole partner and paste it into the sample.
+
+    x' = resize(x[partner]) inside the box, x outside,   lam' = share of pixels outside
+
+The box has sides int(tau H) and int(tau W), a centre uniform over the pixels, and is clipped at the border; the
+partner is squeezed into what is left, so nothing of it is lost. No code of the authors is known. How tau is drawn:
+
+    "uniform"  tau ~ Uniform(0.1, 0.8), the paper's rule
+    "beta"     tau ~ Beta(alpha, alpha); a draw outside (0.1, 0.8) is replaced by a uniform one within: OpenMixup's
+               configs
+    "area"     1 - tau^2 = 0.1 + 0.7 Beta(alpha, alpha): mmpretrain; the own area, not the side, is in the scope
+
+Departures: OpenMixup swaps height and width and returns a transposed mask; here images need not be square. A box
+below 2 pixels is empty, where that code fails: the sample then stays as it is, with weight 1. With one or three
+spatial axes the same holds for every axis. ``per="batch"`` is one box for all, as in both codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_boxes, check_images, check_out, check_partner
+from mixaug.draws import Draws, Per
+from mixaug.labeling import Labeling
+from mixaug.ops.boxes import area_kept, centred_boxes
+from mixaug.ops.layout import channels_last_format, deliver, prefers_slices, wide_dtype
+from mixaug.pairing import Pairing
+from mixaug.plan import Paste, Plan, class_planes
+from mixaug.policy import Policy
+from mixaug.registry import register
+
+Interpolation = Literal["nearest", "bilinear"]
+INTERPOLATIONS = ("nearest", "bilinear")
+Rule = Literal["uniform", "beta", "area"]
+RULES = ("uniform", "beta", "area")
+
+
+def resizemix_boxes(tau: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes of sides tau times the image's around given centres, clipped to the image.
+
+    Args:
+        tau: (R,) floating point in [0, 1]; float64 gives the reference's integers exactly.
+        centers: (R, D) int64 pixels: y, x for images.
+        size: the D spatial sizes.
+
+    Returns:
+        (R, 2 D) int64 boxes, lower corners first, half open. Sides are even before clipping, and a side below
+        2 pixels gives an empty box.
+
+    Raises:
+        ValueError: centers that do not fit tau and size.
+    """
+    if tau.ndim != 1 or centers.shape != (tau.shape[0], len(size)) or centers.dtype != torch.int64:
+        raise ValueError(
+            f"resizemix_boxes expects centers ({tau.shape[0]}, {len(size)}) int64 for tau {tuple(tau.shape)} and "
+            f"size {tuple(size)}, got {tuple(centers.shape)} {centers.dtype}"
+        )
+    tau = tau.to(wide_dtype(tau.device))
+    return centred_boxes(centers, torch.stack([(tau * side).long() for side in size], dim=1), size)
+
+
+def resizemix(
+    images: Tensor,
+    partner: Tensor,
+    boxes: Tensor,
+    *,
+    interpolation: Interpolation = "nearest",
+    out: Tensor | None = None,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Paste each whole partner, shrunk to the box, into each sample. Differentiable.
+
+    Half precision and uint8 are interpolated in float32; uint8 is rounded half to even.
+
+    Args:
+        images: (B, C, H, W), or with one or three spatial axes; floating point or uint8.
+        partner: (B,) int64.
+        boxes: (B, 4), or (1, 4) for all, int64 y0, x0, y1, x1, half open, clipped. An empty box pastes nothing.
+        interpolation: ``"nearest"`` or ``"bilinear"``, pixel for pixel as ``torch.nn.functional.interpolate``
+            does it (without ``align_corners`` or ``antialias``); linear along every axis for other shapes.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+
+    Returns:
+        Mixed images, dtype and memory format of ``images``, and lam (B,) float32, the share of pixels kept.
+
+    Raises:
+        ValueError: shapes that do not fit, boxes outside the image, an unknown interpolation.
+        TypeError: another dtype.
+    """
+    check_images("resizemix", images, (1, 2, 3))
+    size = images.shape[2:]
+    check_partner("resizemix", partner, images.shape[0])
+    check_boxes("resizemix", boxes, images.shape[0], size)
+    check_out("resizemix", images, out, inplace)
+    _check_interpolation("resizemix", interpolation)
+    mixed = paste_resized(images, partner, boxes, size, interpolation, out=out, inplace=inplace)
+    return mixed, area_kept(boxes, size).expand(images.shape[0])
+
+
+def paste_resized(
+    images: Tensor,
+    partner: Tensor,
+    boxes: Tensor,
+    size: Sequence[int],
+    interpolation: Interpolation,
+    *,
+    out: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """:func:`resizemix` without checks, for any tensor (B, ..., *size); any dtype for ``"nearest"``."""
+    # Two bodies, one result: slices for large images on a CPU, index arithmetic elsewhere.
+    if prefers_slices(images):
+        return _paste_slices(images, partner, boxes, len(size), interpolation, out, inplace)
+    return deliver(_paste_gather(images, partner, boxes, size, interpolation), images, out, inplace)
+
+
+def _paste_gather(
+    images: Tensor, partner: Tensor, boxes: Tensor, size: Sequence[int], interpolation: Interpolation
+) -> Tensor:
+    dims, first = len(size), images.ndim - len(size)
+    places = [torch.arange(side, device=images.device) for side in size]
+    lows, highs = boxes[:, :dims, None], boxes[:, dims:, None]
+    inside = [(place >= lows[:, d]) & (place < highs[:, d]) for d, place in enumerate(places)]
+    within = _along(inside[0], first, images.ndim)
+    for d in range(1, dims):
+        within = within & _along(inside[d], first + d, images.ndim)
+    sources = [
+        _sources(place - lows[:, d], highs[:, d] - lows[:, d], size[d], interpolation, images.dtype)
+        for d, place in enumerate(places)
+    ]
+    own = torch.arange(images.shape[0], device=images.device)
+    if interpolation == "nearest":
+        # One gather builds the whole result: own rows and places outside the box, the partner's inside.
+        index = [torch.where(within, _along(partner, 0, images.ndim), _along(own, 0, images.ndim))]
+        for d, place in enumerate(places):
+            near = _along(sources[d][0], first + d, images.ndim)
+            index.append(torch.where(within, near, _along(place[None], first + d, images.ndim)))
+        return _gather(images, index, first)
+    # One axis after the other; the first pair of gathers also fetches the partners.
+    values, rows = images, partner
+    for d, (lower, upper, fraction) in enumerate(sources):
+        index = [_along(rows, 0, images.ndim)]
+        index += [_along(place[None], first + a, images.ndim) for a, place in enumerate(places)]
+        index[1 + d] = _along(lower, first + d, images.ndim)
+        low = _gather(values, index, first).to(fraction.dtype)
+        index[1 + d] = _along(upper, first + d, images.ndim)
+        high = _gather(values, index, first).to(fraction.dtype)
+        values, rows = low.lerp(high, _along(fraction, first + d, images.ndim)), own
+    return torch.where(within, _as(values, images.dtype), images)
+
+
+def _paste_slices(
+    images: Tensor,
+    partner: Tensor,
+    boxes: Tensor,
+    dims: int,
+    interpolation: Interpolation,
+    out: Tensor | None,
+    inplace: bool,
+) -> Tensor:
+    corners = boxes.tolist()
+    windows: list[Any] = [(..., *(slice(c[d], c[dims + d]) for d in range(dims))) for c in corners]
+    full = [all(c[d] < c[dims + d] for d in range(dims)) for c in corners]
+    patches: list[Tensor] = []
+    if len(corners) == 1:
+        # Resize every image once, then hand the small results round.
+        if full[0]:
+            patches = [_shrink(images, corners[0], dims, interpolation).index_select(0, partner)]
+        target = _target(images, out, inplace)
+        for patch in patches:
+            target[windows[0]] = patch
+        return target
+    rows = partner.tolist()
+    if inplace:
+        # All patches before the first write: a partner may itself be written to.
+        saved = {i: _shrink(images[j], corners[i], dims, interpolation) for i, j in enumerate(rows) if full[i]}
+        for i, patch in saved.items():
+            images[i][windows[i]] = patch
+        return images
+    target = _target(images, out, inplace)
+    for i, j in enumerate(rows):
+        if full[i]:
+            target[i][windows[i]] = _shrink(images[j], corners[i], dims, interpolation)
+    return target
+
+
+def _target(images: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
+    if inplace:
+        return images
+    return torch.clone(images) if out is None else out.copy_(images)
+
+
+def _shrink(images: Tensor, corners: list[int], dims: int, interpolation: Interpolation) -> Tensor:
+    """(..., *size) to the size of a non-empty box."""
+    values = images
+    for d in range(dims):
+        axis = images.ndim - dims + d
+        length = corners[dims + d] - corners[d]
+        lower, upper, fraction = _sources(
+            torch.arange(length)[None], torch.tensor([[length]]), images.shape[axis], interpolation, images.dtype
+        )
+        if interpolation == "nearest":
+            values = values.index_select(axis, lower[0])
+        else:
+            low = values.index_select(axis, lower[0]).to(fraction.dtype)
+            high = values.index_select(axis, upper[0]).to(fraction.dtype)
+            values = low.lerp_(high, fraction[0].reshape([-1 if a == axis else 1 for a in range(images.ndim)]))
+    return _as(values, images.dtype)
+
+
+def _sources(
+    place: Tensor, length: Tensor, side: int, interpolation: Interpolation, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where an axis of ``side`` pixels is read for ``length`` pixels, by torch's own formulas.
+
+    Args:
+        place: (R, N) int64 pixel of the box, any integer outside of it.
+        length: (R, 1) int64 sides of the boxes.
+
+    Returns:
+        Lower and upper pixel (R, N) int64, in the image everywhere, and the weight of the upper one.
+    """
+    length = length.clamp(min=1)
+    place = torch.minimum(place.clamp(min=0), length - 1)
+    # In float32 like torch's kernels: exact integers would differ from them by a pixel now and then.
+    if interpolation == "nearest":
+        near = (place.float() * (side / length.float())).long().clamp(max=side - 1)
+        return near, near, place.float()
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    position = ((place.to(real) + 0.5) * (side / length.to(real)) - 0.5).clamp(min=0)
+    lower = position.long().clamp(max=side - 1)
+    return lower, (lower + 1).clamp(max=side - 1), (position - lower).clamp(0, 1)
+
+
+def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
+    """(R, N) values shaped (R, 1, ..., N, ..., 1) with N at ``axis``; (N,) values laid along the first axis."""
+    shape = [1] * ndim
+    shape[0] = values.shape[0]
+    if values.ndim == 2:
+        shape[axis] = values.shape[1]
+    return values.reshape(shape)
+
+
+def _gather(images: Tensor, index: list[Tensor], first: int) -> Tensor:
+    """``images`` at the rows index[0] and spatial places index[1:], in every channel; keeps channels_last.
+
+    Every index has as many axes as ``images``, of size 1 where it does not vary.
+    """
+    channels = [
+        torch.arange(images.shape[a], device=images.device).reshape([-1 if b == a else 1 for b in range(images.ndim)])
+        for a in range(1, first)
+    ]
+    every = [index[0], *channels, *index[1:]]
+    if channels_last_format(images) is None:
+        return images[tuple(every)]
+    rows, channel, *places = [each.movedim(1, -1) for each in every]
+    return images.movedim(1, -1)[(rows, *places, channel)].movedim(-1, 1)
+
+
+def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if values.dtype == dtype else (values.round() if dtype == torch.uint8 else values).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizePaste(Paste):
+    """The whole partner, shrunk, inside a box; the own pixels outside.
+
+    Label maps are shrunk by nearest neighbour whatever the images got: tensors of any integer dtype but uint8,
+    and uint8 tensors without a channel axis.
+
+    Attributes:
+        interpolation: ``"nearest"`` or ``"bilinear"``.
+    """
+
+    interpolation: Interpolation
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        picture = tensor.is_floating_point() or (tensor.dtype == torch.uint8 and tensor.ndim > 1 + len(self.size))
+        return paste_resized(
+            tensor,
+            self.partner,
+            self.boxes,
+            self.size,
+            self.interpolation if picture else "nearest",
+            out=out,
+            inplace=inplace,
+        )
+
+    def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
+        mixed = paste_resized(label_map, self.partner, self.boxes, self.size, "nearest")
+        return class_planes(mixed, num_classes)
+
+
+@register(
+    "resizemix",
+    paper="ResizeMix: Mixing Data with Preserved Object Information and True Labels, 2020",
+    arxiv="2012.11101",
+)
+class ResizeMix(Policy):
+    """Paste the whole partner, shrunk, into the sample; the label share is the area really kept.
+
+    Args:
+        alpha: concentration of the Beta in the rules ``"beta"`` and ``"area"``; without effect in ``"uniform"``.
+        rule: how the box is drawn: ``"uniform"`` (side, the paper), ``"beta"`` (side, OpenMixup's configs) or
+            ``"area"`` (mmpretrain), see the module.
+        scope: (low, high), 0 <= low < high <= 1: the side of the box as a share of the image's, and for ``"area"``
+            the own area as a share of the image's; (0.1, 0.8) in the paper and both codes.
+        interpolation: ``"nearest"`` (OpenMixup's convolutional configs) or ``"bilinear"`` (its transformer configs,
+            mmpretrain).
+        pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the share before clipping.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        rule: Rule = "uniform",
+        scope: tuple[float, float] = (0.1, 0.8),
+        interpolation: Interpolation = "nearest",
+        *,
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "area",
+        per: Per = "sample",
+    ) -> None:
+        super().__init__(alpha=alpha, pairing=pairing, labeling=labeling, per=per)
+        if rule not in RULES:
+            raise ValueError(f"ResizeMix expects rule in {list(RULES)}, got {rule!r}")
+        if len(scope) != 2 or not 0 <= scope[0] < scope[1] <= 1:
+            raise ValueError(f"ResizeMix expects scope as (low, high), 0 <= low < high <= 1, got {scope!r}")
+        _check_interpolation("ResizeMix", interpolation)
+        self.rule: Rule = rule
+        self.scope = (float(scope[0]), float(scope[1]))
+        self.interpolation: Interpolation = interpolation
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        low, high = self.scope
+        dims = len(batch.size)
+        if self.rule == "area":
+            lam = low + (high - low) * self.ratio(draws)
+            tau = (1 - lam).sqrt() if dims == 2 else (1 - lam) ** (1 / dims)
+        else:
+            tau = draws.uniform(low, high)
+            if self.rule == "beta":
+                drawn = self.ratio(draws)
+                tau = torch.where((drawn >= low) & (drawn <= high), drawn, tau)
+            lam = 1 - tau**dims
+        boxes = resizemix_boxes(tau, draws.pixels(batch.size), batch.size)
+        return ResizePaste(
+            partner=partner, lam=lam.float(), size=batch.size, boxes=boxes, interpolation=self.interpolation
+        )
+
+
+def _check_interpolation(what: str, interpolation: str) -> None:
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"{what} expects interpolation in {list(INTERPOLATIONS)}, got {interpolation!r}")
