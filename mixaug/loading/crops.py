@@ -71,7 +71,11 @@ def crop_and_flip(
     source = (y * width)[:, :, None] + x[:, None, :]
     source = source.view(batch, 1, height * width).expand(batch, channels, height * width)
     result = picked.gather(2, source).view(batch, channels, height, width)
-    return result if inside is None else result.masked_fill_(~inside[:, None], 0)
+    if inside is None:
+        return result
+    if result.is_floating_point():
+        return result.masked_fill_(~inside[:, None], 0)  # a product would turn inf at the edge into nan
+    return result.mul_(inside[:, None])  # tens of times faster than masked_fill_ on a CPU
 
 
 def check_padding(what: str, shape: Sequence[int], padding: int, padding_mode: str) -> None:

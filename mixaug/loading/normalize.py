@@ -54,18 +54,21 @@ class Normalize:
             raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
         if self.dtype == torch.uint8 and images.dtype != torch.uint8:
             raise TypeError(f"dtype=torch.uint8 keeps uint8 images, but these are {images.dtype}")
-        keep = torch.preserve_format if self.memory_format is None else self.memory_format
         to_unit = images.dtype == torch.uint8 and self.dtype != torch.uint8 and (self.scales or self.dtype is not None)
         if not self.scales and not to_unit:
-            return images.to(self.dtype or images.dtype, memory_format=keep)
+            return self._laid_out(images.to(self.dtype or images.dtype))
         own = torch.float32 if images.dtype == torch.uint8 else images.dtype
         wide = torch.promote_types(images.dtype, torch.float32)
         offset, scale = self._constants(images, wide)
         # The first step copies, the next two work in the copy.
-        result = images.to(wide, memory_format=keep, copy=True)
+        result = images.to(wide, copy=True)
         if self.scales:
             result.sub_(offset)
-        return result.mul_(scale).to(self.dtype or own)
+        # The layout comes last: arithmetic with one number per channel is slow on channels_last in a CPU.
+        return self._laid_out(result.mul_(scale).to(self.dtype or own))
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images if self.memory_format is None else images.contiguous(memory_format=self.memory_format)
 
     def _constants(self, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """255 mean and 1 / (255 std), rounded once, shaped for these images; 255 only where they are uint8."""
