@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,10 @@ def _reason(outcome: Outcome, code: int, started: float) -> str:
         lines = [line.strip() for line in outcome.log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    return f"{lines[-1]} (exit code {code})" if lines else f"exit code {code}, nothing logged"
+    # A traceback ends with the error, but libraries print advice behind it.
+    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Diverged)\b", line)]
+    said = (errors or lines)[-1:]
+    return f"{said[0]} (exit code {code})" if said else f"exit code {code}, nothing logged"
 
 
 # -- the machine --------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ class CommandLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._threads, **environment},
+                env={**os.environ, **self._threads, "HYDRA_FULL_ERROR": "1", **environment},
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )

@@ -1,3 +1,18 @@
-"""What the fork server of a benchmark imports once for all its runs. Imports only: nothing here may touch a GPU."""
+"""What the fork server of a benchmark imports once for all its runs. Imports only: nothing here may touch a GPU.
+
+The engine imports its heavy dependencies where it uses them, which is inside a run; importing them here takes them
+out of every run. One that is not installed is left to the run that needs it, with that run's own error.
+"""
+
+import contextlib
+import importlib
+
+import mixaug.data
+import mixaug.engine.train
+import mixaug.models
 
 __all__: list[str] = []
+
+for name in ("timm", "torchvision", "torchmetrics.classification", "sklearn.datasets", "PIL.Image", "rich.progress"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
