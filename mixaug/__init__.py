@@ -10,11 +10,14 @@
 from mixaug import functional, labeling, losses, pairing, policies, ratio
 from mixaug._version import __version__
 from mixaug.batch import MixedBatch
+from mixaug.loading import DeviceLoader, MixCollate
 from mixaug.policy import OneOf, Policy, Sometimes
 from mixaug.registry import create, describe, list_policies, register
 from mixaug.step import MixStep
 
 __all__ = [
+    "DeviceLoader",
+    "MixCollate",
     "MixStep",
     "MixedBatch",
     "OneOf",
