@@ -543,7 +543,7 @@ def cars(
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (its links are dead; copies circulate)",
     )
     train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
-    # The tables hold unsigned 8-bit labels; the interface promises plain ints.
+    # SciPy decides the type of the labels in the tables; the interface promises plain ints.
     train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int)
     test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int)
     return _from_files("cars", train, test, train.classes, side)

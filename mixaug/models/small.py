@@ -197,7 +197,8 @@ class SmallResNet(ResNet):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier, drawn as at construction; `num_classes=0` removes it."""
-        super().reset_classifier(num_classes, global_pool)
+        # Older releases of timm take None here for a kind of pooling.
+        super().reset_classifier(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
         _init_classifier(self.fc)
 
     def _stages(self) -> list[nn.Module]:
@@ -343,9 +344,22 @@ class SmallResNetV2(ResNetV2):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Feature maps after the stem (index 0) and after each stage (1, 2, ...); arguments as in timm."""
-        # timm counts negative and "last n" indices from four stages, whatever the network has.
-        take, _ = feature_take_indices(len(self.feature_info), indices)
-        return super().forward_intermediates(x, take, norm, stop_early, output_fmt, intermediates_only)
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        # Not timm's method: it counts negative and "last n" indices from four stages, whatever the network has.
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        x = self.stem(x)
+        intermediates = [x] if 0 in take else []
+        stages = list(self.stages)
+        final = len(self.feature_info) - 1
+        for index, stage in enumerate(stages[:last] if stop_early else stages, start=1):
+            x = stage(x)
+            if index in take:
+                intermediates.append(self.norm(x) if norm and index == final else x)
+        if intermediates_only:
+            return intermediates
+        # The last norm is as wide as the last stage, so it cannot follow an earlier one.
+        return (x if stop_early and last < final else self.norm(x)), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

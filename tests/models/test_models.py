@@ -252,7 +252,12 @@ def test_last_index_means_the_last_stage(name):
         last = model.forward_intermediates(images, indices=1, intermediates_only=True)
         first = model.forward_intermediates(images, indices=[0], stop_early=True, intermediates_only=True)
     assert len(last) == len(first) == 1
+    with torch.no_grad():
+        stopped, second = model.forward_intermediates(images, indices=[1], stop_early=True)
     assert torch.equal(last[0], every[-1])
+    assert torch.equal(second[0], every[1])
+    if "convnext" not in name:
+        assert torch.equal(stopped, every[1])
     assert torch.equal(first[0], every[0])
 
 
