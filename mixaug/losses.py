@@ -97,25 +97,30 @@ def mixed_cross_entropy(
         class_weight = class_weight.to(dtype)
     log_probabilities = F.log_softmax(logits, dim=1, dtype=dtype)
     weights = weights.to(dtype)
+    count: Tensor | int = len(logits)
 
     if labels.ndim == 2:
         targets = _mix_rows(labels.to(dtype), sources, weights)
         if class_weight is not None:
             targets = targets * class_weight
         own = -(targets * log_probabilities).sum(1)
-        count: Tensor | int = len(logits)
     else:
         ids = labels.long()[sources]
-        ignored = ids == ignore_index
-        kept = weights.masked_fill(ignored, 0)
-        ids = ids.masked_fill(ignored, 0)
-        # An ignored source reads class 0 in place of its own; where that one is -inf, 0 * -inf would be nan.
-        picked = log_probabilities.gather(1, ids).masked_fill(ignored, 0)
+        ignored: Tensor | None = None
+        # On a CPU a look at the B labels is cheaper than masking what is hardly ever there.
+        if not _can_read(labels) or bool((labels == ignore_index).any()):
+            ignored = ids == ignore_index
+            ids = ids.masked_fill(ignored, 0)
+        picked = log_probabilities.gather(1, ids)
+        if ignored is not None:
+            # These sources have read class 0 in place of their own; where that one is -inf, 0 * -inf would
+            # be nan.
+            picked = picked.masked_fill(ignored, 0)
+            count = _share_left(weights, ignored)
+            weights = weights.masked_fill(ignored, 0)
         if class_weight is not None:
             picked = picked * class_weight[ids]
-        own = -(kept * picked).sum(1)
-        count = _share_left(weights, ignored) if reduction == "mean" else len(logits)
-        weights = kept
+        own = -(weights * picked).sum(1)
 
     if label_smoothing > 0:
         # Not a matrix product: autocast would run it in half precision.
