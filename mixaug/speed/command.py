@@ -1,0 +1,93 @@
+"""The command line of tools/speed.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mixaug.speed import sections
+from mixaug.speed.goals import judge, read_goals
+from mixaug.speed.regime import DTYPES, LAYOUTS, Regime, environment
+from mixaug.speed.report import markdown, table
+
+SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
+SECTIONS = ("mixing", "loss", "step", "loader")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print Markdown, write files if asked; 1 when ``--check`` finds a goal missed."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    known = environment(options.device)
+    print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
+    jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
+    rows: list[sections.Row] = []
+    for regime in _regimes(options):
+        print(f"measuring {regime.name}", file=sys.stderr)
+        if "mixing" in options.sections:
+            rows += sections.mixing(regime, jobs, options.per, compiled=options.compiled, rounds=options.rounds)
+        if regime.dtype != "uint8" and "loss" in options.sections:
+            pair = [job for job in jobs if job.label in ("mixup", "cutmix")]
+            rows += sections.labels_and_loss(
+                regime, pair, options.per, compiled=options.compiled, rounds=options.rounds
+            )
+        if regime.dtype != "uint8" and "step" in options.sections and regime.shape[-1] <= options.step_side:
+            rows += sections.training_step(regime, jobs, options.model, max(3, options.rounds // 2))
+        if regime.dtype == "float32" and regime.layout == "contiguous" and "loader" in options.sections:
+            rows += sections.loaders(regime, max(3, options.rounds // 2))
+    if "loss" in options.sections:
+        for batch, classes in ((128, 100), (128, 1000), (1024, 1000), (1024, 21841)):
+            rows += sections.index_loss(batch, classes, options.device, options.rounds)
+    on_cpu = not options.device.startswith("cuda")
+    float_rows = [row for row in rows if "float32 contiguous" in row.regime]
+    verdicts = judge(float_rows, read_goals()) if on_cpu else []
+    page = markdown(known, rows, verdicts)
+    print(page)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "speed.md").write_text(page)
+        (options.out / "speed.csv").write_text(table(rows))
+    missed = [verdict for verdict in verdicts if verdict.missed]
+    if options.check and missed:
+        print(f"{len(missed)} of {len(verdicts)} goals missed by more than the spread of this run", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time every policy against the memory floor and other libraries.")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["mixing", "loss"])
+    parser.add_argument("--jobs", nargs="+", choices=[job.label for job in sections.JOBS], default=[])
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=[_shape(text) for text in SHAPES])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
+    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["contiguous"])
+    parser.add_argument("--per", nargs="+", choices=["batch", "sample", "pair"], default=["batch", "sample"])
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile as well")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", default="cifar_resnet18", help="backbone of the step section")
+    parser.add_argument("--step-side", type=int, default=64, help="largest image side of the step section")
+    parser.add_argument("--out", type=Path, help="folder for speed.md and speed.csv")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is clearly missed")
+    return parser
+
+
+def _regimes(options: argparse.Namespace) -> list[Regime]:
+    return [
+        Regime(shape, dtype, layout, options.device)
+        for shape in options.shapes
+        for dtype in options.dtypes
+        for layout in options.layouts
+    ]
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    parts = tuple(int(part) for part in text.split(","))
+    if len(parts) != 4 or min(parts) < 1:
+        raise argparse.ArgumentTypeError(f"expected B,C,H,W of positive integers, got {text!r}")
+    return parts[0], parts[1], parts[2], parts[3]

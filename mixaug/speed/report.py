@@ -1,0 +1,62 @@
+"""Rows and verdicts as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from mixaug.speed.goals import Verdict
+from mixaug.speed.sections import Row
+from mixaug.speed.timing import Ratio
+
+COLUMNS = (
+    *("section", "regime", "job", "per", "library", "output", "ms"),
+    *("x_floor", "x_floor_low", "x_floor_high", "best_peer", "x_best_peer", "note"),
+)
+
+
+def markdown(environment: Mapping[str, str], rows: Sequence[Row], verdicts: Sequence[Verdict]) -> str:
+    """One table for every section and regime, then goals reached and missed."""
+    lines = [", ".join(f"{key} {value}" for key, value in environment.items()), ""]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.section, row.regime), []).append(row)
+    for (section, regime), members in groups.items():
+        lines += [f"### {section}: {regime}", ""]
+        lines.append("| job | per | library | output | ms | x floor (low to high) | x best peer | |")
+        lines.append("|---|---|---|---|--:|--:|--:|---|")
+        for row in members:
+            peer = "" if row.against_best_peer is None else f"{row.against_best_peer.median:.2f} of {row.best_peer}"
+            lines.append(
+                f"| {row.job} | {row.per} | {row.library} | {row.output} | {row.milliseconds:.3f} | "
+                f"{_shown(row.floor)} | {peer} | {row.note} |"
+            )
+        lines.append("")
+    if verdicts:
+        lines += ["### goals", "", "| regime | job | per | goal | measured | |", "|---|---|---|--:|--:|---|"]
+        for verdict in verdicts:
+            state = "reached" if verdict.reached else "**missed**" if verdict.missed else "within the spread"
+            row = verdict.row
+            goal = f"{verdict.goal:g} {verdict.what}"
+            lines.append(f"| {row.regime} | {row.job} | {row.per} | {goal} | {verdict.got:.2f} | {state} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        ratio = row.against_best_peer
+        figures = [f"{value:.4f}" for value in (row.floor.median, row.floor.low, row.floor.high)]
+        peer = [row.best_peer, "" if ratio is None else f"{ratio.median:.4f}"]
+        where = [row.section, row.regime, row.job, row.per, row.library, row.output]
+        writer.writerow([*where, f"{row.milliseconds:.5f}", *figures, *peer, row.note])
+    return file.getvalue()
+
+
+def _shown(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -1,0 +1,275 @@
+"""What is timed: mixing alone, mixing with labels and loss, a whole training step, and a loader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mixaug
+from mixaug.batch import MixedBatch
+from mixaug.loading import DeviceLoader
+from mixaug.losses import mixed_cross_entropy
+from mixaug.policy import Policy
+from mixaug.speed.regime import Regime
+from mixaug.speed.rivals import Mixer, dense_targets, installed, rivals
+from mixaug.speed.timing import Ratio, Timing, interleaved
+
+PLAIN = "mixaug"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One policy with its options, under the name that the tables use."""
+
+    label: str
+    policy: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+JOBS = (
+    Job("mixup", "mixup"),
+    Job("cutmix", "cutmix"),
+    Job("fmix", "fmix"),
+    Job("fmix 16 frequencies", "fmix", {"frequencies": 16}),
+    Job("gridmix", "gridmix"),
+    Job("smoothmix", "smoothmix"),
+    Job("resizemix", "resizemix"),
+    Job("resizemix bilinear", "resizemix", {"interpolation": "bilinear"}),
+    Job("saliencymix", "saliencymix"),
+    Job("patchmix", "patchmix"),
+    Job("maskmix", "maskmix"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a library doing a job, against the floor of the same run."""
+
+    section: str
+    regime: str
+    job: str
+    per: str
+    output: str
+    library: str
+    milliseconds: float
+    floor: Ratio
+    against_best_peer: Ratio | None = None
+    best_peer: str = ""
+    note: str = ""
+
+
+def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int) -> Iterator[Row]:
+    """Mixing alone, labels in each library's own form; ours fresh, into ``out=``, in place and compiled."""
+    images, other, labels = _material(regime)
+    for job in jobs:
+        for per in pers:
+            policy = mixaug.create(job.policy, per=per, **job.options)
+            # A policy in place and most rivals overwrite their input: each gets a batch of its own.
+            cases: dict[str, Callable[[], object]] = {
+                "floor": _floor(images, other),
+                f"{PLAIN}/fresh": partial(policy, images, labels),
+                f"{PLAIN}/out": partial(policy, images, labels, out=torch.empty_like(images)),
+                f"{PLAIN}/inplace": partial(policy, images.clone(), labels, inplace=True),
+            }
+            if compiled:
+                cases[f"{PLAIN}/compiled"] = partial(torch.compile(policy), images, labels)
+            if not job.options:
+                for name, mixer in rivals(job.policy, per, regime):
+                    cases[f"{name}/own"] = partial(mixer, images.clone(), labels)
+            yield from _rows("mixing", regime, job.label, per, cases, rounds)
+
+
+def labels_and_loss(
+    regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int
+) -> Iterator[Row]:
+    """Mixing, targets and cross-entropy: our index form against the dense targets of the others."""
+    images, other, labels = _material(regime)
+    logits = torch.randn(regime.shape[0], regime.num_classes, device=regime.device)
+
+    def ours(policy: Policy) -> Tensor:
+        mixed: MixedBatch = policy(images, labels)
+        return mixed_cross_entropy(logits, labels, mixed.sources, mixed.weights)
+
+    def theirs(mixer: Mixer, own: Tensor) -> Tensor:
+        return F.cross_entropy(logits, dense_targets(mixer(own, labels)))
+
+    for job in jobs:
+        for per in pers:
+            policy = mixaug.create(job.policy, per=per, **job.options)
+            cases: dict[str, Callable[[], object]] = {
+                "floor": _floor(images, other),
+                f"{PLAIN}/fresh": partial(ours, policy),
+            }
+            if compiled:
+                cases[f"{PLAIN}/compiled"] = partial(torch.compile(ours), policy)
+            for name, mixer in rivals(job.policy, per, regime):
+                if name != "kornia":  # returns pairs of labels and leaves the targets to the user
+                    cases[f"{name}/own"] = partial(theirs, mixer, images.clone())
+            yield from _rows("mixing, labels and loss", regime, job.label, per, cases, rounds)
+
+
+def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[Row]:
+    """Labels and loss alone: our index form and dense targets, as multiples of ``log_softmax``."""
+    logits = torch.randn(batch, classes, device=device)
+    labels = torch.randint(classes, (batch,), device=device)
+    mixed = mixaug.create("mixup")(torch.zeros(batch, 1, device=device), labels)
+
+    def ours() -> Tensor:
+        return mixed_cross_entropy(logits, labels, mixed.sources, mixed.weights)
+
+    cases: dict[str, Callable[[], object]] = {
+        "floor": lambda: F.log_softmax(logits, dim=1),
+        f"{PLAIN}/index form": ours,
+        "dense/targets and cross_entropy": lambda: F.cross_entropy(logits, mixed.targets(classes)),
+    }
+    timings = interleaved(cases, rounds=rounds, device=torch.device(device))
+    for name, timing in timings.items():
+        library, _, output = name.partition("/")
+        yield Row(
+            section="loss as a multiple of log_softmax",
+            regime=f"B={batch} K={classes}",
+            job="cross-entropy of two sources",
+            per="sample",
+            output=output,
+            library=library,
+            milliseconds=timing.median * 1e3,
+            floor=Ratio.of(timing, timings["floor"]),
+        )
+
+
+def training_step(regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int) -> Iterator[Row]:
+    """A whole SGD step of a backbone; the reference is the step of ``none``."""
+    from mixaug import models
+
+    images, _, labels = _material(regime)
+    if regime.dtype == "uint8":
+        raise ValueError("the training step takes floating-point images, got uint8")
+    model = models.create(model_name, num_classes=regime.num_classes).to(regime.device)
+    model.to(memory_format=torch.channels_last if regime.layout == "channels_last" else torch.contiguous_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    autocast = torch.autocast(torch.device(regime.device).type, torch.bfloat16, enabled=regime.dtype == "bfloat16")
+
+    def step(mix_step: nn.Module) -> None:
+        with autocast:
+            loss, _ = mix_step(images.float() if regime.dtype == "bfloat16" else images, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    cases: dict[str, Callable[[], object]] = {}
+    for job in (Job("floor", "none"), *jobs):
+        policy = mixaug.create(job.policy, **job.options)
+        mix_step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy())
+        name = job.label if job.policy == "none" else f"{PLAIN}/{job.label}"
+        cases[name] = partial(step, mix_step)
+    timings = interleaved(cases, rounds=rounds, round_seconds=0.5, device=torch.device(regime.device))
+    for name, timing in timings.items():
+        yield Row(
+            section=f"training step of {model_name}, as a multiple of the step without mixing",
+            regime=regime.name,
+            job=name.partition("/")[2] or "none",
+            per="default",
+            output="fresh",
+            library=PLAIN,
+            milliseconds=timing.median * 1e3,
+            floor=Ratio.of(timing, timings["floor"]),
+        )
+
+
+def loaders(regime: Regime, rounds: int, workers: int = 2) -> Iterator[Row]:
+    """Images per second of a loader with Mixup: ours on the device against mixing in the collate function."""
+    from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+    count, device = regime.shape[0] * 16, torch.device(regime.device)
+    data = TensorDataset(
+        torch.randint(256, (count, *regime.shape[1:]), dtype=torch.uint8), torch.randint(regime.num_classes, (count,))
+    )
+    mean, std = (0.5,) * regime.shape[1], (0.25,) * regime.shape[1]
+    shift = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+
+    def plain(collate: Callable[[list[Any]], Any]) -> Any:
+        pinned = device.type == "cuda"
+        return DataLoader(data, regime.shape[0], num_workers=workers, collate_fn=collate, pin_memory=pinned)
+
+    ours = DeviceLoader(plain(default_collate), device, mixaug.create("mixup"), mean=mean, std=std)
+    readers: dict[str, Callable[[], int]] = {f"{PLAIN}/DeviceLoader": lambda: sum(len(batch) for batch in ours)}
+    if installed("torchvision"):
+        from torchvision.transforms import v2
+
+        mixer = v2.MixUp(num_classes=regime.num_classes)
+
+        def collate(samples: list[Any]) -> Any:
+            images, labels = default_collate(samples)
+            return mixer((images.float() / 255 - shift[0]) / shift[1], labels)
+
+        theirs = plain(collate)
+        readers["torchvision/MixUp in the collate function"] = lambda: sum(
+            len(images.to(device, non_blocking=True)) for images, _ in theirs
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(rounds):
+        for name, read in readers.items():
+            start = time.perf_counter()
+            if read() != count:
+                raise RuntimeError(f"{name} did not deliver {count} images")
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
+    reference = timings[f"{PLAIN}/DeviceLoader"]
+    for name, timing in timings.items():
+        library, _, output = name.partition("/")
+        yield Row(
+            section=f"loader with {workers} workers, as a multiple of our time",
+            regime=regime.name,
+            job="mixup",
+            per="sample",
+            output=output,
+            library=library,
+            milliseconds=timing.median * 1e3,
+            floor=Ratio.of(timing, reference),
+            note=f"{count / timing.median:,.0f} images/s",
+        )
+
+
+def _material(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
+    labels = torch.randint(regime.num_classes, (regime.shape[0],), generator=torch.Generator().manual_seed(2))
+    return regime.images(0), regime.images(1), labels.to(regime.device)
+
+
+def _floor(images: Tensor, other: Tensor) -> Callable[[], object]:
+    kept = torch.empty_like(images)
+    if images.dtype == torch.uint8:
+        return lambda: kept.copy_(images)
+    return lambda: torch.lerp(images, other, 0.3, out=kept)
+
+
+def _rows(
+    section: str, regime: Regime, job: str, per: str, cases: dict[str, Callable[[], object]], rounds: int
+) -> Iterator[Row]:
+    timings = interleaved(cases, rounds=rounds, device=torch.device(regime.device))
+    floor = timings["floor"]
+    peers = {name: timing for name, timing in timings.items() if name != "floor" and not name.startswith(PLAIN)}
+    best = min(peers, key=lambda name: peers[name].median, default=None)
+    for name, timing in timings.items():
+        library, _, output = name.partition("/")
+        is_ours = library == PLAIN and best is not None
+        yield Row(
+            section=section,
+            regime=regime.name,
+            job=job,
+            per=per,
+            output=output or "kept",
+            library=library,
+            milliseconds=timing.median * 1e3,
+            floor=Ratio.of(timing, floor),
+            against_best_peer=Ratio.of(timing, peers[best]) if is_ours and best is not None else None,
+            best_peer=best.partition("/")[0] if best is not None and is_ours else "",
+        )
