@@ -12,6 +12,9 @@ from mixaug.ops.layout import wide_dtype
 
 Per = Literal["sample", "batch", "pair"]
 
+# Gamma(0.5) falls below the smallest float32, which devices without float64 compute in, once in 1e19 draws.
+SMALLEST_DIRECT_SHAPE = 0.5
+
 
 class Draws:
     """Random numbers for one batch, R rows of them.
@@ -74,12 +77,23 @@ class Draws:
         return torch.stack([self.integers(0, side) for side in size], dim=1)
 
     def beta(self, alpha: float, beta: float) -> Tensor:
-        """(R,) from Beta(alpha, beta), exact for any positive parameters.
+        """(R,) from Beta(alpha, beta), for any positive parameters.
 
-        Drawn as the ratio of two Gamma variables in logarithms, with Gamma(a) = Gamma(a + 1) U^(1/a),
-        so that nothing underflows when the parameters are tiny.
+        The share of one Gamma variable in the sum of two. Where a parameter is so small that both could
+        underflow to zero, the same in logarithms, with Gamma(a) = Gamma(a + 1) U^(1/a).
         """
-        return torch.sigmoid(self._log_gamma(alpha) - self._log_gamma(beta))
+        if alpha == beta == 1.0:
+            return self.uniform()
+        if min(alpha, beta) >= SMALLEST_DIRECT_SHAPE:
+            gamma = torch._standard_gamma(self._shapes(alpha, beta), generator=self.generator)
+            return self._shared(gamma[0] / gamma.sum(0), None)
+        gamma = torch._standard_gamma(self._shapes(alpha + 1, beta + 1), generator=self.generator)
+        unit = torch.rand(gamma.shape, generator=self.generator, device=self.device, dtype=gamma.dtype)
+        # 1 - U lies in (0, 1]: its logarithm is finite.
+        boost = torch.log1p(-unit)
+        logarithms = gamma.log()
+        difference = logarithms[0] + boost[0] / alpha - logarithms[1] - boost[1] / beta
+        return self._shared(torch.sigmoid(difference), None)
 
     def permutation(self) -> Tensor:
         """(B,) int64, uniform over all permutations of the batch."""
@@ -87,13 +101,13 @@ class Draws:
         keys = torch.rand(self.batch_size, generator=self.generator, device=self.device, dtype=wide_dtype(self.device))
         return keys.argsort()
 
-    def _log_gamma(self, shape: float) -> Tensor:
-        rows = self._rows(None)
-        one_more = torch.full((rows,), shape + 1.0, device=self.device, dtype=wide_dtype(self.device))
-        gamma = torch._standard_gamma(one_more, generator=self.generator)
-        unit = torch.rand(rows, generator=self.generator, device=self.device, dtype=gamma.dtype)
-        # 1 - U lies in (0, 1]: its logarithm is finite.
-        return self._shared(gamma.log() + torch.log1p(-unit) / shape, None)
+    def _shapes(self, first: float, second: float) -> Tensor:
+        """(2, R) shape parameters, made on the device without a copy from the host."""
+        size, dtype = (2, self._rows(None)), wide_dtype(self.device)
+        shapes = torch.full(size, first, device=self.device, dtype=dtype)
+        if second != first:
+            shapes[1] = second
+        return shapes
 
     def _rows(self, per: Per | None) -> int:
         return 1 if (per or self.per) == "batch" else self.batch_size

@@ -19,7 +19,9 @@ def draws(per="sample", rows=ROWS, seed=0):
     return Draws(rows, torch.device("cpu"), seeded(seed), per)
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.1), (0.2, 0.2), (1, 1), (8, 8), (20, 20), (2, 1)])
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(0.1, 0.1), (0.2, 0.2), (0.2, 3), (0.5, 0.5), (1, 1), (8, 8), (20, 20), (2, 1)]
+)
 def test_beta_follows_the_distribution(alpha, beta):
     values = draws().beta(alpha, beta)
     assert values.shape == (ROWS,)
