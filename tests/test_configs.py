@@ -165,6 +165,18 @@ def test_protocol_sets_the_published_alpha(protocol: str, policy: str) -> None:
     assert config.protocol.applied["policy.alpha"] == ALPHAS[protocol][policy]
 
 
+@pytest.mark.parametrize("protocol", list(ALPHAS))
+def test_protocol_repeats_what_the_published_runs_did(protocol: str) -> None:
+    data = PROTOCOL_DATA[protocol]
+    base = with_root([f"data={data}", f"protocol={protocol}", f"model={PROTOCOL_MODELS[protocol][0]}"], data)
+    assert compose([*base, "policy=fmix"]).policy.spectrum == "reference"
+    assert compose([*base, "policy=smoothmix"]).policy.reference_labels is True
+    resizemix = compose([*base, "policy=resizemix"]).policy
+    assert (resizemix.rule, resizemix.alpha, list(resizemix.scope)) == ("beta", 1.0, [0.1, 0.8])
+    assert resizemix.interpolation == ("bilinear" if protocol == "openmixup_cifar_vit" else "nearest")
+    assert compose(with_root([f"data={data}", "policy=fmix"], data)).policy.spectrum == "isotropic"
+
+
 def test_openmixup_cifar_reads_like_the_page() -> None:
     base = ["protocol=openmixup_cifar", "data.root=/nowhere"]
     config = compose([*base, "data=cifar100", "model=cifar_resnet18"])

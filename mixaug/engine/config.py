@@ -97,14 +97,20 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    # Inside a program started by Hydra its own state is set aside meanwhile.
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
             composed = hydra_compose("train", overrides=overrides, return_hydra_config=True)
     except HydraException as error:
         reason = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
         raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
+    finally:
+        GlobalHydra.instance().hydra = around
     choices = dict(composed.hydra.runtime.choices)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ def start(device: str = "auto") -> World:
         chosen = torch.device("cuda", torch.cuda.current_device())
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # Not at the end of a run: a sweep has further runs in the same processes.
+        atexit.register(dist.destroy_process_group)
     return World(rank, size, chosen)
 
 

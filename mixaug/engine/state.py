@@ -48,10 +48,12 @@ class Streams:
                 f"the checkpoint holds the random streams of {len(states['mixing'])} processes, "
                 f"this run has {self.world.size}"
             )
-        self.mixing.set_state(states["mixing"][rank])
-        torch.set_rng_state(states["cpu"][rank])
+        # Copied, because torch's set_state reads a view of a row from the start of its storage.
+        own = {name: rows[rank].clone() for name, rows in states.items()}
+        self.mixing.set_state(own["mixing"])
+        torch.set_rng_state(own["cpu"])
         if self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"][rank], self.world.device)
+            torch.cuda.set_rng_state(own["cuda"], self.world.device)
 
 
 @dataclass

@@ -1,0 +1,79 @@
+"""Scores against a slow twin in plain Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from mixaug.engine import run
+from mixaug.engine.errors import CheckpointError
+from mixaug.engine.evaluate import evaluate, evaluate_checkpoint
+from mixaug.engine.train import train
+
+CPU = torch.device("cpu")
+
+
+def slow_scores(logits: Tensor, labels: Tensor) -> tuple[float, float, float, float]:
+    """Top-1, top-5, negative log-likelihood and calibration error, one sample after the other, in float64."""
+    top1 = top5 = 0
+    nll = 0.0
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        total = sum(map(math.exp, row))
+        order = sorted(range(len(row)), key=lambda k: -row[k])
+        top1 += order[0] == label
+        top5 += label in order[:5]
+        nll -= row[label] - math.log(total)
+        confidence = math.exp(row[order[0]]) / total
+        bins[min(int(confidence * 15), 14)].append((confidence, order[0] == label))
+    count = len(labels)
+    ece = sum(abs(sum(c for c, _ in b) - sum(hit for _, hit in b)) for b in bins) / count
+    return 100 * top1 / count, 100 * top5 / count, nll / count, ece
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+@pytest.mark.parametrize("scale", [0.1, 4.0])
+def test_scores_agree_with_the_slow_twin(classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    # Small positive logits all lie in [0, 1], where a careless metric takes them for probabilities.
+    logits = torch.rand(101, classes, generator=generator) * scale
+    labels = torch.randint(classes, (101,), generator=generator)
+    parts = [(logits[k : k + 40], labels[k : k + 40]) for k in range(0, 101, 40)]
+    model = nn.Identity().train()
+    scores = evaluate(model, parts, classes, CPU)
+    expected = slow_scores(logits, labels)
+    assert (scores.top1, scores.top5, scores.nll, scores.ece) == pytest.approx(expected, abs=2e-5)
+    assert scores.samples == 101
+    assert model.training
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        evaluate(nn.Identity(), [], 3, CPU)
+
+
+def test_the_tool_scores_a_run_as_the_run_did(tiny: Callable[..., DictConfig], root: Path) -> None:
+    config = tiny()
+    result = train(config)
+    folder = run.run_folder(config)
+    tool = [sys.executable, str(root / "tools" / "evaluate.py")]
+    shown = subprocess.run([*tool, str(folder), "--device", "cpu"], capture_output=True, text=True, check=True)
+    scores = json.loads(shown.stdout)
+    assert (scores["top1"], scores["samples"]) == (result["top1_last"], 797)
+    assert scores["nll"] == pytest.approx(result["nll_last"], abs=1e-6)
+    missing = subprocess.run([*tool, str(folder / "no.pt")], capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert "no.pt" in missing.stderr
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        evaluate_checkpoint(folder, weights="ema", device="cpu")
+    with pytest.raises(ValueError, match="weights must be"):
+        evaluate_checkpoint(folder, weights="best", device="cpu")

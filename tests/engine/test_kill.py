@@ -1,0 +1,73 @@
+"""Kill -9 at any moment, then the same command: the end is bit-identical to that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixaug.engine import checkpoint, run
+from mixaug.engine.config import compose
+from mixaug.engine.train import train
+
+OVERRIDES = (
+    *("policy=mixup", "data.train_size=200", "batch_size=20", "epochs=12", "threads=1", "device=cpu"),
+    *("ema.decay=0.9", "+model.drop_rate=0.1", "checkpoint_every_steps=3", "progress=false"),
+)
+
+
+def started(root: Path, checkout: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(checkout / "tools" / "train.py"), *OVERRIDES, f"root={root}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path) -> None:
+    folder = run.run_folder(compose([*OVERRIDES, f"root={tmp_path / 'killed'}"]))
+    # Right after the start, in the middle of things, and while a checkpoint is being replaced.
+    for writes, delay in ((0, 0.0), (2, 0.004), (9, 0.001), (4, 0.02)):
+        process = started(tmp_path / "killed", root)
+        last, seen, known = folder / "last.pt", 0, inode(folder / "last.pt")
+        deadline = time.monotonic() + 120
+        while seen < writes or (writes == 0 and not folder.exists()):
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < deadline
+            now = inode(last)
+            seen, known = seen + int(now not in (known, 0)), now or known
+            time.sleep(0.0005)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert run.status(folder) == "unfinished"
+    process = started(tmp_path / "killed", root)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "resumed at epoch" in said
+    assert run.status(folder) == "finished"
+
+    undisturbed = compose([*OVERRIDES, f"root={tmp_path / 'whole'}"])
+    train(undisturbed)
+    expected = checkpoint.load(run.run_folder(undisturbed) / "last.pt")
+    got = checkpoint.load(folder / "last.pt")
+    for part in ("model", "ema"):
+        for name, value in expected[part].items():
+            assert torch.equal(got[part][name], value), f"{part}.{name}"
+    for one, two in zip(expected["history"], got["history"], strict=True):
+        for key in ("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_nll"):
+            assert one[key] == two[key], key
+    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 12

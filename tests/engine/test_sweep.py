@@ -1,0 +1,55 @@
+"""`tools/train.py` as a user calls it: sweeps, exit codes, Hydra's submitit launcher on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixaug.engine.run import read_json
+
+TINY = ("data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
+
+
+def call(checkout: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(checkout / "tools" / "train.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where, timeout=300)
+
+
+def results(root: Path) -> list[tuple[str, int]]:
+    return sorted((r["policy"], r["seed"]) for r in map(read_json, root.glob("*/result.json")))
+
+
+def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path) -> None:
+    done = call(root, tmp_path, "--multirun", *TINY, "policy=none,mixup", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "runs") == [("mixup", 0), ("mixup", 1), ("none", 0), ("none", 1)]
+    # Nothing but the runs' root is left behind.
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, root: Path) -> None:
+    failed = call(root, tmp_path, *TINY, "policy=mixup", "policy.alpha=0")
+    assert failed.returncode == 1
+    assert "alpha" in failed.stderr
+    typo = call(root, tmp_path, "polcy=mixup")
+    assert typo.returncode == 1
+    assert "polcy" in typo.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None
+    if importlib.util.find_spec("hydra_plugins") is not None
+    else True,
+    reason="needs hydra-submitit-launcher, the cluster extra",
+)
+def test_the_submitit_launcher_runs_a_sweep_on_this_machine(tmp_path: Path, root: Path) -> None:
+    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.launcher.cpus_per_task=1")
+    done = call(root, tmp_path, "--multirun", *launcher, *TINY, "seed=0,1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(tmp_path / "runs") == [("none", 0), ("none", 1)]

@@ -1,0 +1,371 @@
+"""The loop: exact resume, schedules, accumulation, averaged weights, hooks, faults."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import mixaug
+from mixaug.engine import build, checkpoint, run
+from mixaug.engine.batches import Batches
+from mixaug.engine.errors import CheckpointError, ConfigError, TrainingDiverged
+from mixaug.engine.train import train
+
+Tiny = Callable[..., DictConfig]
+
+# Every moving part at once: blended inputs, dropout, averaged weights, accumulation, clipping, augmentation.
+EVERYTHING = (
+    "policy=mixup",
+    "+model.drop_rate=0.2",
+    "ema.decay=0.9",
+    "accumulate=2",
+    "clip_grad_norm=1.0",
+    "checkpoint_every_steps=2",
+    "batch_size=10",
+)
+
+
+def lines(config: DictConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.run_folder(config) / "epochs.jsonl").read_text().splitlines()]
+
+
+def last(config: DictConfig) -> dict[str, Any]:
+    return checkpoint.load(run.run_folder(config) / "last.pt")
+
+
+def assert_same(one: Any, two: Any, where: str = "") -> None:
+    """Equal bit for bit, all the way down."""
+    assert type(one) is type(two), where
+    if isinstance(one, Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert one == two, where
+
+
+def timeless(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what the clock wrote into it."""
+    wall = ("seconds", "images_per_second", "step_ms", "peak_memory_mb")
+    history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
+    return {**state, "history": history, "meters": None}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let a run die when it asks for the batch after this many."""
+    really, given = Batches.epoch, [0]
+
+    def epoch(self: Batches, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in really(self, number, first):
+            if given[0] == after:
+                raise KeyboardInterrupt
+            given[0] += 1
+            yield batch
+
+    monkeypatch.setattr(Batches, "epoch", epoch)
+
+
+def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny("policy=cutmix")
+    result = train(config)
+    folder = run.run_folder(config)
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "environment.json", "epochs.jsonl"),
+        *("last.pt", "previous.pt", "best.pt", "result.json"),
+    }
+    assert result == run.read_json(folder / "result.json")
+    assert (result["status"], result["policy"], result["model"]) == ("finished", "cutmix", "cifar_resnet8")
+    assert result["policy_options"]["alpha"] == 1.0
+    assert result["data_options"]["train_size"] == 100
+    records = lines(config)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert result["top1_last"] == records[-1]["test_top1"]
+    assert result["top1_best"] == max(record["test_top1"] for record in records)
+    assert result["top1_median10"] == pytest.approx(sum(record["test_top1"] for record in records) / 2)
+    assert set(records[0]) == {
+        *("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_top5", "test_nll"),
+        *("seconds", "images_per_second", "step_ms", "peak_memory_mb"),
+    }
+    versions = run.read_json(folder / "environment.json")["versions"]
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert "median of last 10" in capsys.readouterr().out
+    assert train(config) == result
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny: Tiny, tmp_path: Path) -> None:
+    one, two = tiny("policy=mixup"), tiny("policy=mixup", root=tmp_path / "again")
+    other = tiny("policy=mixup", "seed=1")
+    for config in (one, two, other):
+        train(config)
+    assert_same(timeless(last(one)), timeless(last(two)))
+    assert not torch.equal(last(one)["model"]["conv1.weight"], last(other)["model"]["conv1.weight"])
+
+
+@pytest.mark.parametrize("batches", [0, 1, 7, 10, 13])
+def test_an_interrupted_run_ends_bit_identical(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    whole, broken = tiny(*EVERYTHING, root=tmp_path / "whole"), tiny(*EVERYTHING, root=tmp_path / "broken")
+    train(whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=batches)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+    assert run.status(run.run_folder(broken)) == "unfinished"
+    with (run.run_folder(broken) / "epochs.jsonl").open("a") as file:
+        file.write('{"epoch": 7, "train_l')  # what a dying writer may leave
+    train(broken)
+    assert_same(timeless(last(whole)), timeless(last(broken)))
+    assert [record["epoch"] for record in lines(broken)] == [1, 2]
+
+
+def test_a_damaged_last_checkpoint_costs_an_epoch_and_nothing_else(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, other = tiny("epochs=3"), tiny("epochs=3", root=tmp_path / "other")
+    train(config)
+    train(other)
+    folder = run.run_folder(other)
+    (folder / "result.json").unlink()
+    (folder / "last.pt").write_bytes(b"torn")
+    capsys.readouterr()
+    train(other)
+    said = capsys.readouterr().out
+    assert "falling back" in said
+    assert "resumed at epoch 2" in said
+    assert_same(timeless(last(config)), timeless(last(other)))
+
+
+def test_a_run_killed_before_its_result_only_writes_the_result(tiny: Tiny) -> None:
+    config = tiny()
+    result = train(config)
+    (run.run_folder(config) / "result.json").unlink()
+    again = train(config)
+    assert again == result
+
+
+def test_a_checkpoint_of_another_config_is_refused(tiny: Tiny) -> None:
+    one, two = tiny(), tiny("optimizer.lr=0.05")
+    train(one)
+    folder = run.run_folder(two)
+    folder.mkdir()
+    (folder / "last.pt").write_bytes((run.run_folder(one) / "last.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="belongs to config"):
+        train(two)
+
+
+def test_cosine_steps_once_an_epoch_as_published(tiny: Tiny) -> None:
+    """lr(e) = min + (base - min) (1 + cos(pi e / E)) / 2 for e = 0 .. E - 1; the last epoch is not at the minimum."""
+    epochs, base, low = 7, 0.1, 0.004
+    config = tiny("schedule=cosine_epoch", f"epochs={epochs}", f"optimizer.lr={base}", f"schedule.min_lr={low}")
+    train(config)
+    expected = [low + 0.5 * (base - low) * (1 + math.cos(math.pi * e / epochs)) for e in range(epochs)]
+    assert [record["lr"] for record in lines(config)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_per_step_warms_up_linearly_and_falls_within_an_epoch(tiny: Tiny) -> None:
+    config = tiny("schedule=cosine_step", "epochs=10", "schedule.warmup_epochs=2", "schedule.warmup_lr=0.01")
+    model = nn.Linear(2, 2)
+    optimizer = build.build_optimizer(config, mixaug.MixStep(model, mixaug.create("none"), nn.MSELoss()))
+    scheduler = build.build_scheduler(config, optimizer, updates_per_epoch=5)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for update in range(1, 50):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    warm = [0.01 + (0.1 - 0.01) * t / 10 for t in range(10)]
+    cosine = [0.05 * (1 + math.cos(math.pi * t / 50)) for t in range(10, 50)]
+    assert rates == pytest.approx(warm + cosine, rel=1e-9)
+
+
+def test_accumulation_equals_the_larger_batch(tiny: Tiny) -> None:
+    """A model without batch statistics: k batches of B, one step, is one batch of kB; the short last group too."""
+    vit = ("model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=8", "+model.patch_size=4")
+    vit += ("+model.embed_dim=24", "+model.depth=1", "+model.num_heads=2", "schedule=cosine_step")
+    once = tiny(*vit, "batch_size=40", "data.train_size=100")
+    often = tiny(*vit, "batch_size=10", "data.train_size=100", "accumulate=4")
+    for config in (once, often):
+        train(config)
+    for name, value in last(once)["model"].items():
+        torch.testing.assert_close(last(often)["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_averaged_weights_follow_their_formula_and_are_what_is_scored(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timm.utils import ModelEmaV3
+
+    seen: list[Tensor] = []
+    really = ModelEmaV3.update
+
+    def update(self: ModelEmaV3, model: nn.Module, step: int | None = None) -> None:
+        seen.append(model.conv1.weight.detach().clone())
+        really(self, model, step)
+
+    monkeypatch.setattr(ModelEmaV3, "update", update)
+    config = tiny("ema.decay=0.75")
+    result = train(config)
+    # The first update copies: the random weights of the beginning are not averaged in.
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.75 * average + 0.25 * weight
+    state = last(config)
+    torch.testing.assert_close(state["ema"]["conv1.weight"], average, rtol=1e-5, atol=1e-7)
+    from mixaug.engine.evaluate import evaluate_checkpoint
+
+    folder = run.run_folder(config)
+    assert evaluate_checkpoint(folder, device="cpu").nll == pytest.approx(result["nll_last"], abs=1e-9)
+    assert evaluate_checkpoint(folder, "model", "cpu").nll != pytest.approx(result["nll_last"], abs=1e-6)
+
+
+class Watching(mixaug.Policy):
+    """A policy with a parameter and a memory, which notes the calls it gets."""
+
+    spatial = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.fractions: list[float] = []
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, **keywords: Any) -> mixaug.MixedBatch:
+        mixed = mixaug.create("none")(images, labels)
+        return mixaug.MixedBatch(images * self.scale, labels, mixed.sources, mixed.weights, mixed.plan)
+
+    def on_progress(self, fraction: float) -> None:
+        self.fractions.append(fraction)
+
+    def after_step(self, model: nn.Module) -> None:
+        assert isinstance(model, nn.Module)
+        assert not isinstance(model, mixaug.MixStep)
+        self.steps += 1
+
+
+def test_a_policy_learns_hears_of_progress_and_is_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Watching()
+    monkeypatch.setattr(build, "build_policy", lambda config: mixaug.OneOf([policy]))
+    config = tiny()
+    monkeypatch.setattr(mixaug.OneOf, "forward", lambda self, *a, **k: self.policies[0](*a, **k))
+    train(config)
+    state = last(config)
+    assert policy.fractions == [step / 8 for step in range(8)]
+    assert state["policy"]["policies.0.steps"] == 8
+    assert state["policy"]["policies.0.scale"] != 1.0
+    groups = state["optimizer"]["param_groups"]
+    assert [len(group["params"]) for group in groups][-1] == 1
+    assert groups[-1]["lr"] == groups[0]["lr"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    calls = [0]
+
+    class Breaking(nn.Module):
+        def forward(self, outputs: Tensor, mixed: mixaug.MixedBatch) -> Tensor:
+            calls[0] += 1
+            return outputs.sum() * (bad if calls[0] == 6 else 0.01)
+
+    monkeypatch.setattr(build, "build_objective", lambda config: Breaking())
+    config = tiny("policy=mixup", "log_every=1000")
+    folder = run.run_folder(config)
+    with pytest.raises(TrainingDiverged, match=r"step 6 with policy mixup.*last\.pt") as caught:
+        train(config)
+    assert caught.value.step == 6
+    failure = run.read_json(folder / "failure.json")
+    assert (failure["status"], failure["step"], failure["epoch"], failure["policy"]) == ("failed", 6, 2, "mixup")
+    assert failure["last_good_checkpoint"] == str(folder / "last.pt")
+    kept = checkpoint.load(folder / "last.pt")
+    assert kept["epoch"] == 1
+    assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_an_error_inside_a_run_is_recorded(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: DictConfig) -> nn.Module:
+        class Objective(nn.Module):
+            def forward(self, outputs: Tensor, mixed: mixaug.MixedBatch) -> Tensor:
+                raise RuntimeError("out of paper")
+
+        return Objective()
+
+    monkeypatch.setattr(build, "build_objective", broken)
+    config = tiny()
+    with pytest.raises(RuntimeError, match="out of paper"):
+        train(config)
+    assert run.read_json(run.run_folder(config) / "failure.json")["reason"] == "RuntimeError: out of paper"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [
+        (("policy=mixup", "policy.alpha=0"), ConfigError, "policy: .*alpha"),
+        (("policy=mixup", "policy.per=image"), ConfigError, "policy: .*per"),
+        (("model=timm", "model.name=resnet_18"), ConfigError, "model: .*closest names"),
+        (("data.train_size=5",), ConfigError, "data: .*train_size"),
+        (("objective.label_smoothing=2",), ConfigError, "objective: .*label_smoothing"),
+        (("data=cifar10", "~data.train_size", "data.root=/nowhere"), FileNotFoundError, "/nowhere"),
+        (("batch_size=200", "drop_last=true"), ConfigError, "batch_size=200"),
+        (("data.transform=uint8",), ConfigError, r"data\.transform"),
+        (("sync_batchnorm=true",), ConfigError, "sync_batchnorm"),
+        (("world_size=2",), ConfigError, "world_size"),
+    ],
+)
+def test_bad_values_are_errors_before_anything_is_created(
+    tiny: Tiny, tmp_path: Path, overrides: tuple[str, ...], error: type[Exception], named: str
+) -> None:
+    if "data=cifar10" in overrides:
+        from mixaug.engine.config import compose
+
+        config = compose([f"root={tmp_path / 'runs'}", "device=cpu", "data=cifar10", "data.root=/nowhere"])
+    else:
+        config = tiny(*overrides)
+    with pytest.raises(error, match=named):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("precision=bfloat16",),
+        ("channels_last=true", "policy=cutmix"),
+        ("objective=binary_cross_entropy", "policy=rsb"),
+        ("optimizer=adamw", "schedule=cosine_step"),
+        ("data.transform=uint8", "augment.crop_padding=0", "policy=mixup"),
+        ("tensorboard=true",),
+    ],
+    ids=lambda o: o[0],
+)
+def test_other_ways_to_run(tiny: Tiny, overrides: tuple[str, ...]) -> None:
+    config = tiny(*overrides)
+    assert math.isfinite(train(config)["nll_last"])
+    if "tensorboard=true" in overrides:
+        assert list((run.run_folder(config) / "tensorboard").glob("events*"))
+
+
+def test_training_learns_digits(tiny: Tiny) -> None:
+    """Chance is 10 %; a few seconds of training must be far from it."""
+    assert train(tiny("data.train_size=500", "epochs=10", "policy=none"))["top1_last"] > 85
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_run(tiny: Tiny) -> None:
+    plain, compiled = tiny(), tiny("compile=true")
+    train(plain)
+    train(compiled)
+    assert last(compiled)["model"].keys() == last(plain)["model"].keys()
+    assert lines(compiled)[0]["train_loss"] == pytest.approx(lines(plain)[0]["train_loss"], rel=1e-2)
