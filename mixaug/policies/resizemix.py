@@ -261,7 +261,8 @@ def _gather(images: Tensor, index: list[Tensor], first: int) -> Tensor:
     if channels_last_format(images) is None:
         return images[tuple(every)]
     rows, channel, *places = [each.movedim(1, -1) for each in every]
-    return images.movedim(1, -1)[(rows, *places, channel)].movedim(-1, 1)
+    inner = (rows, *places, channel)
+    return images.movedim(1, -1)[inner].movedim(-1, 1)
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
