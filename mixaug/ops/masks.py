@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from mixaug.ops.layout import wide_dtype
 
 
 def ranks(scores: Tensor) -> Tensor:
@@ -34,3 +37,55 @@ def cells_to_pixels(cells: Tensor, cell_size: Sequence[int], size: Sequence[int]
     for d, (side, pixels) in enumerate(zip(cell_size, size, strict=True)):
         cells = cells.index_select(1 + d, torch.arange(pixels, device=cells.device) // side)
     return cells
+
+
+def own_cells(lam: Tensor, total: int) -> Tensor:
+    """Number of cells that are at least a share ``lam`` of ``total``: rounded up. (R,) -> (R,) int64."""
+    exact = lam.to(wide_dtype(lam.device)) * total
+    # lam = k / total, rounded to its dtype, must give k and not k + 1.
+    return (exact - 4 * torch.finfo(lam.dtype).eps * total).ceil().clamp(min=0).long()
+
+
+def random_cells(scores: Tensor, lam: Tensor) -> Tensor:
+    """Choose own cells at random, an exact number of them: the smallest share that is not below ``lam``.
+
+    Args:
+        scores: (R, *grid) random numbers; the own cells are those of the largest scores.
+        lam: (R,) or (1,) floating point in [0, 1], share of the own sample.
+
+    Returns:
+        (R, 1, *grid) bool, True where the own sample shows.
+
+    Raises:
+        ValueError: lam that does not fit scores.
+    """
+    if scores.ndim < 2 or not lam.is_floating_point() or lam.ndim != 1 or lam.shape[0] not in (1, scores.shape[0]):
+        raise ValueError(
+            f"random_cells expects scores (R, *grid) and lam (R,) or (1,) floating point, got {tuple(scores.shape)} "
+            f"and {tuple(lam.shape)} {lam.dtype}"
+        )
+    flat = scores.flatten(1)
+    return top_mask(flat, own_cells(lam, flat.shape[1])).reshape(-1, 1, *scores.shape[1:])
+
+
+def grid_size(cell_size: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """Number of cells along each axis; the last of them may stick out of the image."""
+    return tuple(-(-pixels // side) for side, pixels in zip(cell_size, size, strict=True))
+
+
+def share_of_cells(cells: Tensor, cell_size: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Share of the pixels that the chosen cells cover, what sticks out of the image not counted.
+
+    Args:
+        cells: (R, *grid) bool.
+        cell_size: pixels of a cell along each axis.
+        size: spatial size of the images.
+
+    Returns:
+        (R,) float32, rounded once from the exact count.
+    """
+    pixels = cells.long()
+    for d, (side, extent) in enumerate(zip(cell_size, size, strict=True)):
+        inside = (extent - torch.arange(cells.shape[1 + d], device=cells.device) * side).clamp(0, side)
+        pixels = pixels * inside.reshape([-1 if axis == d else 1 for axis in range(len(size))])
+    return (pixels.flatten(1).sum(1).to(wide_dtype(cells.device)) / math.prod(size)).float()

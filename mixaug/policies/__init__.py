@@ -4,19 +4,25 @@ from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
 from mixaug.policies.fmix import FMix
 from mixaug.policies.gridmix import GridMix
+from mixaug.policies.maskmix import MaskMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
+from mixaug.policies.patchmix import PatchMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
+from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.smoothmix import SmoothMix
 
 __all__ = [
     "CutMix",
     "FMix",
     "GridMix",
+    "MaskMix",
     "Mixup",
     "NoMix",
+    "PatchMix",
     "ResizeMix",
+    "SaliencyMix",
     "SmoothMix",
     "deit",
     "rsb",
