@@ -123,9 +123,7 @@ class Policy(nn.Module):
             return plan
         return dataclasses.replace(plan, weights=self.labeling(plan, batch))
 
-    def apply(
-        self, images: Any, plan: Plan | None = None, *, inplace: bool = False, out: Tensor | None = None
-    ) -> Any:
+    def apply(self, images: Any, plan: Plan | None = None, *, inplace: bool = False, out: Tensor | None = None) -> Any:
         """Mix images by a plan. No randomness.
 
         Args:

@@ -15,6 +15,6 @@ def replay_maskmix(arrays, stem):
     return [
         ("cells", drawn, own, 0.0),
         ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 0.0),
-        ("own_weight", drawn.flatten(1).double().mean(1), torch.from_numpy(arrays["own_weight"]), 1e-12),
+        ("own_weight", drawn.flatten(1).double().mean(1), torch.from_numpy(arrays["own_weight"]), 1e-7),
         ("own_weight_pixels", share, torch.from_numpy(arrays["own_weight_pixels"]), 1e-7),
     ]
