@@ -342,6 +342,7 @@ def test_bad_values_are_errors_before_anything_is_created(
     "overrides",
     [
         ("precision=bfloat16",),
+        ("precision=float16", "clip_grad_norm=1.0"),
         ("channels_last=true", "policy=cutmix"),
         ("objective=binary_cross_entropy", "policy=rsb"),
         ("optimizer=adamw", "schedule=cosine_step"),
