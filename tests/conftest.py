@@ -15,9 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--device", default="cpu", help="device for the tests that take one: cpu (default), cuda, cuda:1"
-    )
+    parser.addoption("--device", default="cpu", help="device for the tests that take one: cpu (default), cuda, cuda:1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,6 +67,4 @@ def shared() -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    pytest.skip(
-        f"needs the shared folder, looked for {' and '.join(map(str, candidates))}; set MIXAUG_SHARED"
-    )
+    pytest.skip(f"needs the shared folder, looked for {' and '.join(map(str, candidates))}; set MIXAUG_SHARED")

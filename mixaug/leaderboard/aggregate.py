@@ -9,7 +9,7 @@ from typing import Any
 
 from mixaug.leaderboard import published
 from mixaug.leaderboard.collect import STATISTICS, Run
-from mixaug.leaderboard.command import regenerate, settings_of
+from mixaug.leaderboard.command import departures, regenerate, settings_of
 from mixaug.leaderboard.statistics import (
     PairedDifference,
     Summary,
@@ -212,6 +212,7 @@ def _row(
         data_options=json.loads(setting.data_options),
         protocol=setting.protocol,
         epochs=setting.epochs,
+        departures=departures(members[0]),
     )
     return Row(
         policy=policy,

@@ -12,7 +12,7 @@ from typing import Any
 from mixaug.leaderboard.collect import Run
 from mixaug.leaderboard.published import LOCATIONS
 
-__all__ = ["CommandError", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
+__all__ = ["CommandError", "departures", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
 
 PROGRAM = "python tools/benchmark.py"
 # Shown even when they are the defaults, so that a command reads without the config files at hand.
@@ -28,6 +28,18 @@ NOT_SETTINGS = (
     "model.name",
     "world_size",
     "device",
+)
+# What may differ from a protocol's file without leaving the protocol: names and lengths, which are compared on their
+# own, and how a machine does the work.
+WITHIN_PROTOCOL = (
+    *SPELLED_OUT,
+    "epochs",
+    "eval_batch_size",
+    "device",
+    "threads",
+    "channels_last",
+    "compile",
+    *(f"data.{option}" for option in sorted(LOCATIONS)),
 )
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+\-]+")
 
@@ -48,6 +60,15 @@ def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
         overrides = [_hidden(override) for override in overrides]
     seeds = ",".join(str(run.result["seed"]) for run in members)
     return " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
+
+
+def departures(run: Run) -> list[str] | None:
+    """Overrides in which a run departs from its protocol, policy and data apart; None if that cannot be told."""
+    try:
+        overrides = overrides_of(run.config)
+    except (CommandError, ImportError):
+        return None
+    return [override for override in overrides if not _below(override.lstrip("+~").partition("=")[0], WITHIN_PROTOCOL)]
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:
@@ -149,6 +170,7 @@ def _reads_otherwise(text: str) -> bool:
 
 
 def _below(key: str, prefixes: Sequence[str]) -> bool:
+    """Whether the key is one of the prefixes or lies below it."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 

@@ -7,10 +7,6 @@ out of every run. One that is not installed is left to the run that needs it, wi
 import contextlib
 import importlib
 
-import mixaug.data
-import mixaug.engine.train
-import mixaug.models
-
 __all__: list[str] = []
 
 for name in ("timm", "torchvision", "torchmetrics.classification", "sklearn.datasets", "PIL.Image", "rich.progress"):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match", "policy_defaults"]
+__all__ = ["ANY", "DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match", "policy_defaults"]
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------
@@ -57,6 +57,9 @@ DATA: tuple[DataName, ...] = (
     DataName("aircraft", "FGVC-Aircraft", {}),
     DataName("cars", "Stanford-Cars", {}),
 )
+
+BY_PROTOCOL = frozenset({"transform", "test_transform", "image_size"})
+"""Data options that a protocol sets; a run that departs from it is marked as such."""
 
 LOCATIONS = frozenset({"folder", "root", "path", "download", "workers", "num_workers", "verify"})
 """Data options that say where the data lies or who reads it, not what it is."""
@@ -108,17 +111,21 @@ class MethodName:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-_PER_BATCH = {"per": "batch"}  # OpenMixup draws one lambda and one mask for a whole batch
+ANY = object()
+"""Marks an option whose value the protocol decides."""
+
+_PER_BATCH: dict[str, object] = {"per": "batch"}  # OpenMixup draws one lambda and one mask for a whole batch
 
 METHODS: dict[str, MethodName] = {
     "none": MethodName(("Vanilla",), alpha=()),
     "mixup": MethodName(("MixUp",), options=_PER_BATCH),
     "cutmix": MethodName(("CutMix",), options=_PER_BATCH),
     "fmix": MethodName(("FMix",), options={**_PER_BATCH, "spectrum": "reference"}),
-    "resizemix": MethodName(("ResizeMix",), options=_PER_BATCH),
+    # Nearest for the CNNs, bilinear for the transformers: the protocol file sets it.
+    "resizemix": MethodName(("ResizeMix",), options={**_PER_BATCH, "rule": "beta", "interpolation": ANY}),
     "gridmix": MethodName(("GridMix",), options=_PER_BATCH),
-    # OpenMixup's SmoothMix draws a lambda and does not use it.
-    "smoothmix": MethodName(("SmoothMix",), alpha=(), options=_PER_BATCH),
+    # OpenMixup's SmoothMix draws a lambda and does not use it; its labels are swapped.
+    "smoothmix": MethodName(("SmoothMix",), alpha=(), options={**_PER_BATCH, "reference_labels": True}),
     "saliencymix": MethodName(("SaliencyMix",), options=_PER_BATCH),
     "deit": MethodName(("DeiT",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
     "rsb": MethodName(("RSB",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
@@ -154,7 +161,8 @@ class Match:
     """The published figure that a row may stand beside, or a mark that says why there is none.
 
     ``mark`` is empty for a match, else one of ``"no published figure"``, ``"other data"``, ``"other protocol"``,
-    ``"other epochs"``, ``"other alpha"``, ``"other options"``; ``detail`` says what was published instead.
+    ``"other epochs"``, ``"other alpha"``, ``"other options"``, ``"other settings"`` (a departure from the protocol),
+    ``"settings unknown"``; ``detail`` says what was published, or what differs.
     """
 
     figure: Figure | None = None
@@ -192,6 +200,7 @@ def match(
     data_options: Mapping[str, Any],
     protocol: str,
     epochs: int,
+    departures: Sequence[str] | None = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> Match:
     """Find the published figure for one leaderboard row.
@@ -200,6 +209,7 @@ def match(
         policy, model, data, protocol: our names.
         policy_options, data_options: what the run set.
         epochs: length of the run.
+        departures: overrides in which the run departs from its protocol; None if that cannot be told.
         defaults: values of the options that the run did not set; None asks the registry.
     """
     method, backbone = METHODS.get(policy), MODELS.get(model)
@@ -243,11 +253,15 @@ def match(
     differing = _option_differences(method, options, policy_options, known)
     if differing:
         return Match(mark="other options", detail=", ".join(differing))
+    if departures is None:
+        return Match(mark="settings unknown", detail="the run's config cannot be compared with its protocol")
+    if departures:
+        return Match(mark="other settings", detail=", ".join(departures))
     return Match(figure=agreeing[0])
 
 
 def _data_differences(entry: DataName, data_options: Mapping[str, Any]) -> list[str]:
-    told = {key: value for key, value in data_options.items() if key not in LOCATIONS}
+    told = {key: value for key, value in data_options.items() if key not in LOCATIONS | BY_PROTOCOL}
     return [
         f"{key}={value}" for key, value in sorted(told.items()) if value != entry.options.get(key) and value is not None
     ]
@@ -262,7 +276,7 @@ def _option_differences(
     differing = [
         f"{key}={options.get(key)} (published: {value})"
         for key, value in method.options.items()
-        if key in options and options[key] != value
+        if key in options and value is not ANY and options[key] != value
     ]
     for key, value in sorted(told.items()):
         if key in method.alpha or key in method.options:

@@ -147,8 +147,12 @@ def patch_size_option(what: str, patch_size: int | Sequence[int] | None) -> int 
     """The option ``patch_size`` as plain numbers, or a ValueError."""
     if patch_size is None:
         return None
-    sides = [patch_size] if isinstance(patch_size, int) else list(patch_size)
-    if not sides or any(isinstance(side, bool) or int(side) != side or side < 1 for side in sides):
+    sides = list(patch_size) if isinstance(patch_size, Sequence) else [patch_size]
+    if (
+        not sides
+        or any(not isinstance(side, (int, float)) for side in sides)
+        or any(isinstance(side, bool) or int(side) != side or side < 1 for side in sides)
+    ):
         raise ValueError(
             f"{what} expects patch_size as positive integers, one or one for each axis, got {patch_size!r}"
         )
