@@ -161,7 +161,8 @@ class Policy(nn.Module):
             images: (B, C, *size) floating point or uint8, or a dict, list or tuple that holds such tensors.
             labels: (B,) class ids, (B, K) or (B,) float targets, or None.
             signals: what the model says of the images, for policies with :attr:`needs`.
-            generator: on the images' device; None takes torch's default one.
+            generator: on the images' device; None takes torch's default one. ``torch.compile`` traces this
+                call as one graph without a generator only.
             keys: for a dict, list or tuple: the entries to mix, the images first. The others pass
                 through untouched.
             inplace: overwrite the images.

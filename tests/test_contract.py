@@ -278,6 +278,19 @@ def test_module_behaviour(name):
     assert mixaug.create(name, **info.defaults)
 
 
+@every_policy
+@pytest.mark.parametrize("per", PER)
+def test_traces_as_one_graph(name, per):
+    # All policies share one `forward`, of which the compiler keeps a few versions: start anew each time.
+    torch.compiler.reset()
+    images, labels = pictures(6), torch.arange(6)
+    traced = torch.compile(make(name, per), fullgraph=True, backend="aot_eager")
+    mixed = traced(images, labels)
+    replayed = mixed.plan.mix(images)
+    torch.testing.assert_close(mixed.inputs, replayed, rtol=0, atol=1e-5)
+    assert mixed.targets(6).shape == (6, 6)
+
+
 @pytest.mark.gpu
 @every_policy
 @pytest.mark.parametrize("per", PER)

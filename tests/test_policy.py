@@ -189,6 +189,15 @@ class TestMixStep:
         assert set(logs) == {"loss", "accuracy"}
         assert not logs["loss"].requires_grad
 
+    def test_traces_as_one_graph(self):
+        torch.compiler.reset()
+        model = nn.Sequential(nn.Flatten(), nn.Linear(240, 6))
+        step = mixaug.MixStep(model, mixaug.create("deit"), mixaug.losses.MixedCrossEntropy(label_smoothing=0.1))
+        loss, logs = torch.compile(step, fullgraph=True, backend="aot_eager")(IMAGES, LABELS)
+        loss.backward()
+        assert model[1].weight.grad.isfinite().all()
+        torch.testing.assert_close(loss.detach(), logs["loss"])
+
     def test_regression_outputs_have_no_accuracy(self):
         step = mixaug.MixStep(nn.Linear(4, 1), mixaug.create("mixup"), lambda out, mixed: out.sum())
         assert set(step(torch.rand(5, 4), torch.rand(5))[1]) == {"loss"}

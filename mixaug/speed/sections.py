@@ -79,6 +79,8 @@ def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled
                 f"{PLAIN}/inplace": partial(policy, images.clone(), labels, inplace=True),
             }
             if compiled:
+                # All policies share one `forward`, of which the compiler keeps a few versions only.
+                torch.compiler.reset()
                 cases[f"{PLAIN}/compiled"] = partial(torch.compile(policy), images, labels)
             if not job.options:
                 for name, mixer in rivals(job.policy, per, regime):
