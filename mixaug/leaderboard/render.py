@@ -7,6 +7,7 @@ import html as html_module
 import io
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ __all__ = ["FORMATS", "print_tables", "terminal", "to_csv", "to_html", "to_markd
 
 
 # -- the cells, shared by all formats -----------------------------------------------------------------------------
+
+
+COSTS = ("step_ms", "peak_memory_mb")
+"""Numbers of result.json that vary with the machine's other work: told as medians."""
 
 
 def accuracy(row: Row) -> str:
@@ -52,9 +57,9 @@ def published(row: Row) -> str:
 
 
 def number(row: Row, key: str, digits: int = 2) -> str:
-    """Mean over seeds of one number in result.json, or a dash."""
-    summary = row.summary(key)
-    return "–" if summary is None else f"{summary.mean:.{digits}f}"
+    """One number of result.json over the seeds, or a dash: the mean, of costs the median."""
+    value = _central(row, key)
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def remarks(row: Row, leaderboard: Leaderboard) -> list[str]:
@@ -111,17 +116,17 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "confidence": lambda row, board, lb: lb.confidence,
     "pairs": lambda row, board, _: row.difference.n if row.difference else 0,
     **{
-        f"{name}_mean": lambda row, board, _, key=key: _mean(row, key)  # type: ignore[misc]
+        f"{name}_mean": lambda row, board, _, key=key: _told(row, key)  # type: ignore[misc]
         for name, key in STATISTICS.items()
     },
-    "top5_last_mean": lambda row, board, _: _mean(row, "top5_last"),
-    "nll_last_mean": lambda row, board, _: _mean(row, "nll_last"),
-    "ece_last_mean": lambda row, board, _: _mean(row, "ece_last"),
-    "step_ms_mean": lambda row, board, _: _mean(row, "step_ms"),
+    "top5_last_mean": lambda row, board, _: _told(row, "top5_last"),
+    "nll_last_mean": lambda row, board, _: _told(row, "nll_last"),
+    "ece_last_mean": lambda row, board, _: _told(row, "ece_last"),
+    "step_ms_median": lambda row, board, _: _told(row, "step_ms"),
     "time_ratio": lambda row, board, _: _exact(row.time_ratio),
-    "peak_memory_mb_mean": lambda row, board, _: _mean(row, "peak_memory_mb"),
+    "peak_memory_mb_median": lambda row, board, _: _told(row, "peak_memory_mb"),
     "memory_ratio": lambda row, board, _: _exact(row.memory_ratio),
-    "train_seconds_mean": lambda row, board, _: _mean(row, "train_seconds"),
+    "train_seconds_mean": lambda row, board, _: _told(row, "train_seconds"),
     "published": lambda row, board, _: row.published.figure.value if row.published.figure else "",
     "published_source": lambda row, board, _: row.published.figure.source if row.published.figure else "",
     "published_table": lambda row, board, _: row.published.figure.table if row.published.figure else "",
@@ -148,9 +153,16 @@ def _exact(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def _mean(row: Row, key: str) -> str:
+def _central(row: Row, key: str) -> float | None:
+    """Mean over seeds; of costs the median, like the ratios beside them: one slow moment must not count."""
     summary = row.summary(key)
-    return _exact(summary.mean) if summary else ""
+    if summary is None:
+        return None
+    return statistics.median(row.values(key)) if key in COSTS else summary.mean
+
+
+def _told(row: Row, key: str) -> str:
+    return _exact(_central(row, key))
 
 
 # -- Markdown -----------------------------------------------------------------------------------------------------
@@ -427,8 +439,8 @@ def _html_left_out(leaderboard: Leaderboard) -> str:
 
 
 def _sort_value(row: Row, key: str) -> object:
-    summary = row.summary(key)
-    return "" if summary is None else summary.mean
+    value = _central(row, key)
+    return "" if value is None else value
 
 
 def _escape(value: object) -> str:
