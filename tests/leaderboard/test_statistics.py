@@ -1,0 +1,67 @@
+"""The arithmetic of a row against hand-worked numbers and theory."""
+
+import math
+import random
+
+import pytest
+
+from mixaug.leaderboard.statistics import mean_interval, paired_difference, ratio_of_medians, summarise
+
+
+def test_mean_and_standard_deviation_by_hand():
+    summary = summarise([90.0, 92.0, 94.0])
+    assert (summary.mean, summary.std, summary.n) == (92.0, 2.0, 3)
+    assert summarise([5.0]).std is None
+    with pytest.raises(ValueError, match="at least one value"):
+        summarise([])
+
+
+def test_paired_interval_by_hand():
+    # Differences 1, 2, 3: mean 2, s = 1, t(0.975, 2) = 4.302653.
+    paired = paired_difference({0: 91, 1: 93, 2: 95}, {0: 90, 1: 91, 2: 92})
+    half = 4.302652729911275 / math.sqrt(3)
+    assert paired.mean == 2
+    assert paired.low == pytest.approx(2 - half)
+    assert paired.high == pytest.approx(2 + half)
+    assert paired.verdict == "unclear"
+    assert paired_difference({0: 2.0, 1: 2.1, 2: 1.9}, {0: 1, 1: 1, 2: 1}).verdict == "better"
+    assert paired_difference({0: 1, 1: 1, 2: 1}, {0: 2.0, 1: 2.1, 2: 1.9}).verdict == "worse"
+
+
+def test_only_common_seeds_are_compared_and_the_others_named():
+    paired = paired_difference({0: 5, 1: 6, 7: 9}, {1: 4, 7: 7, 8: 1})
+    assert (paired.mean, paired.n, paired.seeds) == (2, 2, (1, 7))
+    assert paired.missing_ours == (8,)
+    assert paired.missing_baseline == (0,)
+    assert paired_difference({0: 1}, {1: 1}) is None
+    single = paired_difference({0: 3}, {0: 1})
+    assert (single.mean, single.low, single.verdict) == (2, None, "unclear")
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_interval_covers_as_often_as_it_says(confidence):
+    noise, covered, rounds = random.Random(3), 0, 3000
+    for _ in range(rounds):
+        low, high = mean_interval([noise.gauss(0.7, 0.4) for _ in range(5)], confidence)
+        covered += low <= 0.7 <= high
+    assert abs(covered / rounds - confidence) < 4 * math.sqrt(confidence * (1 - confidence) / rounds)
+
+
+def test_pairing_removes_what_the_seed_adds():
+    noise = random.Random(5)
+    luck = {seed: noise.gauss(0, 3) for seed in range(8)}
+    paired = paired_difference({s: v + 1 + noise.gauss(0, 0.1) for s, v in luck.items()}, luck)
+    assert paired.verdict == "better"
+    assert paired.high - paired.low < 0.5
+
+
+def test_ratio_of_medians_ignores_one_slow_run():
+    assert ratio_of_medians({0: 11, 1: 11, 2: 500}, {0: 10, 1: 10, 2: 10}) == 1.1
+    assert ratio_of_medians({0: 1}, {1: 1}) is None
+    assert ratio_of_medians({0: 1}, {0: 0}) is None
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_bad_confidence(confidence):
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        paired_difference({0: 1, 1: 2}, {0: 1, 1: 2}, confidence)
