@@ -27,7 +27,6 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP)  ## compare mixing policies on the handwritten digits, a few minutes on two cores
 	@echo "Training every policy of the digits experiment, five seeds each; what is finished is skipped"
 	@$(BIN)/python tools/benchmark.py experiment=digits root=$(RUNS)/digits
-	@$(BIN)/python tools/leaderboard.py $(RUNS)/digits --out $(RUNS)/digits/leaderboard
 	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
 	@echo
 	@echo "Leaderboard: $(RUNS)/digits/leaderboard/leaderboard.md, .csv and .html (open the page in a browser)"
