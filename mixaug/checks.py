@@ -33,8 +33,9 @@ def check_images(what: str, images: Tensor, spatial: Sequence[int] | None) -> No
         raise ValueError(f"{what} works on pixels: it expects images {shapes}, got shape {tuple(images.shape)}")
 
 
-def check_labels(what: str, labels: Tensor | None, batch_size: int) -> None:
-    """Raise unless ``labels`` is None, class ids (B,), dense float targets (B, K) or float (B,)."""
+def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
+    """Raise unless ``labels`` is None, class ids (B,), dense float targets (B, K) or float (B,), beside the images."""
+    batch_size = images.shape[0]
     if labels is None:
         return
     if not isinstance(labels, Tensor):
@@ -46,6 +47,8 @@ def check_labels(what: str, labels: Tensor | None, batch_size: int) -> None:
         )
     if labels.shape[0] != batch_size:
         raise ValueError(f"{what} got {batch_size} images but {labels.shape[0]} labels")
+    if labels.device != images.device:
+        raise ValueError(f"{what} got images on {images.device} but labels on {labels.device}")
     if labels.is_complex() or (labels.ndim == 1 and labels.dtype == torch.bool):
         raise TypeError(f"{what} expects integer class ids or float targets, got labels of {labels.dtype}")
     if labels.ndim == 2 and not labels.is_floating_point():
@@ -57,6 +60,7 @@ def check_labels(what: str, labels: Tensor | None, batch_size: int) -> None:
 
 def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
     """Raise unless ``partner`` is (B,) int64 with rows of the batch (values read on a CPU only)."""
+    _check_tensor(what, "partner", partner)
     if partner.dtype != torch.int64 or tuple(partner.shape) != (batch_size,):
         raise ValueError(f"{what} expects partner ({batch_size},) int64, got {tuple(partner.shape)} {partner.dtype}")
     if _readable(partner):
@@ -67,6 +71,7 @@ def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
 
 def check_share(what: str, name: str, values: Tensor, batch_size: int) -> None:
     """Raise unless ``values`` is (B,) or (1,) float in [0, 1] (values read on a CPU only)."""
+    _check_tensor(what, name, values)
     if not values.is_floating_point() or values.ndim != 1 or values.shape[0] not in (1, batch_size):
         raise ValueError(
             f"{what} expects {name} ({batch_size},) or (1,) floating point, got {tuple(values.shape)} {values.dtype}"
@@ -79,6 +84,7 @@ def check_share(what: str, name: str, values: Tensor, batch_size: int) -> None:
 def check_boxes(what: str, boxes: Tensor, batch_size: int, size: Sequence[int], name: str = "boxes") -> None:
     """Raise unless ``boxes`` is (B, 2D) or (1, 2D) int64 within the image (values read on a CPU only)."""
     dims = len(size)
+    _check_tensor(what, name, boxes)
     if boxes.dtype != torch.int64 or boxes.ndim != 2 or boxes.shape[1] != 2 * dims:
         raise ValueError(
             f"{what} expects {name} ({batch_size}, {2 * dims}) int64, got {tuple(boxes.shape)} {boxes.dtype}"
@@ -95,18 +101,44 @@ def check_boxes(what: str, boxes: Tensor, batch_size: int, size: Sequence[int], 
 
 
 def check_out(what: str, images: Tensor, out: Tensor | None, inplace: bool) -> None:
-    """Raise unless at most one of ``out`` and ``inplace`` is asked for and ``out`` fits."""
+    """Raise unless the result can be written where ``out`` or ``inplace`` asks for, if they ask at all."""
+    if out is None and not inplace:
+        return
+    if out is not None and inplace:
+        raise ValueError(f"{what}: pass out= or inplace=True, not both")
+    if images.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{what}: no gradient flows through out= or inplace=True; leave them out, or detach the images"
+        )
+    target = images if out is None else out
+    if any(stride == 0 and side > 1 for stride, side in zip(target.stride(), target.shape, strict=True)):
+        name = "images" if out is None else "out"
+        raise ValueError(f"{what}: rows of an expanded {name} share their memory; clone() it before writing to it")
     if out is None:
         return
-    if inplace:
-        raise ValueError(f"{what}: pass out= or inplace=True, not both")
     if (out.shape, out.dtype, out.device) != (images.shape, images.dtype, images.device):
         raise ValueError(
             f"{what} expects out of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
             f"got {tuple(out.shape)}, {out.dtype} on {out.device}"
         )
-    if out.data_ptr() == images.data_ptr() and images.device.type != "meta":
+    if not torch.compiler.is_compiling() and _overlap(images, out):
         raise ValueError(f"{what}: out is the images' own memory; pass inplace=True instead")
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether the memory that two tensors span has bytes in common."""
+    if first.device.type not in ("cpu", "cuda"):
+        return False
+    if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
+        return False
+    (start, end), (other_start, other_end) = (_span(tensor) for tensor in (first, second))
+    return start < other_end and other_start < end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    reach = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    return start, start + int(reach) + 1
 
 
 def check_generator(what: str, generator: Generator | None, device: torch.device) -> None:
@@ -129,6 +161,11 @@ def check_probability(what: str, name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{what} expects {name} in [0, 1], got {value!r}")
     return float(value)
+
+
+def _check_tensor(what: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} expects {name} as a torch.Tensor, got {type(value).__name__}")
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -195,7 +195,7 @@ class Policy(nn.Module):
         """Raise a clear error for a batch that this policy cannot mix."""
         what = type(self).__name__
         check_images(what, batch.images, self.spatial)
-        check_labels(what, batch.labels, len(batch))
+        check_labels(what, batch.labels, batch.images)
         if self.needs and batch.signals is None:
             raise ValueError(
                 f"{what} needs {', '.join(sorted(self.needs))} of the model: "

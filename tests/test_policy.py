@@ -76,6 +76,30 @@ def test_out_must_not_be_the_images():
         Mixup()(IMAGES, out=IMAGES)
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "resizemix", "fmix"])
+def test_unwritable_targets_are_refused_before_anything_changes(name):
+    policy, buffer = mixaug.create(name), torch.rand(7, 3, 8, 10, generator=seeded(1))
+    before = buffer.clone()
+    with pytest.raises(ValueError, match="images' own memory"):
+        policy(buffer[:6], out=buffer[1:])
+    with pytest.raises(ValueError, match="share their memory; clone"):
+        policy(buffer[:1].expand(4, -1, -1, -1), inplace=True)
+    with pytest.raises(ValueError, match="no gradient flows"):
+        policy(buffer.clone().requires_grad_(), inplace=True)
+    assert torch.equal(buffer, before)
+    halves = torch.rand(8, 3, 8, 10, generator=seeded(2))
+    first = halves[:4].clone()
+    policy(halves[:4], out=halves[4:])
+    assert torch.equal(halves[:4], first)
+    with torch.no_grad():
+        assert policy(IMAGES.clone().requires_grad_(), inplace=True).inputs.shape == IMAGES.shape
+
+
+def test_labels_lie_beside_the_images():
+    with pytest.raises(ValueError, match="images on cpu but labels on meta"):
+        Mixup()(IMAGES, LABELS.to("meta"))
+
+
 class TestOneOf:
     @pytest.mark.parametrize("per", ["sample", "batch"])
     def test_choices_follow_the_probabilities(self, per):

@@ -96,13 +96,18 @@ def test_real_grid_ends_with_its_leaderboard(tmp_path, root, capfd):
     assert "running" not in again.stdout
 
 
-def test_interrupt_ends_the_children(tmp_path, root):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_children(tmp_path, root, number):
     command = [sys.executable, str(root / "tools/benchmark.py"), "policy=none", "epochs=500", f"root={tmp_path}/runs"]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell that runs this suite in the background lets its children ignore SIGINT: undo that.
+    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=restore
+    )
     deadline = time.time() + 120
     while time.time() < deadline and not list((tmp_path / "runs").glob("*/epochs.jsonl")):
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command continues" in out

@@ -69,6 +69,8 @@ def test_per_batch_draws_one_lam_per_sample_many():
     ({"partner": torch.tensor([0, 1, 2])}, r"partner \(4,\) int64"),
     ({"partner": PARTNER.float()}, r"partner \(4,\) int64"),
     ({"images": torch.zeros(4, 3, dtype=torch.int64)}, "dtype"),
+    ({"partner": [2, 0, 1, 3]}, r"partner as a torch.Tensor, got list"),
+    ({"lam": 0.5}, r"lam as a torch.Tensor, got float"),
 ])  # fmt: skip
 def test_bad_arguments(change, message):
     arguments = {"images": torch.zeros(4, 3), "partner": PARTNER, "lam": torch.full((4,), 0.5), **change}
