@@ -29,17 +29,11 @@ NOT_SETTINGS = (
     "world_size",
     "device",
 )
-# What may differ from a protocol's file without leaving the protocol: names and lengths, which are compared on their
-# own, and how a machine does the work.
-WITHIN_PROTOCOL = (
-    *SPELLED_OUT,
-    "epochs",
-    "eval_batch_size",
-    "device",
-    "threads",
-    "channels_last",
-    "compile",
-    *(f"data.{option}" for option in sorted(LOCATIONS)),
+# What may differ from a protocol's file without leaving the protocol: what is compared on its own (policy, data,
+# model, length) and how a machine does the work.
+WITHIN_PROTOCOL = frozenset(
+    {*SPELLED_OUT, "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
+    | {f"data.{option}" for option in LOCATIONS}
 )
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+\-]+")
 
@@ -68,7 +62,12 @@ def departures(run: Run) -> list[str] | None:
         overrides = overrides_of(run.config)
     except (CommandError, ImportError):
         return None
-    return [override for override in overrides if not _below(override.lstrip("+~").partition("=")[0], WITHIN_PROTOCOL)]
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    return [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if key not in WITHIN_PROTOCOL and not _below(key, ("policy",))
+    ]
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:
@@ -98,6 +97,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             and choices.get(group) is not None
             and (group in SPELLED_OUT or choices[group] != usual[group])
         ]
+        groups += _mandatory(groups, config)
         base = flatten(_composed(tuple(groups))[1])
         target = flatten(config)
         skipped = (*NEUTRAL_KEYS, "seed", "choices", "protocol.applied", "world_size")
@@ -114,7 +114,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         overrides = groups + changed
         again = _composed((*overrides, f"seed={config.get('seed', 0)}"))[0]
     except ConfigError as error:
-        raise CommandError(f"this version cannot compose the config of the run: {error}") from error
+        first = str(error).splitlines()[0]
+        raise CommandError(f"this version cannot compose the config of the run: {first}") from error
     if again != _hash(config):
         raise CommandError("this version composes another config from the same choices")
     return overrides
@@ -124,6 +125,22 @@ def _hidden(override: str) -> str:
     key = override.partition("=")[0]
     group, _, option = key.lstrip("+~").partition(".")
     return f"{key}=<{option}>" if group == "data" and option in LOCATIONS else override
+
+
+def _mandatory(groups: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Overrides for the values that the chosen files leave to the user (``???``), without which nothing composes."""
+    from omegaconf import OmegaConf
+
+    from mixaug.engine.config import config_folder
+
+    needed = []
+    for group, _, choice in (entry.partition("=") for entry in groups):
+        path = config_folder() / group / f"{choice}.yaml"
+        if path.is_file() and group != "protocol":
+            open_keys = OmegaConf.missing_keys(OmegaConf.load(path))
+            values = flatten(config.get(group) or {})
+            needed += [f"{group}.{key}={literal(values.get(key))}" for key in sorted(open_keys)]
+    return needed
 
 
 def settings_of(run: Run) -> dict[str, Any]:

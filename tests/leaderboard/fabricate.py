@@ -116,24 +116,20 @@ def curve(final: float, epochs: int, noise: random.Random) -> list[dict[str, Any
 
 def realistic(root: Path, *, seeds: int = 5, epochs: int = 200, policies: dict[str, Any] | None = None) -> None:
     """A grid of CIFAR-100 runs under the OpenMixup protocol with one failed, one unfinished and one damaged run."""
+    from mixaug.engine.config import compose, plain
+
     noise = random.Random(7)
-    alphas = {"mixup": 1.0, "cutmix": 0.2, "fmix": 0.2, "resizemix": 1.0}
+    composed: dict[str, dict[str, Any]] = {}
     for seed in range(seeds):
         luck = noise.gauss(0, 0.35)
         for policy, (gain, step, memory) in (policies or POLICIES).items():
             final = 76.9 + gain + luck + noise.gauss(0, 0.25)
             lines = curve(final, epochs, noise)
             accuracies = [line["test_top1"] for line in lines]
-            options: dict[str, Any] = {"alpha": alphas[policy]} if policy in alphas else {}
-            if policy != "none":
-                options["per"] = "batch"
-            if policy == "fmix":
-                options["spectrum"] = "reference"
             told = result(
                 policy,
                 seed,
                 accuracies[-1],
-                policy_options=options,
                 model="cifar_resnet18",
                 data="cifar100",
                 protocol="openmixup_cifar",
@@ -146,9 +142,18 @@ def realistic(root: Path, *, seeds: int = 5, epochs: int = 200, policies: dict[s
                 peak_memory_mb=memory,
                 train_seconds=8.2 * epochs,
             )
+            if policy not in composed:
+                changed = [] if policy != "fmix" else ["policy.spectrum=reference"]
+                changed += [] if policy != "resizemix" else ["policy.rule=beta"]
+                overrides = [f"policy={policy}", "model=cifar_resnet18", "data=cifar100", "protocol=openmixup_cifar"]
+                composed[policy] = plain(compose([*overrides, *changed, f"epochs={epochs}", "data.root=/data/cifar"]))
+            configured = {**composed[policy], "seed": seed}
+            told["policy_options"] = {k: v for k, v in configured["policy"].items() if k != "_target_"}
+            told["data_options"] = {k: v for k, v in configured["data"].items() if k not in ("_target_", "name")}
             folder = write_run(
                 root,
                 told,
+                configured=configured,
                 name=f"{policy}-seed{seed}",
                 environment={"device": "NVIDIA H200", "threads": None},
                 epochs=lines,
