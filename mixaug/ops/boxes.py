@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import deliver, over_channels, prefers_slices, take_rows
+from mixaug.ops.layout import choose, each_row, over_channels, prefers_slices, take_rows
 
 
 def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
@@ -78,10 +78,10 @@ def paste(
     if prefers_slices(images):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
-    if out is not None and not inplace:
-        take_rows(images, partner, out=out)
-        return torch.where(mask, out, images, out=out)
-    return deliver(torch.where(mask, take_rows(images, partner), images), images, None, inplace)
+    if inplace:
+        return choose(mask, take_rows(images, partner), images, out=images)
+    others = take_rows(images, partner, out=out)
+    return choose(mask, others, images, out=None if others.requires_grad else others)
 
 
 def _paste_slices(
@@ -95,12 +95,13 @@ def _paste_slices(
         target = images if inplace else (torch.clone(images) if out is None else out.copy_(images))
         target[window] = patches
         return target
-    rows = partner.tolist()
     if inplace:
-        saved = [images[j][window].clone() for j, window in zip(rows, windows, strict=True)]
-        for i, window in enumerate(windows):
-            images[i][window] = saved[i]
-        return images
+
+        def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
+            target[windows[row]] = other[windows[row]]
+
+        return each_row(images, partner, write, None, True)
+    rows = partner.tolist()
     target = torch.clone(images) if out is None else out.copy_(images)
     for i, (j, window) in enumerate(zip(rows, windows, strict=True)):
         target[i][window] = images[j][window]

@@ -17,6 +17,7 @@ spatial axes the same holds for every axis. ``per="batch"`` is one box for all, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,8 +29,8 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, centred_boxes
-from mixaug.ops.layout import channels_last_format, deliver, prefers_slices, wide_dtype
+from mixaug.ops.boxes import area_kept, box_mask, centred_boxes
+from mixaug.ops.layout import channels_last_format, deliver, each_row, over_channels, prefers_slices, wide_dtype
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policy import Policy
@@ -115,45 +116,50 @@ def paste_resized(
     inplace: bool = False,
 ) -> Tensor:
     """:func:`resizemix` without checks, for any tensor (B, ..., *size); any dtype for ``"nearest"``."""
-    # Two bodies, one result: slices for large images on a CPU, index arithmetic elsewhere.
-    if prefers_slices(images):
+    # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
+    if prefers_slices(images) or (boxes.shape[0] == 1 and _readable(images)):
         return _paste_slices(images, partner, boxes, len(size), interpolation, out, inplace)
     return deliver(_paste_gather(images, partner, boxes, size, interpolation), images, out, inplace)
+
+
+def _readable(images: Tensor) -> bool:
+    recorded = images.requires_grad and torch.is_grad_enabled()
+    return images.device.type == "cpu" and not torch.compiler.is_compiling() and not recorded
 
 
 def _paste_gather(
     images: Tensor, partner: Tensor, boxes: Tensor, size: Sequence[int], interpolation: Interpolation
 ) -> Tensor:
-    dims, first = len(size), images.ndim - len(size)
-    places = [torch.arange(side, device=images.device) for side in size]
-    lows, highs = boxes[:, :dims, None], boxes[:, dims:, None]
-    inside = [(place >= lows[:, d]) & (place < highs[:, d]) for d, place in enumerate(places)]
-    within = _along(inside[0], first, images.ndim)
-    for d in range(1, dims):
-        within = within & _along(inside[d], first + d, images.ndim)
-    sources = [
-        _sources(place - lows[:, d], highs[:, d] - lows[:, d], size[d], interpolation, images.dtype)
-        for d, place in enumerate(places)
-    ]
-    own = torch.arange(images.shape[0], device=images.device)
-    if interpolation == "nearest":
-        # One gather builds the whole result: own rows and places outside the box, the partner's inside.
-        index = [torch.where(within, _along(partner, 0, images.ndim), _along(own, 0, images.ndim))]
-        for d, place in enumerate(places):
-            near = _along(sources[d][0], first + d, images.ndim)
-            index.append(torch.where(within, near, _along(place[None], first + d, images.ndim)))
-        return _gather(images, index, first)
-    # One axis after the other; the first pair of gathers also fetches the partners.
-    values, rows = images, partner
-    for d, (lower, upper, fraction) in enumerate(sources):
-        index = [_along(rows, 0, images.ndim)]
-        index += [_along(place[None], first + a, images.ndim) for a, place in enumerate(places)]
-        index[1 + d] = _along(lower, first + d, images.ndim)
-        low = _gather(values, index, first).to(fraction.dtype)
-        index[1 + d] = _along(upper, first + d, images.ndim)
-        high = _gather(values, index, first).to(fraction.dtype)
-        values, rows = low.lerp(high, _along(fraction, first + d, images.ndim)), own
-    return torch.where(within, _as(values, images.dtype), images)
+    dims = len(size)
+    moved = images.ndim == dims + 2 and channels_last_format(images) is not None
+    # Axes in memory order, so that lines of pixels are fetched as they lie.
+    values = images.movedim(1, -1) if moved else images.contiguous()
+    first = 1 if moved else images.ndim - dims
+    for d, side in enumerate(size):
+        low, high = boxes[:, d, None], boxes[:, dims + d, None]
+        place = torch.arange(side, device=images.device) - low
+        lower, upper, fraction = _sources(place, high - low, side, interpolation, images.dtype)
+        # One axis after the other; the first fetches the partners as well.
+        rows = partner if d == 0 else None
+        near = _take(values, lower, first + d, rows)
+        if interpolation == "nearest":
+            values = near
+        else:
+            far = _take(values, upper, first + d, rows)
+            values = near.to(fraction.dtype).lerp(far.to(fraction.dtype), _along(fraction, first + d, images.ndim))
+    values = _as(values.movedim(-1, 1) if moved else values, images.dtype)
+    return torch.where(over_channels(box_mask(boxes, size), images), values, images)
+
+
+def _take(values: Tensor, index: Tensor, axis: int, rows: Tensor | None) -> Tensor:
+    """``values`` at the places ``index``, (R, N) with N the side of the axis, of the samples ``rows`` (B,)."""
+    if rows is not None:
+        batch, side = values.shape[0], values.shape[axis]
+        between = math.prod(values.shape[1:axis])
+        planes = rows[:, None] * between + torch.arange(between, device=rows.device)
+        lines = planes[:, :, None] * side + index[:, None, :]
+        return values.reshape(batch * between * side, -1).index_select(0, lines.flatten()).reshape(values.shape)
+    return values.gather(axis, _along(index, axis, values.ndim).expand(values.shape))
 
 
 def _paste_slices(
@@ -177,18 +183,14 @@ def _paste_slices(
         for patch in patches:
             target[windows[0]] = patch
         return target
-    rows = partner.tolist()
-    if inplace:
-        # All patches before the first write: a partner may itself be written to.
-        saved = {i: _shrink(images[j], corners[i], dims, interpolation) for i, j in enumerate(rows) if full[i]}
-        for i, patch in saved.items():
-            images[i][windows[i]] = patch
-        return images
-    target = _target(images, out, inplace)
-    for i, j in enumerate(rows):
-        if full[i]:
-            target[i][windows[i]] = _shrink(images[j], corners[i], dims, interpolation)
-    return target
+
+    def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
+        if target is not own and target.data_ptr() != own.data_ptr():
+            target.copy_(own)
+        if full[row]:
+            target[windows[row]] = _shrink(other, corners[row], dims, interpolation)
+
+    return each_row(images, partner, write, out, inplace)
 
 
 def _target(images: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
@@ -199,20 +201,24 @@ def _target(images: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
 
 def _shrink(images: Tensor, corners: list[int], dims: int, interpolation: Interpolation) -> Tensor:
     """(..., *size) to the size of a non-empty box."""
-    values = images
-    for d in range(dims):
-        axis = images.ndim - dims + d
-        length = corners[dims + d] - corners[d]
-        lower, upper, fraction = _sources(
-            torch.arange(length)[None], torch.tensor([[length]]), images.shape[axis], interpolation, images.dtype
-        )
-        if interpolation == "nearest":
-            values = values.index_select(axis, lower[0])
-        else:
-            low = values.index_select(axis, lower[0]).to(fraction.dtype)
-            high = values.index_select(axis, upper[0]).to(fraction.dtype)
-            values = low.lerp_(high, fraction[0].reshape([-1 if a == axis else 1 for a in range(images.ndim)]))
-    return _as(values, images.dtype)
+    size = tuple(corners[dims + d] - corners[d] for d in range(dims))
+    stacked = images if images.ndim == dims + 2 else images.reshape(-1, 1, *images.shape[-dims:])
+    # torch's kernel is the fastest, and for bilinear computes in the dtype it is given: half precision and uint8 go
+    # through float32. For nearest it reads other pixels in other dtypes, so that float32 alone goes there.
+    if interpolation == "bilinear":
+        mode = ("linear", "bilinear", "trilinear")[dims - 1]
+        exact = images.dtype in (torch.float32, torch.float64)
+        values = torch.nn.functional.interpolate(stacked if exact else stacked.float(), size, mode=mode)
+    elif images.dtype == torch.float32:
+        values = torch.nn.functional.interpolate(stacked, size, mode="nearest")
+    else:
+        values = stacked
+        for d, length in enumerate(size):
+            axis = stacked.ndim - dims + d
+            place = torch.arange(length, device=images.device)[None]
+            near, _, _ = _sources(place, torch.tensor([[length]]), stacked.shape[axis], "nearest", images.dtype)
+            values = values.index_select(axis, near[0])
+    return _as(values, images.dtype).reshape(*images.shape[:-dims], *size)
 
 
 def _sources(
@@ -229,40 +235,26 @@ def _sources(
     """
     length = length.clamp(min=1)
     place = torch.minimum(place.clamp(min=0), length - 1)
-    # In float32 like torch's kernels: exact integers would differ from them by a pixel now and then.
-    if interpolation == "nearest":
-        near = (place.float() * (side / length.float())).long().clamp(max=side - 1)
-        return near, near, place.float()
+    # In the precision of torch's kernels: exact integers would differ from them by a pixel now and then.
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    position = ((place.to(real) + 0.5) * (side / length.to(real)) - 0.5).clamp(min=0)
+    if interpolation == "nearest":
+        near = (place.to(real) * _quotient(side, length.to(real))).long().clamp(max=side - 1)
+        return near, near, place.to(real)
+    position = ((place.to(real) + 0.5) * _quotient(side, length.to(real)) - 0.5).clamp(min=0)
     lower = position.long().clamp(max=side - 1)
     return lower, (lower + 1).clamp(max=side - 1), (position - lower).clamp(0, 1)
 
 
+def _quotient(side: int, length: Tensor) -> Tensor:
+    # A number divided by a tensor is its product with a reciprocal in torch: rounded twice, 41 / 41 below 1.
+    return torch.full_like(length, side) / length
+
+
 def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
-    """(R, N) values shaped (R, 1, ..., N, ..., 1) with N at ``axis``; (N,) values laid along the first axis."""
-    shape = [1] * ndim
-    shape[0] = values.shape[0]
-    if values.ndim == 2:
-        shape[axis] = values.shape[1]
+    """(R, N) values shaped (R, 1, ..., N, ..., 1) with N at ``axis``."""
+    shape = [values.shape[0]] + [1] * (ndim - 1)
+    shape[axis] = values.shape[1]
     return values.reshape(shape)
-
-
-def _gather(images: Tensor, index: list[Tensor], first: int) -> Tensor:
-    """``images`` at the rows index[0] and spatial places index[1:], in every channel; keeps channels_last.
-
-    Every index has as many axes as ``images``, of size 1 where it does not vary.
-    """
-    channels = [
-        torch.arange(images.shape[a], device=images.device).reshape([-1 if b == a else 1 for b in range(images.ndim)])
-        for a in range(1, first)
-    ]
-    every = [index[0], *channels, *index[1:]]
-    if channels_last_format(images) is None:
-        return images[tuple(every)]
-    rows, channel, *places = [each.movedim(1, -1) for each in every]
-    inner = (rows, *places, channel)
-    return images.movedim(1, -1)[inner].movedim(-1, 1)
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ only; the closed form here needs neither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,20 +56,19 @@ def smoothmix_mask(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple
             f"got {tuple(centers.shape)} {centers.dtype} and {tuple(sigma.shape)} {sigma.dtype}"
         )
     rows = centers.shape[0]
-    bump: Tensor | None = None
-    mean: Tensor | None = None
+    lines, mean = [], torch.ones(rows, device=centers.device, dtype=centers.dtype)
     # The bump is a product of one line for each axis, and so is its mean: no reduction over all pixels.
     for d, side in enumerate(size):
         place = torch.arange(side, device=centers.device)
         line = torch.exp(-0.5 * ((place - centers[:, d, None]) / sigma[:, d, None]) ** 2)
+        mean = mean * line.mean(1)
         shape = [rows] + [1] * (len(size) + 1)
         shape[2 + d] = side
-        shaped = line.float().reshape(shape)
-        bump = shaped if bump is None else bump * shaped
-        mean = line.mean(1) if mean is None else mean * line.mean(1)
-    if bump is None or mean is None:
-        raise ValueError("smoothmix_mask needs at least one spatial size")
-    return 1 - bump, (1 - mean).float()
+        lines.append(line.float().reshape(shape))
+    one = torch.ones((), device=centers.device)
+    # One minus the product in a single pass over the pixels.
+    first = math.prod(lines[:-1], start=one)
+    return torch.addcmul(one, first, lines[-1], value=-1), (1 - mean).float()
 
 
 def smoothmix(
