@@ -238,7 +238,8 @@ def _sources(
     # In the precision of torch's kernels: exact integers would differ from them by a pixel now and then.
     real = torch.float64 if dtype == torch.float64 else torch.float32
     if interpolation == "nearest":
-        near = (place.to(real) * _quotient(side, length.to(real))).long().clamp(max=side - 1)
+        # torch rounds the product to float32 even for float64 images.
+        near = (place.to(real) * _quotient(side, length.to(real))).float().long().clamp(max=side - 1)
         return near, near, place.to(real)
     position = ((place.to(real) + 0.5) * _quotient(side, length.to(real)) - 0.5).clamp(min=0)
     lower = position.long().clamp(max=side - 1)

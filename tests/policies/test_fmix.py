@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,3 +138,47 @@ def test_bad_arguments():
         mixaug.create("fmix", spectrum="reference")(torch.zeros(2, 3, 9))
     with pytest.raises(ValueError, match="expects mask"):
         F.fmix(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), torch.zeros(2, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (21, 13), (2, 9), (8, 40), (40, 8)], ids=str)
+def test_reference_image_against_numpy(size):
+    # Rows 0 and 1 of the noise as real and imaginary part, odd widths with one column more.
+    height, width = size
+    grain = noise(2, size, seed=7, spectrum="reference")
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[: width // 2 + 1 + width % 2]
+    scale = 1 / np.maximum(np.sqrt(fy**2 + fx**2), 1 / max(size)) ** 3.0
+    values = grain.numpy() * scale[None, None, :, :, None]
+    expected = np.fft.irfftn(values[:, 0, 0] + 1j * values[:, 0, 1], s=size, axes=(1, 2))
+    expected -= expected.min((1, 2), keepdims=True)
+    expected /= expected.max((1, 2), keepdims=True)
+    got = F.fourier_image(grain, size, decay=3.0, spectrum="reference")
+    np.testing.assert_allclose(got.squeeze(1).numpy(), expected, atol=1e-9)
+    assert torch.equal(got, F.fourier_image(grain[:, :, :2], size, decay=3.0, spectrum="reference"))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (31, 24), (16, 12, 10), (30,)], ids=str)
+def test_few_frequencies_are_the_lowest_of_the_full_spectrum(size):
+    k = 4
+    low = noise(2, size, seed=8, frequencies=k)
+    full = torch.zeros(2, *module.fourier_noise_shape(size), dtype=torch.float64)
+    leading = [torch.tensor([*range(k), *range(-k + 1, 0)]) % side for side in size[:-1]]
+    full[(slice(None), 0, *torch.meshgrid(*leading, torch.arange(k), indexing="ij"))] = low[:, 0]
+    got = F.fourier_image(low, size, decay=3.0, frequencies=k)
+    torch.testing.assert_close(got, F.fourier_image(full, size, decay=3.0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("spectrum", ["isotropic", "reference"])
+@pytest.mark.parametrize("size", [(20, 28), (17, 13), (2, 2)], ids=str)
+def test_ramp_against_slow_twin(size, spectrum):
+    lam = torch.tensor([0.0, 1.0, 0.5, 0.003, 0.77, 0.2, 0.9], dtype=torch.float64)
+    up = torch.tensor([True, False, True, False, True, False, True])
+    grain, total = noise(7, size, seed=9, spectrum=spectrum), math.prod(size)
+    got = F.fourier_mask(grain, lam, size, decay=3.0, round_up=up, max_soft=0.3, spectrum=spectrum).flatten(1)
+    order = module._grey("test", grain, size, 3.0, spectrum, None).flatten(1).argsort(1, descending=True)
+    for row, share in enumerate(lam.tolist()):
+        own = math.ceil(share * total) if up[row] else math.floor(share * total)
+        half = int(total * min(0.3, share, 1 - share))
+        expected = torch.zeros(total, dtype=torch.float64)
+        expected[order[row, :own]] = 1
+        expected[order[row, own - half : own + half]] = torch.from_numpy(np.linspace(1, 0, 2 * half))
+        torch.testing.assert_close(got[row].double(), expected, rtol=0, atol=1e-6)

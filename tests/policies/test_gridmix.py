@@ -98,3 +98,32 @@ def test_bad_draws():
         F.gridmix(torch.zeros(4, 1, 8, 8), torch.arange(4), **{**drawn, "n_holes": drawn["lam"]})
     with pytest.raises(ValueError, match=r"u_x \(4,\) floating point"):
         F.gridmix(torch.zeros(4, 1, 8, 8), torch.arange(4), **{**drawn, "u_x": drawn["u_x"][:2]})
+
+
+def test_mean_share_equals_that_of_the_slow_twin():
+    rows = 1500
+    drawn = draws(rows, seed=5)
+    drawn["n_holes"] = torch.randint(2, 7, (rows,), generator=seeded(6))
+    drawn["hole_aspect"] = torch.ones(rows, dtype=torch.float64)
+    drawn["crop_area_ratio"] = 0.5 + 0.5 * torch.rand(rows, generator=seeded(7), dtype=torch.float64)
+    slow = [slow_mask((32, 32), *(v[row].item() for v in drawn.values())).double().mean() for row in range(rows)]
+    expected = torch.stack(slow)
+    lam = mixaug.create("gridmix")(torch.zeros(20_000, 1, 32, 32), generator=seeded(8)).lam.double()
+    assert abs(lam.mean() - expected.mean()) < 4 * (expected.var() / rows + lam.var() / len(lam)).sqrt()
+
+
+def test_a_crop_larger_than_the_image_neither_wraps_nor_vanishes():
+    one = torch.ones(1, dtype=torch.float64)
+    mask, _ = gridmix_mask(
+        one / 2,
+        (32, 32),
+        n_holes=torch.tensor([2]),
+        hole_aspect=one,
+        crop_area_ratio=one,
+        crop_aspect_ratio=2 * one,  # 44 rows and 22 columns
+        u_y=0.9 * one,
+        u_x=0 * one,
+    )
+    holes = ~mask[0, 0]
+    assert holes[0].any()
+    assert holes.any(0).nonzero().max() < 22

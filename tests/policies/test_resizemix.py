@@ -10,6 +10,7 @@ import mixaug
 from helpers import seeded
 from mixaug import functional as F
 from mixaug.ops import layout
+from mixaug.policies import resizemix as module
 
 
 def slow_resizemix(images, partner, boxes, mode):
@@ -130,3 +131,52 @@ def test_tiny_images_keep_themselves_where_the_box_is_empty():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         mixaug.create("resizemix", **options)
+
+
+def test_nearest_reads_the_pixels_that_torch_reads():
+    # Every length of every side: one rounding too many in the quotient, and even a box of the whole image moves.
+    for dtype, sides in ((torch.float32, [*range(1, 70), 224]), (torch.float64, [41, 150, 160, 224])):
+        for side in sides:
+            line = torch.arange(side, dtype=dtype)[None, None]
+            for length in range(1, side + 1):
+                place, sides_of_box = torch.arange(length)[None], torch.tensor([[length]])
+                got, _, _ = module._sources(place, sides_of_box, side, "nearest", dtype)
+                assert torch.equal(got[0].to(dtype), nn.interpolate(line, length, mode="nearest")[0, 0]), (side, length)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.uint8], ids=str)
+@pytest.mark.parametrize("size", [(41, 41), (1, 9), (1, 1), (150, 160), (31,), (6, 5, 7)], ids=str)
+@pytest.mark.parametrize("rows", [6, 1], ids=["per sample", "per batch"])
+def test_bodies_agree_for_every_size_and_dtype(size, dtype, mode, rows):
+    dims = len(size)
+    images = (torch.rand(6, 3, *size, generator=seeded(20)) * 255).to(dtype)
+    partner = torch.tensor([3, 3, 2, 0, 5, 4])
+    ends = [torch.randint(0, side + 1, (6, 2), generator=seeded(21 + d)).sort(1).values for d, side in enumerate(size)]
+    boxes = torch.cat([torch.stack([end[:, 0] for end in ends], 1), torch.stack([end[:, 1] for end in ends], 1)], 1)
+    boxes[0] = torch.tensor([0] * dims + list(size))
+    boxes = boxes[:rows]
+    gathered = module._paste_gather(images, partner, boxes, size, mode).double()
+    sliced = module._paste_slices(images, partner, boxes, dims, mode, None, False).double()
+    step = {torch.float32: 5e-3, torch.float64: 1e-9, torch.float16: 0.13, torch.uint8: 1.0}[dtype]
+    assert (gathered - sliced).abs().max() <= (0 if mode == "nearest" else step)
+    assert torch.equal(gathered[0], images[3].double()), "a box of the whole image is the partner itself"
+
+
+def test_mean_own_weight_pixel_by_pixel():
+    steps, whole, theory = 20_000, 32, 0.0
+    for n in range(steps):
+        half = int(whole * (0.1 + 0.7 * (n + 0.5) / steps)) // 2
+        clipped = sum(min(c + half, whole) - max(c - half, 0) for c in range(whole)) / whole**2
+        theory += (1 - clipped**2) / steps
+    area = draw_plans().area().double()
+    assert abs(area.mean() - theory) < 4 * area.std() / math.sqrt(len(area))
+
+
+def test_mean_side_of_the_beta_rule():
+    # With alpha 3: P(in scope) E[tau | in scope] + P(outside) 0.45.
+    grid = (torch.arange(70_000, dtype=torch.float64) + 0.5) / 100_000 + 0.1
+    density = 30 * (grid * (1 - grid)) ** 2 / 100_000
+    theory = (density * grid).sum() + (1 - density.sum()) * 0.45
+    tau = (1 - draw_plans(rule="beta", alpha=3.0).lam.double()).sqrt()
+    assert abs(tau.mean() - theory) < 4 * tau.std() / math.sqrt(len(tau))
