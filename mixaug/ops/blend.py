@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import choose, column, deliver, each_row, over_channels, prefers_slices, take_rows
+from mixaug.ops.layout import column, deliver, each_row, over_channels, prefers_slices, take_rows
 
 
 def blend(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
@@ -45,14 +45,13 @@ def blend_mask(
     if prefers_slices(images):
 
         def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
-            choose(weight[row % len(weight)], own, other, out=target)
+            torch.where(weight[row % len(weight)], own, other, out=target)
 
         return each_row(images, partner, write, out, inplace)
-    if inplace:
-        return choose(weight, images, take_rows(images, partner), out=images)
-    others = take_rows(images, partner, out=out)
-    # The gathered partners are the result's own memory, unless a gradient still has to pass through them.
-    return choose(weight, images, others, out=None if others.requires_grad else others)
+    if out is None:
+        return deliver(torch.where(weight, images, take_rows(images, partner)), images, None, inplace)
+    take_rows(images, partner, out=out)
+    return torch.where(weight, images, out, out=out)
 
 
 def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, inplace: bool) -> Tensor:

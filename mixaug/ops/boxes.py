@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import choose, each_row, over_channels, prefers_slices, take_rows
+from mixaug.ops.layout import deliver, each_row, over_channels, prefers_slices, take_rows
 
 
 def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
@@ -78,10 +78,10 @@ def paste(
     if prefers_slices(images):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
-    if inplace:
-        return choose(mask, take_rows(images, partner), images, out=images)
-    others = take_rows(images, partner, out=out)
-    return choose(mask, others, images, out=None if others.requires_grad else others)
+    if out is not None and not inplace:
+        take_rows(images, partner, out=out)
+        return torch.where(mask, out, images, out=out)
+    return deliver(torch.where(mask, take_rows(images, partner), images), images, None, inplace)
 
 
 def _paste_slices(

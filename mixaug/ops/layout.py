@@ -83,37 +83,6 @@ def deliver(result: Tensor, images: Tensor, out: Tensor | None, inplace: bool) -
     return result
 
 
-def choose(mask: Tensor, yes: Tensor, no: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """``torch.where(mask, yes, no)`` for values of one dtype, bit for bit.
-
-    On a CPU, where ``torch.where`` takes one value at a time, the same by exclusive-or on the bits, which is
-    vectorised and several times faster; NaN and infinities stay where they are.
-
-    Args:
-        mask: bool, broadcasts over ``yes``.
-        yes, no: tensors of one shape and dtype.
-        out: receives the result; may be ``yes`` or ``no`` itself.
-    """
-    recorded = torch.is_grad_enabled() and (yes.requires_grad or no.requires_grad)
-    if yes.device.type != "cpu" or recorded or torch.compiler.is_compiling():
-        return torch.where(mask, yes, no) if out is None else torch.where(mask, yes, no, out=out)
-    integer = _INTEGERS[yes.element_size()]
-    own, other = yes.view(integer), no.view(integer)
-    bits = mask.to(integer).neg_()
-    if out is no:
-        other.bitwise_xor_(torch.bitwise_xor(own, other).bitwise_and_(bits))
-        return no
-    if out is None:
-        return torch.bitwise_xor(own, other).bitwise_and_(bits).bitwise_xor_(other).view(yes.dtype)
-    target = out.view(integer)
-    torch.bitwise_xor(own, other, out=target)
-    target.bitwise_and_(bits).bitwise_xor_(other)
-    return out
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def each_row(
     images: Tensor,
     partner: Tensor,
