@@ -174,8 +174,8 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name}: expected a mapping, got {type(value).__name__}")
+    if not isinstance(value, dict) or "seed" not in value:
+        problems.append(f"{path.name} is not the config of a run")
         return {}
     return {str(key): item for key, item in value.items()}
 

@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 __all__ = [
     "PairedDifference",
@@ -135,6 +136,7 @@ def _check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
 
 
+@cache
 def _quantile(confidence: float, degrees: int) -> float:
     _check_confidence(confidence)
     from scipy import stats  # heavy, and only needed once there are two seeds

@@ -8,7 +8,7 @@ import pytest
 from mixaug.leaderboard import aggregate, collect, write
 from mixaug.leaderboard.render import to_csv, to_html, to_markdown
 
-from .fabricate import fail, realistic, result, write_run
+from .fabricate import config, fail, realistic, result, write_run
 
 
 def row(board, policy):
@@ -143,3 +143,109 @@ def test_command_regenerates_the_row():
     config_ = plain(compose([*asked, "seed=3"]))
     again = plain(compose([*overrides_of(config_), "seed=3"]))
     assert again == config_
+
+
+def test_wrong_choices_are_refused():
+    with pytest.raises(ValueError, match=r"statistic: expected one of last, best, median10, got 'mean'"):
+        aggregate([], statistic="mean")
+    with pytest.raises(ValueError, match="confidence"):
+        aggregate([], confidence=95)
+
+
+def test_without_a_baseline_there_is_no_difference(tmp_path):
+    write_run(tmp_path, result("mixup"))
+    fail(write_run(tmp_path, result("none")), "nan")
+    found = row(aggregate(collect(tmp_path)).boards[0], "mixup")
+    assert found.difference is None
+    assert found.time_ratio is None
+    assert found.notes == ("no finished run of none",)
+
+
+def test_one_common_seed_gives_no_interval(tmp_path):
+    write_run(tmp_path, result("none", 0, 80.0))
+    write_run(tmp_path, result("mixup", 0, 81.0))
+    found = row(aggregate(collect(tmp_path)).boards[0], "mixup")
+    assert (found.difference.mean, found.difference.low) == (1.0, None)
+    assert "one seed: no interval" in found.notes
+
+
+def test_where_the_data_lies_makes_no_other_board(tmp_path):
+    write_run(tmp_path, result("none", data_options={"root": "/a", "transform": None}))
+    write_run(tmp_path, result("mixup", data_options={"root": "/b"}))
+    assert len(aggregate(collect(tmp_path)).boards) == 1
+
+
+def test_other_settings_are_not_averaged_together(tmp_path):
+    slow = {"opt": "momentum", "lr": 0.01, "weight_decay": 1e-4}
+    for seed in (0, 1):
+        for policy, gain in (("none", 0), ("mixup", 1)):
+            told = result(policy, seed, 80.0 + gain)
+            write_run(tmp_path, told)
+            slower = result(policy, seed, 70.0 + 3 * gain)
+            write_run(tmp_path, slower, configured=config(slower, optimizer=slow), name=f"slow-{policy}-{seed}")
+    [board] = aggregate(collect(tmp_path)).boards
+    differences = {row.label: row.difference.mean for row in board.rows if row.difference}
+    assert differences == {"mixup (optimizer.lr=0.1)": 1.0, "mixup (optimizer.lr=0.01)": 3.0}
+
+
+def test_a_lone_baseline_under_other_settings_is_used_and_said(tmp_path):
+    write_run(tmp_path, result("none", 0, 80.0))
+    told = result("cutmix", 0, 82.0)
+    decayed = {"opt": "momentum", "lr": 0.1, "weight_decay": 5e-4}
+    write_run(tmp_path, told, configured=config(told, optimizer=decayed))
+    found = row(aggregate(collect(tmp_path)).boards[0], "cutmix")
+    assert found.difference.mean == pytest.approx(2.0)
+    assert "none ran with optimizer.weight_decay=0.0001" in found.notes
+
+
+def test_times_of_another_machine_are_not_compared(tmp_path):
+    write_run(tmp_path, result("none", 0, 80.0))
+    write_run(tmp_path, result("mixup", 0, 81.0), environment={"threads": 8})
+    found = row(aggregate(collect(tmp_path)).boards[0], "mixup")
+    assert found.time_ratio is None
+    assert found.memory_ratio is None
+    assert found.difference.mean == pytest.approx(1.0)
+    assert "not timed on the machine of none" in found.notes
+
+
+def test_command_names_the_folder_a_data_set_needs():
+    from mixaug.engine.config import compose, config_hash, plain
+    from mixaug.leaderboard.command import overrides_of
+
+    asked = compose(
+        ["policy=fmix", "model=cifar_resnet18", "data=cifar100", "data.root=/x", "protocol=openmixup_cifar"]
+    )
+    overrides = overrides_of(plain(asked))
+    assert overrides[-1] == "data.root=/x"  # the protocol's own values need no repetition
+    assert config_hash(compose([*overrides, "seed=0"])) == config_hash(asked)
+
+
+@pytest.mark.parametrize(
+    ("override", "mark"),
+    [
+        ("threads=1", ""),
+        ("compile=true", ""),
+        ("optimizer.lr=0.2", "other settings"),
+        ("+model.drop_path_rate=0.1", "other settings"),
+        ("augment.flip=false", "other settings"),
+    ],
+)
+def test_a_figure_stands_only_beside_a_run_that_kept_to_its_protocol(tmp_path, override, mark):
+    from mixaug.engine.build import options
+    from mixaug.engine.config import compose, plain
+
+    asked = ["policy=mixup", "model=cifar_resnet18", "data=cifar100", "data.root=/x", "protocol=openmixup_cifar"]
+    composed = plain(compose([*asked, override]))
+    told = result(
+        "mixup",
+        model="cifar_resnet18",
+        data="cifar100",
+        protocol="openmixup_cifar",
+        epochs=200,
+        policy_options=options(composed["policy"]),
+        data_options=options(composed["data"]),
+    )
+    write_run(tmp_path, told, configured=composed)
+    found = aggregate(collect(tmp_path)).boards[0].rows[0].published
+    assert found.mark == mark
+    assert (found.figure is None) == bool(mark)

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from mixaug.leaderboard.statistics import mean_interval, paired_difference, ratio_of_medians, summarise
@@ -65,3 +66,18 @@ def test_ratio_of_medians_ignores_one_slow_run():
 def test_bad_confidence(confidence):
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         paired_difference({0: 1, 1: 2}, {0: 1, 1: 2}, confidence)
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(3, 0.95), (5, 0.95), (5, 0.5), (10, 0.99)])
+def test_the_interval_covers_the_true_difference_as_often_as_it_says(n, confidence):
+    trials, truth = 4000, 0.7
+    random = np.random.default_rng(0)
+    shared = random.normal(90, 3, (trials, n))
+    ours = shared + truth + random.normal(0, 0.4, (trials, n))
+    theirs = shared + random.normal(0, 0.3, (trials, n))
+    covered = 0
+    for ours_row, theirs_row in zip(ours, theirs, strict=True):
+        difference = paired_difference(dict(enumerate(ours_row)), dict(enumerate(theirs_row)), confidence)
+        covered += difference.low <= truth <= difference.high
+    standard_error = math.sqrt(confidence * (1 - confidence) / trials)
+    assert abs(covered / trials - confidence) < 4 * standard_error

@@ -1,0 +1,95 @@
+"""Reading run folders, whatever state they are in."""
+
+import json
+
+import pytest
+
+from mixaug.leaderboard import collect
+from mixaug.leaderboard.collect import read_epochs, read_run
+
+from .fabricate import fail, result, write_run
+
+
+def test_each_state_is_told_apart(tmp_path):
+    write_run(tmp_path, result(), name="a-finished")
+    fail(write_run(tmp_path, result(), name="b-failed"), "loss became nan at step 12")
+    write_run(tmp_path, result(), name="c-unfinished", finished=False, epochs=[{"epoch": 1}, {"epoch": 2}])
+    write_run(tmp_path, result(), name="d-unfinished", finished=False)
+    (write_run(tmp_path, result(), name="e-corrupt") / "result.json").write_text('{"status": "fin')
+    runs = collect(tmp_path)
+    assert [(run.folder.name[2:], run.status) for run in runs] == [
+        ("finished", "finished"),
+        ("failed", "failed"),
+        ("unfinished", "unfinished"),
+        ("unfinished", "unfinished"),
+        ("corrupt", "corrupt"),
+    ]
+    assert [run.reason for run in runs[:4]] == [
+        "",
+        "loss became nan at step 12",
+        "stopped after epoch 2",
+        "no epoch finished",
+    ]
+    assert "result.json cannot be read" in runs[4].reason
+
+
+def test_a_run_resumed_after_a_failure_is_finished(tmp_path):
+    folder = write_run(tmp_path, result())
+    (folder / "failure.json").write_text(json.dumps({"status": "failed", "reason": "disk full"}))
+    assert read_run(folder).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("top1_last", None, "top1_last: expected a finite number"),
+        ("top1_best", float("nan"), "top1_best: expected a finite number"),
+        ("seed", "0", "seed: expected a finite number"),
+        ("seed", True, "seed: expected a finite number"),
+        ("policy", 3, "policy: expected text"),
+        ("step_ms", "fast", "step_ms: expected a finite number"),
+        ("policy_options", [1], "policy_options: expected a mapping"),
+    ],
+)
+def test_a_result_with_a_wrong_value_is_named(tmp_path, key, value, said):
+    run = read_run(write_run(tmp_path, result(**{key: value}), configured={}))
+    assert run.status == "corrupt"
+    assert said in run.reason
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"\xff\xfe\x00", b"nonsense"])
+@pytest.mark.parametrize("name", ["result.json", "failure.json", "environment.json", "config.yaml", "epochs.jsonl"])
+def test_any_damaged_file_is_reported_and_spoils_no_other_run(tmp_path, name, content):
+    write_run(tmp_path, result(seed=1), name="whole")
+    damaged = write_run(tmp_path, result(), name="damaged", finished=name != "failure.json")
+    (damaged / name).write_bytes(content)
+    by_name = {run.folder.name: run for run in collect(tmp_path)}
+    assert by_name["whole"].status == "finished"
+    assert by_name["whole"].problems == ()
+    run = by_name["damaged"]
+    if name in ("result.json", "failure.json"):
+        assert run.status == "corrupt"
+        assert name in run.reason
+    elif content:
+        assert run.status == "finished"
+        assert any(name in problem for problem in run.problems)
+
+
+def test_a_torn_last_line_is_left_out_and_said(tmp_path):
+    path = tmp_path / "epochs.jsonl"
+    path.write_text('{"epoch": 1, "test_top1": 5}\n{"epoch": 2, "test_top1": 6}\n{"epoch": 2, "test_top1": 7}\n{"ep')
+    problems = []
+    assert read_epochs(path, problems) == ({"epoch": 1, "test_top1": 5}, {"epoch": 2, "test_top1": 7})
+    assert problems == ["epochs.jsonl: line 4 is not an epoch record"]
+
+
+def test_roots_nest_overlap_and_may_be_runs_themselves(tmp_path):
+    deep = write_run(tmp_path / "a" / "b", result())
+    flat = write_run(tmp_path, result(seed=1))
+    assert {run.folder for run in collect([tmp_path, tmp_path / "a", flat])} == {deep, flat}
+    assert collect(tmp_path / "a")[0].folder == deep
+
+
+def test_a_root_that_is_no_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="not a folder"):
+        collect(tmp_path / "nowhere")
