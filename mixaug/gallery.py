@@ -72,22 +72,24 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
     from matplotlib.figure import Figure
 
     rows = len(names)
-    figure = Figure(figsize=(1.5 * (2 * len(lambdas)) + 1.2, 1.85 * rows + 0.65), dpi=100)
+    figure = Figure(figsize=(1.5 * (2 * len(lambdas)) + 1.2, 1.85 * rows + 0.8), dpi=100)
     grid = figure.add_gridspec(
         rows, 2 * len(lambdas), left=1.15 / figure.get_figwidth(), right=0.995, top=1 - 0.45 / figure.get_figheight(),
-        bottom=0.22 / figure.get_figheight(), wspace=0.06, hspace=0.3,
+        bottom=0.37 / figure.get_figheight(), wspace=0.06, hspace=0.3,
     )  # fmt: skip
+    # A strip of a policy that draws its own share has nothing to say about lambda.
+    headed = any("ratio" in describe(name).defaults for name in names)
     for row, name in enumerate(names):
         batches = mixed_pairs(name, images, lambdas, seed)
-        follows = "ratio" in describe(name).defaults
+        follows = "ratio" in describe(name).defaults or name == "none"
         for column, (share, mixed) in enumerate(zip(lambdas, batches, strict=True)):
-            title = f"λ = {share:g}" if row == 0 else None
+            title = f"λ = {share:g}" if row == 0 and headed else None
             _picture(figure.add_subplot(grid[row, 2 * column]), mixed, title, name if column == 0 else None, follows)
             _mask(figure.add_subplot(grid[row, 2 * column + 1]), mixed)
     return figure
 
 
-def draw(names: Sequence[str], images: Tensor, path: Path, *, colours: int = 128, seed: int = 0) -> None:
+def draw(names: Sequence[str], images: Tensor, path: Path, *, colours: int = 256, seed: int = 0) -> None:
     """Write :func:`sheet` as a PNG with a palette, which keeps pictures for documentation small."""
     import io
 
