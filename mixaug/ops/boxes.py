@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import deliver, each_row, over_channels, prefers_slices, take_rows
+from mixaug.ops.layout import deliver, each_row, over_channels, prefers_slices, reads_freely, take_rows
 
 
 def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
@@ -74,8 +74,8 @@ def paste(
         out: tensor like ``images`` that receives the result and does not overlap it.
         inplace: write the result into ``images``.
     """
-    # Two bodies, one result: slices for large images on a CPU, index arithmetic elsewhere.
-    if prefers_slices(images):
+    # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
+    if prefers_slices(images) or (boxes.shape[0] == 1 and reads_freely(images)):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
     if out is not None and not inplace:

@@ -18,18 +18,23 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def reads_freely(*tensors: Tensor) -> bool:
+    """Whether values may steer the work: on a CPU, not while tracing, and with no gradient recorded.
+
+    A gradient through one slice per sample would mean one graph node for each.
+    """
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
 def prefers_slices(images: Tensor, *others: Tensor) -> bool:
     """Whether one pass per sample beats index arithmetic over the whole batch.
 
-    True only on a CPU, for samples of at least ``SLICE_BYTES``, where reading a partner or a box back
-    costs nothing; never while tracing, and never when a gradient is recorded, with respect to ``images``
-    or to ``others`` (one graph node per slice).
+    True only where partners and boxes can be read for free (:func:`reads_freely`, for ``images`` and the
+    ``others`` that enter the mix) and samples have at least ``SLICE_BYTES``.
     """
-    if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images, *others)):
-        return False
-    return math.prod(images.shape[1:]) * images.element_size() >= SLICE_BYTES
+    return reads_freely(images, *others) and math.prod(images.shape[1:]) * images.element_size() >= SLICE_BYTES
 
 
 def channels_last_format(tensor: Tensor) -> torch.memory_format | None:

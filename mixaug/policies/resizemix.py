@@ -30,7 +30,15 @@ from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.boxes import area_kept, box_mask, centred_boxes
-from mixaug.ops.layout import channels_last_format, deliver, each_row, over_channels, prefers_slices, wide_dtype
+from mixaug.ops.layout import (
+    channels_last_format,
+    deliver,
+    each_row,
+    over_channels,
+    prefers_slices,
+    reads_freely,
+    wide_dtype,
+)
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policy import Policy
@@ -117,14 +125,9 @@ def paste_resized(
 ) -> Tensor:
     """:func:`resizemix` without checks, for any tensor (B, ..., *size); any dtype for ``"nearest"``."""
     # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
-    if prefers_slices(images) or (boxes.shape[0] == 1 and _readable(images)):
+    if prefers_slices(images) or (boxes.shape[0] == 1 and reads_freely(images)):
         return _paste_slices(images, partner, boxes, len(size), interpolation, out, inplace)
     return deliver(_paste_gather(images, partner, boxes, size, interpolation), images, out, inplace)
-
-
-def _readable(images: Tensor) -> bool:
-    recorded = images.requires_grad and torch.is_grad_enabled()
-    return images.device.type == "cpu" and not torch.compiler.is_compiling() and not recorded
 
 
 def _paste_gather(
