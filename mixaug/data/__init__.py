@@ -1,7 +1,8 @@
 """Data sets by name: `mixaug.data.load("cifar100", root="...")`.
 
-Nothing is ever downloaded. Sets that fit in memory come as one uint8 tensor per split; the others are read
-from files, through torchvision where it has a loader.
+Nothing is ever downloaded. Sets of images that fit in memory come as one uint8 tensor per split; the others are read
+from files, through torchvision where it has a loader. Sets with real-valued labels have three splits, each a pair of
+tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixaug.data.loaders import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, LOADERS
-from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData
+from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionData, RegressionSet
 
 __all__ = [
     "CIFAR_MEAN",
@@ -24,6 +25,8 @@ __all__ = [
     "DataSet",
     "FileData",
     "MappedData",
+    "RegressionData",
+    "RegressionSet",
     "list_datasets",
     "load",
 ]
@@ -34,14 +37,16 @@ def list_datasets(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(LOADERS, pattern))
 
 
-def _root_line(loader: Callable[..., DataSet]) -> str:
+def _root_line(loader: Callable[..., DataSet | RegressionSet]) -> str:
     """What the loader's docstring says about `root`."""
     doc = inspect.getdoc(loader) or ""
     return doc.partition("root: ")[2].partition("\n")[0] or "the folder with the data"
 
 
-def load(name: str, **options: Any) -> DataSet:
+def load(name: str, **options: Any) -> DataSet | RegressionSet:
     """Loads a data set by name.
+
+    Sets with classes come as a `DataSet`:
 
     | name | options beside the common ones | in memory |
     |---|---|---|
@@ -58,10 +63,23 @@ def load(name: str, **options: Any) -> DataSet:
     that named transforms produce and that `DataSet.image_size` reports. Each loader in `mixaug.data.loaders`
     documents its own options.
 
+    Sets with real-valued labels come as a `RegressionSet`, in memory:
+
+    | name | inputs | options beside `scaling` and `fit_on` |
+    |---|---|---|
+    | `airfoil`, `no2` | (5,), (7,) | `root`, `split` |
+    | `diabetes` | (10,) | `split` |
+    | `communities_crime`, `skillcraft` | (122,), (17,) | `root` |
+    | `exchange_rate` | (8, window) | `root`, `window`, `horizon` |
+    | `table` | (F,) | `root`, `target`, `inputs`, `group`, `valid_share`, `test_share`, `split`, `missing` |
+    | `rcf_mnist` | (3, 28, 28) uint8 | `root`, `split`, `spurious_ratio`, `test_colour`; not those two |
+
+    `scaling` is that of the inputs, and `fit_on` the rows whose statistics it uses: see `mixaug.data.regression`.
+
     Raises:
         ValueError: unknown name (the closest are suggested), an option out of range, or files with unexpected
             content.
-        TypeError: an option that this set does not have, or a missing `root`.
+        TypeError: an option that this set does not have, or a missing `root` or `target`.
         FileNotFoundError: missing files; names the folder, what is expected in it, and where the set is
             published.
     """

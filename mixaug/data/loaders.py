@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData
+from mixaug.data import regression
+from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionSet
 
 # The normalisation that the published CIFAR mixing tables use, for both sets.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -549,7 +550,7 @@ def cars(
     return _from_files("cars", train, test, train.classes, side)
 
 
-LOADERS: dict[str, Callable[..., DataSet]] = {
+LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {
     "aircraft": aircraft,
     "cars": cars,
     "cifar10": cifar10,
@@ -559,4 +560,5 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "image_sheets": image_sheets,
     "imagefolder": imagefolder,
     "tiny_imagenet": tiny_imagenet,
+    **regression.LOADERS,
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ArrayData", "DataSet", "FileData", "MappedData"]
+__all__ = ["ArrayData", "DataSet", "FileData", "MappedData", "RegressionData", "RegressionSet"]
 
 Triple = tuple[float, ...]
 
@@ -48,6 +48,11 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+    @property
+    def inputs(self) -> Tensor:
+        """The images, under the name that all splits in memory have."""
+        return self.images
 
     def __repr__(self) -> str:
         return f"ArrayData(images={tuple(self.images.shape)}, labels={tuple(self.labels.shape)})"
@@ -129,3 +134,131 @@ class DataSet:
     def in_memory(self) -> bool:
         """Whether both splits are `ArrayData`, ready for a device-resident loader."""
         return isinstance(self.train, ArrayData) and isinstance(self.test, ArrayData)
+
+    @property
+    def outputs(self) -> int:
+        """Size of a model's output: one logit per class."""
+        return self.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, `image_size`."""
+        return self.image_size
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RegressionData(Dataset[tuple[Tensor, Tensor]]):
+    """A split with real-valued labels, held in memory; also a map data set of (input, label).
+
+    Args:
+        inputs: (N, F) table rows, (N, series, steps) windows or any other (N, ...) float32, or (N, C, H, W)
+            uint8 images.
+        labels: (N, D) float32, D >= 1.
+        groups: (N,) int64, the group (domain) of every row; None where there are none.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: wrong shape, lengths that differ, no rows, or values that are NaN or infinite.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        inputs, labels, groups = self.inputs, self.labels, self.groups
+        if inputs.dtype not in (torch.float32, torch.uint8):
+            raise TypeError(f"RegressionData expected float32 inputs or uint8 images, got {inputs.dtype}")
+        if labels.dtype != torch.float32:
+            raise TypeError(f"RegressionData expected float32 labels, got {labels.dtype}")
+        if groups is not None and groups.dtype != torch.int64:
+            raise TypeError(f"RegressionData expected int64 groups, got {groups.dtype}")
+        if inputs.dtype == torch.uint8 and inputs.ndim != 4:
+            raise ValueError(f"RegressionData expected uint8 images (N, C, H, W), got {tuple(inputs.shape)}")
+        if inputs.ndim < 2 or labels.ndim != 2 or labels.shape[1] < 1 or len(inputs) != len(labels):
+            raise ValueError(
+                "RegressionData expected inputs (N, ...) and labels (N, D), "
+                f"got {tuple(inputs.shape)} and {tuple(labels.shape)}"
+            )
+        if groups is not None and groups.shape != labels.shape[:1]:
+            raise ValueError(f"RegressionData expected groups ({len(labels)},), got {tuple(groups.shape)}")
+        if not len(labels):
+            raise ValueError("RegressionData expected at least one row, got none")
+        for what, values in (("inputs", inputs), ("labels", labels)):
+            if values.is_floating_point() and not values.isfinite().all():
+                row = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
+                raise ValueError(f"RegressionData expected finite {what}, got NaN or infinity, first in row {row}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.labels[index]
+
+    def __repr__(self) -> str:
+        groups = "" if self.groups is None else f", groups={tuple(self.groups.shape)}"
+        return f"RegressionData(inputs={tuple(self.inputs.shape)}, labels={tuple(self.labels.shape)}{groups})"
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionSet:
+    """Three splits with real-valued labels and what is known about them.
+
+    Attributes:
+        name: the name it was loaded by.
+        train, valid, test: inputs of one shape and dtype, labels of one width, groups in all or in none.
+        target_names: D names, the columns of the labels.
+        input_names: names along the first dimension of one input: columns, series or channels.
+        group_name: what a group is (`"state"`), where the splits have groups.
+        mean, std: per channel, of images scaled to [0, 1] (uint8 / 255); None for other inputs.
+
+    Raises:
+        ValueError: splits that do not fit together, or names that do not fit the splits.
+    """
+
+    name: str
+    train: RegressionData
+    valid: RegressionData
+    test: RegressionData
+    target_names: tuple[str, ...]
+    input_names: tuple[str, ...] = field(repr=False)
+    group_name: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        for split, data in (("valid", self.valid), ("test", self.test)):
+            same = (data.inputs.shape[1:], data.labels.shape[1:]) == (self.input_shape, self.train.labels.shape[1:])
+            if not same or data.inputs.dtype != self.train.inputs.dtype:
+                raise ValueError(f"RegressionSet expected {split} to be like train, got {data} and {self.train}")
+        if len(self.target_names) != self.outputs or len(self.input_names) != self.input_shape[0]:
+            raise ValueError(
+                f"RegressionSet expected {self.outputs} target_names and {self.input_shape[0]} input_names, "
+                f"got {len(self.target_names)} and {len(self.input_names)}"
+            )
+        grouped = {data.groups is not None for data in (self.train, self.valid, self.test)}
+        if grouped != {self.group_name is not None}:
+            raise ValueError(
+                f"RegressionSet expected groups in every split if and only if group_name is given, got {self}"
+            )
+        channels = (self.input_shape[0],) if self.train.inputs.dtype == torch.uint8 else ()
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if (values is None) != (not channels) or (values is not None and (len(values),) != channels):
+                raise ValueError(
+                    f"RegressionSet expected {what} per channel of images and for images only, got {values}"
+                )
+
+    @property
+    def in_memory(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def outputs(self) -> int:
+        """D, the size of a model's output."""
+        return self.train.labels.shape[1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.train.inputs.shape[1:])

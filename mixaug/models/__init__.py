@@ -1,47 +1,55 @@
-"""Backbones by name: every timm model, and the small-image variants of `mixaug.models.small`.
+"""Backbones by name: every timm model, the small-image variants of `mixaug.models.small`, and models for other inputs.
 
 Importing this module registers the variants with timm, so `timm.create_model("cifar_resnet18")` works from
-then on.
+then on. `mlp` (tables) and `lstnet` (series) are known to `create` alone.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import timm
 from torch import nn
 
 from mixaug.models import small
+from mixaug.models.lstnet import LSTNet
+from mixaug.models.tabular import MLP
 
-__all__ = ["create", "list_models", "small"]
+__all__ = ["MLP", "LSTNet", "create", "list_models", "small"]
+
+# timm's conventions (features of images, channels, pretrained weights) do not fit these.
+_OTHERS: dict[str, Callable[..., nn.Module]] = {"lstnet": LSTNet, "mlp": MLP}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the small-image variants that mixaug adds to timm, sorted.
+    """Names of the models that mixaug adds to timm's, sorted: small-image variants, `mlp` and `lstnet`.
 
     Args:
         pattern: shell-style pattern, e.g. `"cifar_wrn*"`. For timm's own names use `timm.list_models`.
     """
-    return sorted(fnmatch.filter(small.default_cfgs, pattern))
+    return sorted(fnmatch.filter([*small.default_cfgs, *_OTHERS], pattern))
 
 
 def create(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn.Module:
-    """Builds a classifier by its timm name, small-image variants included.
+    """Builds a classifier or a regression model by its name: timm's, a small-image variant, `"mlp"` or `"lstnet"`.
 
     Nothing is downloaded unless `pretrained=True` is given.
 
     Args:
-        name: a registered timm architecture, optionally with a pretrained tag (`"resnet50.a1_in1k"`).
-        num_classes: size of the logits, >= 1 (0 gives timm's headless model, whose output is the pooled
-            feature).
-        in_chans: channels of the input images, >= 1.
+        name: a registered timm architecture, optionally with a pretrained tag (`"resnet50.a1_in1k"`), or a name of
+            `list_models`.
+        num_classes: size of the output, >= 1: logits, or columns of a real-valued label (0 gives timm's headless
+            model, whose output is the pooled feature).
+        in_chans: channels of the input images, columns of a table or number of series, >= 1.
         **options: handed to `timm.create_model` (`pretrained`, `drop_rate`, `drop_path_rate`,
-        `features_only`, ...).
+            `features_only`, ...), or to `mixaug.models.tabular.MLP` or `mixaug.models.lstnet.LSTNet`.
 
     Returns:
-        A module that maps (B, in_chans, H, W) floats to (B, num_classes) logits.
+        A module that maps (B, in_chans, H, W) floats to (B, num_classes); `mlp` maps (B, in_chans), and `lstnet`
+        (B, in_chans, steps).
 
     Raises:
         ValueError: the name is not registered (the closest names are suggested), or a number is out of range.
@@ -54,6 +62,8 @@ def create(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn
             raise ValueError(f"mixaug.models.create expected {argument} >= {least}, got {value}")
     if not isinstance(name, str):
         raise TypeError(f"mixaug.models.create expected name to be a str, got {name!r}")
+    if name in _OTHERS:
+        return _OTHERS[name](num_classes=num_classes, in_chans=in_chans, **options)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], n=5, cutoff=0.5)
         hint = (
