@@ -12,6 +12,7 @@ from mixaug._version import __version__
 from mixaug.batch import MixedBatch
 from mixaug.loading import DeviceLoader, MixCollate
 from mixaug.policy import OneOf, Policy, Sometimes
+from mixaug.pool import Pooled
 from mixaug.registry import create, describe, list_policies, register
 from mixaug.step import MixStep
 
@@ -22,6 +23,7 @@ __all__ = [
     "MixedBatch",
     "OneOf",
     "Policy",
+    "Pooled",
     "Sometimes",
     "__version__",
     "create",

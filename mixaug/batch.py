@@ -48,7 +48,8 @@ class MixedBatch:
             the policy was given one.
         labels: (B,) class ids, (B, K) dense targets, (B,) or (B, D) regression targets, as they came,
             unmixed; or None.
-        sources: (B, M) int64 rows of the batch that went into each sample, the sample itself first.
+        sources: (B, M) int64 rows of ``labels`` that went into each sample, the sample itself first. Partners
+            from outside the batch (:class:`mixaug.Pooled`) follow the batch's own rows in ``labels``.
         weights: (B, M) float32 share of each source's label; rows need not sum to 1 (SnapMix).
         plan: the draw behind it, which :meth:`apply` replays.
     """
@@ -109,7 +110,7 @@ class MixedBatch:
         """
         if self.plan is None:
             raise ValueError("this MixedBatch carries no plan to replay; make it with a policy")
-        _check_replay(tensor, len(self), self.plan.size)
+        _check_replay(tensor, self.plan.rows, self.plan.size)
         if num_classes is None:
             return self.plan.mix(tensor)
         if tensor.is_floating_point():

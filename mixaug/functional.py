@@ -1,5 +1,7 @@
 """The pure functions of every method: no randomness, no state, all draws are arguments."""
 
+from mixaug.neighbours import label_kernel, nearest_rows
+from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
 from mixaug.policies.cutmix import cutmix, cutmix_boxes
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
@@ -21,6 +23,7 @@ __all__ = [
     "cells_to_pixels",
     "cutmix",
     "cutmix_boxes",
+    "draw_index",
     "eight_bit_images",
     "fine_grained_saliency",
     "fmix",
@@ -29,8 +32,10 @@ __all__ = [
     "fourier_noise_shape",
     "gridmix",
     "gridmix_mask",
+    "label_kernel",
     "maskmix",
     "mixup",
+    "nearest_rows",
     "patchmix",
     "random_cells",
     "resizemix",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixaug.draws import Draws
+from mixaug.neighbours import LabelKernel, Local, Nearest, PoolPairing
 
 if TYPE_CHECKING:
     from mixaug.batch import Batch
@@ -26,10 +27,27 @@ class Pairing(Protocol):
     def __call__(self, batch: Batch, draws: Draws) -> Tensor: ...
 
 
+class AnyRow:
+    """Any row of a training set of ``count`` rows, with replacement."""
+
+    wants_rows = False
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
+        """(B,) int64 rows of the training set."""
+        return draws.integers(0, self.count, per="sample")
+
+
 class Permutation:
     """A uniformly random permutation, as in most published code. On average one sample meets itself."""
 
     involution = False
+
+    def fit(self, labels: Tensor, inputs: Tensor | None = None) -> PoolPairing:
+        """Over a training set of N labels: any of its rows, with replacement."""
+        return AnyRow(labels.shape[0])
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         return draws.permutation()
@@ -86,6 +104,9 @@ NAMED: dict[str, Callable[[], Pairing]] = {
     "reversed": Reversed,
     "shift": Shift,
     "random_pairs": RandomPairs,
+    "label_kernel": LabelKernel,
+    "nearest": Nearest,
+    "local": Local,
 }
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mixaug.ops.blend import blend, blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, paste
-from mixaug.ops.layout import deliver
+from mixaug.ops.layout import deliver, reads_freely
 
 PlanT = TypeVar("PlanT", bound="Plan")
 
@@ -45,6 +45,20 @@ class Plan:
         """(B, M) int64 rows that went into each sample, the sample itself first."""
         own = torch.arange(self.partner.shape[0], device=self.partner.device)
         return torch.stack([own, self.partner], dim=1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensors that :meth:`mix` takes."""
+        return self.partner.shape[0]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the model's modules whose outputs go through :meth:`mix_hidden`; none for most plans."""
+        return ()
+
+    def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
+        """Mix what the module named ``stage`` put out, (B, ...), where the method acts inside the model."""
+        return features
 
     def area(self) -> Tensor:
         """(R,) float32 share of the pixels that the own sample keeps."""
@@ -145,6 +159,49 @@ class Paste(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hidden(Plan):
+    """A blend inside the model, at one stage drawn from several: manifold mixup.
+
+    Attributes:
+        stage: (1,) int64 index into ``eligible``.
+        eligible: names of the model's modules, or ``"input"``.
+    """
+
+    stage: Tensor
+    eligible: tuple[str, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        inside = tuple(name for name in self.eligible if name != "input")
+        if self.knows_stage:
+            return tuple(name for name in inside if name == self.eligible[self.chosen()])
+        return inside
+
+    @property
+    def knows_stage(self) -> bool:
+        """Whether the drawn stage can be read without waiting for a device."""
+        return len(self.eligible) == 1 or reads_freely(self.stage)
+
+    def chosen(self) -> int:
+        """Index of the drawn stage; waits for the device where that is not known."""
+        return 0 if len(self.eligible) == 1 else int(self.stage)
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        if "input" not in self.eligible or (self.knows_stage and self.eligible[self.chosen()] != "input"):
+            return tensor if inplace else deliver(tensor, tensor, out, False)
+        return blend(tensor, self.partner, self._share_at("input"), out=out, inplace=inplace)
+
+    def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
+        return blend(features, self.partner, self._share_at(stage))
+
+    def _share_at(self, stage: str) -> Tensor:
+        """lam at the drawn stage, 1 (no mixing) at the others."""
+        if len(self.eligible) == 1:
+            return self.lam
+        return torch.where(self.stage == self.eligible.index(stage), self.lam, torch.ones_like(self.lam))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Select(Plan):
     """One of several plans for every sample.
 
@@ -185,6 +242,18 @@ class Select(Plan):
     def area(self) -> Tensor:
         batch_size = self.partner.shape[0]
         return _pick(torch.stack([plan.area().expand(batch_size) for plan in self.plans]), self.choice)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stage for plan in self.plans for stage in plan.stages))
+
+    def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
+        result = features
+        for index, plan in enumerate(self.plans):
+            if stage in plan.stages:
+                chosen = (self.choice == index).reshape(-1, *([1] * (features.ndim - 1)))
+                result = torch.where(chosen, plan.mix_hidden(stage, features), result)
+        return result
 
     def own_mask(self) -> Tensor | None:
         if not self.size:

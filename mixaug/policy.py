@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +27,10 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Select, Unmixed
+from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
 from mixaug.registry import create
+from mixaug.taps import tapping
 
 
 class Policy(nn.Module):
@@ -201,6 +204,48 @@ class Policy(nn.Module):
                 f"{what} needs {', '.join(sorted(self.needs))} of the model: "
                 "train through mixaug.MixStep, or pass signals= yourself"
             )
+        if self.needs_labels and batch.labels is None:
+            raise ValueError(
+                f"{what} pairs by labels: pass labels with the images, or choose another pairing such as "
+                'pairing="permutation"'
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
+        return bool(getattr(self.pairing, "needs_labels", False))
+
+    @contextlib.contextmanager
+    def tap(self, model: nn.Module, mixed: MixedBatch) -> Iterator[None]:
+        """Mix hidden features while the model runs: ``with policy.tap(model, mixed): model(mixed.inputs)``.
+
+        Forward hooks on the modules that the plan names; removed on leaving, after an error too. Where activation
+        checkpointing calls a module again during the backward pass, the same draw is replayed.
+        :class:`mixaug.MixStep` does all this.
+
+        Raises:
+            ValueError: the model has no module of a name in the plan, or ran without calling it.
+        """
+        plan = mixed.plan
+        if plan is None or not plan.stages:
+            yield
+            return
+        with tapping(type(self).__name__, model, plan):
+            yield
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Let the policy, and those inside it, look at the data of a run once, before the first step."""
+        for module in self.modules():
+            if isinstance(module, Policy):
+                module.on_prepare(preparation)
+
+    def on_prepare(self, preparation: Preparation) -> None:
+        """Hook for policies that learn from the training data beforehand. Does nothing by default."""
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether ``forward`` has to be told which rows of a training set the samples are (:class:`mixaug.Pooled`)."""
+        return False
 
     def set_progress(self, fraction: float) -> None:
         """Tell the policy, and those inside it, how much of training is done: 0 at the start, 1 at the end."""
@@ -258,9 +303,16 @@ class OneOf(Policy):
         self.shares_partner = pairing is not None or per == "pair"
         self.needs = frozenset().union(*(policy.needs for policy in built))
 
+    @property
+    def needs_labels(self) -> bool:
+        members = any(policy.needs_labels for policy in self._members()) and not self.shares_partner
+        return members or super().needs_labels
+
     def check(self, batch: Batch) -> None:
         for policy in self._members():
             policy.check(batch)
+        if self.needs_labels and batch.labels is None:
+            raise ValueError(f"{type(self).__name__} pairs by labels: pass labels with the images")
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         if len(batch) == 1:

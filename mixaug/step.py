@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses import mixed_accuracy
+from mixaug.losses import MixedRegressionLoss, mixed_accuracy
 from mixaug.policy import Policy
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
@@ -43,30 +43,35 @@ class MixStep(nn.Module):
         self.objective = objective
 
     def forward(
-        self, images: Tensor, labels: Tensor, generator: Generator | None = None
+        self, images: Tensor, labels: Tensor, generator: Generator | None = None, rows: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One training forward.
 
         Args:
-            images: (B, C, *size) on the model's device.
+            images: (B, C, *size), or what else the model and the policy take, on the model's device.
             labels: (B,) class ids, or float targets that the objective understands.
             generator: of the mixing, on the images' device; None takes torch's default one.
+            rows: (B,) int64 rows of the training set that the samples are, for a policy that ``needs_rows``.
 
         Returns:
             The scalar loss, and detached scalars to log: ``loss``, and ``accuracy`` (lambda-weighted,
             in [0, 1]) where the outputs are class scores.
         """
-        mixed = self.policy(images, labels, generator=generator)
-        outputs = self.model(mixed.inputs)
+        # A policy that mixes inside the model needs no more than to know that there is one.
+        signals = self.model if "hidden" in self.policy.needs else None
+        known = {} if rows is None else {"rows": rows}
+        mixed = self.policy(images, labels, signals=signals, generator=generator, **known)
+        with self.policy.tap(self.model, mixed):
+            outputs = self.model(mixed.inputs)
         loss = self.objective(outputs, mixed)
-        return loss, _scalars(loss, outputs, mixed)
+        return loss, _scalars(loss, outputs, mixed, classifies=not isinstance(self.objective, MixedRegressionLoss))
 
 
-def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch) -> dict[str, Tensor]:
+def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch, *, classifies: bool) -> dict[str, Tensor]:
     scalars = {"loss": loss.detach()}
     labels = mixed.labels
-    scored = isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
-    if scored and labels is not None and (not labels.is_floating_point() or labels.shape == outputs.shape):
+    scored = classifies and isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
+    if scored and labels is not None and (not labels.is_floating_point() or labels.shape[1:] == outputs.shape[1:]):
         with torch.no_grad():
             scalars["accuracy"] = mixed_accuracy(outputs.detach(), mixed)
     return scalars

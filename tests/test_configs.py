@@ -22,12 +22,14 @@ from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PROTOCOL_DATA = {
+    "cmixup": "airfoil",
     "default": "digits",
     "openmixup_cifar": "cifar100",
     "openmixup_cifar_vit": "cifar100",
     "openmixup_tiny_imagenet": "tiny_imagenet",
 }
 PROTOCOL_MODELS = {
+    "cmixup": ["mlp"],
     "default": ["cifar_resnet8"],
     "openmixup_cifar": ["cifar_resnet18", "cifar_resnext50_32x4d", "cifar_wrn28_8"],
     "openmixup_cifar_vit": ["deit_small_patch16_224", "swin_tiny_patch4_window7_224", "cifar_convnext_tiny"],
@@ -44,8 +46,8 @@ ALPHAS = {
 class Facts:
     """What a model needs to know of a data set."""
 
-    num_classes = 7
-    image_size = (3, 32, 32)
+    outputs = 7
+    input_shape: tuple[int, ...] = (3, 32, 32)
 
 
 def ours() -> list[str]:
@@ -60,12 +62,13 @@ def read(group: str, name: str) -> DictConfig:
 
 
 def with_root(overrides: list[str], data: str) -> list[str]:
-    return overrides + (["data.root=/nowhere"] if "root" in list(read("data", data)) else [])
+    needed = {"root": "/nowhere", "target": "y"}
+    return overrides + [f"data.{key}={value}" for key, value in needed.items() if key in list(read("data", data))]
 
 
-def built_model(config: DictConfig) -> nn.Module:
+def built_model(config: DictConfig, facts: Facts | None = None) -> nn.Module:
     with torch.device("meta"):
-        return build.build_model(config, Facts())
+        return build.build_model(config, facts or Facts())
 
 
 def test_every_policy_has_a_file_and_every_file_a_policy() -> None:
@@ -90,7 +93,9 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     parameters = inspect.signature(type(objective)).parameters
     for key, value in build.options(config.objective).items():
         assert parameters[key].default == value, key
-    mixed = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    numbers = isinstance(objective, mixaug.losses.MixedRegressionLoss)
+    labels = torch.randn(4, 7) if numbers else torch.tensor([0, 1, 2, 3])
+    mixed = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), labels)
     assert objective(torch.randn(4, 7), mixed).ndim == 0
 
 
@@ -111,14 +116,18 @@ def test_data_file_repeats_names_and_defaults(name: str) -> None:
         with pytest.raises(FileNotFoundError, match="/nowhere"):
             build.load_data(config)
     else:
-        assert build.load_data(config).num_classes == 10
+        assert build.load_data(config).outputs == (10 if name == "digits" else 1)
 
 
 @pytest.mark.parametrize("name", [n for n in list_choices("model") if n != "timm"])
 def test_model_builds_and_is_named_like_its_file(name: str) -> None:
     config = compose([f"model={name}"])
     assert config.model.name == name
-    assert sum(p.numel() for p in built_model(config).parameters()) > 0
+    facts = Facts()
+    if name == "lstnet":
+        # It forecasts the series that it is given.
+        facts.outputs = 3
+    assert sum(p.numel() for p in built_model(config, facts).parameters()) > 0
 
 
 def test_any_timm_model_by_name() -> None:
@@ -152,7 +161,7 @@ def test_protocol_composes_with_every_model_and_policy_and_builds(name: str) -> 
     for policy in list_choices("policy"):
         config = compose([*base, f"model={PROTOCOL_MODELS[name][0]}", f"policy={policy}"])
         build.build_policy(config)
-        if name != "default" and policy in {*ALPHAS[name], "resizemix", "smoothmix", "deit"}:
+        if name in ALPHAS and policy in {*ALPHAS[name], "resizemix", "smoothmix", "deit"}:
             assert config.policy.per == "batch"
 
 
@@ -175,6 +184,31 @@ def test_protocol_repeats_what_the_published_runs_did(protocol: str) -> None:
     assert (resizemix.rule, resizemix.alpha, list(resizemix.scope)) == ("beta", 1.0, [0.1, 0.8])
     assert resizemix.interpolation == ("bilinear" if protocol == "openmixup_cifar_vit" else "nearest")
     assert compose(with_root([f"data={data}", "policy=fmix"], data)).policy.spectrum == "isotropic"
+
+
+@pytest.mark.parametrize(
+    ("data", "bandwidth", "stages", "alpha", "batch", "epochs", "lr"),
+    [
+        ("airfoil", 1.75, ["layer1"], 2.0, 16, 100, 1e-2),
+        ("no2", 1.2, None, 2.0, 32, 100, 1e-2),
+        ("exchange_rate", 0.05, ["layer1"], 1.5, 128, 100, 1e-3),
+        ("communities_crime", 4.0, ["layer1"], 2.0, 16, 200, 1e-3),
+        ("skillcraft", 1.0, None, 2.0, 32, 100, 1e-2),
+        ("rcf_mnist", 0.2, ["layer4"], 2.0, 64, 30, 7e-5),
+    ],
+)
+def test_cmixup_reads_like_the_authors_settings(
+    data: str, bandwidth: float, stages: list[str] | None, alpha: float, batch: int, epochs: int, lr: float
+) -> None:
+    base = ["protocol=cmixup", f"data={data}", "data.root=/nowhere"]
+    config = compose([*base, "policy=cmixup"])
+    assert (config.policy.bandwidth, config.policy.stages, config.policy.alpha) == (bandwidth, stages, alpha)
+    assert (config.batch_size, config.epochs, config.optimizer.lr) == (batch, epochs, lr)
+    assert (config.optimizer.opt, config.optimizer.weight_decay, config.schedule.sched) == ("adam", 0.0, "constant")
+    assert (config.drop_last, config.protocol.figure, config.policy.per) == (True, "selected", "batch")
+    assert config.pool == ("batch" if data == "rcf_mnist" else "all")
+    assert config.data.get("fit_on", "all") == "all"
+    assert compose([*base, "policy=none"]).pool is None
 
 
 def test_openmixup_cifar_reads_like_the_page() -> None:
@@ -220,12 +254,17 @@ def test_openmixup_cifar_vit_reads_like_the_page(
 @pytest.mark.parametrize("name", list_choices("experiment"))
 def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
     base = [f"experiment={name}"]
-    if name == "cifar100_coarse":
+    if name in ("cifar100_coarse", "exchange_rate", "regression"):
         base.append("data.root=/nowhere")
     grid: Any = compose(base).grid
     assert grid.policy[0] == "none"
-    for policy in grid.policy:
-        build.build_policy(compose([*base, f"policy={policy}", f"seed={grid.seed[-1]}"]))
+    for data in grid.get("data", [None]):
+        chosen = [] if data is None else [f"data={data}"]
+        for policy in grid.policy:
+            config = compose([*base, *chosen, f"policy={policy}", f"seed={grid.seed[-1]}"])
+            build.build_policy(config)
+            # Mixing partners from the whole set is for mixing: no mixing has none.
+            assert (config.pool is None) == (policy == "none" or name in ("cifar100_coarse", "digits"))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))

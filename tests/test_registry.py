@@ -53,7 +53,7 @@ def test_list_filters(clean):
     names = mixaug.list_policies()
     assert names == sorted(names)
     assert {"mixup", "cutmix", "none", "guided_by_two"} <= set(names)
-    assert mixaug.list_policies("*mixup") == ["mixup"]
+    assert mixaug.list_policies("mix*") == ["mixup"]
     assert mixaug.list_policies(needs="cam") == ["guided_by_two"]
     assert mixaug.list_policies(needs=["cam", "saliency"]) == ["guided_by_two"]
     assert mixaug.list_policies(needs=["cam", "attention"]) == []

@@ -1,0 +1,38 @@
+"""Local Mixup (arXiv:2201.04368): mixup limited to partners within a distance.
+
+The paper multiplies each pair's loss by a decreasing function of the distance of the two inputs. This is its hard
+threshold as a pairing: a pair beyond the radius is never formed, in place of being formed with weight zero, so every
+sample of a batch trains. Over the whole training set: ``mixaug.Pooled("local_mixup", inputs, labels)``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mixaug.draws import Per
+from mixaug.neighbours import By, Local
+from mixaug.policies.mixup import Mixup
+from mixaug.registry import register
+
+
+@register("local_mixup", paper="Preventing Manifold Intrusion with Locality: Local Mixup, 2022", arxiv="2201.04368")
+def local_mixup(
+    alpha: float = 1.0,
+    radius: float | Literal["auto"] = "auto",
+    by: By = "inputs",
+    include_self: bool = True,
+    per: Per = "sample",
+) -> Mixup:
+    """Blend every sample with one of those within a distance of it.
+
+    Args:
+        alpha: lam ~ Beta(alpha, alpha).
+        radius: partners are nearer than this; ``"auto"`` takes the distance within which a tenth of pairs lie.
+        by: distance of flattened ``"inputs"``, which want scaling, or of ``"labels"``.
+        include_self: whether a sample may be its own partner.
+        per: how often lam is drawn: ``"sample"`` or ``"batch"``.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    return Mixup(alpha, pairing=Local(radius, by=by, include_self=include_self), per=per)
