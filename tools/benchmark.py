@@ -7,7 +7,7 @@ Any argument of tools/train.py may carry several values. Finished runs are skipp
 one is shown with its reason and does not stop the others. Besides, all optional:
 
     jobs=2              runs at a time (default: one per GPU, or one per core)
-    statistic=last      or best, median10: the accuracy in the leaderboard
+    statistic=last      or best, median10, best10; in regression selected (the usual one there), last
     out=folder          for the leaderboard (default: <root>/leaderboard)
     launch=fork         or command: a fresh `python tools/train.py` for each run
 

@@ -1,7 +1,6 @@
 """Score a checkpoint on its test set: python tools/evaluate.py runs/<run> [--weights ema] [--device cpu]"""
 
 import argparse
-import dataclasses
 import json
 
 from mixaug.engine.errors import CheckpointError
@@ -9,7 +8,7 @@ from mixaug.engine.evaluate import evaluate_checkpoint
 
 
 def main() -> None:
-    """Print top-1, top-5, negative log-likelihood and calibration error as JSON."""
+    """Print the numbers of the task as JSON: top-1, top-5, NLL and calibration error, or RMSE and others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="a checkpoint file, or a run folder for its last.pt")
     parser.add_argument("--weights", choices=("auto", "model", "ema"), default="auto")
@@ -19,7 +18,7 @@ def main() -> None:
         scores = evaluate_checkpoint(arguments.checkpoint, arguments.weights, arguments.device)
     except (CheckpointError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    print(json.dumps(dataclasses.asdict(scores), indent=2))
+    print(json.dumps(scores, indent=2))
 
 
 if __name__ == "__main__":

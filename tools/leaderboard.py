@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("roots", nargs="+", type=Path, help="folders that hold run folders, at any depth")
     parser.add_argument("--out", type=Path, help="folder to write to (default: <first root>/leaderboard)")
-    parser.add_argument("--statistic", choices=list(STATISTICS), default="last", help="accuracy that counts")
+    parser.add_argument("--statistic", choices=list(STATISTICS), help="number of a run that counts")
     parser.add_argument("--confidence", type=float, default=0.95, help="coverage of the intervals")
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--hide-paths", action="store_true", help="leave folders out of the printed commands")

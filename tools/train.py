@@ -11,12 +11,15 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(_: DictConfig) -> float:
-    """Run the composed config; the returned top-1 is what a Hydra sweeper maximises."""
+    """Run the composed config; a Hydra sweeper may optimise what is returned, the top-1 or the RMSE that counts."""
     from mixaug.engine.config import compose
+    from mixaug.engine.tasks import TASKS
     from mixaug.engine.train import train
 
     # Composed once more, because a protocol's rules need to know what the command line has set.
-    return float(train(compose(list(HydraConfig.get().overrides.task)))["top1_last"])
+    config = compose(list(HydraConfig.get().overrides.task))
+    result = train(config)
+    return float(result[TASKS[result["task"]].result_key(config.protocol.figure)])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ therefore be resumed at any batch of any epoch, and the position is two numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -108,8 +108,8 @@ class Batches:
 
     def __init__(self, config: DictConfig, data: Any, world: World) -> None:
         self.config, self.data, self.world = config, data, world
-        self.mean = list(data.mean if config.augment.mean is None else config.augment.mean)
-        self.std = list(data.std if config.augment.std is None else config.augment.std)
+        self.mean = _listed(data.mean if config.augment.mean is None else config.augment.mean)
+        self.std = _listed(data.std if config.augment.std is None else config.augment.std)
         self.memory_format = torch.channels_last if config.channels_last else None
         samples = len(data.train)
         self._order = EpochBatches(
@@ -125,21 +125,30 @@ class Batches:
                 f"{samples} training samples give no batch with batch_size={config.batch_size}, "
                 f"{world.size} processes and drop_last={config.drop_last}"
             )
-        if not data.in_memory and (config.augment.crop_padding or config.augment.flip):
+        augments = bool(config.augment.crop_padding or config.augment.flip)
+        if augments and not data.in_memory:
             raise ConfigError(
                 "augment.crop_padding and augment.flip act on data held in memory; data that is read image by "
                 "image takes data.transform"
             )
+        if augments and data.train.inputs.dtype != torch.uint8:
+            raise ConfigError(
+                f"augment.crop_padding and augment.flip act on images; {data.name} has inputs "
+                f"{tuple(data.input_shape)} {data.train.inputs.dtype}"
+            )
+        if config.channels_last and len(data.input_shape) != 3:
+            raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
         self._train: Any = self._resident() if data.in_memory else self._read()
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Training batches of an epoch, from batch number ``first`` on.
 
         Yields:
-            images (B, C, H, W) float32 and labels (B,) int64 on the device.
+            inputs (B, ...) float32 and labels (B, ...) on the device, and, of data held in memory, (B,) int64 rows
+            of the training set.
         """
         if self.data.in_memory:
             self._train.load_state_dict({**self._train.state_dict(), "epoch": epoch, "position": first})
@@ -147,16 +156,62 @@ class Batches:
         self._order.epoch, self._order.first = epoch, first
         return iter(self._train)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the test set, each sample on exactly one process."""
-        return self._test_in_memory() if self.data.in_memory else self._test_from_files()
+    def held_out(self, split: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of a held-out set, ``"test"`` or, where there is one, ``"valid"``.
+
+        Each sample is on exactly one process: rank, rank + size, rank + 2 size, ... on this one.
+        """
+        samples = getattr(self.data, split)
+        return self._held_in_memory(samples) if self.data.in_memory else self._held_from_files(samples)
+
+    def groups(self, split: str) -> Tensor | None:
+        """(N,) group of every row of a set, None where the data has no groups."""
+        groups: Tensor | None = getattr(getattr(self.data, split), "groups", None)
+        return groups
+
+    def whole(self, split: str) -> tuple[Tensor, Tensor]:
+        """All inputs and labels of a set as batches have them, on the device.
+
+        Raises:
+            ConfigError: data that is not held in memory, or that has no such set.
+        """
+        if not self.data.in_memory:
+            raise ConfigError(f"the policy looks at whole sets, but {self.data.name} is read file by file")
+        samples = getattr(self.data, split, None)
+        if samples is None:
+            raise ConfigError(f"the policy looks at a {split} set, but {self.data.name} has none")
+        device = self.world.device
+        return self._normalize()(samples.inputs.to(device)), samples.labels.to(device)
+
+    def pool(self) -> tuple[Tensor | Callable[[Tensor], Tensor], Tensor]:
+        """The training set as a place to draw partners from: inputs, or a function of rows, and labels.
+
+        Raises:
+            ConfigError: data that is read file by file, or augmented, so that partners would not be.
+        """
+        augment = self.config.augment
+        if not self.data.in_memory or augment.crop_padding or augment.flip:
+            raise ConfigError(
+                f"pool={self.config.pool} draws partners from the whole training set, which must be held in memory "
+                f"and not augmented; {self.data.name} is {'augmented' if self.data.in_memory else 'read file by file'}"
+            )
+        inputs, labels = self._train.images, self._train.labels
+        if inputs.dtype != torch.uint8:
+            return inputs, labels
+        normalize = self._normalize()
+        return (lambda rows: normalize(inputs.index_select(0, rows))), labels
+
+    def _normalize(self) -> Any:
+        from mixaug.loading import Normalize
+
+        return Normalize(self.mean, self.std, torch.float32, self.memory_format)
 
     def _resident(self) -> Any:
         from mixaug.loading import ResidentLoader
 
         augment, data = self.config.augment, self.data
         return ResidentLoader(
-            data.train.images,
+            data.train.inputs,
             data.train.labels,
             self.config.batch_size,
             device=self.world.device,
@@ -172,6 +227,7 @@ class Batches:
             seed=stream_seed(self.config.seed, "data"),
             rank=self.world.rank,
             world_size=self.world.size,
+            with_rows=True,
         )
 
     def _read(self) -> Any:
@@ -196,24 +252,26 @@ class Batches:
             memory_format=self.memory_format,
         )
 
-    def _test_in_memory(self) -> Iterator[tuple[Tensor, Tensor]]:
-        from mixaug.loading import Normalize
-
-        normalize = Normalize(self.mean, self.std, torch.float32, self.memory_format)
-        images = self.data.test.images[self.world.rank :: self.world.size]
-        labels = self.data.test.labels[self.world.rank :: self.world.size]
+    def _held_in_memory(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        normalize = self._normalize()
+        inputs = samples.inputs[self.world.rank :: self.world.size]
+        labels = samples.labels[self.world.rank :: self.world.size]
         device, size = self.world.device, self.config.eval_batch_size
         for first in range(0, len(labels), size):
             place = slice(first, first + size)
-            yield normalize(images[place].to(device)), labels[place].to(device)
+            yield normalize(inputs[place].to(device)), labels[place].to(device)
 
-    def _test_from_files(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = range(self.world.rank, len(self.data.test), self.world.size)
+    def _held_from_files(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = range(self.world.rank, len(samples), self.world.size)
         loader: DataLoader[Any] = DataLoader(
-            self.data.test,
+            samples,
             batch_size=self.config.eval_batch_size,
             sampler=mine,
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
         )
         yield from self._to_device(loader)
+
+
+def _listed(values: Any) -> list[float] | None:
+    return None if values is None else list(values)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.engine.config import plain
+from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
+from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, MixedRegressionLoss
+from mixaug.policy import Policy
+from mixaug.preparation import Preparation
 from mixaug.step import MixStep
 
-__all__ = ["build_model", "build_objective", "build_optimizer", "build_policy", "build_scheduler", "load_data"]
+if TYPE_CHECKING:
+    from mixaug.engine.batches import Batches
+
+__all__ = [
+    "build_model",
+    "build_objective",
+    "build_optimizer",
+    "build_policy",
+    "build_scheduler",
+    "check_task",
+    "load_data",
+    "prepare_policy",
+    "with_pool",
+]
 
 
 def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: Any) -> Any:
@@ -30,14 +48,19 @@ def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: 
         raise ConfigError(f"{section}: {error.__cause__ or error}") from error
 
 
+BY_SEED = "by_seed"
+"""As ``data.split``: the split that has the number of the run's seed."""
+
+
 def load_data(config: DictConfig) -> Any:
-    """The data set, a ``mixaug.data.DataSet``."""
-    return _instantiate(config, "data")
+    """The data set, a ``mixaug.data.DataSet`` or ``RegressionSet``."""
+    numbered = {"split": config.seed} if config.data.get("split") == BY_SEED else {}
+    return _instantiate(config, "data", **numbered)
 
 
 def build_model(config: DictConfig, data: Any) -> nn.Module:
-    """The backbone with a head for the data's classes, freshly initialised from torch's own generator."""
-    model = _instantiate(config, "model", num_classes=data.num_classes, in_chans=data.image_size[0])
+    """The model with an output per class or label column, freshly initialised from torch's own generator."""
+    model = _instantiate(config, "model", num_classes=data.outputs, in_chans=data.input_shape[0])
     return _module(model, "model")
 
 
@@ -46,9 +69,76 @@ def build_policy(config: DictConfig) -> Any:
     return _module(_instantiate(config, "policy"), "policy")
 
 
+def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
+    """The policy with partners from the training set, if ``pool`` asks for that.
+
+    Raises:
+        ConfigError: a policy, or a training set, that cannot be used so.
+    """
+    from mixaug.pool import Pooled
+
+    if config.pool is None:
+        return policy
+    inputs, labels = batches.pool()
+    try:
+        return Pooled(policy, inputs, labels, candidates=config.pool)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"pool={config.pool}: {error}") from error
+
+
 def build_objective(config: DictConfig) -> nn.Module:
     """The loss on a mixed batch."""
-    return _module(_instantiate(config, "objective"), "objective")
+    objective: nn.Module = _module(_instantiate(config, "objective"), "objective")
+    return objective
+
+
+def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
+    """Refuse what does not fit the kind of labels.
+
+    Raises:
+        ConfigError: a loss on classes for numbers or the other way round, a figure that the task does not have.
+    """
+    task = task_of(data)
+    kinds = {CLASSIFICATION: (MixedCrossEntropy, MixedBinaryCrossEntropy), REGRESSION: (MixedRegressionLoss,)}
+    wrong = tuple(kind for other, found in kinds.items() if other is not task for kind in found)
+    if isinstance(objective, wrong):
+        fitting = "squared_error, absolute_error or huber" if task is REGRESSION else "cross_entropy"
+        raise ConfigError(
+            f"objective={config.choices.objective} does not fit the {task.name} data set {data.name}; "
+            f"choose objective={fitting}"
+        )
+    if config.protocol.figure not in task.figures:
+        raise ConfigError(
+            f"protocol.figure must be one of {', '.join(task.figures)} in {task.name}, got {config.protocol.figure!r}"
+        )
+
+
+def prepare_policy(config: DictConfig, policy: Policy, data: Any, batches: Batches) -> None:
+    """Let the policy look at the training data, once, before the first step.
+
+    A policy that wants nothing costs nothing. The draws are the same in every process, and again when a run is
+    resumed.
+    """
+    device = batches.world.device
+    generator = torch.Generator(device).manual_seed(stream_seed(config.seed, "preparation"))
+
+    def new_model() -> nn.Module:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(stream_seed(config.seed, "throwaway weights"))
+            return build_model(config, data).to(device)
+
+    try:
+        policy.prepare(
+            Preparation(
+                split=batches.whole,
+                new_model=new_model,
+                batch_size=config.batch_size,
+                learning_rate=config.optimizer.lr,
+                generator=generator,
+            )
+        )
+    except ValueError as error:
+        raise ConfigError(f"policy: {error}") from error
 
 
 def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:

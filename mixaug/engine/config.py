@@ -34,12 +34,13 @@ NEUTRAL_KEYS = ("root", "grid", "log_every", "progress", "tensorboard", "checkpo
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
-FIGURES = ("last", "best", "median10", "best10")
+FIGURES = ("last", "best", "median10", "best10", "selected")
+POOLS = ("all", "batch")
 
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
     | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
-    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "precision", "seed", "sync_batchnorm"}
+    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "pool", "precision", "seed", "sync_batchnorm"}
     | {"threads", "world_size"}
 )
 
@@ -189,6 +190,7 @@ def validate(config: DictConfig) -> None:
     _number(config, "schedule.min_lr", minimum=0.0)
     _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _choice(config, "precision", PRECISIONS)
+    _choice(config, "pool", (None, *POOLS))
     _choice(config, "protocol.figure", FIGURES)
     _choice(config, "augment.padding_mode", PADDING_MODES)
     _integer(config, "augment.crop_padding", minimum=0)
@@ -231,7 +233,11 @@ def _number(
         raise ConfigError(f"{key} must be a number {expected}, got {value!r}")
 
 
-def _choice(config: DictConfig, key: str, allowed: Sequence[str]) -> None:
+def _shown(value: str | None) -> str:
+    return "null" if value is None else value
+
+
+def _choice(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:
     value = OmegaConf.select(config, key)
     if value not in allowed:
-        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ConfigError(f"{key} must be one of {', '.join(map(_shown, allowed))}, got {value!r}")

@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["World", "gather_rows", "start", "stream_seed"]
+__all__ = ["World", "gather_objects", "gather_rows", "start", "stream_seed"]
 
 
 @dataclass(frozen=True)
@@ -123,3 +124,12 @@ def gather_rows(row: Tensor, world: World) -> Tensor:
     rows = [torch.empty_like(sent) for _ in range(world.size)]
     dist.all_gather(rows, sent)
     return torch.stack(rows).cpu()
+
+
+def gather_objects(own: Any, world: World) -> list[Any]:
+    """One object of every process, in the order of the ranks; tensors inside should lie on the CPU."""
+    if world.size == 1:
+        return [own]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, own)
+    return found

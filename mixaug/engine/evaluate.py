@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy, negative log-likelihood and calibration of a classifier."""
+"""Scores of a classifier, predictions of any model, and both of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.engine import checkpoint
+from mixaug.engine.distributed import World, gather_objects
 from mixaug.engine.errors import CheckpointError
 
-__all__ = ["Scores", "autocast", "evaluate", "evaluate_checkpoint"]
+__all__ = ["Scores", "autocast", "evaluate", "evaluate_checkpoint", "predict"]
 
 CALIBRATION_BINS = 15
 
@@ -113,13 +114,67 @@ def evaluate(
     )
 
 
-def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "auto") -> Scores:
+@torch.no_grad()
+def predict(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Predictions of a model and the labels beside them; its training mode is put back.
+
+    Args:
+        model: (B, ...) inputs to (B, D) numbers.
+        batches: (inputs, labels) on the world's device. In a distributed run every process brings its own share:
+            samples rank, rank + size, rank + 2 size, ... of the set.
+        world: this process among all.
+        precision: "float32", "bfloat16" or "float16".
+
+    Returns:
+        (N, D) float32 predictions and (N, D) labels of all processes together, in the order of the set.
+
+    Raises:
+        ValueError: no samples at all, or another number of outputs than label columns.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for inputs, labels in batches:
+            with autocast(world.device, precision):
+                outputs = model(inputs)
+            if outputs.shape != labels.shape:
+                raise ValueError(
+                    f"the model gives {tuple(outputs.shape)} for labels {tuple(labels.shape)}; "
+                    "it needs one output per label column"
+                )
+            found.append((outputs.float().cpu(), labels.cpu()))
+    finally:
+        model.train(was_training)
+    own = tuple(torch.cat(parts) for parts in zip(*found, strict=True)) if found else None
+    shares = gather_objects(own, world)
+    if all(share is None for share in shares):
+        raise ValueError("predict got no samples: the held-out set is empty")
+    predictions, labels = (_interleaved([share[part] for share in shares if share is not None]) for part in (0, 1))
+    return predictions.to(world.device), labels.to(world.device)
+
+
+def _interleaved(shares: list[Tensor]) -> Tensor:
+    """Row i of the whole is row i // n of share i % n."""
+    whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole
+
+
+def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "auto") -> dict[str, float | None]:
     """Score a checkpoint on the test set of the run that wrote it.
 
     Args:
         path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
         weights: "model", "ema", or "auto": the averaged weights where the run kept them.
         device: "auto", "cpu", "cuda".
+
+    Returns:
+        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
+        ``mape``, ``r2`` and, for data with groups, ``worst_rmse`` in regression; ``samples``.
 
     Raises:
         FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
@@ -130,6 +185,7 @@ def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "
     from mixaug.engine.batches import Batches
     from mixaug.engine.build import build_model, load_data
     from mixaug.engine.distributed import start
+    from mixaug.engine.tasks import task_of
 
     if weights not in ("auto", "model", "ema"):
         raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
@@ -149,5 +205,4 @@ def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "
     model = build_model(config, data)
     model.load_state_dict(state[weights])
     model.to(world.device)
-    batches = Batches(config, data, world)
-    return evaluate(model, batches.test(), data.num_classes, world.device, config.precision)
+    return task_of(data).score(model, Batches(config, data, world), "test", config.precision)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mixaug.engine.tasks import Task
+
 __all__ = ["Log"]
 
 
@@ -72,23 +74,27 @@ class Log:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        """A finished epoch."""
+    def epoch(self, record: dict[str, Any], epochs: int, scores: str) -> None:
+        """A finished epoch; ``scores`` says how the model did."""
         self.say(
             f"{self.name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
-            f"lr {record['lr']:.2e}  test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}  "
-            f"{record['images_per_second']:.0f} images/s"
+            f"lr {record['lr']:.2e}  {scores}  {record['samples_per_second']:.0f} samples/s"
         )
 
-    def result(self, result: dict[str, Any], figure: str) -> None:
+    def result(self, result: dict[str, Any], task: Task, figure: str) -> None:
         """The figures of a finished run; ``figure`` is the one the protocol counts."""
-        names = {"last": "last", "best": "best", "median10": "median of last 10", "best10": "best of last 10"}
+        shown = [name for name in task.figures if name != "best10" or figure == "best10"]
         parts = [
-            f"{name} {result[f'top1_{key}']:.2f}" + (" (the protocol's figure)" if key == figure else "")
-            for key, name in names.items()
-            if key != "best10" or figure == "best10"
+            f"{task.figures[name]} {self._number(result[task.result_key(name)], task.digits)}"
+            + (" (the protocol's figure)" if name == figure else "")
+            for name in shown
         ]
-        self.say(
-            f"{self.name}  finished: top-1 % {', '.join(parts)}; nll {result['nll_last']:.4f}, "
-            f"calibration error {result['ece_last']:.4f}"
-        )
+        keys = [(detail, detail.key.format(figure=figure)) for detail in task.details]
+        details = [
+            f"{detail.title} {self._number(result[key], detail.digits)}" for detail, key in keys if key in result
+        ]
+        self.say(f"{self.name}  finished: {task.heading} {', '.join(parts)}; {', '.join(details)}")
+
+    @staticmethod
+    def _number(value: float | None, digits: int) -> str:
+        return "none" if value is None else f"{value:.{digits}f}"

@@ -8,6 +8,7 @@ step and ``after_step`` behind it, and what it learns sits in the optimizer and 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from contextlib import nullcontext
@@ -26,9 +27,10 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, plain, validate
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError, TrainingDiverged
-from mixaug.engine.evaluate import autocast, evaluate
+from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
+from mixaug.engine.tasks import Task, task_of
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -66,13 +68,16 @@ def train(config: DictConfig) -> dict[str, Any]:
         # All processes start from the same weights.
         torch.manual_seed(distributed.stream_seed(config.seed, "weights"))
         data = build.load_data(config)
-        step = MixStep(build.build_model(config, data), build.build_policy(config), build.build_objective(config))
-        batches = Batches(config, data, world)
+        task, objective = task_of(data), build.build_objective(config)
+        build.check_task(config, objective, data)
+        model, batches = build.build_model(config, data), Batches(config, data, world)
+        step = MixStep(model, build.with_pool(config, build.build_policy(config), batches), objective)
         if world.is_main:
             run.prepare(folder, config, world.device, world.size)
         world.barrier()
         state: TrainingState | None = None
         try:
+            build.prepare_policy(config, step.policy, data, batches)
             state, forward = _assemble(config, step, world, len(batches))
             found = checkpoint.load_latest(folder, log.say)
             if found is not None:
@@ -80,7 +85,7 @@ def train(config: DictConfig) -> dict[str, Any]:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(config, folder, state, forward, batches, world, log)
+            return _run_epochs(config, folder, state, forward, batches, task, world, log)
         except Exception as error:
             if world.is_main:
                 _record_failure(folder, config, state, error)
@@ -126,38 +131,35 @@ def _run_epochs(
     state: TrainingState,
     forward: nn.Module,
     batches: Batches,
+    task: Task,
     world: World,
     log: Log,
 ) -> dict[str, Any]:
     position = state.position
     tensorboard = folder / "tensorboard" if config.tensorboard else None
     log.start(config.epochs * len(batches), position.step, tensorboard)
-    scores = None
     while position.epoch < config.epochs:
         _train_epoch(config, folder, state, forward, batches, world, log)
-        scores = evaluate(state.evaluated, batches.test(), batches.data.num_classes, world.device, config.precision)
+        scores = task.scores(state.evaluated, batches, config.precision)
         record = _record(config, state, world, scores)
-        best = max((past["test_top1"] for past in state.history), default=-1.0)
+        best = max(map(task.value, state.history), default=-math.inf)
         state.history.append(record)
         position.epoch, position.batch = position.epoch + 1, 0
         state.meters.reset()
         if state.scheduler is not None:
-            state.scheduler.step(position.epoch, scores.top1)
+            state.scheduler.step(position.epoch, task.value(record))
         if world.is_main:
-            if record["test_top1"] > best:
+            if task.value(record) > best or len(state.history) == 1:
                 checkpoint.save(folder / checkpoint.BEST, state.weights())
             run.append_line(folder / "epochs.jsonl", record)
         _save(folder, state, world)
-        log.epoch(record, config.epochs)
+        log.epoch(record, config.epochs, task.line(record))
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
-    if scores is None:
-        # Everything was trained, but the run was stopped before it wrote its result.
-        scores = evaluate(state.evaluated, batches.test(), batches.data.num_classes, world.device, config.precision)
-    result = _result(config, state, scores.ece)
+    result = _result(config, state, task)
     if world.is_main:
         run.write_json(folder / "result.json", result)
     world.barrier()
-    log.result(result, config.protocol.figure)
+    log.result(result, task, config.protocol.figure)
     return result
 
 
@@ -179,7 +181,7 @@ def _train_epoch(
     begun, before = perf_counter(), meters.seconds
     clock = StepClock(world.device)
     forward.train()
-    for images, labels in batches.epoch(position.epoch, position.batch):
+    for inputs, labels, *known in batches.epoch(position.epoch, position.batch):
         group_start = position.batch - position.batch % accumulate
         group = min(accumulate, count - group_start)
         updates = position.batch + 1 == group_start + group
@@ -189,7 +191,8 @@ def _train_epoch(
         apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
         with apart:
             with autocast(world.device, config.precision):
-                loss, logs = forward(images, labels, generator=state.streams.mixing)
+                rows = known[0] if known and step.policy.needs_rows else None
+                loss, logs = forward(inputs, labels, generator=state.streams.mixing, rows=rows)
             state.scaler.scale(loss / group).backward()
         meters.add(logs, loss, len(labels), position.step + 1)
 
@@ -239,7 +242,7 @@ def _save(folder: Path, state: TrainingState, world: World) -> None:
         checkpoint.save(folder / checkpoint.LAST, content, folder / checkpoint.PREVIOUS)
 
 
-def _record(config: DictConfig, state: TrainingState, world: World, scores: Any) -> dict[str, Any]:
+def _record(config: DictConfig, state: TrainingState, world: World, scores: dict[str, float | None]) -> dict[str, Any]:
     meters = state.meters
     loss, accuracy, samples = meters.means(world)
     return {
@@ -247,38 +250,31 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: Any)
         "train_loss": loss,
         "train_accuracy": accuracy,
         "lr": state.optimizer.param_groups[0]["lr"],
-        "test_top1": scores.top1,
-        "test_top5": scores.top5,
-        "test_nll": scores.nll,
+        **scores,
         "seconds": meters.seconds,
-        "images_per_second": samples / meters.seconds,
+        "samples_per_second": samples / meters.seconds,
         "step_ms": median_of(meters.milliseconds),
         "peak_memory_mb": _peak_memory_mb(world.device),
     }
 
 
-def _result(config: DictConfig, state: TrainingState, ece: float) -> dict[str, Any]:
+def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, Any]:
     history = state.history
     settings = plain(config)
-    top1 = [record["test_top1"] for record in history]
     parameters = state.step.model.parameters()
+    pool = {} if config.pool is None else {"pool": config.pool}
     return {
         "status": "finished",
+        "task": task.name,
         "policy": config.choices.policy,
-        "policy_options": build.options(settings["policy"]),
+        "policy_options": {**build.options(settings["policy"]), **pool},
         "model": config.model.name,
         "data": config.data.name,
         "data_options": build.options(settings["data"]),
         "protocol": config.protocol.name,
         "seed": config.seed,
         "epochs": config.epochs,
-        "top1_last": top1[-1],
-        "top1_best": max(top1),
-        "top1_median10": median_of(top1[-10:]),
-        "top1_best10": max(top1[-10:]),
-        "top5_last": history[-1]["test_top5"],
-        "nll_last": history[-1]["test_nll"],
-        "ece_last": ece,
+        **task.summary(history),
         "train_seconds": sum(record["seconds"] for record in history),
         "step_ms": median_of(record["step_ms"] for record in history),
         "peak_memory_mb": max(record["peak_memory_mb"] for record in history),

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mixaug.leaderboard import published
+from mixaug.engine.tasks import CLASSIFICATION, Task
+from mixaug.leaderboard import published, reruns
 from mixaug.leaderboard.collect import STATISTICS, Run
 from mixaug.leaderboard.command import departures, regenerate, settings_of
 from mixaug.leaderboard.statistics import (
@@ -21,7 +22,7 @@ from mixaug.leaderboard.statistics import (
 __all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate"]
 
 BASELINE = "none"
-STATISTIC_TITLES = {"last": "last epoch", "best": "best epoch", "median10": "median of the last 10 epochs"}
+MATCHES = {"classification": published.match, "regression": reruns.match}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Setting:
     data_options: str  # JSON with sorted keys, without where the data lies
     protocol: str
     epochs: int
+    task: Task = CLASSIFICATION
 
     @property
     def title(self) -> str:
@@ -50,13 +52,18 @@ class Row:
     settings: Mapping[str, Any]  # other settings in which this row differs from the rest of its board
     runs: tuple[Run, ...]  # one per seed, sorted by seed
     statistic: str
-    top1: Summary
+    score: Summary
     difference: PairedDifference | None
     time_ratio: float | None
     memory_ratio: float | None
     published: published.Match
     notes: tuple[str, ...]
     command: str
+
+    @property
+    def task(self) -> Task:
+        """What the runs predict."""
+        return self.runs[0].task
 
     @property
     def options(self) -> str:
@@ -80,8 +87,8 @@ class Row:
         return [float(run.result[key]) for run in self.runs if run.result.get(key) is not None]
 
     def values_of_statistic(self) -> list[float]:
-        """The accuracy of each seed under the chosen statistic."""
-        return self.values(STATISTICS[self.statistic])
+        """The number of each seed under the chosen statistic."""
+        return self.values(self.task.result_key(self.statistic))
 
     def summary(self, key: str) -> Summary | None:
         """Mean and spread of any number in result.json, None where no run has it."""
@@ -91,10 +98,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """All policies of one setting, best mean first."""
+    """All policies of one setting, best mean first. ``statistic`` is one of its task's figures."""
 
     setting: Setting
     rows: tuple[Row, ...]
+    statistic: str
+
+    @property
+    def task(self) -> Task:
+        """What the runs predict."""
+        return self.setting.task
+
+    @property
+    def statistic_title(self) -> str:
+        """How the number of a run was taken."""
+        return self.task.figures[self.statistic]
 
     @property
     def baseline(self) -> Row | None:
@@ -106,31 +124,28 @@ class Leaderboard:
     """Boards, and every run that is not in one of them with the reason why."""
 
     boards: tuple[Board, ...]
-    statistic: str
     confidence: float
     left_out: tuple[Run, ...] = ()
     problems: tuple[str, ...] = field(default=())
 
-    @property
-    def statistic_title(self) -> str:
-        return STATISTIC_TITLES[self.statistic]
-
 
 def aggregate(
-    runs: Iterable[Run], *, statistic: str = "last", confidence: float = 0.95, hide_paths: bool = False
+    runs: Iterable[Run], *, statistic: str | None = None, confidence: float = 0.95, hide_paths: bool = False
 ) -> Leaderboard:
     """Group finished runs into boards and compare each policy with ``none`` over the seeds both have.
 
     Args:
         runs: records as :func:`collect` returns them.
-        statistic: which accuracy of a run counts: ``"last"``, ``"best"`` or ``"median10"``.
+        statistic: which number of a run counts: ``"last"``, ``"best"``, ``"median10"`` or ``"best10"`` in
+            classification, ``"selected"`` or ``"last"`` in regression; None takes each task's usual one, ``"last"``
+            and ``"selected"``.
         confidence: coverage of the intervals, in (0, 1).
         hide_paths: write ``<folder>`` for where the data lies in the commands, for pages that others read.
 
     Raises:
-        ValueError: for an unknown statistic or a confidence outside (0, 1).
+        ValueError: for an unknown statistic, one that runs among these do not have, or a confidence outside (0, 1).
     """
-    if statistic not in STATISTICS:
+    if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
@@ -143,12 +158,18 @@ def aggregate(
             key = (run.result["policy"], _key(run.result.get("policy_options")), _key(settings_of(run)))
             grouped.setdefault(_setting(run), {}).setdefault(key, []).append(run)
 
+    for setting in grouped:
+        if statistic is not None and statistic not in setting.task.figures:
+            raise ValueError(
+                f"statistic: {statistic!r} is not taken in {setting.task.name} ({setting.title}); "
+                f"there it is one of {', '.join(setting.task.figures)}"
+            )
     boards = []
     for setting in sorted(grouped, key=lambda s: (s.data, s.data_options, s.model, s.protocol, s.epochs)):
         groups = {key: _one_per_seed(members, problems) for key, members in grouped[setting].items()}
-        boards.append(_board(setting, groups, statistic, confidence, hide_paths))
+        boards.append(_board(setting, groups, statistic or setting.task.figure, confidence, hide_paths))
     left_out = tuple(run for run in runs if run.status != "finished")
-    return Leaderboard(tuple(boards), statistic, confidence, left_out, tuple(problems))
+    return Leaderboard(tuple(boards), confidence, left_out, tuple(problems))
 
 
 def _board(
@@ -167,8 +188,9 @@ def _board(
         command = regenerate(members, hide_paths=hide_paths)
         row = _row(setting, policy, json.loads(options), own_settings, members, baseline, note, statistic, confidence)
         rows.append(replace(row, command=command))
-    rows.sort(key=lambda row: (-row.top1.mean, row.label))
-    return Board(setting, tuple(rows))
+    better = -1 if setting.task.higher_is_better else 1
+    rows.sort(key=lambda row: (better * row.score.mean, row.label))
+    return Board(setting, tuple(rows), statistic)
 
 
 def _row(
@@ -182,11 +204,14 @@ def _row(
     statistic: str,
     confidence: float,
 ) -> Row:
-    key = STATISTICS[statistic]
+    task = setting.task
+    key = task.result_key(statistic)
     notes = [baseline_note] if baseline_note else []
     difference = time_ratio = memory_ratio = None
     if baseline is not None:
-        difference = paired_difference(_by_seed(members, key), _by_seed(baseline, key), confidence)
+        difference = paired_difference(
+            _by_seed(members, key), _by_seed(baseline, key), confidence, higher_is_better=task.higher_is_better
+        )
         if difference is None:
             notes.append(f"no seed in common with {BASELINE}")
         else:
@@ -204,7 +229,7 @@ def _row(
     elif policy == BASELINE:
         time_ratio = 1.0 if _by_seed(members, "step_ms") else None
         memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None
-    found = published.match(
+    found = MATCHES[task.name](
         policy=policy,
         policy_options=options,
         model=setting.model,
@@ -220,7 +245,7 @@ def _row(
         settings=settings,
         runs=tuple(members),
         statistic=statistic,
-        top1=summarise([float(run.result[key]) for run in members]),
+        score=summarise([float(run.result[key]) for run in members]),
         difference=difference,
         time_ratio=time_ratio,
         memory_ratio=memory_ratio,
@@ -270,7 +295,7 @@ def _setting(run: Run) -> Setting:
         for key, value in (result.get("data_options") or {}).items()
         if key not in published.LOCATIONS and value is not None
     }
-    return Setting(result["model"], result["data"], _key(options), result["protocol"], int(result["epochs"]))
+    return Setting(result["model"], result["data"], _key(options), result["protocol"], int(result["epochs"]), run.task)
 
 
 def _differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:

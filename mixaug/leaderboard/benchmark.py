@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mixaug.engine.tasks import TASKS
 from mixaug.leaderboard.collect import read_epochs, read_run
 from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.launch import (
@@ -34,14 +35,14 @@ ENDED = ("finished", "skipped", "failed", "stopped")
 class Outcome:
     """Where one cell stands: ``"waiting"``, ``"running"``, ``"finished"``, ``"skipped"``, ``"failed"``, ``"stopped"``.
 
-    ``epoch`` and ``top1`` are those of the last finished epoch, ``reason`` says why it failed.
+    ``epoch`` and ``score`` are those of the last finished epoch, ``reason`` says why it failed.
     """
 
     cell: Cell
     log: Path
     state: str = "waiting"
     epoch: int = 0
-    top1: float | None = None
+    score: str = ""
     reason: str = ""
     seconds: float = 0.0
     resumed_at: int = 0
@@ -60,9 +61,17 @@ class Outcome:
         epochs = read_epochs(path)
         if epochs:
             self.epoch = int(epochs[-1]["epoch"])
-            value = epochs[-1].get("test_top1")
-            self.top1 = float(value) if isinstance(value, (int, float)) else None
+            self.score = _score(epochs[-1])
         return True
+
+
+def _score(epoch: Mapping[str, Any]) -> str:
+    """What a record says of the test set: ``"Top-1 93.20 %"``."""
+    for task in TASKS.values():
+        value = epoch.get(f"test_{task.measure}")
+        if isinstance(value, (int, float)):
+            return f"{task.title} {value:.{task.digits}f} {task.unit}".rstrip()
+    return ""
 
 
 class Benchmark:
@@ -237,9 +246,9 @@ def _details(outcome: Outcome) -> str:
         return f"  {outcome.reason}"
     if outcome.state == "running" and outcome.resumed_at:
         return f"  continues after epoch {outcome.resumed_at}"
-    if outcome.state in ("finished", "skipped") and outcome.top1 is not None:
+    if outcome.state in ("finished", "skipped") and outcome.score:
         took = f"  ({outcome.seconds:.0f} s)" if outcome.state == "finished" else "  (was finished)"
-        return f"  top-1 {outcome.top1:.2f} %{took}"
+        return f"  {outcome.score}{took}"
     return ""
 
 
@@ -295,8 +304,8 @@ class TableDisplay:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "run", "progress", "epoch", "top-1", "time", ""):
-            table.add_column(column, justify="right" if column in ("epoch", "top-1", "time") else "left")
+        for column in ("", "run", "progress", "epoch", "test", "time", ""):
+            table.add_column(column, justify="right" if column in ("epoch", "test", "time") else "left")
         for outcome in self._fitting(outcomes):
             epochs = outcome.cell.epochs
             table.add_row(
@@ -304,7 +313,7 @@ class TableDisplay:
                 escape(outcome.cell.label),
                 ProgressBar(total=epochs, completed=outcome.epoch, width=24),
                 f"{outcome.epoch}/{epochs}",
-                f"{outcome.top1:.2f}" if outcome.top1 is not None else "",
+                outcome.score,
                 f"{outcome.seconds:.0f} s" if outcome.seconds else "",
                 Text(outcome.reason or ("was finished" if outcome.state == "skipped" else ""), overflow="ellipsis"),
             )
@@ -331,7 +340,7 @@ def run_grid(
     arguments: Sequence[str],
     *,
     jobs: str | int | None = None,
-    statistic: str = "last",
+    statistic: str | None = None,
     out: str | Path | None = None,
     launch: str | None = None,
     console: Console | None = None,
@@ -341,7 +350,7 @@ def run_grid(
     Args:
         arguments: overrides of ``tools/train.py``, any of them with several values.
         jobs: runs at a time; None takes one per GPU, or one per core.
-        statistic: the accuracy in the leaderboard: ``"last"``, ``"best"`` or ``"median10"``.
+        statistic: the number of a run that counts, see :func:`mixaug.leaderboard.aggregate`; None takes the usual one.
         out: folder for the leaderboard; None takes ``<root>/leaderboard``.
         launch: ``"fork"`` or ``"command"``; None takes fork where the system has it.
         console: where to print; None takes the standard output.
@@ -357,7 +366,7 @@ def run_grid(
     from mixaug.leaderboard.grid import expand
     from mixaug.leaderboard.render import print_tables, terminal
 
-    if statistic not in STATISTICS:
+    if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
     console = console or terminal()
     cells = expand(arguments)

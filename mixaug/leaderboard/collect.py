@@ -13,23 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixaug.engine.tasks import CLASSIFICATION, TASKS, Task
+
 __all__ = ["STATISTICS", "Run", "collect", "read_epochs", "read_run"]
 
-STATISTICS = {"last": "top1_last", "best": "top1_best", "median10": "top1_median10"}
-"""How one accuracy is taken from a run: the name of the statistic and its key in result.json."""
+STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in task.figures))
+"""How one number may be taken from a run; each task has some of these."""
 
 MARKERS = ("result.json", "failure.json", "config.yaml", "epochs.jsonl")
 TEXT_KEYS = ("policy", "model", "data", "protocol")
-NUMBER_KEYS = ("seed", "epochs", *STATISTICS.values())
-OPTIONAL_NUMBER_KEYS = (
-    "top5_last",
-    "nll_last",
-    "ece_last",
-    "train_seconds",
-    "step_ms",
-    "peak_memory_mb",
-    "params",
-)
+NUMBER_KEYS = ("seed", "epochs")
+OPTIONAL_NUMBER_KEYS = ("top5_last", "train_seconds", "step_ms", "peak_memory_mb", "params")
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,11 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     epochs: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What a finished run predicts."""
+        return TASKS[self.result.get("task", CLASSIFICATION.name)]
 
 
 def collect(roots: str | Path | Iterable[str | Path]) -> list[Run]:
@@ -184,10 +183,15 @@ def _result_fault(result: dict[str, Any]) -> str:
     for key in TEXT_KEYS:
         if not isinstance(result.get(key), str):
             return f"{key}: expected text, got {result.get(key)!r}"
-    for key in NUMBER_KEYS:
+    task = TASKS.get(str(result.get("task", CLASSIFICATION.name)))
+    if task is None:
+        return f"task: expected one of {', '.join(TASKS)}, got {result['task']!r}"
+    figures = [task.result_key(figure) for figure in task.figures]
+    details = [detail.key.format(figure=figure) for detail in task.details for figure in task.figures]
+    for key in (*NUMBER_KEYS, *figures):
         if not _is_number(result.get(key)):
             return f"{key}: expected a finite number, got {result.get(key)!r}"
-    for key in OPTIONAL_NUMBER_KEYS:
+    for key in (*OPTIONAL_NUMBER_KEYS, *details):
         if result.get(key) is not None and not _is_number(result[key]):
             return f"{key}: expected a finite number, got {result[key]!r}"
     for key in ("policy_options", "data_options"):

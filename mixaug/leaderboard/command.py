@@ -20,6 +20,7 @@ SPELLED_OUT = ("policy", "model", "data", "protocol")
 # Names of a row or of its board, and what the engine itself derives.
 NOT_SETTINGS = (
     "policy",
+    "pool",
     "data",
     "seed",
     "epochs",
@@ -32,7 +33,7 @@ NOT_SETTINGS = (
 # What may differ from a protocol's file without leaving the protocol: what is compared on its own (policy, data,
 # model, length) and how a machine does the work.
 WITHIN_PROTOCOL = frozenset(
-    {*SPELLED_OUT, "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
+    {*SPELLED_OUT, "pool", "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
     | {f"data.{option}" for option in LOCATIONS}
 )
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+\-]+")
@@ -89,13 +90,15 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     if not isinstance(choices, Mapping):
         raise CommandError("config.yaml does not say which config files it was made from")
     try:
-        usual = _composed(())[1]["choices"]
-        groups = [
+        spelled = [f"{group}={choices[group]}" for group in SPELLED_OUT if choices.get(group) is not None]
+        # A protocol brings its own optimizer, schedule and objective.
+        usual = _composed((*spelled, *_mandatory(spelled, config)))[1]["choices"]
+        groups = spelled + [
             f"{group}={choices[group]}"
-            for group in (*SPELLED_OUT, *(group for group in GROUPS if group not in SPELLED_OUT))
-            if group != "experiment"
+            for group in GROUPS
+            if group not in (*SPELLED_OUT, "experiment")
             and choices.get(group) is not None
-            and (group in SPELLED_OUT or choices[group] != usual[group])
+            and choices[group] != usual[group]
         ]
         groups += _mandatory(groups, config)
         base = flatten(_composed(tuple(groups))[1])

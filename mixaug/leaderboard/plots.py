@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_plot", "colours", "cost_plot", "curves_plot", "data_uri", "names"]
+__all__ = ["colours", "cost_plot", "curves_plot", "data_uri", "names", "score_plot"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,8 +83,8 @@ def _styled(plot: Callable[P, R]) -> Callable[P, R]:
 
 
 @_styled
-def accuracy_plot(board: Board, confidence: float) -> Figure:
-    """Top-1 per policy with the interval of its mean and a dot per seed; beside it the paired difference."""
+def score_plot(board: Board, confidence: float) -> Figure:
+    """The measure per policy with the interval of its mean and a dot per seed; beside it the paired difference."""
     rows = list(reversed(board.rows))
     paired = any(row.difference for row in rows)
     figure, axes = _figure(1 + paired, height=1.15 + 0.36 * len(rows), share_y=True)
@@ -97,10 +97,10 @@ def accuracy_plot(board: Board, confidence: float) -> Figure:
         interval = mean_interval(values, confidence)
         if interval is not None:
             left.plot(interval, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-        left.plot([row.top1.mean], [y], "o", color=colour, markersize=7, markeredgecolor="white")
+        left.plot([row.score.mean], [y], "o", color=colour, markersize=7, markeredgecolor="white")
     left.set_yticks(range(len(rows)), [called[row.label] for row in rows])
     left.set_ylim(-0.6, len(rows) - 0.4)
-    left.set_title(f"Top-1 (%): seeds, mean, {confidence:.0%} interval")
+    left.set_title(f"{board.task.heading}: seeds, mean, {confidence:.0%} interval")
     if paired:
         right = axes[1]
         right.axvline(0, color=BASELINE_COLOUR, linewidth=1)
@@ -118,7 +118,8 @@ def accuracy_plot(board: Board, confidence: float) -> Figure:
                     solid_capstyle="round",
                 )
             right.plot([difference.mean], [y], "o", color=colour, markersize=7, markeredgecolor="white")
-        right.set_title(f"Paired difference to {BASELINE} (points), {confidence:.0%} interval")
+        unit = " (points)" if board.task.unit == "%" else ""
+        right.set_title(f"Paired difference to {BASELINE}{unit}, {confidence:.0%} interval")
         right.tick_params(left=False)
     for axis in axes:
         axis.grid(axis="x", color=GRID, linewidth=0.8)
@@ -128,7 +129,7 @@ def accuracy_plot(board: Board, confidence: float) -> Figure:
 
 @_styled
 def curves_plot(board: Board) -> Figure | None:
-    """Test top-1 per epoch, mean over seeds with a band of one standard deviation; None without epochs."""
+    """The test set's measure per epoch, mean over seeds with a band of one standard deviation; None without epochs."""
     curves = {row.label: _curve(row) for row in board.rows}
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
@@ -151,11 +152,12 @@ def curves_plot(board: Board) -> Figure | None:
         settled = slice(2 * len(curve) // 5, None)
         floor, ceiling = min(floor, *low[settled]), max(ceiling, *high[settled])
     span = max(ceiling - floor, 1e-3)
-    axis.set_ylim(floor - 0.05 * span, min(100.0, ceiling + 0.05 * span) if ceiling < 100 else 100.0)
-    shown = [epoch for curve in curves.values() for epoch, mean, _ in curve if mean >= floor]
+    top = ceiling + 0.05 * span
+    axis.set_ylim(floor - 0.05 * span, min(top, 100.0) if board.task.unit == "%" else top)
+    shown = [epoch for curve in curves.values() for epoch, mean, _ in curve if floor <= mean <= ceiling]
     axis.set_xlim(min(shown), max(shown))
     axis.set_xlabel("epoch")
-    axis.set_title("Test top-1 (%) per epoch, mean over seeds, band of one standard deviation")
+    axis.set_title(f"Test {board.task.heading} per epoch, mean over seeds, band of one standard deviation")
     axis.grid(color=GRID, linewidth=0.8)
     figure.legend(loc="outside right center", frameon=False)
     return figure
@@ -163,7 +165,7 @@ def curves_plot(board: Board) -> Figure | None:
 
 @_styled
 def cost_plot(board: Board) -> Figure | None:
-    """Median time of a training step against top-1; None without times."""
+    """Median time of a training step against the measure; None without times."""
     timed = [row for row in board.rows if row.summary("step_ms")]
     if not timed:
         return None
@@ -176,8 +178,8 @@ def cost_plot(board: Board) -> Figure | None:
         colour = chosen[row.label]
         axis.errorbar(
             [x],
-            [row.top1.mean],
-            yerr=[row.top1.std or 0.0],
+            [row.score.mean],
+            yerr=[row.score.std or 0.0],
             fmt="o",
             color=colour,
             markersize=8,
@@ -190,7 +192,7 @@ def cost_plot(board: Board) -> Figure | None:
         axis.set_xlabel(f"time per training step, relative to {BASELINE}")
     else:
         axis.set_xlabel("time per training step (ms, median)")
-    axis.set_title("Cost against top-1 (%), bars of one standard deviation")
+    axis.set_title(f"Cost against {board.task.heading}, bars of one standard deviation")
     axis.margins(x=0.12, y=0.12)
     axis.grid(color=GRID, linewidth=0.8)
     figure.legend(loc="outside right center", frameon=False)
@@ -219,9 +221,8 @@ def _figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figu
 
 def _curve(row: Row) -> list[tuple[int, float, float]]:
     """(epoch, mean, std) for the epochs that every seed has."""
-    per_run = [
-        {int(e["epoch"]): float(e["test_top1"]) for e in run.epochs if _finite(e.get("test_top1"))} for run in row.runs
-    ]
+    key = f"test_{row.task.measure}"
+    per_run = [{int(e["epoch"]): float(e[key]) for e in run.epochs if _finite(e.get(key))} for run in row.runs]
     common = set.intersection(*(set(curve) for curve in per_run)) if per_run else set()
     points = []
     for epoch in sorted(common):

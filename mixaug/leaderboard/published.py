@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["ANY", "DATA", "METHODS", "MODELS", "PROTOCOLS", "Figure", "Match", "figures", "match", "policy_defaults"]
+__all__ = [
+    "ANY",
+    "DATA",
+    "METHODS",
+    "MODELS",
+    "PROTOCOLS",
+    "Figure",
+    "Match",
+    "Rerun",
+    "figures",
+    "match",
+    "policy_defaults",
+]
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------
@@ -138,7 +151,10 @@ METHODS: dict[str, MethodName] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One published top-1 accuracy in percent."""
+    """One published number: top-1 accuracy in percent, or an error.
+
+    ``status`` is empty for a figure read in its source, else says how it is known: ``"quoted"``, ``"unverified"``.
+    """
 
     source: str
     table: str
@@ -149,6 +165,7 @@ class Figure:
     alpha: tuple[float, ...]
     value: float
     note: str
+    status: str = ""
 
     @property
     def citation(self) -> str:
@@ -157,17 +174,38 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """The authors' code, run by the makers of this project: one number per seed."""
+
+    name: str
+    values: tuple[float, ...]
+    worst_group: tuple[float, ...] = ()
+
+    def allowed(self, std: float, count: int) -> float:
+        """Largest difference of means that the spread over seeds explains: 2.5 standard errors.
+
+        Args:
+            std: standard deviation over our seeds.
+            count: how many they are.
+        """
+        own = statistics.variance(self.values) / len(self.values)
+        return 2.5 * math.sqrt(own + std**2 / count)
+
+
+@dataclass(frozen=True)
 class Match:
     """The published figure that a row may stand beside, or a mark that says why there is none.
 
     ``mark`` is empty for a match, else one of ``"no published figure"``, ``"other data"``, ``"other protocol"``,
     ``"other epochs"``, ``"other alpha"``, ``"other options"``, ``"other settings"`` (a departure from the protocol),
-    ``"settings unknown"``; ``detail`` says what was published, or what differs.
+    ``"settings unknown"``; ``detail`` says what was published, or what differs. ``rerun`` is what the authors' code
+    gave when it was run for this project, where it was.
     """
 
     figure: Figure | None = None
     mark: str = ""
     detail: str = ""
+    rerun: Rerun | None = None
 
 
 @cache

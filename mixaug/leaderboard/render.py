@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixaug.engine.tasks import TASKS
 from mixaug.leaderboard import plots
 from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
-from mixaug.leaderboard.collect import STATISTICS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from mixaug.engine.tasks import Detail
+    from mixaug.leaderboard.published import Rerun
 
 __all__ = ["FORMATS", "print_tables", "terminal", "to_csv", "to_html", "to_markdown", "write"]
 
@@ -30,18 +33,20 @@ COSTS = ("step_ms", "peak_memory_mb")
 """Numbers of result.json that vary with the machine's other work: told as medians."""
 
 
-def accuracy(row: Row) -> str:
+def score(row: Row) -> str:
     """``"93.20 ± 0.31"``; without the spread for one seed."""
-    return f"{row.top1.mean:.2f}" + (f" ± {row.top1.std:.2f}" if row.top1.std is not None else "")
+    digits = row.task.digits
+    return f"{row.score.mean:.{digits}f}" + (f" ± {row.score.std:.{digits}f}" if row.score.std is not None else "")
 
 
 def difference(row: Row) -> str:
     """``"+1.25 [+0.60, +1.90]"``; without the interval for one common seed."""
     if row.difference is None:
         return "–"
-    text = f"{row.difference.mean:+.2f}"
+    digits = row.task.digits
+    text = f"{row.difference.mean:+.{digits}f}"
     if row.difference.low is not None:
-        text += f" [{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
+        text += f" [{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]"
     return text
 
 
@@ -51,9 +56,39 @@ def ratio(value: float | None) -> str:
 
 
 def published(row: Row) -> str:
-    """The published figure, or the mark that says why there is none."""
+    """The published figure and how it is known, or the mark that says why there is none."""
     figure = row.published.figure
-    return f"{figure.value:.2f}" if figure is not None else row.published.mark
+    if figure is None:
+        return row.published.mark or "–"
+    return figure_text(row) + (f" ({figure.status})" if figure.status else "")
+
+
+def figure_text(row: Row) -> str:
+    """The published number with as many digits as it was published with."""
+    figure = row.published.figure
+    if figure is None:
+        return ""
+    return f"{figure.value:.2f}" if row.task.unit == "%" else f"{figure.value:g}"
+
+
+def rerun(row: Row) -> str:
+    """``"2.8020 ± 0.2157, agrees"``: what the authors' code gave here, and whether we agree within the spread."""
+    found = row.published.rerun
+    if found is None:
+        return "–"
+    digits = row.task.digits
+    told = f"{statistics.fmean(found.values):.{digits}f} ± {statistics.stdev(found.values):.{digits}f}"
+    agreement = agrees(row)
+    return told if agreement is None else f"{told}, {'agrees' if agreement else 'differs'}"
+
+
+def agrees(row: Row) -> bool | None:
+    """Whether our mean lies within 2.5 standard errors of the rerun's; None where that cannot be told."""
+    found = row.published.rerun
+    if found is None or row.score.std is None:
+        return None
+    away = abs(row.score.mean - statistics.fmean(found.values))
+    return away <= found.allowed(row.score.std, row.score.n)
 
 
 def number(row: Row, key: str, digits: int = 2) -> str:
@@ -62,15 +97,28 @@ def number(row: Row, key: str, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def remarks(row: Row, leaderboard: Leaderboard) -> list[str]:
+def _rerun_remark(row: Row, found: Rerun) -> str:
+    told = f"rerun of the authors' code, {len(found.values)} seeds ({found.name})"
+    if row.score.std is not None:
+        away, allowed = row.score.mean - statistics.fmean(found.values), found.allowed(row.score.std, row.score.n)
+        told += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}"
+    if len(found.worst_group) > 1:
+        mean, std = statistics.fmean(found.worst_group), statistics.stdev(found.worst_group)
+        told += f"; its worst group {mean:.4f} ± {std:.4f}"
+    return told
+
+
+def remarks(row: Row) -> list[str]:
     """Everything a reader must know before comparing this row."""
     said = list(row.notes)
-    figure = row.published.figure
+    figure, found = row.published.figure, row.published.rerun
+    if found is not None:
+        said.append(_rerun_remark(row, found))
     if figure is not None:
         said.append(f"published: {figure.citation}")
         taken = "median of last 10 epochs" in figure.note
-        if taken != (leaderboard.statistic == "median10"):
-            said.append(f"this column is the {leaderboard.statistic_title}")
+        if row.task.name == "classification" and taken != (row.statistic == "median10"):
+            said.append(f"this column is the {row.task.figures[row.statistic]}")
     elif row.published.detail:
         said.append(f"{row.published.mark}: {row.published.detail}")
     return said
@@ -85,8 +133,13 @@ def seeds(row: Row) -> str:
 
 def how(leaderboard: Leaderboard) -> str:
     """One paragraph: how the numbers of this page are made."""
+    taken = dict.fromkeys(
+        f"{board.task.title} is that of the {board.statistic_title}"
+        + (", in percent" if board.task.unit == "%" else ", on the test set, in label units")
+        for board in leaderboard.boards
+    )
     return (
-        f"Top-1 is the {leaderboard.statistic_title}, in percent, as mean ± standard deviation over seeds. "
+        f"{'. '.join(taken) or 'Numbers are'}, as mean ± standard deviation over seeds. "
         f"The difference to {BASELINE} is paired by seed, with a {leaderboard.confidence:.0%} Student-t interval; "
         "intervals are per row, not corrected for the number of rows. "
         f"Time per step and peak memory are ratios of medians to {BASELINE} over the same seeds. "
@@ -105,23 +158,26 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "policy": lambda row, board, _: row.policy,
     "policy_options": lambda row, board, _: json.dumps(dict(row.policy_options), sort_keys=True),
     "settings": lambda row, board, _: json.dumps(dict(row.settings), sort_keys=True),
-    "statistic": lambda row, board, lb: lb.statistic,
-    "n": lambda row, board, _: row.top1.n,
+    "task": lambda row, board, _: board.task.name,
+    "measure": lambda row, board, _: board.task.measure,
+    "statistic": lambda row, board, _: board.statistic,
+    "n": lambda row, board, _: row.score.n,
     "seeds": lambda row, board, _: " ".join(map(str, row.seeds)),
-    "mean": lambda row, board, _: _exact(row.top1.mean),
-    "std": lambda row, board, _: _exact(row.top1.std),
+    "mean": lambda row, board, _: _exact(row.score.mean),
+    "std": lambda row, board, _: _exact(row.score.std),
     "difference": lambda row, board, _: _exact(getattr(row.difference, "mean", None)),
     "low": lambda row, board, _: _exact(getattr(row.difference, "low", None)),
     "high": lambda row, board, _: _exact(getattr(row.difference, "high", None)),
     "confidence": lambda row, board, lb: lb.confidence,
     "pairs": lambda row, board, _: row.difference.n if row.difference else 0,
     **{
-        f"{name}_mean": lambda row, board, _, key=key: _told(row, key)  # type: ignore[misc]
-        for name, key in STATISTICS.items()
+        f"{key}_mean": lambda row, board, _, key=key: _told(row, key)  # type: ignore[misc]
+        for key in dict.fromkeys(
+            [task.result_key(figure) for task in TASKS.values() for figure in task.figures]
+            + [detail.key.format(figure=f) for task in TASKS.values() for detail in task.details for f in task.figures]
+            + ["top5_last"]
+        )
     },
-    "top5_last_mean": lambda row, board, _: _told(row, "top5_last"),
-    "nll_last_mean": lambda row, board, _: _told(row, "nll_last"),
-    "ece_last_mean": lambda row, board, _: _told(row, "ece_last"),
     "step_ms_median": lambda row, board, _: _told(row, "step_ms"),
     "time_ratio": lambda row, board, _: _exact(row.time_ratio),
     "peak_memory_mb_median": lambda row, board, _: _told(row, "peak_memory_mb"),
@@ -130,6 +186,15 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "published": lambda row, board, _: row.published.figure.value if row.published.figure else "",
     "published_source": lambda row, board, _: row.published.figure.source if row.published.figure else "",
     "published_table": lambda row, board, _: row.published.figure.table if row.published.figure else "",
+    "published_status": lambda row, board, _: row.published.figure.status if row.published.figure else "",
+    "rerun_mean": lambda row, board, _: (
+        _exact(statistics.fmean(row.published.rerun.values)) if row.published.rerun else ""
+    ),
+    "rerun_std": lambda row, board, _: (
+        _exact(statistics.stdev(row.published.rerun.values)) if row.published.rerun else ""
+    ),
+    "rerun_n": lambda row, board, _: len(row.published.rerun.values) if row.published.rerun else "",
+    "rerun_agrees": lambda row, board, _: {None: "", True: "yes", False: "no"}[agrees(row)],
     "published_note": lambda row, board, _: row.published.figure.note if row.published.figure else "",
     "mark": lambda row, board, _: row.published.mark,
     "mark_detail": lambda row, board, _: row.published.detail,
@@ -175,23 +240,23 @@ def to_markdown(leaderboard: Leaderboard) -> str:
         lines += ["No finished run.", ""]
     for board in leaderboard.boards:
         lines += [f"## {board.setting.title}", "", _subtitle(board), ""]
-        lines += [
-            f"| policy | top-1 | vs {BASELINE} | seeds | NLL | ECE | time/step | memory | published |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
+        details, reruns = _details(board), _has_reruns(board)
+        heads = ["policy", board.task.heading, f"vs {BASELINE}", "seeds", *(detail.title for detail, _ in details)]
+        heads += ["time/step", "memory", "published", *(["authors' code rerun"] if reruns else [])]
+        lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
         notes = _Footnotes()
         for row in board.rows:
-            said = notes.numbers(remarks(row, leaderboard))
+            said = notes.numbers(remarks(row))
             cells = [
                 row.label,
-                accuracy(row),
+                score(row),
                 difference(row),
                 seeds(row),
-                number(row, "nll_last", 3),
-                number(row, "ece_last", 3),
+                *(number(row, key, detail.digits) for detail, key in details),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
                 published(row) + (f" [{said}]" if said else ""),
+                *([rerun(row)] if reruns else []),
             ]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
@@ -199,6 +264,16 @@ def to_markdown(leaderboard: Leaderboard) -> str:
         lines += ["", "Each row again:", "", "```sh", *(row.command for row in board.rows), "```", ""]
     lines += _markdown_left_out(leaderboard)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _details(board: Board) -> list[tuple[Detail, str]]:
+    """Further numbers of the task that some row of the board has, with their keys in a result."""
+    keyed = [(detail, detail.key.format(figure=board.statistic)) for detail in board.task.details]
+    return [(detail, key) for detail, key in keyed if any(row.values(key) for row in board.rows)]
+
+
+def _has_reruns(board: Board) -> bool:
+    return any(row.published.rerun for row in board.rows)
 
 
 def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
@@ -340,24 +415,25 @@ def to_html(leaderboard: Leaderboard) -> str:
 
 def _html_board(board: Board, leaderboard: Leaderboard) -> str:
     chosen = plots.colours(board)
+    details, reruns = _details(board), _has_reruns(board)
     heads = (
         "Policy",
-        "Top-1 (%)",
+        board.task.heading,
         f"vs {BASELINE}",
         "Seeds",
-        "NLL",
-        "ECE",
+        *(detail.title for detail, _ in details),
         "Step (ms)",
         "Time",
         "Memory",
         "Published",
+        *(["Authors' code rerun"] if reruns else []),
     )
     notes = _Footnotes()
-    body = [_html_row(row, chosen[row.label], notes.numbers(remarks(row, leaderboard))) for row in board.rows]
+    body = [_html_row(row, board, chosen[row.label], notes.numbers(remarks(row))) for row in board.rows]
     figures = (
-        ("Accuracy per policy and paired difference", plots.accuracy_plot(board, leaderboard.confidence)),
+        (f"{board.task.title} per policy and paired difference", plots.score_plot(board, leaderboard.confidence)),
         ("Learning curves", plots.curves_plot(board)),
-        ("Cost against accuracy", plots.cost_plot(board)),
+        (f"Cost against {board.task.title}", plots.cost_plot(board)),
     )
     images = [
         f'<figure><img alt="{_escape(title)}" src="{plots.data_uri(figure)}"></figure>'
@@ -381,21 +457,22 @@ def _html_board(board: Board, leaderboard: Leaderboard) -> str:
     )
 
 
-def _html_row(row: Row, colour: str, notes: str) -> str:
-    spread = f' <span class="spread">± {row.top1.std:.2f}</span>' if row.top1.std is not None else ""
+def _html_row(row: Row, board: Board, colour: str, notes: str) -> str:
+    digits = board.task.digits
+    spread = f' <span class="spread">± {row.score.std:.{digits}f}</span>' if row.score.std is not None else ""
     versus = "–"
     if row.difference is not None:
         kind = row.difference.verdict
         interval = (
-            f' <span class="interval">[{row.difference.low:+.2f}, {row.difference.high:+.2f}]</span>'
+            f' <span class="interval">[{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]</span>'
             if row.difference.low is not None
             else ""
         )
-        versus = f'<span class="{kind}">{row.difference.mean:+.2f}</span>{interval}'
+        versus = f'<span class="{kind}">{row.difference.mean:+.{digits}f}</span>{interval}'
     figure = row.published.figure
     told_published = (
-        f'<span title="{_escape(figure.citation)}">{figure.value:.2f} <span class="mark">{_escape(figure.source)}'
-        "</span></span>"
+        f'<span title="{_escape(figure.citation)}">{figure_text(row)} <span class="mark">'
+        f"{_escape(figure.status or figure.source)}</span></span>"
         if figure is not None
         else f'<span class="mark">{_escape(row.published.mark)}</span>'
     )
@@ -406,14 +483,15 @@ def _html_row(row: Row, colour: str, notes: str) -> str:
             f'<span class="swatch" style="background:{colour}"></span><span class="policy">{_escape(row.policy)}</span>'
             + (f'<span class="options">{_escape(row.options)}</span>' if row.options else ""),
         ),
-        (row.top1.mean, f"{row.top1.mean:.2f}{spread}"),
+        (row.score.mean, f"{row.score.mean:.{digits}f}{spread}"),
         (row.difference.mean if row.difference else "", versus),
-        (row.top1.n, _escape(seeds(row))),
-        *((_sort_value(row, key), number(row, key, 3)) for key in ("nll_last", "ece_last")),
+        (row.score.n, _escape(seeds(row))),
+        *((_sort_value(row, key), number(row, key, detail.digits)) for detail, key in _details(board)),
         (_sort_value(row, "step_ms"), number(row, "step_ms", 1)),
         (row.time_ratio if row.time_ratio is not None else "", ratio(row.time_ratio)),
         (row.memory_ratio if row.memory_ratio is not None else "", ratio(row.memory_ratio)),
         (figure.value if figure else "", told_published + reference),
+        *([(rerun(row), _escape(rerun(row)))] if _has_reruns(board) else []),
     ]
     marked = ' class="baseline"' if row.policy == BASELINE else ""
     return f"<tr{marked}>" + "".join(f'<td data-sort="{_escape(key)}">{cell}</td>' for key, cell in cells) + "</tr>"
@@ -465,23 +543,26 @@ def print_tables(leaderboard: Leaderboard, console: Console) -> None:
     colours = {"better": "green", "worse": "red", "unclear": "none"}
     for board in leaderboard.boards:
         table = Table(box=None, header_style="dim", pad_edge=False)
-        for head in ("policy", "top-1 (%)", f"vs {BASELINE}", "seeds", "time", "memory", "published"):
+        reruns = _has_reruns(board)
+        heads = ("policy", board.task.heading.lower(), f"vs {BASELINE}", "seeds", "time", "memory", "published")
+        for head in (*heads, *(["rerun"] if reruns else [])):
             table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
         called = plots.names(board)
         for row in board.rows:
             verdict = row.difference.verdict if row.difference else "unclear"
             table.add_row(
                 escape(called[row.label]),
-                accuracy(row),
+                score(row),
                 f"[{colours[verdict]}]{escape(difference(row))}[/]",
-                str(row.top1.n),
+                str(row.score.n),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
                 published(row) if row.published.mark != "no published figure" else "–",
+                *([rerun(row)] if reruns else []),
             )
         console.print()
         console.print(board.setting.title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        about = f"{_subtitle(board)} Top-1: {leaderboard.statistic_title}."
+        about = f"{_subtitle(board)} {board.task.title}: {board.statistic_title}."
         console.print(about, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print(table, highlight=False)
     if not leaderboard.boards:

@@ -50,6 +50,7 @@ class PairedDifference:
     missing_ours: tuple[int, ...]  # seeds only the baseline has
     missing_baseline: tuple[int, ...]  # seeds only we have
     confidence: float
+    higher_is_better: bool = True
 
     @property
     def verdict(self) -> str:
@@ -57,9 +58,9 @@ class PairedDifference:
         if self.low is None or self.high is None:
             return "unclear"
         if self.low > 0:
-            return "better"
+            return "better" if self.higher_is_better else "worse"
         if self.high < 0:
-            return "worse"
+            return "worse" if self.higher_is_better else "better"
         return "unclear"
 
 
@@ -89,7 +90,11 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def paired_difference(
-    ours: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+    ours: Mapping[int, float],
+    baseline: Mapping[int, float],
+    confidence: float = 0.95,
+    *,
+    higher_is_better: bool = True,
 ) -> PairedDifference | None:
     """Difference ours - baseline over the seeds that both have, with its interval; None without a common seed.
 
@@ -97,6 +102,7 @@ def paired_difference(
         ours: value per seed.
         baseline: value per seed.
         confidence: coverage of the interval, in (0, 1).
+        higher_is_better: which sign is good; errors have it the other way round.
 
     Raises:
         ValueError: if ``confidence`` is not strictly between 0 and 1.
@@ -117,6 +123,7 @@ def paired_difference(
         missing_ours=tuple(sorted(set(baseline) - set(ours))),
         missing_baseline=tuple(sorted(set(ours) - set(baseline))),
         confidence=confidence,
+        higher_is_better=higher_is_better,
     )
 
 

@@ -1,4 +1,4 @@
-"""`ResidentLoader`: a data set that lies on the device as uint8, shuffled, cropped and flipped there."""
+"""`ResidentLoader`: a data set that lies on the device, shuffled, cropped and flipped there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class ResidentLoader:
     For evaluation: ``ResidentLoader(images, labels, 500, device=device, mean=mean, std=std, shuffle=False)``.
 
     Args:
-        images: (N, C, H, W) uint8. On a CPU they are used as they are, not copied: leave them alone.
+        images: (N, C, H, W) uint8; or, where nothing is cropped or flipped, (N, ...) uint8 or floating. On a CPU
+            they are used as they are, not copied: leave them alone.
         labels: (N, ...) tensor.
         batch_size: B, per process.
         device: where the data set lies from now on.
@@ -47,9 +48,11 @@ class ResidentLoader:
             processes get batches of one size, so a rest of fewer than world_size samples of the epoch's
             order is left out; without shuffling none is left out, and the last batches may differ in size
             and number.
+        with_rows: give the batch's (B,) int64 rows of the data set as a third tensor, for policies that have to
+            know them (:class:`mixaug.Pooled`).
 
     Raises:
-        TypeError: images other than uint8, labels other than a tensor.
+        TypeError: images of another dtype, labels other than a tensor.
         ValueError: wrong shapes, options out of range, or no batch at all.
     """
 
@@ -72,8 +75,9 @@ class ResidentLoader:
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        with_rows: bool = False,
     ) -> None:
-        _check(images, labels, batch_size, crop_padding, padding_mode)
+        _check(images, labels, batch_size, crop_padding, padding_mode, flip)
         self.rank, self.world_size = world_of("ResidentLoader", rank, world_size)
         self.device = torch.device(device)
         self.images = images.to(self.device).contiguous()
@@ -86,6 +90,7 @@ class ResidentLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
+        self.with_rows = with_rows
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
@@ -131,7 +136,7 @@ class ResidentLoader:
         self.epoch = state["epoch"]
         self._resume_at = self._position = state["position"]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         epoch, first = self.epoch, self._resume_at
         self._resume_at, self._position = 0, first
         order, offsets, flips = self._draw(epoch)
@@ -173,20 +178,24 @@ class ResidentLoader:
 
     def _batch(
         self, place: slice, order: Tensor | None, offsets: Tensor | None, flips: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         if order is None:
             rows = torch.arange(place.start, place.stop, device=self.device)
         else:
             rows = order[place]
-        images = crop_and_flip(
-            self.images,
-            rows,
-            None if offsets is None else offsets[place],
-            None if flips is None else flips[place],
-            padding=self.crop_padding,
-            padding_mode=self.padding_mode,
-        )
-        return self.normalize(images), self.labels.index_select(0, rows)
+        if offsets is None and flips is None:
+            images = self.images.index_select(0, rows)
+        else:
+            images = crop_and_flip(
+                self.images,
+                rows,
+                None if offsets is None else offsets[place],
+                None if flips is None else flips[place],
+                padding=self.crop_padding,
+                padding_mode=self.padding_mode,
+            )
+        batch = self.normalize(images), self.labels.index_select(0, rows)
+        return (*batch, rows) if self.with_rows else batch
 
     def _identity(self) -> dict[str, int]:
         return {
@@ -203,16 +212,21 @@ class ResidentLoader:
         )
 
 
-def _check(images: Any, labels: Any, batch_size: int, crop_padding: int, padding_mode: str) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+def _check(images: Any, labels: Any, batch_size: int, crop_padding: int, padding_mode: str, flip: bool) -> None:
+    moves = bool(crop_padding or flip)
+    right = isinstance(images, Tensor) and (images.dtype == torch.uint8 or (images.is_floating_point() and not moves))
+    if not right:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"ResidentLoader expects images as a uint8 tensor, got {got}")
-    if images.ndim != 4 or images.numel() == 0:
-        raise ValueError(f"ResidentLoader expects images (N, C, H, W), got shape {tuple(images.shape)}")
+        expected = "a uint8 tensor" if moves else "a uint8 or floating tensor"
+        raise TypeError(f"ResidentLoader expects images as {expected}, got {got}")
+    if images.ndim == 0 or images.numel() == 0 or (moves and images.ndim != 4):
+        expected = "(N, C, H, W)" if moves else "(N, ...)"
+        raise ValueError(f"ResidentLoader expects images {expected}, got shape {tuple(images.shape)}")
     if not isinstance(labels, Tensor):
         raise TypeError(f"ResidentLoader expects labels as a tensor, got {type(labels).__name__}")
     if labels.ndim == 0 or len(labels) != len(images):
         raise ValueError(f"ResidentLoader got {len(images)} images but labels of shape {tuple(labels.shape)}")
     if batch_size < 1:
         raise ValueError(f"ResidentLoader expects batch_size >= 1, got {batch_size}")
-    check_padding("ResidentLoader", images.shape, crop_padding, padding_mode)
+    if images.ndim == 4:
+        check_padding("ResidentLoader", images.shape, crop_padding, padding_mode)

@@ -99,10 +99,10 @@ def test_test_samples_are_on_exactly_one_process(tiny: Tiny, transform: str | No
         config = tiny("eval_batch_size=64", f"data.test_transform={transform}", "augment.crop_padding=0")
     data = build.load_data(config)
     labels = [
-        torch.cat([labels for _, labels in Batches(config, data, World(rank, 3, torch.device("cpu"))).test()])
+        torch.cat([labels for _, labels in Batches(config, data, World(rank, 3, torch.device("cpu"))).held_out()])
         for rank in range(3)
     ]
     counts = torch.stack([part.bincount(minlength=10) for part in labels]).sum(0)
-    whole = Batches(config, data, World(0, 1, torch.device("cpu"))).test()
+    whole = Batches(config, data, World(0, 1, torch.device("cpu"))).held_out()
     assert torch.equal(counts, torch.cat([part for _, part in whole]).bincount(minlength=10))
     assert max(map(len, labels)) - min(map(len, labels)) <= 1

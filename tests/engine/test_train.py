@@ -60,7 +60,7 @@ def assert_same(one: Any, two: Any, where: str = "") -> None:
 
 def timeless(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without what the clock wrote into it."""
-    wall = ("seconds", "images_per_second", "step_ms", "peak_memory_mb")
+    wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
     history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
     return {**state, "history": history, "meters": None}
 
@@ -97,12 +97,12 @@ def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.Capt
     assert result["top1_best"] == max(record["test_top1"] for record in records)
     assert result["top1_median10"] == pytest.approx(sum(record["test_top1"] for record in records) / 2)
     assert set(records[0]) == {
-        *("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_top5", "test_nll"),
-        *("seconds", "images_per_second", "step_ms", "peak_memory_mb"),
+        *("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_top5", "test_nll", "test_ece"),
+        *("seconds", "samples_per_second", "step_ms", "peak_memory_mb"),
     }
     versions = run.read_json(folder / "environment.json")["versions"]
     assert versions["torch"] == torch.__version__.split("+")[0]
-    assert "median of last 10" in capsys.readouterr().out
+    assert "median of the last 10" in capsys.readouterr().out
     assert train(config) == result
     assert "skipped" in capsys.readouterr().out
 
@@ -228,8 +228,8 @@ def test_averaged_weights_follow_their_formula_and_are_what_is_scored(
     from mixaug.engine.evaluate import evaluate_checkpoint
 
     folder = run.run_folder(config)
-    assert evaluate_checkpoint(folder, device="cpu").nll == pytest.approx(result["nll_last"], abs=1e-9)
-    assert evaluate_checkpoint(folder, "model", "cpu").nll != pytest.approx(result["nll_last"], abs=1e-6)
+    assert evaluate_checkpoint(folder, device="cpu")["nll"] == pytest.approx(result["nll_last"], abs=1e-9)
+    assert evaluate_checkpoint(folder, "model", "cpu")["nll"] != pytest.approx(result["nll_last"], abs=1e-6)
 
 
 class Watching(mixaug.Policy):

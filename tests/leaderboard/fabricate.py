@@ -34,6 +34,7 @@ def result(policy: str = "none", seed: int = 0, top1: float = 90.0, **changes: A
         "top1_last": top1,
         "top1_best": top1 + 0.5,
         "top1_median10": top1 - 0.1,
+        "top1_best10": top1 + 0.3,
         "top5_last": 99.0,
         "nll_last": 0.4,
         "ece_last": 0.03,
@@ -105,8 +106,9 @@ def curve(final: float, epochs: int, noise: random.Random) -> list[dict[str, Any
                 "test_top1": round(top1, 2),
                 "test_top5": 95.0,
                 "test_nll": 1.0,
+                "test_ece": 0.05,
                 "seconds": 8.2,
-                "images_per_second": 6100.0,
+                "samples_per_second": 6100.0,
                 "step_ms": 41.0,
                 "peak_memory_mb": 812.0,
             }

@@ -60,7 +60,7 @@ def test_a_failed_run_is_told_and_stops_nothing(tmp_path):
     first = Benchmark(cells(tmp_path, "seed=0,1,2"), launcher, jobs=2, refresh=0.02).run()
     assert [outcome.state for outcome in first] == ["finished", "failed", "finished"]
     assert "seed one fails" in first[1].reason
-    assert first[2].top1 == 52.0
+    assert first[2].score == "Top-1 52.00 %"
     second = Benchmark(cells(tmp_path, "seed=0,1,2"), launcher, refresh=0.02).run()
     assert [outcome.state for outcome in second] == ["skipped", "failed", "skipped"]
 

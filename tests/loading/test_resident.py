@@ -200,12 +200,28 @@ def test_dense_labels():
     assert torch.equal(seen, rows[[int((images == image).flatten(1).all(1).nonzero()[0]) for image in seen_images]])
 
 
+def test_tables_and_series_go_the_same_way_as_images():
+    table = torch.rand(10, 3, generator=torch.Generator().manual_seed(1))
+    numbers = table.sum(1, keepdim=True)
+    loader = ResidentLoader(table, numbers, 4, seed=3, with_rows=True)
+    inputs, labels, rows = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert torch.equal(inputs, table[rows])
+    assert torch.equal(labels, numbers[rows])
+    assert sorted(rows.tolist()) == list(range(10))
+    images = torch.randint(0, 256, (10, 3, 4, 4), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    order = [batch[2] for batch in ResidentLoader(images, numbers, 4, seed=3, with_rows=True, flip=True)]
+    assert torch.equal(torch.cat(order), rows)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": torch.zeros(4, 1, 4, 4)}, TypeError, "uint8"),
-        ({"images": [1, 2]}, TypeError, "uint8 tensor, got list"),
-        ({"images": torch.zeros(4, 4, 4, dtype=torch.uint8)}, ValueError, r"\(N, C, H, W\)"),
+        ({"images": torch.zeros(4, 1, 4, 4), "flip": True}, TypeError, "uint8"),
+        ({"images": torch.zeros(4, 1, 4, 4), "crop_padding": 1}, TypeError, "uint8"),
+        ({"images": torch.zeros(4, 5, dtype=torch.int64)}, TypeError, "uint8 or floating tensor, got torch.int64"),
+        ({"images": [1, 2]}, TypeError, "uint8 or floating tensor, got list"),
+        ({"images": torch.zeros(4, 4, 4, dtype=torch.uint8), "flip": True}, ValueError, r"\(N, C, H, W\)"),
+        ({"images": torch.zeros(0, 4)}, ValueError, r"\(N, \.\.\.\)"),
         ({"labels": [0, 1, 2, 3]}, TypeError, "labels as a tensor, got list"),
         ({"labels": torch.zeros(3)}, ValueError, "4 images but labels"),
         ({"batch_size": 0}, ValueError, "batch_size >= 1"),

@@ -1,0 +1,167 @@
+"""Regression rows: the smaller error is the better, beside reruns of the authors' code and figures that are marked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixaug.engine.build import options
+from mixaug.engine.config import compose, plain
+from mixaug.leaderboard import aggregate, collect
+from mixaug.leaderboard.published import Rerun
+from mixaug.leaderboard.render import to_csv, to_html, to_markdown
+from mixaug.leaderboard.reruns import match
+
+from .fabricate import result, write_run
+
+
+def numbers(policy: str, seed: int, rmse: float, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A result and its config as a run of the regression experiment leaves them."""
+    config = plain(compose(["experiment=regression", f"policy={policy}", f"seed={seed}", "data.root=/x", *overrides]))
+    told = result(policy, seed, model="mlp", data=config["data"]["name"], protocol="cmixup", epochs=config["epochs"])
+    for key in [key for key in told if key.startswith(("top", "nll", "ece"))]:
+        del told[key]
+    pool = {} if config["pool"] is None else {"pool": config["pool"]}
+    return {
+        **told,
+        "task": "regression",
+        "policy_options": {**options(config["policy"]), **pool},
+        "data_options": options(config["data"]),
+        "rmse_selected": rmse,
+        "rmse_last": rmse + 0.5,
+        "mae_selected": 0.8 * rmse,
+        "r2_selected": None,
+    }, config
+
+
+def grid(root: Path, errors: dict[str, list[float]], *overrides: str) -> None:
+    for policy, values in errors.items():
+        for seed, rmse in enumerate(values):
+            told, configured = numbers(policy, seed, rmse, *overrides)
+            write_run(root, told, configured=configured, name=f"{policy}-{seed}")
+
+
+def test_the_smaller_error_comes_first_and_is_called_better(tmp_path: Path) -> None:
+    grid(tmp_path, {"none": [2.8, 2.6, 2.9], "mixup": [3.6, 3.5, 3.7], "cmixup": [2.5, 2.4, 2.7]})
+    [board] = aggregate(collect(tmp_path)).boards
+    assert [row.policy for row in board.rows] == ["cmixup", "none", "mixup"]
+    assert board.statistic == "selected"
+    verdicts = {row.policy: row.difference.verdict for row in board.rows if row.difference}
+    assert verdicts == {"cmixup": "better", "mixup": "worse"}
+    assert board.rows[0].score.mean == pytest.approx(statistics.fmean([2.5, 2.4, 2.7]))
+    [last] = aggregate(collect(tmp_path), statistic="last").boards
+    assert last.rows[0].score.mean == pytest.approx(board.rows[0].score.mean + 0.5)
+
+
+def test_a_statistic_of_another_task_is_refused(tmp_path: Path) -> None:
+    grid(tmp_path, {"none": [2.8]})
+    with pytest.raises(ValueError, match=r"'best' is not taken in regression .*one of selected, last"):
+        aggregate(collect(tmp_path), statistic="best")
+    write_run(tmp_path, result("none", 0))
+    assert {board.statistic for board in aggregate(collect(tmp_path)).boards} == {"selected", "last"}
+
+
+def test_partners_from_the_training_set_are_an_option_of_the_policy_not_another_setting(tmp_path: Path) -> None:
+    grid(tmp_path, {"none": [2.8, 2.7], "cmixup": [2.5, 2.6]})
+    [board] = aggregate(collect(tmp_path)).boards
+    assert all(not row.settings for row in board.rows)
+    assert "pool=all" in next(row.label for row in board.rows if row.policy == "cmixup")
+    assert not any("ran with" in note for row in board.rows for note in row.notes)
+
+
+def test_pages_show_quoted_unverified_and_rerun_figures(tmp_path: Path) -> None:
+    grid(tmp_path, {"none": [2.8, 2.6], "manifoldmix": [3.0, 3.1], "cmixup": [9.0, 9.1], "knn_mixup": [2.7, 2.8]})
+    leaderboard = aggregate(collect(tmp_path))
+    page, html = to_markdown(leaderboard), to_html(leaderboard)
+    lines = {line.split("|")[1].split()[0]: line for line in page.splitlines() if line.startswith("| ")}
+    assert "2.901 (quoted)" in lines["none"]
+    assert "2.8020 ± 0.2157, agrees" in lines["none"]
+    assert "3.063 (unverified)" in lines["manifoldmix"]
+    assert "2.8674 ± 0.1734, differs" in lines["cmixup"]
+    assert "no published figure" in lines["knn_mixup"]
+    assert "2.5 standard errors are" in page
+    assert "MAE" in page
+    assert "R2" not in page  # no run has one
+    for shown in ("2.901", "3.063", "differs", "unverified"):
+        assert shown in html
+    rows = {row["policy"]: row for row in csv.DictReader(io.StringIO(to_csv(leaderboard)))}
+    assert (rows["cmixup"]["rerun_agrees"], rows["none"]["rerun_agrees"], rows["knn_mixup"]["rerun_agrees"]) == (
+        "no",
+        "yes",
+        "",
+    )
+    assert rows["manifoldmix"]["published_status"] == "unverified"
+    assert (rows["none"]["measure"], rows["none"]["top1_last_mean"], rows["none"]["rerun_n"]) == ("rmse", "", "10")
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "policy", "name"),
+    [
+        ("airfoil", [], "none", "Airfoil erm"),
+        ("airfoil", [], "cmixup", "Airfoil cmixup_manifold_h1.75"),
+        ("airfoil", ["policy.stages=null"], "cmixup", "Airfoil cmixup_input_h1.75"),
+        ("airfoil", ["policy.alpha=0.5"], "cmixup", "Airfoil cmixup_manifold_alpha0.5_h1.75"),
+        ("no2", [], "cmixup", "NO2-split0 cmixup_input_h1.2"),
+        (
+            "no2",
+            ["policy.bandwidth=0.05", "policy.alpha=0.5", "policy.stages=[layer1]"],
+            "cmixup",
+            "NO2-split0 cmixup_manifold_alpha0.5_h0.05",
+        ),
+        ("no2", ["data.split=3"], "manifoldmix", "NO2-split3 manifold_mixup"),
+        ("communities_crime", [], "cmixup", "CommunitiesAndCrime cmixup_manifold_h4"),
+        ("skillcraft", [], "cmixup", "SkillCraft cmixup_input_h1"),
+        ("skillcraft", ["policy.bandwidth=2"], "cmixup", None),
+        ("airfoil", ["policy.include_self=false"], "cmixup", None),
+        ("airfoil", [], "regmix", None),
+    ],
+)
+def test_a_row_finds_the_rerun_of_its_own_settings(
+    data: str, overrides: list[str], policy: str, name: str | None
+) -> None:
+    told, config = numbers(policy, 0, 1.0, f"data={data}", *overrides)
+    found = match(
+        policy=policy,
+        policy_options=told["policy_options"],
+        model="mlp",
+        data=data,
+        data_options={key: value for key, value in options(config["data"]).items() if value is not None},
+        protocol="cmixup",
+        epochs=told["epochs"],
+    )
+    assert (found.rerun.name if found.rerun else None) == name
+
+
+@pytest.mark.parametrize(
+    ("override", "mark"),
+    [
+        ("threads=2", ""),
+        ("data.fit_on=train", "other data"),
+        ("data.split=0", "other data"),
+        ("epochs=50", "other epochs"),
+        ("optimizer.lr=0.001", "other settings"),
+        ("objective=huber", "other settings"),
+        ("pool=null", "other options"),
+    ],
+)
+def test_a_run_that_leaves_the_protocol_stands_beside_nothing(tmp_path: Path, override: str, mark: str) -> None:
+    grid(tmp_path, {"mixup": [3.6, 3.5]}, override)
+    found = aggregate(collect(tmp_path)).boards[0].rows[0].published
+    assert found.mark == mark
+    assert (found.rerun is None) == bool(mark)
+
+
+def test_what_spread_allows_is_two_and_a_half_standard_errors() -> None:
+    rerun = Rerun("made", (1.0, 2.0, 3.0))
+    assert rerun.allowed(2.0, 4) == pytest.approx(2.5 * (1.0 / 3 + 4.0 / 4) ** 0.5)
+
+
+def test_a_result_of_an_unknown_task_is_corrupt(tmp_path: Path) -> None:
+    write_run(tmp_path, result(task="ranking"))
+    [run] = collect(tmp_path)
+    assert (run.status, "task: expected one of classification, regression" in run.reason) == ("corrupt", True)
