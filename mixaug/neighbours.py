@@ -151,7 +151,7 @@ class LabelKernel:
             _warn_extreme("LabelKernel", probabilities, float(width), self.include_self, "in this batch")
         return draw_index(probabilities, draws.uniform(per="sample"))
 
-    def fit(self, labels: Tensor, inputs: Tensor | None = None) -> PoolPairing:
+    def fit(self, labels: Tensor, inputs: Tensor | None = None) -> FittedKernel:
         """The same kernel over a whole training set.
 
         Args:

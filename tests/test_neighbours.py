@@ -35,6 +35,13 @@ LABELS = {
 every_label_set = pytest.mark.parametrize("kind", LABELS)
 
 
+@pytest.fixture(params=["rows", "strips"], autouse=True)
+def body(request, monkeypatch):
+    """Small sets are drawn from by whole rows of the kernel; every test also runs with the body for large ones."""
+    if request.param == "strips":
+        monkeypatch.setattr("mixaug.ops.kernels.SMALL", 0)
+
+
 def slow_kernel(labels, bandwidth, kernel="gaussian", include_self=True):
     """The definition, by a loop: (N, N) float64."""
     rows = torch.nn.functional.one_hot(labels).double() if not labels.is_floating_point() else labels.double()

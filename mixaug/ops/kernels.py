@@ -17,6 +17,12 @@ KERNELS = ("gaussian", "tophat")
 TRUNCATION = 1e-9
 #: Elements of the largest temporary of the routes that look at every row.
 CHUNK = 1 << 23
+#: Entries of the anchors' rows of the kernel up to which these are simply computed.
+SMALL = 1 << 16
+#: Entries of a row of the kernel that can be computed in the time of one proposal.
+PROPOSAL_COST = 32
+#: Largest distance from the centre, in bandwidths, up to which squared distances come from a matrix product.
+PRODUCT_RADIUS = 1000
 
 
 def as_points(rows: Tensor) -> Tensor:
@@ -93,8 +99,12 @@ class KernelSampler:
     along that axis falls by a fixed factor f; a strip is drawn by its size times its largest weight, a row
     uniformly in it, and kept with probability true weight / largest weight: at least 1/f for one-dimensional
     labels, whatever their density. Strips with less than 1e-9 of a row's probability in all are left out.
-    For more dimensions proposals are kept less often: the anchors for which none was kept get their row of the
-    kernel computed in full, O(N D) each.
+    For more dimensions proposals are kept less often, by the share of the strip that is near in the other directions
+    too. Anchors for which none was kept get ever more proposals; those that would by then have cost as much as their
+    whole row of the kernel, O(N D), get that row.
+
+    Rows with little probability in all, because they are far from an anchor that is not itself among the rows, may
+    lose more than 1e-9: the strips end where the kernel falls below 1e-9 / N.
 
     Args:
         points: (N, D) float rows, or (N,) class ids, see :func:`as_points`.
@@ -108,13 +118,21 @@ class KernelSampler:
         self.classes = points.ndim == 1
         # On a CPU a look at what was kept is free: wide strips, few proposals, and again for who got none. Elsewhere
         # all proposals are made at once; with f = e, 48 of them all fail with a chance below 3e-10.
-        self.log_factor, self.tries = (2.0, 8) if points.device.type == "cpu" else (1.0, 48)
+        self.log_factor, self.tries = (4.0, 12) if points.device.type == "cpu" else (1.0, 48)
         self.axis: Tensor | None = None
+        self.factors: Tensor | None = None
         if not self.classes and points.shape[1] > 1:
-            centred = points - points.mean(0)
-            self.axis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+            self.centre = points.mean(0)
+            points = points - self.centre
+            self.axis = torch.linalg.eigh(points.T @ points).eigenvectors[:, -1]
         self.place, self.order = self._project(points).sort(stable=True)
         self.points = points[self.order]
+        if self.axis is not None and kernel == "gaussian":
+            scaled = self.points / bandwidth
+            norms = scaled.square().sum(1, keepdim=True)
+            # As a matrix product, logarithms lose 1e-16 of the largest squared norm: nothing if that is not larger.
+            if float(norms.max()) <= PRODUCT_RADIUS**2:
+                self.factors = torch.cat([scaled, -0.5 * norms, torch.ones_like(norms)], 1)
         self.offsets = torch.zeros(0, device=points.device)
         self.strip_log_weight = torch.zeros(1, dtype=wide_dtype(points.device), device=points.device)
         if self.classes:
@@ -136,7 +154,7 @@ class KernelSampler:
         """Draw one row for every anchor, independently and with replacement.
 
         On a GPU nothing is read back for one-dimensional labels and class ids without ``exclude``; else one
-        number per call.
+        number per round of proposals.
 
         Args:
             anchors: (B, D) or (B,) class ids, like the rows.
@@ -147,30 +165,62 @@ class KernelSampler:
         Returns:
             (B,) int64 rows of the data set.
         """
+        if self.axis is not None:
+            anchors = anchors - self.centre
+        if anchors.shape[0] * len(self) <= SMALL:
+            return self._draw_in_full(anchors, generator, exclude)
         place = self._project(anchors)
         # Neighbouring queries share the cache lines they read: anchors are searched in the order of their labels.
         turn = place.argsort()
         anchors, place = anchors[turn], place[turn]
         exclude = None if exclude is None else exclude[turn]
         strips = self._strips(place)
-        drawn, kept = self._propose(anchors, strips, generator, exclude)
+        drawn, kept = self._propose(anchors, strips, generator, exclude, self.tries)
         certain = self.axis is None and exclude is None
         if anchors.device.type == "cpu" or not certain:
-            for _ in range(64 if certain else 4):
-                missed = (~kept).nonzero().squeeze(1)
-                if not missed.shape[0]:
-                    break
-                chosen = None if exclude is None else exclude[missed]
-                again = self._propose(anchors[missed], (strips[0][missed], strips[1]), generator, chosen)
-                drawn[missed], kept[missed] = again
             missed = (~kept).nonzero().squeeze(1)
+            tries = self.tries
+            # A proposal costs about as much as this many entries of a whole row.
+            while missed.shape[0] and tries * PROPOSAL_COST < len(self):
+                drawn[missed], kept[missed] = self._propose_again(anchors, strips, generator, exclude, missed, tries)
+                missed = missed[~kept[missed]]
+                tries *= 2
             if missed.shape[0]:
                 chosen = None if exclude is None else exclude[missed]
                 drawn[missed] = self._draw_in_full(anchors[missed], generator, chosen)
         return torch.empty_like(drawn).scatter_(0, turn, drawn)
 
+    def _propose_again(
+        self,
+        anchors: Tensor,
+        strips: tuple[Tensor, Tensor],
+        generator: Generator | None,
+        exclude: Tensor | None,
+        missed: Tensor,
+        tries: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Further proposals for some anchors, a part of these at a time where the proposals are many."""
+        part = max(1, CHUNK // (tries * 8))
+        found = [
+            self._propose(
+                anchors[some],
+                (strips[0][some], strips[1]),
+                generator,
+                None if exclude is None else exclude[some],
+                tries,
+            )
+            for some in missed.split(part)
+        ]
+        drawn, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return drawn, kept
+
     def _propose(
-        self, anchors: Tensor, strips: tuple[Tensor, Tensor], generator: Generator | None, exclude: Tensor | None
+        self,
+        anchors: Tensor,
+        strips: tuple[Tensor, Tensor],
+        generator: Generator | None,
+        exclude: Tensor | None,
+        tries: int,
     ) -> tuple[Tensor, Tensor]:
         """(B,) rows, the first of several proposals that was kept, and (B,) bool whether one was."""
         edges, log_bound = strips
@@ -178,7 +228,7 @@ class KernelSampler:
         bound = log_bound.exp()
         mass = counts * bound
         cumulative = mass.cumsum(1)
-        shape = (anchors.shape[0], self.tries)
+        shape = (anchors.shape[0], tries)
         unit, accept = torch.rand((2, *shape), generator=generator, device=anchors.device, dtype=bound.dtype)
         level = unit * cumulative[:, -1:]
         strip = torch.searchsorted(cumulative, level, right=True).clamp(max=counts.shape[1] - 1)
@@ -232,21 +282,28 @@ class KernelSampler:
 
     def _draw_in_full(self, anchors: Tensor, generator: Generator | None, exclude: Tensor | None) -> Tensor:
         rows = max(1, CHUNK // len(self))
-        drawn = []
-        for start in range(0, anchors.shape[0], rows):
-            part = anchors[start : start + rows]
-            logs = log_weights(squared_distances(part, self.points), self.bandwidth, self.kernel)
-            if exclude is not None:
-                logs = logs.masked_fill(self.order[None] == exclude[start : start + rows, None], -math.inf)
-            unit = torch.rand(part.shape[0], generator=generator, device=part.device, dtype=wide_dtype(part.device))
-            found = self.order[draw_index(torch.softmax(logs, 1).nan_to_num(1.0), unit)]
-            # Nobody within a top hat: the sample stays alone, and a point that is not of the data set takes its
-            # nearest row.
-            alone = (logs == -math.inf).all(1)
-            if exclude is not None:
-                found = torch.where(alone, exclude[start : start + rows], found)
-            else:
-                nearest = squared_distances(part, self.points).argmin(1)
-                found = torch.where(alone, self.order[nearest], found)
-            drawn.append(found)
-        return torch.cat(drawn)
+        chosen = [None] * anchors.shape[0] if exclude is None else exclude.split(rows)
+        parts = zip(anchors.split(rows), chosen, strict=False)
+        return torch.cat([self._draw_rows(part, generator, left_out) for part, left_out in parts])
+
+    def _draw_rows(self, anchors: Tensor, generator: Generator | None, exclude: Tensor | None) -> Tensor:
+        if self.factors is not None:
+            scaled = anchors / self.bandwidth
+            norms = scaled.square().sum(1, keepdim=True)
+            logs = torch.cat([scaled, torch.ones_like(norms), -0.5 * norms], 1) @ self.factors.T
+        else:
+            squared = squared_distances(anchors, self.points)
+            logs = log_weights(squared, self.bandwidth, self.kernel)
+            if self.kernel == "tophat" and exclude is None:
+                # Nobody within the radius of a point that is not of the data set: it takes a nearest row.
+                alone = (logs == -math.inf).all(1, keepdim=True)
+                logs = logs.masked_fill(alone & (squared == squared.amin(1, keepdim=True)), 0.0)
+        if exclude is not None:
+            logs = logs.masked_fill_(self.order[None] == exclude[:, None], -math.inf)
+        most = logs.amax(1, keepdim=True)
+        # Nobody but the excluded one: it stays alone.
+        alone = most == -math.inf
+        weights = logs.sub_(most.masked_fill(alone, 0.0)).exp_()
+        unit = torch.rand(anchors.shape[0], generator=generator, device=anchors.device, dtype=logs.dtype)
+        found = self.order[draw_index(weights, unit)]
+        return found if exclude is None else torch.where(alone[:, 0], exclude, found)

@@ -16,6 +16,7 @@ import mixaug
 from mixaug.batch import MixedBatch
 from mixaug.loading import DeviceLoader
 from mixaug.losses import mixed_cross_entropy
+from mixaug.neighbours import PoolPairing
 from mixaug.policy import Policy
 from mixaug.speed.regime import Regime
 from mixaug.speed.rivals import Mixer, dense_targets, installed, rivals
@@ -143,6 +144,48 @@ def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[R
             library=library,
             milliseconds=timing.median * 1e3,
             floor=Ratio.of(timing, timings["floor"]),
+        )
+
+
+def pairing(count: int, columns: int, device: str, rounds: int, batch: int = 1024) -> Iterator[Row]:
+    """Drawing C-Mixup's partners over a training set, as a multiple of drawing uniform ones.
+
+    Args:
+        count: rows of the training set.
+        columns: label columns.
+        device, rounds: as elsewhere.
+        batch: samples that each draw one partner.
+    """
+    from mixaug.batch import Batch
+    from mixaug.draws import Draws
+    from mixaug.pairing import LabelKernel, Permutation
+
+    labels = torch.randn(count, columns, device=device)
+    anchors = labels[torch.randint(count, (batch,), device=device)]
+    inputs = torch.zeros(batch, 1, device=device)
+    uniform, kernel = Permutation().fit(labels), LabelKernel().fit(labels)
+
+    def draw(fitted: PoolPairing) -> Tensor:
+        return fitted.draw(Batch(inputs, anchors, None), Draws(batch, torch.device(device)))
+
+    cases: dict[str, Callable[[], object]] = {
+        "floor": partial(draw, uniform),
+        f"{PLAIN}/label kernel": partial(draw, kernel),
+    }
+    held = sum(value.nbytes for value in vars(kernel.sampler).values() if isinstance(value, Tensor))
+    timings = interleaved(cases, rounds=rounds, device=torch.device(device))
+    for name, timing in timings.items():
+        library, _, output = name.partition("/")
+        yield Row(
+            section=f"partners of {batch} samples, as a multiple of uniform ones",
+            regime=f"N={count:,} D={columns}",
+            job="uniform" if name == "floor" else output,
+            per="sample",
+            output="rows",
+            library=library,
+            milliseconds=timing.median * 1e3,
+            floor=Ratio.of(timing, timings["floor"]),
+            note="" if name == "floor" else f"{held / 2**20:.3g} MiB held; N x N: {count**2 * 8 / 2**20:,.0f} MiB",
         )
 
 
