@@ -24,12 +24,15 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## compare mixing policies on the handwritten digits, a few minutes on two cores
-	@echo "Training every policy of the digits experiment, five seeds each; what is finished is skipped"
+demo: $(STAMP)  ## compare mixing policies on digits and on diabetes data, a few minutes on two cores
+	@echo "Regression: every policy of the diabetes experiment, five seeds each; what is finished is skipped"
+	@$(BIN)/python tools/benchmark.py experiment=diabetes root=$(RUNS)/diabetes
+	@echo "Classification: every policy of the digits experiment, five seeds each; what is finished is skipped"
 	@$(BIN)/python tools/benchmark.py experiment=digits root=$(RUNS)/digits
 	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
 	@echo
-	@echo "Leaderboard: $(RUNS)/digits/leaderboard/leaderboard.md, .csv and .html (open the page in a browser)"
+	@echo "Leaderboards: $(RUNS)/digits/leaderboard/ and $(RUNS)/diabetes/leaderboard/, each with a leaderboard.md, .csv"
+	@echo "and .html (open the page in a browser)"
 	@echo "Policies in pictures: $(RUNS)/gallery.png"
 
 test: lint  ## lint, then the tests that need neither a GPU nor much time

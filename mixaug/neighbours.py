@@ -384,13 +384,17 @@ class FittedKernel:
 
 
 class FittedNearest:
-    """Nearest rows of a training set, found for each batch in O(B N D); made by ``Nearest.fit``."""
+    """Nearest rows of a training set, found for each batch in O(B N D); made by ``Nearest.fit``.
+
+    On a CPU, what was found for a known row is kept, N x k numbers in all: later epochs only look it up.
+    """
 
     wants_rows = True
 
     def __init__(self, pairing: Nearest, points: Tensor) -> None:
         self.pairing = pairing
         self.points = points
+        self.kept: Tensor | None = None
         self.order: Tensor | None = None
         if points.ndim == 2 and points.shape[1] == 1:
             self.order = points[:, 0].argsort(stable=True)
@@ -402,11 +406,21 @@ class FittedNearest:
         Args:
             batch: the anchors.
             draws: source of randomness.
-            rows: (B,) int64 rows that the anchors themselves have in the training set; without them a row at
-                distance 0, if there is one, is taken for the sample itself.
+            rows: (B,) int64 rows that the anchors themselves have in the training set, whose neighbours are then
+                meant; without them a row at distance 0, if there is one, is taken for the sample itself.
         """
         points = _like_fitted("Nearest", self.pairing.by, _of_batch("Nearest", batch, self.pairing.by), self.points)
-        return self.pairing.choose(self._neighbours(points, rows), batch, draws)
+        known = rows is not None and self.order is None and _readable(points)
+        neighbours = self._look_up(rows) if known and rows is not None else self._neighbours(points, rows)
+        return self.pairing.choose(neighbours, batch, draws)
+
+    def _look_up(self, rows: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.full((self.points.shape[0], int(self.pairing.k_max or 1)), -1)
+        new = rows[self.kept[rows, 0] < 0].unique()
+        if len(new):
+            self.kept[new] = self._neighbours(self.points[new], new)
+        return self.kept[rows]
 
     def _neighbours(self, points: Tensor, rows: Tensor | None) -> Tensor:
         count = int(self.pairing.k_max or 1)

@@ -14,6 +14,7 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_generator
 from mixaug.draws import Draws
 from mixaug.neighbours import PoolPairing
+from mixaug.ops.layout import reads_freely
 from mixaug.pairing import Pairing
 from mixaug.plan import Hidden, Plan, Select
 from mixaug.policies.none import NoMix
@@ -242,6 +243,10 @@ class Pooled(Policy):
         size, device = len(batch), batch.device
         if rows is not None and (rows.dtype != torch.int64 or rows.shape != (size,)):
             raise ValueError(f"Pooled expects rows ({size},) int64, got {tuple(rows.shape)} {rows.dtype}")
+        if rows is not None and reads_freely(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.labels):
+            raise ValueError(
+                f"Pooled expects rows in [0, {len(self.labels)}), got {int(rows.min())} to {int(rows.max())}"
+            )
         draws = Draws(size, device, generator)
         own = torch.arange(size, device=device)
         if self.fitted is None:

@@ -534,3 +534,19 @@ def test_any_policy_takes_the_pairing_for_any_labels(form, name):
     assert isinstance(named.pairing, LabelKernel)
     with pytest.raises(ValueError, match="pairs by labels"):
         named(images)
+
+
+def test_neighbours_of_a_known_row_are_searched_once(monkeypatch):
+    points = torch.randn(60, 4, generator=seeded(40))
+    labels = torch.zeros(60, 1)
+    fitted, fresh = (Nearest(5).fit(labels, points) for _ in range(2))
+    rows = torch.tensor([7, 3, 7, 59])
+    batch = Batch(points[rows], labels[rows], None)
+
+    def draw(which, known):
+        return which.draw(batch, Draws(4, torch.device("cpu"), seeded(41)), known)
+
+    first = draw(fitted, rows)
+    assert torch.equal(first, draw(fresh, None))  # no row is doubled, so the sample itself is known by its distance 0
+    monkeypatch.setattr("mixaug.neighbours.squared_distances", None)
+    assert torch.equal(draw(fitted, rows), first)

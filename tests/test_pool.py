@@ -486,3 +486,10 @@ def test_apply_wants_its_own_plan():
     visited = []
     policy.apply(lambda module: visited.append(type(module).__name__))
     assert visited == ["Mixup", "Pooled"]
+
+
+def test_rows_that_the_training_set_does_not_have_are_refused():
+    inputs, labels = torch.randn(10, 2, generator=seeded(50)), torch.randn(10, 1, generator=seeded(51))
+    policy = mixaug.Pooled("knn_mixup", inputs, labels)
+    with pytest.raises(ValueError, match=r"rows in \[0, 10\), got 3 to 10"):
+        policy(inputs[:2], labels[:2], rows=torch.tensor([3, 10]))

@@ -577,7 +577,7 @@ def _table_columns(path: Path) -> dict[str, Sequence[Any]]:
             parquet = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
             raise ImportError(
-                f"reading {path} needs pyarrow: pip install pyarrow, or save the table as .csv"
+                f"reading {path} needs pyarrow: pip install 'mixaug[parquet]', or save the table as .csv"
             ) from error
         source = parquet.read_table(path)
         header, columns = list(source.column_names), [column.to_pylist() for column in source.columns]

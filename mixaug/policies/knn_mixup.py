@@ -1,7 +1,8 @@
 """k-nearest-neighbour mixup: mixup with a partner from the k samples nearest in input or label.
 
-The baseline of C-Mixup's tables (arXiv:2210.05775, "k-NN Mixup"); its settings are not in the authors' code, so k
-and the distance are ours. Over the whole training set: ``mixaug.Pooled("knn_mixup", inputs, labels)``.
+The plain baseline for methods that learn or soften the limit; k and the distance are ours. It is not k-Mixup
+(arXiv:2106.02933), which moves whole sets of k samples towards each other by optimal transport and stands in the
+tables of C-Mixup. Over the whole training set: ``mixaug.Pooled("knn_mixup", inputs, labels)``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from mixaug.policies.mixup import Mixup
 from mixaug.registry import register
 
 
-@register(
-    "knn_mixup", paper="baseline in C-Mixup: Improving Generalization in Regression, NeurIPS 2022", arxiv="2210.05775"
-)
+@register("knn_mixup", paper="a baseline without a paper of its own")
 def knn_mixup(alpha: float = 2.0, k: int = 5, by: By = "inputs", per: Per = "batch") -> Mixup:
     """Blend every sample with one of its k nearest neighbours.
 

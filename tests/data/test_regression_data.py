@@ -497,7 +497,7 @@ def test_parquet_without_pyarrow_says_how_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = save(tmp_path / "t.parquet", "")
-    with pytest.raises(ImportError, match=r"needs pyarrow: pip install pyarrow"):
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'mixaug\[parquet\]'"):
         load("table", root=path, target="y")
 
 
