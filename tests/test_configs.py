@@ -208,6 +208,7 @@ def test_cmixup_reads_like_the_authors_settings(
     assert (config.drop_last, config.protocol.figure, config.policy.per) == (True, "selected", "batch")
     assert config.pool == ("batch" if data == "rcf_mnist" else "all")
     assert config.data.get("fit_on", "all") == "all"
+    assert config.reshuffle == (data not in ("communities_crime", "skillcraft"))
     assert compose([*base, "policy=none"]).pool is None
 
 

@@ -30,16 +30,25 @@ class EpochBatches:
         batch_size: samples per process and batch.
         world_size, rank: number of processes, and this one.
         seed: of the permutations.
+        reshuffle: a new permutation each epoch, else one for all.
         drop_last: drop the last global batch if it is smaller. Otherwise it is shared evenly; at most
             ``world_size - 1`` samples of the permutation's end are left out of the epoch.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, *, rank: int, world_size: int, seed: int, drop_last: bool
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        seed: int,
+        drop_last: bool,
+        reshuffle: bool = True,
     ) -> None:
         self.samples, self.batch_size = samples, batch_size
         self.rank, self.world_size = rank, world_size
-        self.seed, self.drop_last = seed, drop_last
+        self.seed, self.drop_last, self.reshuffle = seed, drop_last, reshuffle
         self.epoch = 0
         self.first = 0
 
@@ -48,7 +57,8 @@ class EpochBatches:
         return whole + int(not self.drop_last and rest >= self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, f"order/{self.epoch}"))
+        epoch = self.epoch if self.reshuffle else 0
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, f"order/{epoch}"))
         order = torch.randperm(self.samples, generator=generator)
         step = self.batch_size * self.world_size
         for number in range(self.first, len(self)):
@@ -119,6 +129,7 @@ class Batches:
             world_size=world.size,
             seed=config.seed,
             drop_last=config.drop_last,
+            reshuffle=config.reshuffle,
         )
         if len(self._order) == 0:
             raise ConfigError(
@@ -223,6 +234,7 @@ class Batches:
             dtype=torch.float32,
             memory_format=self.memory_format,
             shuffle=True,
+            reshuffle=self.config.reshuffle,
             drop_last=self.config.drop_last,
             seed=stream_seed(self.config.seed, "data"),
             rank=self.world.rank,

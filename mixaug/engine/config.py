@@ -40,7 +40,18 @@ POOLS = ("all", "batch")
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
     | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
-    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "pool", "precision", "seed", "sync_batchnorm"}
+    | {
+        "device",
+        "drop_last",
+        "ema",
+        "epochs",
+        "eval_batch_size",
+        "pool",
+        "precision",
+        "reshuffle",
+        "seed",
+        "sync_batchnorm",
+    }
     | {"threads", "world_size"}
 )
 
@@ -180,7 +191,7 @@ def validate(config: DictConfig) -> None:
         _integer(config, key, minimum=1, optional=True)
     _integer(config, "workers", minimum=0)
     _integer(config, "seed", minimum=0)
-    flags = ("channels_last", "compile", "drop_last", "progress", "sync_batchnorm", "tensorboard")
+    flags = ("channels_last", "compile", "drop_last", "progress", "reshuffle", "sync_batchnorm", "tensorboard")
     for key in (*flags, "augment.flip", "ema.warmup"):
         if not isinstance(OmegaConf.select(config, key), bool):
             raise ConfigError(f"{key} must be true or false, got {OmegaConf.select(config, key)!r}")

@@ -41,7 +41,8 @@ class ResidentLoader:
         mean, std: in units of 0..1, one number for each channel or one for all.
         dtype: of the images. None gives float32 if there is a mean or std, else they stay uint8.
         memory_format: of the images.
-        shuffle: a new order each epoch.
+        shuffle: a random order.
+        reshuffle: a new one each epoch; else that of epoch 0 throughout, and so the same batches.
         drop_last: leave out a last batch that is not full.
         seed: of all draws.
         rank, world_size: this process among all; None asks torch.distributed, if it runs. When shuffling, all
@@ -71,6 +72,7 @@ class ResidentLoader:
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
         shuffle: bool = True,
+        reshuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
         rank: int | None = None,
@@ -88,6 +90,7 @@ class ResidentLoader:
         self.flip = flip
         self.normalize = Normalize(mean, std, dtype, memory_format)
         self.shuffle = shuffle
+        self.reshuffle = reshuffle
         self.drop_last = drop_last
         self.seed = seed
         self.with_rows = with_rows
@@ -162,13 +165,13 @@ class ResidentLoader:
         """Order (N,), offsets (N, 2) and flips (N,) of an epoch, each None where there is nothing to draw."""
         samples = len(self.images)
 
-        def stream(purpose: str) -> torch.Generator:
+        def stream(purpose: str, epoch: int = epoch) -> torch.Generator:
             # One stream for each purpose: whether images are flipped does not change their order.
             return torch.Generator().manual_seed(stream_key("resident", purpose, self.seed, epoch))
 
         order = offsets = flips = None
         if self.shuffle:
-            order = torch.randperm(samples, generator=stream("order")).to(self.device)
+            order = torch.randperm(samples, generator=stream("order", epoch if self.reshuffle else 0)).to(self.device)
         if self.crop_padding:
             sides = 2 * self.crop_padding + 1
             offsets = torch.randint(sides, (samples, 2), generator=stream("crop")).to(self.device)

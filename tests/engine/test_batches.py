@@ -43,6 +43,17 @@ def test_an_epoch_is_a_permutation_and_epochs_differ(drop_last: bool) -> None:
     assert [index for batch in batches for index in batch] != first
 
 
+def test_one_order_for_all_epochs_on_request(tiny: Tiny) -> None:
+    batches = EpochBatches(10, 3, rank=0, world_size=1, seed=3, drop_last=False, reshuffle=False)
+    first = list(batches)
+    batches.epoch = 4
+    assert list(batches) == first
+    config = tiny("reshuffle=false")
+    resident = Batches(config, build.load_data(config), World(0, 1, torch.device("cpu")))
+    rows = [torch.cat([batch[2] for batch in resident.epoch(epoch)]) for epoch in (0, 1)]
+    assert torch.equal(*rows)
+
+
 def test_an_epoch_continues_at_any_batch() -> None:
     batches = sampler(10, 3)
     whole = list(batches)

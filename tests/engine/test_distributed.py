@@ -81,3 +81,21 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
     assert torch.equal(got["streams"]["mixing"], mixing)
     for name, value in expected["model"].items():
         assert torch.equal(got["model"][name], value), name
+
+
+def test_two_processes_score_every_row_of_a_regression_set_once(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixaug.engine.evaluate import evaluate_checkpoint
+
+    overrides = ("experiment=diabetes", "policy=cmixup", "epochs=2", "device=cpu", "progress=false", "data.split=0")
+    two = (*overrides, "policy.stages=[layer1]", f"root={tmp_path}")
+    assert two_processes(root, *two).count("epoch 2/2") == 1
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        folder = run.run_folder(compose(two))
+    result = run.read_json(folder / "result.json")
+    scores = evaluate_checkpoint(folder, device="cpu")
+    assert scores["samples"] == 100
+    assert result["rmse_last"] == pytest.approx(scores["rmse"], rel=1e-6)
+    assert result["r2_last"] == pytest.approx(scores["r2"], rel=1e-6)

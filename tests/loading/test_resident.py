@@ -200,6 +200,14 @@ def test_dense_labels():
     assert torch.equal(seen, rows[[int((images == image).flatten(1).all(1).nonzero()[0]) for image in seen_images]])
 
 
+def test_one_order_for_all_epochs_on_request():
+    table, numbers = torch.rand(10, 3), torch.arange(10)
+    kept, new = (ResidentLoader(table, numbers, 4, seed=3, reshuffle=flag) for flag in (False, True))
+    orders = [[torch.cat([labels for _, labels in loader]).tolist() for _ in range(3)] for loader in (kept, new)]
+    assert orders[0][0] == orders[0][1] == orders[0][2] == orders[1][0]
+    assert orders[1][0] != orders[1][1]
+
+
 def test_tables_and_series_go_the_same_way_as_images():
     table = torch.rand(10, 3, generator=torch.Generator().manual_seed(1))
     numbers = table.sum(1, keepdim=True)
