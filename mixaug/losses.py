@@ -498,7 +498,7 @@ def mixed_regression_loss(
         )
     if not labels.is_floating_point():
         raise TypeError(f"{name} expected floating labels, got {labels.dtype} of shape {tuple(labels.shape)}")
-    _check_mixing(name, predictions, labels, sources, weights)
+    _check_mixing(name, predictions, labels, sources, weights, "predictions")
     dtype = _compute_dtype(predictions)
     predicted, wanted = predictions.reshape(len(predictions), -1).to(dtype), labels.reshape(len(labels), -1).to(dtype)
     if predicted.shape[1] != wanted.shape[1]:
@@ -577,7 +577,7 @@ class MixedHuber(MixedRegressionLoss):
 
     def __init__(self, delta: float = 1.0, against: Against = "target", reduction: str = "mean") -> None:
         super().__init__(against, reduction)
-        if not delta > 0:
+        if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not delta > 0:
             raise ValueError(f"MixedHuber expected delta > 0, got {delta!r}")
         self.delta = float(delta)
 
@@ -630,13 +630,15 @@ def _check_options(name: str, label_smoothing: float, reduction: str) -> None:
         raise ValueError(f"{name} expected reduction one of {_REDUCTIONS}, got {reduction!r}")
 
 
-def _check_mixing(name: str, logits: Tensor, labels: Tensor, sources: Tensor, weights: Tensor) -> None:
-    batch = len(logits)
+def _check_mixing(
+    name: str, outputs: Tensor, labels: Tensor, sources: Tensor, weights: Tensor, what: str = "logits"
+) -> None:
+    batch = len(outputs)
     if batch == 0:
-        raise ValueError(f"{name} got an empty batch: logits of shape {tuple(logits.shape)}")
+        raise ValueError(f"{name} got an empty batch: {what} of shape {tuple(outputs.shape)}")
     # Partners from outside the batch follow its own rows (mixaug.Pooled).
     if len(labels) < batch:
-        raise ValueError(f"{name} got logits of {batch} samples, but labels of shape {tuple(labels.shape)}")
+        raise ValueError(f"{name} got {what} of {batch} samples, but labels of shape {tuple(labels.shape)}")
     if sources.ndim != 2 or len(sources) != batch or sources.shape[1] == 0:
         raise ValueError(f"{name} expected sources of shape ({batch}, M), M >= 1; got {tuple(sources.shape)}")
     if sources.dtype != torch.int64:

@@ -44,6 +44,8 @@ By = Literal["labels", "inputs"]
 #: meet oneself above which it is called too narrow.
 TOO_WIDE = 0.05
 TOO_NARROW = 0.95
+#: Beyond this the square of a distance may overflow.
+LARGEST = 1e150
 #: Share of all pairs that ``Local(radius="auto")`` allows.
 LOCAL_SHARE = 0.1
 
@@ -203,7 +205,7 @@ class Local:
     involution = False
 
     def __init__(
-        self, radius: float | Literal["auto"] = "auto", *, by: By = "inputs", include_self: bool = False
+        self, radius: float | Literal["auto"] = "auto", *, by: By = "inputs", include_self: bool = True
     ) -> None:
         self.radius = radius if radius == "auto" else positive("radius", radius)
         self.by: By = _check_by("Local", by)
@@ -289,8 +291,10 @@ class Nearest:
             ValueError: fewer than k + 1 rows, NaN values, or no inputs for ``by="inputs"``.
         """
         points = _points("Nearest", self.by, _fitted_rows("Nearest", self.by, labels, inputs))
-        if points.shape[0] <= int(self.k_max or 1):
-            raise ValueError(f"Nearest expects more than k={self.k_max} rows to find neighbours in, got {len(points)}")
+        # A limit that is a function counts as all others where it is larger.
+        fewest = 1 if callable(self.k) else int(self.k)
+        if points.shape[0] <= fewest:
+            raise ValueError(f"Nearest expects more than k={fewest} rows to find neighbours in, got {len(points)}")
         return FittedNearest(self, points)
 
     def choose(self, neighbours: Tensor, batch: Batch, draws: Draws) -> Tensor:
@@ -394,6 +398,7 @@ class FittedNearest:
     def __init__(self, pairing: Nearest, points: Tensor) -> None:
         self.pairing = pairing
         self.points = points
+        self.count = min(int(pairing.k_max or 1), points.shape[0] - 1)
         self.kept: Tensor | None = None
         self.order: Tensor | None = None
         if points.ndim == 2 and points.shape[1] == 1:
@@ -410,20 +415,24 @@ class FittedNearest:
                 meant; without them a row at distance 0, if there is one, is taken for the sample itself.
         """
         points = _like_fitted("Nearest", self.pairing.by, _of_batch("Nearest", batch, self.pairing.by), self.points)
-        known = rows is not None and self.order is None and _readable(points)
-        neighbours = self._look_up(rows) if known and rows is not None else self._neighbours(points, rows)
+        if rows is None:
+            neighbours = self._neighbours(points, None)
+        elif self.order is None and _readable(points):
+            neighbours = self._look_up(rows)
+        else:
+            neighbours = self._neighbours(self.points[rows], rows)
         return self.pairing.choose(neighbours, batch, draws)
 
     def _look_up(self, rows: Tensor) -> Tensor:
         if self.kept is None:
-            self.kept = torch.full((self.points.shape[0], int(self.pairing.k_max or 1)), -1)
+            self.kept = torch.full((self.points.shape[0], self.count), -1)
         new = rows[self.kept[rows, 0] < 0].unique()
         if len(new):
             self.kept[new] = self._neighbours(self.points[new], new)
         return self.kept[rows]
 
     def _neighbours(self, points: Tensor, rows: Tensor | None) -> Tensor:
-        count = int(self.pairing.k_max or 1)
+        count = self.count
         if self.order is not None:
             # The k + 1 nearest lie within k + 1 places of the anchor's own.
             width = min(count + 1, self.points.shape[0])
@@ -525,10 +534,16 @@ def _points(what: str, name: str, rows: Tensor) -> Tensor:
         raise TypeError(f"{what} expects {name} as a torch.Tensor, got {type(rows).__name__}")
     if rows.ndim == 0 or rows.numel() == 0:
         raise ValueError(f"{what} expects at least one row of {name}, got shape {tuple(rows.shape)}")
+    if rows.dtype == torch.bool or rows.is_complex():
+        raise TypeError(f"{what} pairs by distance of {name}, which must be floating or integer, got {rows.dtype}")
     points = as_points(rows)
-    if points.is_floating_point() and _readable(points) and not bool(points.isfinite().all()):
-        row = int((~points.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"{what} pairs by distance, but row {row} of {name} holds NaN or infinity")
+    if points.is_floating_point() and _readable(points):
+        small = points.abs() <= LARGEST
+        if not bool(small.all()):
+            row = int((~small).any(1).nonzero()[0])
+            raise ValueError(
+                f"{what} pairs by distance, but row {row} of {name} holds NaN, infinity or a number beyond {LARGEST:g}"
+            )
     return points
 
 

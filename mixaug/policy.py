@@ -181,14 +181,14 @@ class Policy(nn.Module):
             plan = self.draw(images, labels, signals=signals, generator=generator)
             mixed: Any = self.apply(images, plan, inplace=inplace, out=out)
         else:
-            tensors = _entries(type(self).__name__, images, keys)
+            tensors = entries(type(self).__name__, images, keys)
             if out is not None:
                 raise ValueError("out= takes a single tensor of images, not a dict or tuple")
             primary = next(iter(tensors.values()))
             plan = self.draw(primary, labels, signals=signals, generator=generator)
             _check_same_batch(type(self).__name__, tensors, primary, plan)
             done = {key: self.apply(tensor, plan, inplace=inplace) for key, tensor in tensors.items()}
-            mixed = _replaced(images, done)
+            mixed = replaced(images, done)
         weights = plan.weights
         if weights is None:
             raise ValueError(f"{type(self).__name__} drew a plan without weights")
@@ -219,6 +219,8 @@ class Policy(nn.Module):
     def tap(self, model: nn.Module, mixed: MixedBatch) -> Iterator[None]:
         """Mix hidden features while the model runs: ``with policy.tap(model, mixed): model(mixed.inputs)``.
 
+        ``mixed`` comes from ``policy(images, labels, signals=model)``.
+
         Forward hooks on the modules that the plan names; removed on leaving, after an error too. Where activation
         checkpointing calls a module again during the backward pass, the same draw is replayed.
         :class:`mixaug.MixStep` does all this.
@@ -232,6 +234,11 @@ class Policy(nn.Module):
             return
         with tapping(type(self).__name__, model, plan):
             yield
+
+    #: Whether partners mean anything to it: not to one that never mixes.
+    has_partners: ClassVar[bool] = True
+    #: Whether ``inplace=True`` and ``out=`` can be asked for.
+    writes_in_place: ClassVar[bool] = True
 
     def prepare(self, preparation: Preparation) -> None:
         """Let the policy, and those inside it, look at the data of a run once, before the first step."""
@@ -266,6 +273,9 @@ class Policy(nn.Module):
             value = getattr(self, parameter.name, parameter.default)
             if isinstance(value, (int, float, str, tuple)) and value != parameter.default:
                 shown.append(f"{parameter.name}={value!r}")
+        # Of the plain pairings the name is an option already; the others say what they were made with.
+        if type(self.pairing).__repr__ is not object.__repr__:
+            shown.append(f"pairing={self.pairing!r}")
         return ", ".join(shown)
 
 
@@ -403,7 +413,8 @@ def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float
     return [p / sum(values) for p in values]
 
 
-def _entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Tensor]:
+def entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Tensor]:
+    """The tensors that ``keys`` names in a dict, list or tuple, the images first."""
     if not isinstance(inputs, (dict, list, tuple)):
         raise TypeError(f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__}")
     known = list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
@@ -412,11 +423,11 @@ def _entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Te
     missing = [key for key in keys if key not in known]
     if missing:
         raise ValueError(f"{what}: keys names {missing[0]!r}, but the batch has {known}")
-    entries = {key: inputs[key] for key in keys}
-    for key, value in entries.items():
+    found = {key: inputs[key] for key in keys}
+    for key, value in found.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{what}: entry {key!r} is a {type(value).__name__}, not a tensor")
-    return entries
+    return found
 
 
 def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, plan: Plan) -> None:
@@ -431,7 +442,8 @@ def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, pl
             )
 
 
-def _replaced(inputs: Any, done: dict[Any, Tensor]) -> Any:
+def replaced(inputs: Any, done: dict[Any, Tensor]) -> Any:
+    """A dict, list or tuple with some of its entries replaced."""
     if isinstance(inputs, dict):
         return {key: done.get(key, value) for key, value in inputs.items()}
     return rebuild(inputs, [done.get(index, value) for index, value in enumerate(inputs)])

@@ -18,7 +18,7 @@ from mixaug.ops.layout import reads_freely
 from mixaug.pairing import Pairing
 from mixaug.plan import Hidden, Plan, Select
 from mixaug.policies.none import NoMix
-from mixaug.policy import OneOf, Policy
+from mixaug.policy import OneOf, Policy, entries, replaced
 from mixaug.registry import create
 
 Fetch = Callable[[Tensor], Tensor]
@@ -104,7 +104,8 @@ class Pooled(Policy):
         candidates: ``"all"`` rows; or ``"batch"``, the cheaper mode of C-Mixup's code (``batch_type 1``): B rows
             are drawn uniformly, and the pairing chooses among them and the batch. That is another, narrower
             distribution.
-        both: keep the partner's side of each pair too: 2B mixed samples, as in C-Mixup's code for PovertyMap.
+        both: keep the partner's side of each pair too: 2B mixed samples. C-Mixup's code for PovertyMap does so on half
+            batches, with the lam of the pair; take ``per="batch"`` for one lam.
 
     Raises:
         ValueError: inputs and labels of different length, a pairing that cannot look into a training set, members of
@@ -120,6 +121,7 @@ class Pooled(Policy):
     """
 
     spatial = None
+    writes_in_place = False
 
     def __init__(
         self,
@@ -139,6 +141,8 @@ class Pooled(Policy):
                 f"Pooled cannot ask the model about partners from outside the batch, but {type(self.policy).__name__} "
                 f"needs {sorted(self.policy.needs)}"
             )
+        if not isinstance(inputs, Tensor) and not callable(inputs):
+            raise TypeError(f"Pooled expects inputs as a tensor or a function of rows, got {type(inputs).__name__}")
         if not isinstance(labels, Tensor) or labels.ndim == 0 or not len(labels):
             raise ValueError(f"Pooled expects labels (N, ...) with N >= 1, got {getattr(labels, 'shape', labels)!r}")
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
@@ -218,29 +222,42 @@ class Pooled(Policy):
         """Draw partners and mix.
 
         Args:
-            images: (B, ...) like the training inputs.
+            images: (B, ...) like the training inputs, or a dict, list or tuple that holds such a tensor.
             labels: (B, ...) like the training labels.
             signals, generator: see :class:`mixaug.Policy`.
-            keys, inplace, out: not supported.
+            keys: for a dict, list or tuple: its one entry to mix; the others pass through untouched.
+            inplace, out: not supported.
             rows: (B,) int64 rows of the training set that the samples are; needed by pairings with
                 ``include_self=False``.
 
         Raises:
             ValueError: inputs or labels unlike the training set's, or on another device.
         """
-        if keys is not None or inplace or out is not None:
-            raise ValueError("Pooled mixes one tensor into a new one: keys=, inplace= and out= have no meaning")
-        plan, joined = self._draw(Batch(images, labels, signals), generator, rows)
+        if inplace or out is not None:
+            raise ValueError("Pooled mixes into a new tensor: inplace= and out= have no meaning")
+        if isinstance(images, Tensor):
+            if keys is not None:
+                raise ValueError(f"keys={list(keys)} names entries of a dict or tuple, but images is a tensor")
+            tensors = {0: images}
+        else:
+            tensors = entries("Pooled", images, keys)
+            if len(tensors) > 1:
+                raise ValueError(f"Pooled has one training input for each row, so it mixes one entry, got keys={keys}")
+        [(key, tensor)] = tensors.items()
+        plan, joined = self._draw(Batch(tensor, labels, signals), generator, rows)
         if plan.weights is None:
             raise ValueError(f"{type(self.policy).__name__} drew a plan without weights")
-        return MixedBatch(
-            inputs=plan.mix(joined.images), labels=joined.labels, sources=plan.sources, weights=plan.weights, plan=plan
-        )
+        mixed: Any = plan.mix(joined.images)
+        if not isinstance(images, Tensor):
+            mixed = replaced(images, {key: mixed})
+        return MixedBatch(inputs=mixed, labels=joined.labels, sources=plan.sources, weights=plan.weights, plan=plan)
 
     def _draw(self, batch: Batch, generator: Generator | None, rows: Tensor | None) -> tuple[PooledPlan, Batch]:
         self.check(batch)
         check_generator("Pooled", generator, batch.device)
         size, device = len(batch), batch.device
+        if rows is not None and not isinstance(rows, Tensor):
+            raise TypeError(f"Pooled expects rows as an int64 tensor, got {type(rows).__name__}")
         if rows is not None and (rows.dtype != torch.int64 or rows.shape != (size,)):
             raise ValueError(f"Pooled expects rows ({size},) int64, got {tuple(rows.shape)} {rows.dtype}")
         if rows is not None and reads_freely(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.labels):
@@ -258,7 +275,7 @@ class Pooled(Policy):
             alone = drawn < 0
             pool_rows = drawn.clamp(min=0)
             joined = self._join(batch, pool_rows)
-            # Both members of a pair point at each other, so that per="pair" can share draws between them.
+            # Both members of a pair point at each other: so a policy may share draws between them.
             partner = torch.cat([torch.where(alone, own, own + size), torch.where(alone, own + size, own)])
         inner = self.policy.plan(joined, generator, partner)
         keep = 2 * size if self.both else size
@@ -297,6 +314,11 @@ class Pooled(Policy):
                 f"Pooled needs a pairing that can look into a training set; {type(self.pairing).__name__} only orders "
                 'a batch. Choose "label_kernel", "nearest", "local" or the default'
             )
+        if not isinstance(self.inputs, Tensor) and getattr(self.pairing, "by", "labels") == "inputs":
+            raise ValueError(
+                f"Pooled: {self.pairing!r} needs the training inputs as one tensor, got a function of rows; "
+                'pair by="labels", or give candidates="batch"'
+            )
         return self.pairing.fit(self.labels, self.inputs if isinstance(self.inputs, Tensor) else None)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Pooled:
@@ -321,12 +343,18 @@ def _pairing_of(policy: Policy) -> Pairing:
         return policy.pairing
     found = [_pairing_of(member) for member in policy.policies if isinstance(member, Policy)
              and not isinstance(member, NoMix)]  # fmt: skip
-    if any(type(other) is not type(found[0]) or vars(other) != vars(found[0]) for other in found):
+    if any(_described(other) != _described(found[0]) for other in found):
         raise ValueError(
             "Pooled draws partners before it is known which of several policies mixes, but theirs differ: "
-            f"{', '.join(type(pairing).__name__ for pairing in found)}. Give OneOf one for all with pairing="
+            f"{', '.join(map(_described, found))}. Give OneOf one for all with pairing="
         )
     return found[0] if found else policy.pairing
+
+
+def _described(pairing: Pairing) -> str:
+    """A pairing with its options; the name of one that has none."""
+    plain = type(pairing).__repr__ is object.__repr__
+    return type(pairing).__name__ if plain else repr(pairing)
 
 
 def _acts_inside(plan: Plan) -> bool:

@@ -21,6 +21,7 @@ class Preparation:
             raises a ValueError where the run has no such set.
         new_model: a model like the one to be trained, freshly initialised, on the device; to be thrown away.
         batch_size, learning_rate: of the run.
+        loss: the run's objective on unmixed labels, (predictions, labels) to a mean.
         generator: of all draws, on the device.
     """
 
@@ -28,4 +29,5 @@ class Preparation:
     new_model: Callable[[], nn.Module]
     batch_size: int
     learning_rate: float
+    loss: Callable[[Tensor, Tensor], Tensor]
     generator: Generator

@@ -74,6 +74,8 @@ def worst_group(
         higher_is_better: for R2 and correlations.
     """
     _columns("worst_group", predictions, labels)
+    if groups.is_floating_point():
+        raise TypeError(f"worst_group expects integer groups, got {groups.dtype}")
     if groups.shape != (len(labels),):
         raise ValueError(f"worst_group expects groups ({len(labels)},), got {tuple(groups.shape)}")
     values = torch.stack([metric(predictions[groups == group], labels[groups == group]) for group in groups.unique()])
@@ -86,8 +88,13 @@ def _constant(values: Tensor) -> Tensor:
 
 
 def _columns(what: str, predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"{what} expects {name} as a floating tensor, got {kind}")
     shapes = predictions.shape, labels.shape
-    if not all(shapes) or shapes[0][0] != shapes[1][0] or predictions.numel() != labels.numel() or not labels.numel():
+    ranks = {len(shape) for shape in shapes} <= {1, 2}
+    if not ranks or shapes[0][0] != shapes[1][0] or predictions.numel() != labels.numel() or not labels.numel():
         raise ValueError(
             f"{what} expects predictions and labels of the same rows and columns, at least one row, got "
             f"{tuple(predictions.shape)} and {tuple(labels.shape)}"

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses import MixedRegressionLoss, mixed_accuracy
+from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, mixed_accuracy
 from mixaug.policy import Policy
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
@@ -64,14 +64,17 @@ class MixStep(nn.Module):
         with self.policy.tap(self.model, mixed):
             outputs = self.model(mixed.inputs)
         loss = self.objective(outputs, mixed)
-        return loss, _scalars(loss, outputs, mixed, classifies=not isinstance(self.objective, MixedRegressionLoss))
+        classifies = isinstance(self.objective, (MixedCrossEntropy, MixedBinaryCrossEntropy))
+        return loss, _scalars(loss, outputs, mixed, classifies=classifies)
 
 
 def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch, *, classifies: bool) -> dict[str, Tensor]:
     scalars = {"loss": loss.detach()}
     labels = mixed.labels
-    scored = classifies and isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
-    if scored and labels is not None and (not labels.is_floating_point() or labels.shape[1:] == outputs.shape[1:]):
+    scored = isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
+    # Rows of numbers are classes only to an objective that takes them for such.
+    dense = classifies and labels is not None and labels.shape[1:] == outputs.shape[1:]
+    if scored and labels is not None and (not labels.is_floating_point() or dense):
         with torch.no_grad():
             scalars["accuracy"] = mixed_accuracy(outputs.detach(), mixed)
     return scalars

@@ -77,9 +77,17 @@ class _Tapped:
     def mixing(self, stage: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             self.called.add(stage)
-            return map_tensors(output, lambda features: self.plan.mix_hidden(stage, features))
+            return map_tensors(output, lambda features: self.mixed(stage, features))
 
         return hook
+
+    def mixed(self, stage: str, features: Tensor) -> Tensor:
+        if features.ndim == 0 or features.shape[0] != self.plan.rows:
+            raise ValueError(
+                f"module {stage!r} puts out {tuple(features.shape)}; to be mixed its outputs must have the batch "
+                f"first, ({self.plan.rows}, ...)"
+            )
+        return self.plan.mix_hidden(stage, features)
 
     def watch(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.ran = True
@@ -119,6 +127,6 @@ class _Tapped:
                     "one backward pass goes through two mixed passes of a model with activation checkpointing: which "
                     f"mix module {stage!r} is to replay is not known; call backward() for each loss"
                 )
-            return map_tensors(output, lambda features: self.plan.mix_hidden(stage, features))
+            return map_tensors(output, lambda features: self.mixed(stage, features))
 
         return hook

@@ -289,7 +289,7 @@ def test_sampler_against_exact_rows(dims, bandwidth, kernel):
     sampler, expected = KernelSampler(points, bandwidth, kernel), label_kernel(points, bandwidth, kernel=kernel)
     # Rows in the middle and at the ends, and one of ten equal ones.
     for row in (0, 100, int(points[:, 0].argmax()), int(points[:, 0].argmin())):
-        assert follows(sampled(sampler, points[row : row + 1], 6_000, row), expected[row : row + 1])
+        assert follows(sampled(sampler, points[row : row + 1], 6_000, row + 1), expected[row : row + 1])
 
 
 @pytest.mark.parametrize("chunk", [1 << 23, 700])
@@ -441,7 +441,7 @@ def test_bad_bandwidths_are_named(bandwidth):
     (lambda: label_kernel(torch.full((3,), 2.0), 1.0, units="standardised"), "all labels are equal"),
     (lambda: LabelKernel().fit(torch.full((9, 2), 2.0)), "all labels are equal.*give a raw bandwidth"),
     (lambda: LabelKernel(2.0, units="standardised").fit(torch.zeros(4, dtype=torch.int64)), "all labels are equal"),
-    (lambda: LabelKernel().fit(torch.tensor([[0.0, 1], [0, float("inf")]])), "row 1 of labels holds NaN or infinity"),
+    (lambda: LabelKernel().fit(torch.tensor([[0.0, 1], [0, float("inf")]])), "row 1 of labels holds NaN, infinity"),
     (lambda: Local(0), "radius expects a"),
     (lambda: Local(by="both"), "Local expects by"),
     (lambda: Local().fit(torch.randn(5)), r'Local\(by="inputs"\) needs the inputs of the training set'),
@@ -451,6 +451,8 @@ def test_bad_bandwidths_are_named(bandwidth):
     (lambda: nearest_rows(torch.randn(4, 2), 4), "more than count=4 >= 1 rows, got 4"),
     (lambda: nearest_rows(torch.randn(4, 2), 0), "count=0"),
     (lambda: nearest_rows(torch.full((4, 2), float("nan")), 2), "row 0 of rows holds NaN"),
+    (lambda: LabelKernel().fit(torch.randn(5, 1).double() * 1e200), "or a number beyond 1e\\+150"),
+    (lambda: LabelKernel().fit(torch.zeros(5, dtype=torch.bool)), "floating or integer, got torch.bool"),
 ])  # fmt: skip
 def test_errors_name_what_came(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -550,3 +552,10 @@ def test_neighbours_of_a_known_row_are_searched_once(monkeypatch):
     assert torch.equal(first, draw(fresh, None))  # no row is doubled, so the sample itself is known by its distance 0
     monkeypatch.setattr("mixaug.neighbours.squared_distances", None)
     assert torch.equal(draw(fitted, rows), first)
+
+
+def test_rows_as_wide_as_images_need_no_covariance():
+    images = torch.randn(40, 3 * 96 * 96, generator=seeded(60))
+    fitted = Local("auto").fit(torch.zeros(40, 1), images)
+    drawn = fitted.draw(Batch(images[:4], None, None), Draws(4, torch.device("cpu"), seeded(61)))
+    assert ((drawn >= 0) & (drawn < 40)).all()

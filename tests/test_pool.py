@@ -223,7 +223,7 @@ def test_inputs_from_a_function_equal_the_tensor():
         assert torch.equal(asked.pop(), lazy.plan.pool_rows)
         whole = Pooled(name, IMAGES, LABELS)(IMAGES[:B], LABELS[:B], generator=seeded(9))
         assert torch.equal(lazy.inputs, whole.inputs)
-    with pytest.raises(ValueError, match="needs the inputs of the training set"):
+    with pytest.raises(ValueError, match="needs the training inputs as one tensor, got a function of rows"):
         Pooled("knn_mixup", fetch, LABELS)
 
 
@@ -385,10 +385,15 @@ def test_sometimes_keeps_its_policys_pairing():
 
 
 def test_members_must_agree_on_the_partners():
-    with pytest.raises(ValueError, match=r"theirs differ: LabelKernel, Permutation. Give OneOf one for all"):
+    with pytest.raises(ValueError, match=r"theirs differ: LabelKernel\(auto, .*, Permutation\. Give OneOf one for all"):
         Pooled(OneOf(["cmixup", "mixup"]), INPUTS, LABELS)
-    with pytest.raises(ValueError, match="theirs differ: LabelKernel, LabelKernel"):
+    with pytest.raises(ValueError, match=r"theirs differ: LabelKernel\(1 raw, .*LabelKernel\(2 raw, "):
         Pooled(OneOf([mixaug.create("cmixup", bandwidth=h) for h in (1.0, 2.0)]), INPUTS, LABELS)
+    used, new = (mixaug.create("cmixup", bandwidth=1e9) for _ in range(2))
+    with pytest.warns(UserWarning, match="so wide"):
+        used(INPUTS, LABELS)
+    with pytest.warns(UserWarning, match="so wide"):
+        Pooled(OneOf([used, new]), INPUTS, LABELS)
     agreed = Pooled(OneOf(["cmixup", "cmixup", "none"]), INPUTS, LABELS)
     assert isinstance(agreed.pairing, LabelKernel)
     told = Pooled(OneOf(["cmixup", "mixup"], pairing="nearest"), INPUTS, LABELS)
@@ -449,7 +454,7 @@ def test_a_policy_that_asks_the_model_about_images_is_refused():
     ({"images": INPUTS[:0], "labels": LABELS[:0]}, "empty batch"),
     ({"rows": torch.arange(4)}, r"rows \(6,\) int64, got \(4,\) torch.int64"),
     ({"rows": torch.arange(6).float()}, r"rows \(6,\) int64, got \(6,\) torch.float32"),
-    ({"keys": [0]}, "have no meaning"),
+    ({"keys": [0]}, "but images is a tensor"),
     ({"inplace": True}, "have no meaning"),
     ({"out": torch.empty(B, 5)}, "have no meaning"),
 ])  # fmt: skip
@@ -493,3 +498,43 @@ def test_rows_that_the_training_set_does_not_have_are_refused():
     policy = mixaug.Pooled("knn_mixup", inputs, labels)
     with pytest.raises(ValueError, match=r"rows in \[0, 10\), got 3 to 10"):
         policy(inputs[:2], labels[:2], rows=torch.tensor([3, 10]))
+
+
+def test_one_entry_of_a_dict_or_tuple_is_mixed_and_a_collate_function_may_do_it():
+    policy = mixaug.Pooled("cmixup", INPUTS, LABELS)
+    alone = policy(INPUTS[:4], LABELS[:4], generator=seeded(52))
+    batch = {"x": INPUTS[:4], "name": list("abcd")}
+    mixed = policy(batch, LABELS[:4], generator=seeded(52), keys=["x"])
+    assert torch.equal(mixed.inputs["x"], alone.inputs)
+    assert mixed.inputs["name"] is batch["name"]
+    with pytest.raises(ValueError, match="mixes one entry"):
+        policy((INPUTS[:4], INPUTS[:4]), LABELS[:4], keys=[0, 1])
+    samples = torch.utils.data.TensorDataset(INPUTS, LABELS)
+    for workers in (0, 1):
+        loader = torch.utils.data.DataLoader(
+            samples, batch_size=6, num_workers=workers, collate_fn=mixaug.MixCollate(policy, seed=0)
+        )
+        found = next(iter(loader))
+        assert found.inputs.shape == (6, *INPUTS.shape[1:])
+        assert torch.equal(found.labels[:6], LABELS[:6])
+        assert found.targets().shape == (6, *LABELS.shape[1:])
+
+
+def test_what_is_no_training_set_is_refused_at_once():
+    with pytest.raises(TypeError, match="inputs as a tensor or a function of rows, got list"):
+        mixaug.Pooled("cmixup", [1, 2], LABELS)
+    with pytest.raises(TypeError, match="rows as an int64 tensor, got list"):
+        mixaug.Pooled("knn_mixup", INPUTS, LABELS)(INPUTS[:2], LABELS[:2], rows=[0, 1])
+
+
+def test_limits_that_are_a_function_count_at_most_all_others():
+    few = mixaug.create("regmix", limits=lambda x, y: torch.full((len(x),), 32), k_max=32)
+    policy = mixaug.Pooled(few, INPUTS[:6], LABELS[:6])
+    mixed = policy(INPUTS[:6], LABELS[:6], generator=seeded(53), rows=torch.arange(6))
+    assert (mixed.plan.pool_rows != torch.arange(6)).all()
+
+
+@pytest.mark.parametrize("name", ["cmixup", "knn_mixup", "local_mixup", "regmix"])
+def test_what_a_policy_pairs_by_is_in_its_repr(name):
+    assert "pairing=" in repr(mixaug.create(name))
+    assert "pairing=" not in repr(mixaug.create("mixup"))

@@ -126,8 +126,14 @@ def test_shapes_that_do_not_fit_are_named(metric):
 
 def test_groups_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"worst_group expects groups \(3,\), got \(2,\)"):
-        worst_group(mae, torch.zeros(3), torch.zeros(3), torch.zeros(2))
+        worst_group(mae, torch.zeros(3), torch.zeros(3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"integer groups, got torch.float32"):
+        worst_group(mae, torch.zeros(3), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(TypeError, match="predictions as a floating tensor, got list"):
+        mae([1.0], torch.zeros(1))
+    with pytest.raises(ValueError, match="the same rows and columns"):
+        mae(torch.zeros(4, 2, 3), torch.zeros(4, 3, 2))
     with pytest.raises(ValueError, match="worst_group expects predictions and labels of the same rows"):
-        worst_group(mae, torch.zeros(2), torch.zeros(3), torch.zeros(3))
+        worst_group(mae, torch.zeros(2), torch.zeros(3), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="worst_group expects predictions and labels"):
-        worst_group(mae, torch.zeros(0), torch.zeros(0), torch.zeros(0))
+        worst_group(mae, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

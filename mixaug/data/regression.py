@@ -20,6 +20,7 @@ import csv
 import gzip
 import importlib
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,12 @@ def _find(name: str, root: Root, files: Sequence[str], published: str, folders: 
 
 def _cells(path: Path, delimiter: str = ",") -> list[list[str]]:
     """Fields of a text table, every row of equal length; packed files are unpacked."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = raw.decode("utf-8-sig")
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    raw = path.read_bytes()
+    try:
+        text = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as comma-separated text in UTF-8: {error}") from error
     if not rows:
         raise ValueError(f"{path} is empty")
     for number, row in enumerate(rows, start=1):
@@ -115,14 +119,18 @@ def _number(path: Path, column: str, cells: Sequence[Any]) -> Numbers:
     for row, cell in enumerate(cells):
         missing = cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING)
         try:
+            if isinstance(cell, str) and "_" in cell:
+                raise ValueError("a number of Python's, not of a table")
             values[row] = np.nan if missing else float(cell)
         except (TypeError, ValueError):
             raise ValueError(
                 f"{path}: column {column!r} is not numeric, first in data row {row + 1}: {cell!r}"
             ) from None
-    if np.isinf(values).any():
+    beyond = np.abs(values) > np.finfo(np.float32).max
+    if beyond.any():
+        row = int(beyond.argmax())
         raise ValueError(
-            f"{path}: column {column!r} is infinite, first in data row {int(np.isinf(values).argmax()) + 1}"
+            f"{path}: column {column!r} is infinite or beyond float32, first in data row {row + 1}: {cells[row]!r}"
         )
     return values
 
@@ -523,6 +531,13 @@ def table(
         scaling, fit_on: see `mixaug.data.regression`.
     """
     name = "table"
+    for option, wanted in (("target", target), ("inputs", inputs)):
+        if not (wanted is None or isinstance(wanted, str)) and not (
+            isinstance(wanted, Sequence) and all(isinstance(column, str) for column in wanted)
+        ):
+            raise TypeError(f"data set 'table' expected {option} to be names of columns, got {wanted!r}")
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"data set 'table' expected group to be the name of a column or None, got {group!r}")
     targets = [target] if isinstance(target, str) else list(target or ())
     if not targets or not all(isinstance(column, str) for column in targets) or len(set(targets)) != len(targets):
         raise ValueError(f"data set 'table' expected target to be a column's name or several, got {target!r}")
@@ -552,6 +567,8 @@ def table(
         raise ValueError(f"{path} has no column left for the inputs; it has {', '.join(columns)}")
 
     labels = np.stack([_number(path, column, columns[column]) for column in targets], axis=1)
+    for column, numbers in zip(targets, labels.T, strict=True):
+        _check_resolution(path, column, numbers)
     values = np.stack([_number(path, column, columns[column]) for column in chosen], axis=1)
     rows = len(labels)
     valid, test = int(rows * valid_share), int(rows * test_share)
@@ -570,6 +587,19 @@ def table(
     return _assembled(name, values, labels, parts, chosen, targets, scaling, fit_on, groups, group)
 
 
+def _check_resolution(path: Path, column: str, numbers: Numbers) -> None:
+    """Labels become float32: what that rounds away must be nothing beside their spread."""
+    known = numbers[~np.isnan(numbers)]
+    lost = np.abs(known - known.astype(np.float32)).max(initial=0.0)
+    if known.size and lost > 1e-3 * known.std():
+        if known.std() == 0 and lost <= 1e-6 * abs(known[0]):
+            return
+        raise ValueError(
+            f"{path}: the target {column!r} has a spread of {known.std():.3g} around {known.mean():.3g}, which float32 "
+            f"rounds by up to {lost:.3g}; subtract a constant from it"
+        )
+
+
 def _table_columns(path: Path) -> dict[str, Sequence[Any]]:
     """Cells of every column by its name: text from CSV, typed values or None from Parquet."""
     if path.name.lower().endswith(".parquet"):
@@ -579,7 +609,10 @@ def _table_columns(path: Path) -> dict[str, Sequence[Any]]:
             raise ImportError(
                 f"reading {path} needs pyarrow: pip install 'mixaug[parquet]', or save the table as .csv"
             ) from error
-        source = parquet.read_table(path)
+        try:
+            source = parquet.read_table(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
         header, columns = list(source.column_names), [column.to_pylist() for column in source.columns]
     elif path.name.lower().endswith((".csv", ".csv.gz")):
         header, *cells = _cells(path)

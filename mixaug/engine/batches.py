@@ -147,6 +147,15 @@ class Batches:
                 f"augment.crop_padding and augment.flip act on images; {data.name} has inputs "
                 f"{tuple(data.input_shape)} {data.train.inputs.dtype}"
             )
+        if (
+            data.in_memory
+            and data.train.inputs.dtype != torch.uint8
+            and not (config.augment.mean is None and config.augment.std is None)
+        ):
+            raise ConfigError(
+                f"augment.mean and augment.std are for images; {data.name} has inputs {tuple(data.input_shape)}, "
+                "which data.scaling scales"
+            )
         if config.channels_last and len(data.input_shape) != 3:
             raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
         self._train: Any = self._resident() if data.in_memory else self._read()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from mixaug.batch import MixedBatch
 from mixaug.engine.config import plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
@@ -27,6 +28,8 @@ __all__ = [
     "build_optimizer",
     "build_policy",
     "build_scheduler",
+    "check_model",
+    "check_policy",
     "check_task",
     "load_data",
     "prepare_policy",
@@ -64,6 +67,31 @@ def build_model(config: DictConfig, data: Any) -> nn.Module:
     return _module(model, "model")
 
 
+def check_model(config: DictConfig, model: nn.Module, data: Any) -> None:
+    """Show the model two blank inputs of the data, without a trace: what does not fit is said before a run begins.
+
+    Raises:
+        ConfigError: names model and data, what the data gives and what became of it.
+    """
+    was_training = model.training
+    inputs = torch.zeros(2, *data.input_shape)
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(
+            f"model={config.choices.model} cannot take inputs {tuple(data.input_shape)} of data={config.choices.data}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if isinstance(outputs, torch.Tensor) and tuple(outputs.shape) != (2, data.outputs):
+        raise ConfigError(
+            f"model={config.choices.model} gives {tuple(outputs.shape[1:])} numbers for each input, but data="
+            f"{config.choices.data} needs ({data.outputs},)"
+        )
+
+
 def build_policy(config: DictConfig) -> Any:
     """The mixing policy."""
     return _module(_instantiate(config, "policy"), "policy")
@@ -77,7 +105,7 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     """
     from mixaug.pool import Pooled
 
-    if config.pool is None:
+    if config.pool is None or not policy.has_partners:
         return policy
     inputs, labels = batches.pool()
     try:
@@ -90,6 +118,19 @@ def build_objective(config: DictConfig) -> nn.Module:
     """The loss on a mixed batch."""
     objective: nn.Module = _module(_instantiate(config, "objective"), "objective")
     return objective
+
+
+def check_policy(config: DictConfig, policy: Policy) -> None:
+    """Refuse what a policy cannot do with the run's settings.
+
+    Raises:
+        ConfigError: hidden features of a compiled model.
+    """
+    if config.compile and "hidden" in policy.needs:
+        raise ConfigError(
+            f"policy={config.choices.policy} mixes inside the model by hooks, which a compiled model may not see; "
+            "use compile=false"
+        )
 
 
 def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
@@ -113,7 +154,7 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         )
 
 
-def prepare_policy(config: DictConfig, policy: Policy, data: Any, batches: Batches) -> None:
+def prepare_policy(config: DictConfig, policy: Policy, objective: nn.Module, data: Any, batches: Batches) -> None:
     """Let the policy look at the training data, once, before the first step.
 
     A policy that wants nothing costs nothing. The draws are the same in every process, and again when a run is
@@ -134,11 +175,26 @@ def prepare_policy(config: DictConfig, policy: Policy, data: Any, batches: Batch
                 new_model=new_model,
                 batch_size=config.batch_size,
                 learning_rate=config.optimizer.lr,
+                loss=_plain_loss(objective),
                 generator=generator,
             )
         )
     except ValueError as error:
         raise ConfigError(f"policy: {error}") from error
+
+
+def _plain_loss(objective: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The objective on unmixed labels, (predictions, labels) to their mean loss."""
+
+    def loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(labels), device=labels.device)[:, None]
+        weights = torch.ones(len(labels), 1, device=labels.device)
+        value: torch.Tensor = objective(
+            predictions, MixedBatch(inputs=labels, labels=labels, sources=rows, weights=weights, plan=None)
+        )
+        return value
+
+    return loss
 
 
 def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:

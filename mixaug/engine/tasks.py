@@ -17,7 +17,7 @@ from torch import nn
 if TYPE_CHECKING:
     from mixaug.engine.batches import Batches
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "TASKS", "Detail", "Task", "task_of"]
+__all__ = ["CLASSIFICATION", "REGRESSION", "TASKS", "Detail", "Task", "task_named", "task_of"]
 
 Record = Mapping[str, Any]
 
@@ -53,6 +53,7 @@ class Task:
         splits: the held-out sets that are scored after every epoch.
         score: (model, batches, split, precision) to numbers by name, ``samples`` among them.
         value: of a record, the larger the better; chooses the best checkpoint.
+        later_wins: which of equal epochs that is.
         summary: records of all epochs to the numbers of a result.
         line: of a record, what an epoch's line of the log says.
     """
@@ -69,6 +70,7 @@ class Task:
     splits: tuple[str, ...]
     score: Callable[[nn.Module, Batches, str, str], dict[str, float | None]]
     value: Callable[[Record], float]
+    later_wins: bool
     summary: Callable[[Sequence[Record]], dict[str, Any]]
     line: Callable[[Record], str]
 
@@ -96,6 +98,13 @@ def task_of(data: Any) -> Task:
     from mixaug.data import RegressionSet
 
     return REGRESSION if isinstance(data, RegressionSet) else CLASSIFICATION
+
+
+def task_named(data: str) -> Task:
+    """The task of a data set by the name that `mixaug.data.load` knows it by; a name of another's is classification."""
+    from mixaug.data import regression
+
+    return REGRESSION if data in regression.LOADERS else CLASSIFICATION
 
 
 # -- classification -----------------------------------------------------------------------------------------------
@@ -140,6 +149,7 @@ CLASSIFICATION = Task(
     splits=("test",),
     score=_score_classes,
     value=lambda record: float(record["test_top1"]),
+    later_wins=False,
     summary=_summary_of_classes,
     line=lambda record: f"test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}",
 )
@@ -206,6 +216,7 @@ REGRESSION = Task(
     splits=("valid", "test"),
     score=_score_numbers,
     value=_value_of_numbers,
+    later_wins=True,
     summary=_summary_of_numbers,
     line=lambda record: f"valid RMSE {_told(record['valid_rmse'])}  test RMSE {_told(record['test_rmse'])}",
 )

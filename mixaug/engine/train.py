@@ -71,13 +71,18 @@ def train(config: DictConfig) -> dict[str, Any]:
         task, objective = task_of(data), build.build_objective(config)
         build.check_task(config, objective, data)
         model, batches = build.build_model(config, data), Batches(config, data, world)
-        step = MixStep(model, build.with_pool(config, build.build_policy(config), batches), objective)
+        build.check_model(config, model, data)
+        policy = build.with_pool(config, build.build_policy(config), batches)
+        build.check_policy(config, policy)
+        step = MixStep(model, policy, objective)
         if world.is_main:
             run.prepare(folder, config, world.device, world.size)
         world.barrier()
         state: TrainingState | None = None
         try:
-            build.prepare_policy(config, step.policy, data, batches)
+            begun = perf_counter()
+            build.prepare_policy(config, step.policy, objective, data, batches)
+            prepared = perf_counter() - begun
             state, forward = _assemble(config, step, world, len(batches))
             found = checkpoint.load_latest(folder, log.say)
             if found is not None:
@@ -85,7 +90,7 @@ def train(config: DictConfig) -> dict[str, Any]:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(config, folder, state, forward, batches, task, world, log)
+            return _run_epochs(config, folder, state, forward, batches, task, prepared, world, log)
         except Exception as error:
             if world.is_main:
                 _record_failure(folder, config, state, error)
@@ -132,6 +137,7 @@ def _run_epochs(
     forward: nn.Module,
     batches: Batches,
     task: Task,
+    prepared: float,
     world: World,
     log: Log,
 ) -> dict[str, Any]:
@@ -149,13 +155,14 @@ def _run_epochs(
         if state.scheduler is not None:
             state.scheduler.step(position.epoch, task.value(record))
         if world.is_main:
-            if task.value(record) > best or len(state.history) == 1:
+            value = task.value(record)
+            if value > best or (task.later_wins and value == best) or len(state.history) == 1:
                 checkpoint.save(folder / checkpoint.BEST, state.weights())
             run.append_line(folder / "epochs.jsonl", record)
         _save(folder, state, world)
         log.epoch(record, config.epochs, task.line(record))
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
-    result = _result(config, state, task)
+    result = _result(config, state, task, prepared)
     if world.is_main:
         run.write_json(folder / "result.json", result)
     world.barrier()
@@ -258,11 +265,11 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: dict
     }
 
 
-def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, Any]:
+def _result(config: DictConfig, state: TrainingState, task: Task, prepared: float) -> dict[str, Any]:
     history = state.history
     settings = plain(config)
     parameters = state.step.model.parameters()
-    pool = {} if config.pool is None else {"pool": config.pool}
+    pool = {} if config.pool is None or not state.step.policy.has_partners else {"pool": config.pool}
     return {
         "status": "finished",
         "task": task.name,
@@ -275,6 +282,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, A
         "seed": config.seed,
         "epochs": config.epochs,
         **task.summary(history),
+        "prepare_seconds": prepared,
         "train_seconds": sum(record["seconds"] for record in history),
         "step_ms": median_of(record["step_ms"] for record in history),
         "peak_memory_mb": max(record["peak_memory_mb"] for record in history),

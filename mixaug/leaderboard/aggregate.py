@@ -226,6 +226,11 @@ def _row(
         else:
             time_ratio = ratio_of_medians(_by_seed(members, "step_ms"), _by_seed(baseline, "step_ms"))
             memory_ratio = ratio_of_medians(_by_seed(members, "peak_memory_mb"), _by_seed(baseline, "peak_memory_mb"))
+        learnt = ratio_of_medians(_by_seed(members, "prepare_seconds"), _by_seed(members, "train_seconds"))
+        if learnt is not None and learnt >= 0.02:
+            notes.append(
+                f"the time leaves out what the policy learnt beforehand, {learnt:.0%} of the training's seconds"
+            )
     elif policy == BASELINE:
         time_ratio = 1.0 if _by_seed(members, "step_ms") else None
         memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None

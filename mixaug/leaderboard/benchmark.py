@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixaug.engine.tasks import TASKS
+from mixaug.engine.tasks import TASKS, task_named
 from mixaug.leaderboard.collect import read_epochs, read_run
 from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.launch import (
@@ -371,6 +371,11 @@ def run_grid(
     console = console or terminal()
     cells = expand(arguments)
     config = cells[0].config
+    for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:
+        if statistic is not None and statistic not in task.figures:
+            raise ValueError(
+                f"statistic: {statistic!r} is not taken in {task.name}; there it is one of {', '.join(task.figures)}"
+            )
     devices = gpus(config)
     number = default_jobs(len(cells), len(devices)) if jobs is None else _positive("jobs", jobs)
     # Results may differ in the last bits with the number of threads, so a user can fix it (threads=1).

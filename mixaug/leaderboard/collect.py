@@ -23,7 +23,7 @@ STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in
 MARKERS = ("result.json", "failure.json", "config.yaml", "epochs.jsonl")
 TEXT_KEYS = ("policy", "model", "data", "protocol")
 NUMBER_KEYS = ("seed", "epochs")
-OPTIONAL_NUMBER_KEYS = ("top5_last", "train_seconds", "step_ms", "peak_memory_mb", "params")
+OPTIONAL_NUMBER_KEYS = ("top5_last", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def rerun(row: Row) -> str:
 def agrees(row: Row) -> bool | None:
     """Whether our mean lies within 2.5 standard errors of the rerun's; None where that cannot be told."""
     found = row.published.rerun
-    if found is None or row.score.std is None:
+    if found is None or row.score.std is None or row.statistic != row.task.figure:
         return None
     away = abs(row.score.mean - statistics.fmean(found.values))
     return away <= found.allowed(row.score.std, row.score.n)
@@ -99,7 +99,7 @@ def number(row: Row, key: str, digits: int = 2) -> str:
 
 def _rerun_remark(row: Row, found: Rerun) -> str:
     told = f"rerun of the authors' code, {len(found.values)} seeds ({found.name})"
-    if row.score.std is not None:
+    if agrees(row) is not None and row.score.std is not None:
         away, allowed = row.score.mean - statistics.fmean(found.values), found.allowed(row.score.std, row.score.n)
         told += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}"
     if len(found.worst_group) > 1:
@@ -117,7 +117,8 @@ def remarks(row: Row) -> list[str]:
     if figure is not None:
         said.append(f"published: {figure.citation}")
         taken = "median of last 10 epochs" in figure.note
-        if row.task.name == "classification" and taken != (row.statistic == "median10"):
+        usual = "median10" if taken else row.task.figure
+        if row.statistic != usual:
             said.append(f"this column is the {row.task.figures[row.statistic]}")
     elif row.published.detail:
         said.append(f"{row.published.mark}: {row.published.detail}")

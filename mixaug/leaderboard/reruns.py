@@ -46,6 +46,23 @@ DATA: Mapping[str, DataName] = {
     "exchange_rate": DataName("Exchange-Rate", 100, options={"fit_on": "all", "scaling": "maxabs"}),
 }
 
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "airfoil": {"cmixup": {"bandwidth": 1.75, "stages": ["layer1"]}},
+    "no2": {"cmixup": {"bandwidth": 1.2}},
+    "communities_crime": {"cmixup": {"bandwidth": 4.0, "stages": ["layer1"]}},
+    "skillcraft": {"cmixup": {"bandwidth": 1.0}},
+    "exchange_rate": {"cmixup": {"bandwidth": 0.05, "stages": ["layer1"]}},
+}
+"""Options of a policy on a data set, where the authors' runs differ from its defaults and from `COMMON`."""
+
+COMMON: Mapping[str, Mapping[str, object]] = {
+    "none": {},
+    "mixup": {"pool": "all", "per": "batch"},
+    "manifoldmix": {"pool": "all", "per": "batch", "stages": ["layer1"]},
+    "cmixup": {"pool": "all", "per": "batch"},
+    "regmix": {"pool": "all", "per": "batch", "limits": "learned"},
+}
+
 METHODS: Mapping[str, str] = {
     "none": "ERM",
     "mixup": "mixup",
@@ -84,29 +101,40 @@ def match(
         return Match(mark="settings unknown", detail="the run's config cannot be compared with its protocol")
     if departures:
         return Match(mark="other settings", detail=", ".join(departures))
-    options = {**policy_defaults(policy), **policy_options}
-    rerun = _rerun(entry.rerun.format(split=data_options.get("split")), _rerun_name(policy, options))
-    if policy != "none" and options.get("pool") != "all":
-        return Match(mark="other options", detail=f"pool={options.get('pool')} (published: all)")
+    defaults = policy_defaults(policy)
+    options = {**defaults, **policy_options}
+    alpha = {} if policy == "none" else {"alpha": 1.5 if data == "exchange_rate" else 2.0}
+    wanted = {**defaults, **COMMON[policy], **alpha, **PUBLISHED[data].get(policy, {})}
+    other = [
+        f"{key}={options.get(key)} (published: {wanted.get(key)})"
+        for key in sorted({*options, *wanted})
+        if _plain(options.get(key)) != _plain(wanted.get(key))
+    ]
+    # Variants of the authors' own settings were rerun too: other bandwidths, alphas and places of mixing.
+    free = ("alpha", "bandwidth", "stages") if policy == "cmixup" else ()
+    rerun = None
+    if not [told for told in other if told.partition("=")[0] not in free]:
+        rerun = _rerun(entry.rerun.format(split=data_options.get("split")), _rerun_name(policy, options))
+    if other:
+        return Match(mark="" if rerun else "other options", detail=", ".join(other), rerun=rerun)
     figure = _figure(entry, method, MODELS[model])
     return Match(figure=figure, mark="" if figure or rerun else "no published figure", rerun=rerun)
 
 
+def _plain(value: object) -> object:
+    """Lists and tuples of a config and of a signature alike."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
 def _rerun_name(policy: str, options: Mapping[str, Any]) -> str:
     """What the rerun with these options is called; empty where there is none."""
-    alpha, stages = options.get("alpha"), options.get("stages")
-    inside = "manifold" if stages else "input"
-    if policy == "none":
-        return "erm"
-    if policy == "mixup" and alpha == 2.0:
-        return "mixup"
-    if policy == "manifoldmix" and alpha == 2.0 and list(stages or ()) == ["layer1"]:
-        return "manifold_mixup"
-    known = options.get("kernel") == "gaussian" and options.get("units") == "raw" and options.get("include_self")
-    if policy == "cmixup" and known and isinstance(options.get("bandwidth"), int | float):
-        strength = "" if alpha == 2.0 else f"_alpha{alpha:g}"
-        return f"cmixup_{inside}{strength}_h{options['bandwidth']:g}"
-    return ""
+    if policy != "cmixup":
+        return {"none": "erm", "mixup": "mixup", "manifoldmix": "manifold_mixup"}.get(policy, "")
+    stages, bandwidth, alpha = options["stages"], options["bandwidth"], options["alpha"]
+    if _plain(stages) not in (None, ["layer1"]) or not isinstance(bandwidth, (int, float)):
+        return ""
+    place = "input" if stages is None else "manifold"
+    return f"cmixup_{place}" + ("" if alpha == 2.0 else f"_alpha{alpha:g}") + f"_h{bandwidth:g}"
 
 
 @cache

@@ -106,7 +106,7 @@ class MixCollate:
             self.policy.set_progress(float(self._progress[0]))
         batch = self.collate(samples)
         # default_collate has just stacked copies, which nobody else holds.
-        inplace = self.collate is default_collate
+        inplace = self.collate is default_collate and self.policy.writes_in_place
         mixed: MixedBatch = self.layout.mix(self.policy, batch, generator=generator, inplace=inplace)
         if self.num_classes is None:
             return mixed

@@ -91,6 +91,22 @@ def total_variance(points: Tensor) -> Tensor:
     return points.var(0, correction=0).sum()
 
 
+def _main_direction(centred: Tensor, rounds: int = 16) -> Tensor:
+    """(D,) unit vector along which rows (N, D) spread much, the same on every machine up to rounding.
+
+    Power iterations: O(N D), where the covariance of images would be D x D. Any direction would do; this one keeps
+    many proposals.
+    """
+    direction = centred.square().mean(0)
+    for _ in range(rounds):
+        direction = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
+        direction = centred.T @ (centred @ direction)
+    norm = direction.norm()
+    first = torch.zeros_like(direction)
+    first[0] = 1.0
+    return torch.where(norm > 0, direction / norm.clamp(min=torch.finfo(direction.dtype).tiny), first)
+
+
 class KernelSampler:
     """Draws rows of a data set with probability proportional to a kernel on the distance to given points.
 
@@ -98,7 +114,8 @@ class KernelSampler:
     or the direction in which rows spread most). Around an anchor, strips of rows are formed in which the kernel
     along that axis falls by a fixed factor f; a strip is drawn by its size times its largest weight, a row
     uniformly in it, and kept with probability true weight / largest weight: at least 1/f for one-dimensional
-    labels, whatever their density. Strips with less than 1e-9 of a row's probability in all are left out.
+    labels, whatever their density. Strips with less than 1e-9 of a row's probability in all, the anchor's own row
+    included, are left out.
     For more dimensions proposals are kept less often, by the share of the strip that is near in the other directions
     too. Anchors for which none was kept get ever more proposals; those that would by then have cost as much as their
     whole row of the kernel, O(N D), get that row.
@@ -124,7 +141,7 @@ class KernelSampler:
         if not self.classes and points.shape[1] > 1:
             self.centre = points.mean(0)
             points = points - self.centre
-            self.axis = torch.linalg.eigh(points.T @ points).eigenvectors[:, -1]
+            self.axis = _main_direction(points)
         self.place, self.order = self._project(points).sort(stable=True)
         self.points = points[self.order]
         if self.axis is not None and kernel == "gaussian":

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mixaug.draws import Per
+from mixaug.labeling import Labeling
 from mixaug.neighbours import LabelKernel, Units
 from mixaug.ops.kernels import Kernel
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
+from mixaug.ratio import Ratio
 from mixaug.registry import register
 
 
@@ -31,6 +33,9 @@ def cmixup(
     include_self: bool = True,
     stages: Sequence[str] | None = None,
     per: Per = "batch",
+    *,
+    ratio: str | float | Ratio = "beta",
+    labeling: str | Labeling = "area",
 ) -> Policy:
     """Blend samples of similar labels: partners by a Gaussian kernel on label distance.
 
@@ -40,6 +45,7 @@ def cmixup(
             scale: 1.75 on Airfoil, 0.05 on Exchange-Rate.
         stages: names of the model's modules to mix after, in place of the input ("manifold" in the authors' code,
             one fixed stage there), see :class:`mixaug.policies.ManifoldMix`; needs :class:`mixaug.MixStep`.
+        ratio, labeling: see :class:`mixaug.Policy`.
         per: how often lam is drawn: ``"batch"`` as the authors, or ``"sample"``.
 
     Raises:
@@ -47,5 +53,5 @@ def cmixup(
     """
     pairing = LabelKernel(bandwidth, units=units, kernel=kernel, include_self=include_self)
     if stages is None:
-        return Mixup(alpha, pairing=pairing, per=per)
-    return ManifoldMix(alpha, stages, pairing=pairing, per=per)
+        return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
+    return ManifoldMix(alpha, stages, ratio=ratio, labeling=labeling, pairing=pairing, per=per)

@@ -8,22 +8,33 @@ tables of C-Mixup. Over the whole training set: ``mixaug.Pooled("knn_mixup", inp
 from __future__ import annotations
 
 from mixaug.draws import Per
+from mixaug.labeling import Labeling
 from mixaug.neighbours import By, Nearest
 from mixaug.policies.mixup import Mixup
+from mixaug.ratio import Ratio
 from mixaug.registry import register
 
 
 @register("knn_mixup", paper="a baseline without a paper of its own")
-def knn_mixup(alpha: float = 2.0, k: int = 5, by: By = "inputs", per: Per = "batch") -> Mixup:
+def knn_mixup(
+    alpha: float = 2.0,
+    k: int = 5,
+    by: By = "inputs",
+    per: Per = "batch",
+    *,
+    ratio: str | float | Ratio = "beta",
+    labeling: str | Labeling = "area",
+) -> Mixup:
     """Blend every sample with one of its k nearest neighbours.
 
     Args:
         alpha: lam ~ Beta(alpha, alpha).
         k: number of neighbours; a batch with fewer other samples takes all of them.
         by: distance of flattened ``"inputs"``, which want scaling, or of ``"labels"``.
+        ratio, labeling: see :class:`mixaug.Policy`.
         per: how often lam is drawn: ``"batch"`` or ``"sample"``.
 
     Raises:
         ValueError: an option out of range.
     """
-    return Mixup(alpha, pairing=Nearest(k, by=by), per=per)
+    return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=Nearest(k, by=by), per=per)

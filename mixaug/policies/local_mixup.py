@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Literal
 
 from mixaug.draws import Per
+from mixaug.labeling import Labeling
 from mixaug.neighbours import By, Local
 from mixaug.policies.mixup import Mixup
+from mixaug.ratio import Ratio
 from mixaug.registry import register
 
 
@@ -22,6 +24,9 @@ def local_mixup(
     by: By = "inputs",
     include_self: bool = True,
     per: Per = "sample",
+    *,
+    ratio: str | float | Ratio = "beta",
+    labeling: str | Labeling = "area",
 ) -> Mixup:
     """Blend every sample with one of those within a distance of it.
 
@@ -30,9 +35,12 @@ def local_mixup(
         radius: partners are nearer than this; ``"auto"`` takes the distance within which a tenth of pairs lie.
         by: distance of flattened ``"inputs"``, which want scaling, or of ``"labels"``.
         include_self: whether a sample may be its own partner.
+        ratio, labeling: see :class:`mixaug.Policy`.
         per: how often lam is drawn: ``"sample"`` or ``"batch"``.
 
     Raises:
         ValueError: an option out of range.
     """
-    return Mixup(alpha, pairing=Local(radius, by=by, include_self=include_self), per=per)
+    return Mixup(
+        alpha, ratio=ratio, labeling=labeling, pairing=Local(radius, by=by, include_self=include_self), per=per
+    )

@@ -2,9 +2,9 @@
 
     h' = lam * h + (1 - lam) * h[partner]   after stage k ~ Uniform(stages),   lam ~ Beta(alpha, alpha)
 
-Acts inside the model, so train through :class:`mixaug.MixStep` (or ``with policy.tap(model, mixed)`` around the
-model's call). Gradients flow through both halves. The stages before k see clean data, those after it mixed data,
-normalisation statistics included, as in the authors' code.
+Acts inside the model, so train through :class:`mixaug.MixStep`; or make ``mixed = policy(images, labels,
+signals=model)`` and call the model ``with policy.tap(model, mixed)``. Gradients flow through both halves. The stages
+before k see clean data, those after it mixed data, normalisation statistics included, as in the authors' code.
 
 With one stage nothing is drawn. With several, the drawn stage is read on a CPU; elsewhere, where reading would wait
 for the device, every stage is hooked and all but the drawn one mix with lam = 1. :class:`mixaug.Pooled` reads it

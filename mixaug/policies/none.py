@@ -16,6 +16,7 @@ class NoMix(Policy):
     """Leaves every sample as it is: weights 1 and 0, the sample its own partner."""
 
     spatial = None
+    has_partners = False
 
     def __init__(self) -> None:
         super().__init__()

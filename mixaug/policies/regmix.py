@@ -30,11 +30,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from mixaug.draws import Draws, Per
+from mixaug.labeling import Labeling
 from mixaug.neighbours import By, Limits, Nearest, limited_choice, nearest_rows
 from mixaug.ops.blend import blend
 from mixaug.policies.mixup import Mixup
 from mixaug.preparation import Preparation
-from mixaug.ratio import Beta, positive
+from mixaug.ratio import Beta, Ratio, positive
 from mixaug.registry import register
 
 CHOICES = (0, 1, 2, 4, 8, 16, 32)
@@ -159,6 +160,15 @@ def learn_limits(
                              f"got {len(x)} and {len(y)}")  # fmt: skip
         if not bool(y.isfinite().all()):
             raise ValueError(f"learn_limits: the {name} labels hold NaN or infinity")
+    if train[0].shape[1:] != validation[0].shape[1:] or train[1].shape[1:] != validation[1].shape[1:]:
+        raise ValueError(
+            f"learn_limits expects validation like train, got inputs {tuple(validation[0].shape)} and labels "
+            f"{tuple(validation[1].shape)} for {tuple(train[0].shape)} and {tuple(train[1].shape)}"
+        )
+    if by not in ("inputs", "labels"):
+        raise ValueError(f"learn_limits expects by 'inputs' or 'labels', got {by!r}")
+    if not all(isinstance(choice, int) and not isinstance(choice, bool) for choice in choices):
+        raise TypeError(f"learn_limits expects choices as integers, got {tuple(choices)}")
     if steps < 1 or not 1 <= batch_size <= len(inputs):
         raise ValueError(
             f"learn_limits expects steps >= 1 and batch_size in [1, {len(inputs)}], got {steps}, {batch_size}"
@@ -166,14 +176,18 @@ def learn_limits(
     if not 0 <= momentum < 1:
         raise ValueError(f"learn_limits expects momentum in [0, 1), got {momentum!r}")
     kept = [choice for choice in choices if choice < len(inputs)]
+    if len(kept) < 2:
+        raise ValueError(
+            f"learn_limits expects at least two choices below the number of rows, {len(inputs)}, got {tuple(choices)}"
+        )
     network = LimitNetwork(inputs, labels, kept, generator=generator)
     neighbours = nearest_rows(inputs if by == "inputs" else labels, kept[-1])
     ratio = Beta(positive("alpha", alpha))
     model_steps = torch.optim.Adam(model.parameters(), learning_rate)
     limit_steps = torch.optim.Adam(network.parameters(), limit_rate)
-    expected: float | None = None
+    expected: Tensor | None = None
     order = torch.empty(0, dtype=torch.int64, device=inputs.device)
-    for _ in range(steps):
+    for step in range(steps):
         if len(order) < batch_size:
             order = torch.rand(len(inputs), generator=generator, device=inputs.device).argsort()
         rows, order = order[:batch_size], order[batch_size:]
@@ -199,11 +213,16 @@ def learn_limits(
         model_steps.step()
         model.eval()
         with torch.no_grad():
-            reached = float(loss(model(validation[0]), validation[1]))
-        if not math.isfinite(reached):
-            raise ValueError(f"learn_limits: the validation loss became {reached}; lower learning_rate={learning_rate}")
+            reached = loss(model(validation[0]), validation[1])
+        # Looked at now and then: each look waits for the device.
+        if (step % 50 == 49 or step == steps - 1) and not bool(reached.isfinite()):
+            raise ValueError(
+                f"learn_limits: the validation loss became {float(reached)}; lower learning_rate={learning_rate}"
+            )
         # As a share, so that the entropy bonus means the same in any unit of the labels.
-        reward = (expected - reached) / expected if expected else 0.0
+        reward = torch.zeros_like(reached) if expected is None else (expected - reached) / expected.clamp(min=1e-30)
+        # A loss that is not finite stops the learning above; until it is looked at, it must not reach the network.
+        reward = reward.nan_to_num(0.0, 0.0, 0.0)
         expected = reached if expected is None else momentum * expected + (1 - momentum) * reached
         entropy = -(log_pi.exp() * log_pi).sum(1).mean() * entropy_bonus
         limit_steps.zero_grad(set_to_none=True)
@@ -229,6 +248,7 @@ class RegMix(Mixup):
         k_max: the largest limit; None takes the largest choice of a :class:`LimitNetwork`.
         by: distance of flattened ``"inputs"``, which want scaling, or of ``"labels"``.
         learning_steps: of ``"learned"``.
+        ratio, labeling: see :class:`mixaug.Policy`.
         per: how often lam is drawn: ``"batch"`` or ``"sample"``.
 
     Raises:
@@ -245,6 +265,8 @@ class RegMix(Mixup):
         by: By = "inputs",
         learning_steps: int = 2000,
         *,
+        ratio: str | float | Ratio = "beta",
+        labeling: str | Labeling = "area",
         per: Per = "batch",
     ) -> None:
         if isinstance(limits, str) and limits != "learned":
@@ -258,7 +280,7 @@ class RegMix(Mixup):
             pairing = Nearest(k, by=by)
         else:
             pairing = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
-        super().__init__(alpha, pairing=pairing, per=per)
+        super().__init__(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
         self.k, self.k_max, self.by = k, k_max, by
         self.learns, self.learning_steps = learns, learning_steps
         # As a submodule, a network moves and is saved with the policy.
@@ -277,8 +299,9 @@ class RegMix(Mixup):
             choices=[choice for choice in CHOICES if choice <= most],
             alpha=float(self.alpha),
             steps=self.learning_steps,
-            batch_size=preparation.batch_size,
+            batch_size=min(preparation.batch_size, len(train[0])),
             learning_rate=preparation.learning_rate,
+            loss=preparation.loss,
             by=self.by,
             generator=preparation.generator,
         )

@@ -436,7 +436,10 @@ def test_table_says_what_is_wrong(people, tmp_path):
         load("table", root=people, target="y", inputs=["age", "y"])
     with pytest.raises(TypeError, match="target"):
         load("table", root=people)
-    for target in ("", [], [1], ["y", "y"]):
+    for option in ({"target": [1]}, {"target": 2}, {"target": "y", "inputs": [0]}, {"target": "y", "group": ["a"]}):
+        with pytest.raises(TypeError, match=r"expected (target|inputs|group) to be"):
+            load("table", root=people, **option)
+    for target in ("", [], ["y", "y"]):
         with pytest.raises(ValueError, match=r"expected target|lacks the column"):
             load("table", root=people, target=target)
     with pytest.raises(TypeError, match="list of names"):
@@ -459,7 +462,9 @@ def test_table_says_what_is_wrong(people, tmp_path):
         with pytest.raises(ValueError, match="a name of its own"):
             load("table", root=save(tmp_path / "t.csv", header, "1,2,3"), target="y")
     for cell, complaint in (
-        ("inf", "'y' is infinite"),
+        ("inf", "'y' is infinite or beyond float32"),
+        ("1e39", "'y' is infinite or beyond float32"),
+        ("1_000", "'y' is not numeric"),
         ("nan", "target 'y' is missing"),
         ("", "target 'y' is missing"),
     ):
@@ -617,3 +622,27 @@ def test_faults_of_rcf_mnist(tmp_path):
     ):
         with pytest.raises(error, match=f"expected {next(iter(options))}"):
             load("rcf_mnist", root=tmp_path, **options)
+
+
+def test_files_that_are_no_text_say_so_with_their_name(tmp_path):
+    whole = gzip.compress(b"a,y\n" + b"1,2\n" * 20)
+    contents = {
+        "latin.csv": "a,gr\u00f6\u00dfe\n1,2\n".encode("latin-1"),
+        "torn.csv.gz": whole[:-12],
+        "text.csv.gz": b"a,y\n1,2\n",
+        "wide.csv": b"a,y\n" + b"9" * 200_000 + b",2\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as comma-separated text in UTF-8"):
+            load("table", root=tmp_path / name, target="y")
+    (tmp_path / "LOUD.CSV.GZ").write_bytes(whole)
+    assert load("table", root=tmp_path / "LOUD.CSV.GZ", target="y").outputs == 1
+
+
+def test_targets_that_float32_cannot_tell_apart_are_refused(tmp_path):
+    path = save(tmp_path / "t.csv", "a,y", *[f"{k},{1_600_000_000 + k}" for k in range(20)])
+    with pytest.raises(ValueError, match=r"target 'y' has a spread of 5.77 around 1.6e\+09, which float32 rounds by"):
+        load("table", root=path, target="y")
+    fine = save(tmp_path / "u.csv", "a,y", *[f"{k},{1_600_000_000 + 1e7 * k}" for k in range(20)])
+    assert len(load("table", root=fine, target="y").train.labels.unique()) == 14

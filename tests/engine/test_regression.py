@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,15 @@ def test_predict_refuses_outputs_of_another_shape() -> None:
         (["policy=regmix", "policy.limits=learnt"], "limits"),
         (["data.split=-1"], "split"),
         (["model.hidden=0"], "hidden"),
+        (["model=cifar_resnet8"], "model=cifar_resnet8 cannot take inputs (10,) of data=diabetes"),
+        (["model=lstnet"], "model"),
+        (["augment.mean=[0.5]"], "augment.mean and augment.std are for images; diabetes has inputs"),
+        (["policy=cmixup", "policy.stages=[layer1]", "compile=true"], "use compile=false"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(small: Tiny, overrides: list[str], said: str) -> None:
     config = small(*overrides)
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         train(config)
     assert not Path(config.root).exists()
 
@@ -242,3 +247,44 @@ def test_constant_labels_need_a_bandwidth_of_their_own(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="this is plain mixup"):
         result = train(compose([*base, f"root={tmp_path / 'runs'}", "policy.bandwidth=1.0"]))
     assert result["r2_last"] is None  # there is nothing to explain
+
+
+def test_images_do_not_fit_the_perceptron(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"model=mlp cannot take inputs \(1, 8, 8\) of data=digits"):
+        train(tiny("model=mlp"))
+
+
+def test_no_mixing_has_no_partners_to_draw_from_anywhere(small: Tiny) -> None:
+    config = small("policy=none", "pool=all")
+    batches = Batches(config, build.load_data(config), ALONE)
+    policy = build.build_policy(config)
+    assert build.with_pool(config, policy, batches) is policy
+    result = train(config)
+    assert "pool" not in result["policy_options"]
+    assert result["prepare_seconds"] < result["train_seconds"]
+
+
+def test_of_equal_epochs_the_best_weights_are_the_later(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixaug.regression_metrics.rmse", lambda predictions, labels: torch.tensor(1.0))
+    config = small("policy=none")
+    result = train(config)
+    assert (result["selected_epoch"], result["rmse_selected"]) == (3, 1.0)
+    best, last = (checkpoint.load(run.run_folder(config) / name)["model"] for name in ("best.pt", "last.pt"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
+
+
+def test_limits_are_learned_for_the_loss_and_batch_of_the_run(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    import mixaug.policies.regmix as regmix
+
+    really = regmix.learn_limits
+
+    def learn(*arguments: Any, **options: Any) -> Any:
+        seen.update(options)
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(regmix, "learn_limits", learn)
+    learned = ("policy=regmix", "policy.limits=learned", "policy.learning_steps=3")
+    train(small(*learned, "objective=absolute_error", "batch_size=1000", "drop_last=false", "epochs=1"))
+    assert seen["batch_size"] == 242
+    assert seen["loss"](torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]])) == 1.0

@@ -118,6 +118,9 @@ def test_pages_show_quoted_unverified_and_rerun_figures(tmp_path: Path) -> None:
         ("skillcraft", [], "cmixup", "SkillCraft cmixup_input_h1"),
         ("skillcraft", ["policy.bandwidth=2"], "cmixup", None),
         ("airfoil", ["policy.include_self=false"], "cmixup", None),
+        ("airfoil", ["policy.stages=[layer2]"], "cmixup", None),
+        ("airfoil", ["policy.per=sample"], "cmixup", None),
+        ("airfoil", ["policy.stages=[input]"], "manifoldmix", None),
         ("airfoil", [], "regmix", None),
     ],
 )
@@ -147,6 +150,10 @@ def test_a_row_finds_the_rerun_of_its_own_settings(
         ("optimizer.lr=0.001", "other settings"),
         ("objective=huber", "other settings"),
         ("pool=null", "other options"),
+        ("policy.alpha=0.5", "other options"),
+        ("policy.per=sample", "other options"),
+        ("policy.ratio=midpoint", "other options"),
+        ("policy.pairing=label_kernel", "other options"),
     ],
 )
 def test_a_run_that_leaves_the_protocol_stands_beside_nothing(tmp_path: Path, override: str, mark: str) -> None:
@@ -165,3 +172,36 @@ def test_a_result_of_an_unknown_task_is_corrupt(tmp_path: Path) -> None:
     write_run(tmp_path, result(task="ranking"))
     [run] = collect(tmp_path)
     assert (run.status, "task: expected one of classification, regression" in run.reason) == ("corrupt", True)
+
+
+def test_a_variant_of_the_authors_settings_has_its_rerun_but_no_published_figure(tmp_path: Path) -> None:
+    grid(tmp_path, {"cmixup": [2.9, 2.8]}, "policy.alpha=0.5")
+    found = aggregate(collect(tmp_path)).boards[0].rows[0].published
+    assert found.figure is None
+    assert found.rerun is not None
+    assert "alpha=0.5 (published: 2.0)" in found.detail
+
+
+def test_other_statistics_are_not_held_against_the_rerun(tmp_path: Path) -> None:
+    grid(tmp_path, {"none": [2.8, 2.6]})
+    page = to_markdown(aggregate(collect(tmp_path), statistic="last"))
+    assert "agrees" not in page
+    assert "differs" not in page
+    assert "this column is the last epoch" in page
+
+
+def test_a_statistic_that_the_task_lacks_is_refused_before_any_run(tmp_path: Path) -> None:
+    from mixaug.leaderboard.benchmark import run_grid
+
+    with pytest.raises(ValueError, match="'best' is not taken in regression"):
+        run_grid(["experiment=diabetes", f"root={tmp_path / 'runs'}"], statistic="best")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_was_learnt_beforehand_is_told_beside_the_time(tmp_path: Path) -> None:
+    for policy, seconds in (("none", 0.0), ("regmix", 3.0)):
+        told, configured = numbers(policy, 0, 2.8)
+        write_run(tmp_path, {**told, "prepare_seconds": seconds}, configured=configured, name=policy)
+    rows = {row.policy: row for row in aggregate(collect(tmp_path)).boards[0].rows}
+    assert any("25% of the training's seconds" in note for note in rows["regmix"].notes)
+    assert not any("learnt" in note for note in rows["none"].notes)

@@ -315,3 +315,18 @@ def test_bad_options_are_named(options, message):
 def test_without_a_model_it_says_what_to_do():
     with pytest.raises(ValueError, match=r"needs hidden of the model: train through mixaug.MixStep"):
         mixaug.create("manifoldmix")(IMAGES, LABELS)
+
+
+def test_a_module_that_does_not_put_the_batch_first_is_named():
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return x.T
+
+    model = torch.nn.Sequential(Turned(), Turned())
+    policy = mixaug.create("manifoldmix", stages=["0"])
+    mixed = policy(torch.randn(4, 3), torch.randn(4, 1), signals=model, generator=seeded(0))
+    with (
+        policy.tap(model, mixed),
+        pytest.raises(ValueError, match=r"'0' puts out \(3, 4\).*batch first, \(4, \.\.\.\)"),
+    ):
+        model(mixed.inputs)
