@@ -486,7 +486,7 @@ def mixed_regression_loss(
         float32 (float64 for float64 predictions); (B,) for "none", else a scalar.
 
     Raises:
-        ValueError: mismatched shapes (there is no broadcasting), an unknown option.
+        ValueError: another number of columns or rows ((B,) counts as (B, 1), nothing is broadcast), an unknown option.
         TypeError: integer labels.
     """
     name = "mixed_regression_loss"

@@ -213,7 +213,12 @@ class Batches:
         if not self.data.in_memory or augment.crop_padding or augment.flip:
             raise ConfigError(
                 f"pool={self.config.pool} draws partners from the whole training set, which must be held in memory "
-                f"and not augmented; {self.data.name} is {'augmented' if self.data.in_memory else 'read file by file'}"
+                f"and not augmented; {self.data.name} is "
+                + (
+                    "augmented: augment.crop_padding=0 augment.flip=false"
+                    if self.data.in_memory
+                    else "read file by file"
+                )
             )
         inputs, labels = self._train.images, self._train.labels
         if inputs.dtype != torch.uint8:

@@ -188,6 +188,7 @@ class TrainingState:
         optimizer, scheduler, scaler, ema: as built; ``scheduler`` and ``ema`` may be None.
         streams, position, meters: see their classes.
         history: one record per finished epoch, as in ``epochs.jsonl``.
+        prepare_seconds: what the policy's preparation took when the run began.
     """
 
     step: MixStep
@@ -200,6 +201,7 @@ class TrainingState:
     config_hash: str
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
+    prepare_seconds: float = 0.0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -229,6 +231,7 @@ class TrainingState:
             "position": vars(self.position).copy(),
             "meters": self.meters.state_dict(),
             "history": self.history,
+            "prepare_seconds": self.prepare_seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -255,6 +258,7 @@ class TrainingState:
         self.position = Position(**state["position"])
         self.meters.load_state_dict(state["meters"])
         self.history = list(state["history"])
+        self.prepare_seconds = state["prepare_seconds"]
 
 
 def _state(objective: nn.Module | Callable[..., Tensor]) -> dict[str, Any]:

@@ -84,13 +84,14 @@ def train(config: DictConfig) -> dict[str, Any]:
             build.prepare_policy(config, step.policy, objective, data, batches)
             prepared = perf_counter() - begun
             state, forward = _assemble(config, step, world, len(batches))
+            state.prepare_seconds = prepared
             found = checkpoint.load_latest(folder, log.say)
             if found is not None:
                 state.load_state_dict(found)
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(config, folder, state, forward, batches, task, prepared, world, log)
+            return _run_epochs(config, folder, state, forward, batches, task, world, log)
         except Exception as error:
             if world.is_main:
                 _record_failure(folder, config, state, error)
@@ -137,7 +138,6 @@ def _run_epochs(
     forward: nn.Module,
     batches: Batches,
     task: Task,
-    prepared: float,
     world: World,
     log: Log,
 ) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _run_epochs(
         _save(folder, state, world)
         log.epoch(record, config.epochs, task.line(record))
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
-    result = _result(config, state, task, prepared)
+    result = _result(config, state, task)
     if world.is_main:
         run.write_json(folder / "result.json", result)
     world.barrier()
@@ -265,7 +265,7 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: dict
     }
 
 
-def _result(config: DictConfig, state: TrainingState, task: Task, prepared: float) -> dict[str, Any]:
+def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, Any]:
     history = state.history
     settings = plain(config)
     parameters = state.step.model.parameters()
@@ -282,7 +282,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task, prepared: floa
         "seed": config.seed,
         "epochs": config.epochs,
         **task.summary(history),
-        "prepare_seconds": prepared,
+        "prepare_seconds": state.prepare_seconds,
         "train_seconds": sum(record["seconds"] for record in history),
         "step_ms": median_of(record["step_ms"] for record in history),
         "peak_memory_mb": max(record["peak_memory_mb"] for record in history),

@@ -533,7 +533,7 @@ def terminal() -> Console:
     """The standard output; wide enough for the tables where it is not a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 150)
 
 
 def print_tables(leaderboard: Leaderboard, console: Console) -> None:

@@ -62,7 +62,7 @@ def timeless(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without what the clock wrote into it."""
     wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
     history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
-    return {**state, "history": history, "meters": None}
+    return {**state, "history": history, "meters": None, "prepare_seconds": None}
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
