@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
 
 
@@ -14,3 +18,19 @@ def index_images(count: int, *shape: int, dtype: torch.dtype = torch.float32) ->
     """Images (count, *shape) whose every value is the image's index: a mixed pixel names its parent."""
     ramp = torch.arange(count, dtype=dtype).view(count, *(1,) * len(shape))
     return ramp.expand(count, *shape).contiguous()
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let a training run die when it asks for the batch after this many."""
+    from mixaug.engine.batches import Batches
+
+    really, given = Batches.epoch, [0]
+
+    def epoch(self: Batches, number: int, first: int = 0) -> Iterator[Any]:
+        for batch in really(self, number, first):
+            if given[0] == after:
+                raise KeyboardInterrupt
+            given[0] += 1
+            yield batch
+
+    monkeypatch.setattr(Batches, "epoch", epoch)

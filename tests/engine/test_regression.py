@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from helpers import interrupt
 from mixaug.data import RegressionData, RegressionSet
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine.batches import Batches
@@ -112,19 +113,6 @@ def test_partners_come_from_the_whole_training_set(small: Tiny, policy: str) -> 
     assert (partners == batches.data.train.labels.T).any(1).all()
     # 16 of 242 rows: near ones are hardly among them.
     assert from_batch.float().mean() < 0.7
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    really, given = Batches.epoch, [0]
-
-    def epoch(self: Batches, number: int, first: int = 0) -> Iterator[Any]:
-        for batch in really(self, number, first):
-            if given[0] == after:
-                raise KeyboardInterrupt
-            given[0] += 1
-            yield batch
-
-    monkeypatch.setattr(Batches, "epoch", epoch)
 
 
 @pytest.mark.parametrize(

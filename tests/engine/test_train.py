@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import mixaug
+from helpers import interrupt
 from mixaug.engine import build, checkpoint, run
-from mixaug.engine.batches import Batches
 from mixaug.engine.errors import CheckpointError, ConfigError, TrainingDiverged
 from mixaug.engine.train import train
 
@@ -63,20 +63,6 @@ def timeless(state: dict[str, Any]) -> dict[str, Any]:
     wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
     history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
     return {**state, "history": history, "meters": None, "prepare_seconds": None}
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Let a run die when it asks for the batch after this many."""
-    really, given = Batches.epoch, [0]
-
-    def epoch(self: Batches, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in really(self, number, first):
-            if given[0] == after:
-                raise KeyboardInterrupt
-            given[0] += 1
-            yield batch
-
-    monkeypatch.setattr(Batches, "epoch", epoch)
 
 
 def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
