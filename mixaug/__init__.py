@@ -14,6 +14,7 @@ from mixaug.loading import DeviceLoader, MixCollate
 from mixaug.policy import OneOf, Policy, Sometimes
 from mixaug.pool import Pooled
 from mixaug.registry import create, describe, list_policies, register
+from mixaug.signals import ModelSignals, Signals
 from mixaug.step import MixStep
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "MixCollate",
     "MixStep",
     "MixedBatch",
+    "ModelSignals",
     "OneOf",
     "Policy",
     "Pooled",
+    "Signals",
     "Sometimes",
     "__version__",
     "create",

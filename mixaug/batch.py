@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mixaug.plan import Plan
+
+if TYPE_CHECKING:
+    from mixaug.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,12 @@ class Batch:
     Attributes:
         images: (B, ...) tensor.
         labels: (B,) class ids, (B, K) dense targets, (B,) or (B, D) regression targets, or None.
-        signals: what the model says of the images, for policies that need it; else None.
+        signals: what the model says of the images, for policies with ``needs``; else None.
     """
 
     images: Tensor
     labels: Tensor | None = None
-    signals: Any = None
+    signals: Signals | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]

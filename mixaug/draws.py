@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
@@ -71,6 +72,27 @@ class Draws:
         """(R, *shape) int64, uniform in low, ..., high - 1."""
         size = (self._rows(per), *shape)
         return self._shared(torch.randint(low, high, size, generator=self.generator, device=self.device), per)
+
+    def host_uniform(self) -> float:
+        """One number in [0, 1) that Python code may branch on, without waiting for a device.
+
+        On a CPU the next draw of the stream. On a GPU a function of the stream's seed and position, which the host
+        knows; the stream moves on by one draw.
+        """
+        if self.device.type == "cpu":
+            return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        generator = self.generator
+        if generator is None and self.device.type == "cuda" and torch.cuda.is_available():
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            generator = torch.cuda.default_generators[index]
+        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        offset = generator.get_offset() if generator is not None and generator.device.type == "cuda" else 0
+        torch.rand(1, generator=self.generator, device=self.device)
+        return random.Random(f"{seed} {offset}").random()
+
+    def host_integer(self, high: int) -> int:
+        """One integer in 0, ..., high - 1 that Python code may branch on; see :meth:`host_uniform`."""
+        return min(int(self.host_uniform() * high), high - 1)
 
     def pixels(self, size: Sequence[int]) -> Tensor:
         """(R, D) int64, a pixel position uniform over an image of the given spatial size."""

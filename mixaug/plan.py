@@ -39,6 +39,8 @@ class Plan:
 
     #: Spatial size that a replayed tensor must end in; empty when any shape will do.
     size: tuple[int, ...] = ()
+    #: Which member of a OneOf drew it, and which of its members in turn; empty for a plain policy's plan.
+    route: tuple[int, ...] = ()
 
     @property
     def sources(self) -> Tensor:

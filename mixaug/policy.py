@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -30,7 +31,8 @@ from mixaug.plan import Plan, Select, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
 from mixaug.registry import create
-from mixaug.taps import tapping
+from mixaug.signals import ModelSignals, Seen, Signals, is_compiled, resolve
+from mixaug.taps import standing, tapping
 
 
 class Policy(nn.Module):
@@ -52,8 +54,12 @@ class Policy(nn.Module):
         ValueError: an option out of range or an unknown name.
     """
 
-    #: Signals that the policy asks of the model.
+    #: Signals that the policy asks of the model: "saliency", "cam", "attention", "features", "outputs" of the unmixed
+    #: or the mixed images; "hidden" where it mixes inside the model.
     needs: frozenset[str] = frozenset()
+    #: What it reads of the mixed pass through hooks: "attention" of the last block, "attentions" of all, "features",
+    #: "pooled" (the classifier's input).
+    reads: frozenset[str] = frozenset()
     #: Numbers of spatial axes it can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
 
@@ -74,6 +80,7 @@ class Policy(nn.Module):
         self.labeling: Labeling = labelings.make(labeling)
         self.per: Per = per
         self.needs = self.needs | self.labeling.needs
+        self.reads = self.reads | getattr(self.labeling, "reads", frozenset())
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         """Draw everything but the partners. The one method that a new policy has to write.
@@ -101,14 +108,15 @@ class Policy(nn.Module):
         Args:
             images: (B, C, *size), floating point or uint8.
             labels: (B,) class ids, (B, K) or (B,) float targets, or None.
-            signals: what the model says of the images, for policies with :attr:`needs`.
+            signals: for policies with :attr:`needs`: the model, :class:`mixaug.ModelSignals` or
+                :class:`mixaug.Signals`.
             generator: on the images' device; None takes torch's default one.
 
         Raises:
             ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
             TypeError: a dtype that cannot be mixed.
         """
-        batch = Batch(images, labels, signals)
+        batch = Batch(images, labels, resolve(type(self).__name__, signals, images, labels, self.needs))
         self.check(batch)
         check_generator(type(self).__name__, generator, images.device)
         return self.plan(batch, generator)
@@ -163,7 +171,8 @@ class Policy(nn.Module):
         Args:
             images: (B, C, *size) floating point or uint8, or a dict, list or tuple that holds such tensors.
             labels: (B,) class ids, (B, K) or (B,) float targets, or None.
-            signals: what the model says of the images, for policies with :attr:`needs`.
+            signals: for policies with :attr:`needs`: the model, :class:`mixaug.ModelSignals` or
+                :class:`mixaug.Signals`.
             generator: on the images' device; None takes torch's default one. ``torch.compile`` traces this
                 call as one graph without a generator only.
             keys: for a dict, list or tuple: the entries to mix, the images first. The others pass
@@ -215,25 +224,71 @@ class Policy(nn.Module):
         """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
         return bool(getattr(self.pairing, "needs_labels", False))
 
+    def attach(self, model: nn.Module) -> None:
+        """Show the policy, and those inside it, the model that it will train with, before an optimizer is made."""
+        for module in self.modules():
+            if isinstance(module, Policy):
+                module.on_attach(model)
+
+    def on_attach(self, model: nn.Module) -> None:
+        """Hook for policies whose parameters have the model's sizes. Does nothing by default."""
+
     @contextlib.contextmanager
-    def tap(self, model: nn.Module, mixed: MixedBatch) -> Iterator[None]:
-        """Mix hidden features while the model runs: ``with policy.tap(model, mixed): model(mixed.inputs)``.
+    def tap(self, model: nn.Module | ModelSignals, mixed: MixedBatch, clean: Signals | None = None) -> Iterator[Seen]:
+        """Take part in the mixed pass: ``with policy.tap(model, mixed) as seen: logits = model(mixed.inputs)``.
 
-        ``mixed`` comes from ``policy(images, labels, signals=model)``.
-
-        Forward hooks on the modules that the plan names; removed on leaving, after an error too. Where activation
-        checkpointing calls a module again during the backward pass, the same draw is replayed.
+        ``mixed`` comes from ``policy(images, labels, signals=model)``. Forward hooks mix hidden features where the plan
+        says so, and record what the policy :attr:`reads`; they are removed on leaving, after an error too. Where
+        activation checkpointing calls a module again during the backward pass, the same draw is replayed.
         :class:`mixaug.MixStep` does all this.
+
+        Args:
+            model: the model that is about to run, or ModelSignals that say where its parts are.
+            mixed: the batch that it will see.
+            clean: signals of the unmixed images, for policies that compare both.
 
         Raises:
             ValueError: the model has no module of a name in the plan, or ran without calling it.
         """
+        source = model if isinstance(model, ModelSignals) else ModelSignals(model)
+        seen = Seen(source, self.reads, clean)
+        what, model = type(self).__name__, source.inner
+        with contextlib.ExitStack() as stack:
+            if is_compiled(source.model):
+                recorder = seen.recorder if self.reads else None
+                stack.enter_context(standing(what, model, self.hidden_stages(source), mixed.plan, recorder))
+            else:
+                if mixed.plan is not None and mixed.plan.stages:
+                    stack.enter_context(tapping(what, model, mixed.plan))
+                if self.reads:
+                    stack.enter_context(seen.recorder.watching())
+            yield seen
+
+    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
+        """Names of all modules of the model whose outputs a plan of this policy may mix; none for most policies."""
+        return ()
+
+    def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
+        """The batch with the weights that only the mixed pass could tell; the same batch for most policies.
+
+        Args:
+            mixed: from this policy.
+            seen: from :meth:`tap`, after the model has run.
+        """
         plan = mixed.plan
-        if plan is None or not plan.stages:
-            yield
-            return
-        with tapping(type(self).__name__, model, plan):
-            yield
+        if plan is None or isinstance(plan, Unmixed) or not getattr(self.labeling, "reads", None):
+            return mixed
+        weights: Tensor = self.labeling.after(plan, mixed, seen)  # type: ignore[attr-defined]
+        return dataclasses.replace(mixed, weights=weights)
+
+    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+        """Terms that the policy adds to the loss of the step: scalars, weighted, by the names to log. None by default.
+
+        Args:
+            mixed: from :meth:`relabel`.
+            seen: from :meth:`tap`, after the model has run.
+        """
+        return {}
 
     #: Whether partners mean anything to it: not to one that never mixes.
     has_partners: ClassVar[bool] = True
@@ -312,6 +367,7 @@ class OneOf(Policy):
         self.probabilities = _normalised(probabilities, len(built))
         self.shares_partner = pairing is not None or per == "pair"
         self.needs = frozenset().union(*(policy.needs for policy in built))
+        self.reads = frozenset().union(*(policy.reads for policy in built))
 
     @property
     def needs_labels(self) -> bool:
@@ -332,16 +388,62 @@ class OneOf(Policy):
             partner = self.pairing(batch, draws)
         if partner is not None:
             draws.pair_with(partner)
+        if self.needs and self.per == "batch":
+            # A policy that was not chosen must not cost a pass of the model.
+            return self._chosen(self._index(draws.host_uniform()), batch, generator, partner)
         unit = draws.uniform()
         choice = torch.zeros_like(unit, dtype=torch.int64)
-        passed = 0.0
-        for probability in self.probabilities[:-1]:
-            passed += probability
+        for passed in self._borders():
             choice = choice + (unit >= passed)
         if choice.shape[0] == 1 and choice.device.type == "cpu" and not torch.compiler.is_compiling():
             # Reading one number is free on a CPU and saves drawing and mixing by every policy.
-            return self._members()[int(choice)].plan(batch, generator, partner)
+            return self._chosen(int(choice), batch, generator, partner)
         return Select.of(choice, [policy.plan(batch, generator, partner) for policy in self._members()])
+
+    def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
+        plan = mixed.plan
+        if not self.reads or plan is None:
+            return mixed
+        if isinstance(plan, Select):
+            each = [policy.relabel(_as_drawn(mixed, plan, i), seen) for i, policy in enumerate(self._members())]
+            again = [dataclasses.replace(own, weights=m.weights) for own, m in zip(plan.plans, each, strict=True)]
+            weights = Select.of(plan.choice, again).weights
+            assert weights is not None  # a Select joins the weights of its plans
+            return dataclasses.replace(mixed, weights=weights)
+        if not plan.route:
+            return mixed
+        index, *deeper = plan.route
+        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
+        return dataclasses.replace(self._members()[index].relabel(inner, seen), plan=plan)
+
+    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+        plan = mixed.plan
+        if isinstance(plan, Select):
+            terms: dict[str, Tensor] = {}
+            for index, policy in enumerate(self._members()):
+                share = (plan.choice == index).float().mean()
+                for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
+                    terms[name] = terms.get(name, 0) + share * term
+            return terms
+        if plan is None or not plan.route:
+            return {}
+        index, *deeper = plan.route
+        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
+        return self._members()[index].auxiliary_loss(inner, seen)
+
+    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
+        every = [name for policy in self._members() for name in policy.hidden_stages(signals)]
+        return tuple(dict.fromkeys(every))
+
+    def _borders(self) -> list[float]:
+        return list(itertools.accumulate(self.probabilities[:-1]))
+
+    def _index(self, unit: float) -> int:
+        return sum(unit >= passed for passed in self._borders())
+
+    def _chosen(self, index: int, batch: Batch, generator: Generator | None, partner: Tensor | None) -> Plan:
+        plan = self._members()[index].plan(batch, generator, partner)
+        return dataclasses.replace(plan, route=(index, *plan.route))
 
     def extra_repr(self) -> str:
         return f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
@@ -400,6 +502,13 @@ class Sometimes(OneOf):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+
+
+def _as_drawn(mixed: MixedBatch, plan: Select, index: int) -> MixedBatch:
+    """The batch as the member ``index`` of a OneOf alone had drawn it."""
+    own = plan.plans[index]
+    weights = mixed.weights if own.weights is None else own.weights
+    return dataclasses.replace(mixed, plan=own, sources=own.sources, weights=weights)
 
 
 def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:

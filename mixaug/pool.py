@@ -20,6 +20,7 @@ from mixaug.plan import Hidden, Plan, Select
 from mixaug.policies.none import NoMix
 from mixaug.policy import OneOf, Policy, entries, replaced
 from mixaug.registry import create
+from mixaug.signals import ModelSignals, Signals, resolve
 
 Fetch = Callable[[Tensor], Tensor]
 
@@ -193,7 +194,10 @@ class Pooled(Policy):
         rows: Tensor | None = None,
     ) -> PooledPlan:
         """Draw partners and a plan for :meth:`apply`; arguments and errors as of :meth:`forward`."""
-        return self._draw(Batch(images, labels, signals), generator, rows)[0]
+        return self._draw(self._batch(images, labels, signals), generator, rows)[0]
+
+    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
+        return self.policy.hidden_stages(signals)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         raise ValueError("Pooled draws its own partners: put it around OneOf or Sometimes, not inside them")
@@ -244,13 +248,16 @@ class Pooled(Policy):
             if len(tensors) > 1:
                 raise ValueError(f"Pooled has one training input for each row, so it mixes one entry, got keys={keys}")
         [(key, tensor)] = tensors.items()
-        plan, joined = self._draw(Batch(tensor, labels, signals), generator, rows)
+        plan, joined = self._draw(self._batch(tensor, labels, signals), generator, rows)
         if plan.weights is None:
             raise ValueError(f"{type(self.policy).__name__} drew a plan without weights")
         mixed: Any = plan.mix(joined.images)
         if not isinstance(images, Tensor):
             mixed = replaced(images, {key: mixed})
         return MixedBatch(inputs=mixed, labels=joined.labels, sources=plan.sources, weights=plan.weights, plan=plan)
+
+    def _batch(self, images: Tensor, labels: Tensor | None, signals: Any) -> Batch:
+        return Batch(images, labels, resolve("Pooled", signals, images, labels, self.needs))
 
     def _draw(self, batch: Batch, generator: Generator | None, rows: Tensor | None) -> tuple[PooledPlan, Batch]:
         self.check(batch)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from mixaug.batch import MixedBatch
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, mixed_accuracy
 from mixaug.policy import Policy
+from mixaug.signals import ModelSignals
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
 
@@ -26,21 +27,35 @@ class MixStep(nn.Module):
         policy: any policy of the registry.
         objective: maps (outputs, MixedBatch) to a scalar loss, such as
             :class:`mixaug.losses.MixedCrossEntropy`.
+        signals: where the parts of the model are that a policy with ``needs`` looks at, for models of which
+            :class:`mixaug.ModelSignals` does not find them by itself.
 
     Raises:
         TypeError: ``policy`` is not a Policy.
+        ValueError: ``signals`` of another model.
     """
 
-    def __init__(self, model: nn.Module, policy: Policy, objective: Objective) -> None:
+    def __init__(
+        self, model: nn.Module, policy: Policy, objective: Objective, signals: ModelSignals | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
             raise TypeError(
                 f"MixStep expects policy as a mixaug.Policy, got {type(policy).__name__}; "
                 "make one with mixaug.create(name)"
             )
+        if signals is not None and signals.model is not model:
+            raise ValueError("MixStep expects signals made of its own model: ModelSignals(model, ...)")
         self.model = model
         self.policy = policy
         self.objective = objective
+        # The names only: the model may yet be replaced, by its form with synchronised batch norm for one.
+        self.sources = {} if signals is None else signals.places()
+        policy.attach(model)
+
+    def signals(self) -> ModelSignals:
+        """What the policy may ask of the model."""
+        return ModelSignals(self.model, **self.sources)
 
     def forward(
         self, images: Tensor, labels: Tensor, generator: Generator | None = None, rows: Tensor | None = None
@@ -54,18 +69,28 @@ class MixStep(nn.Module):
             rows: (B,) int64 rows of the training set that the samples are, for a policy that ``needs_rows``.
 
         Returns:
-            The scalar loss, and detached scalars to log: ``loss``, and ``accuracy`` (lambda-weighted,
-            in [0, 1]) where the outputs are class scores.
+            The scalar loss, and detached scalars to log: ``loss``, ``accuracy`` (lambda-weighted, in [0, 1]) where
+            the outputs are class scores, and the policy's own terms of the loss by their names.
         """
-        # A policy that mixes inside the model needs no more than to know that there is one.
-        signals = self.model if "hidden" in self.policy.needs else None
+        policy = self.policy
         known = {} if rows is None else {"rows": rows}
-        mixed = self.policy(images, labels, signals=signals, generator=generator, **known)
-        with self.policy.tap(self.model, mixed):
+        if not policy.needs:
+            mixed = policy(images, labels, generator=generator, **known)
             outputs = self.model(mixed.inputs)
+            terms: dict[str, Tensor] = {}
+        else:
+            source = self.signals()
+            clean = source.of(images, labels, policy.needs)
+            mixed = policy(images, labels, signals=clean, generator=generator, **known)
+            with policy.tap(source, mixed, clean) as seen:
+                outputs = self.model(mixed.inputs)
+            mixed = policy.relabel(mixed, seen)
+            terms = policy.auxiliary_loss(mixed, seen)
         loss = self.objective(outputs, mixed)
+        for term in terms.values():
+            loss = loss + term
         classifies = isinstance(self.objective, (MixedCrossEntropy, MixedBinaryCrossEntropy))
-        return loss, _scalars(loss, outputs, mixed, classifies=classifies)
+        return loss, _scalars(loss, outputs, mixed, classifies=classifies) | {k: v.detach() for k, v in terms.items()}
 
 
 def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch, *, classifies: bool) -> dict[str, Tensor]:

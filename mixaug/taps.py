@@ -1,10 +1,15 @@
-"""Hooks that mix hidden features while a model runs, and again where activation checkpointing runs parts of it anew."""
+"""Hooks that mix hidden features while a model runs, and again where activation checkpointing runs parts of it anew.
+
+A compiled model sees only the hooks that were there when it was traced. On one, hooks therefore stay
+(:class:`Standing`) and do nothing outside the context of a pass.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +17,10 @@ from torch import Tensor, nn
 from mixaug.batch import map_tensors
 from mixaug.plan import Plan
 
-__all__ = ["tapping"]
+if TYPE_CHECKING:
+    from mixaug.signals import Recorder
+
+__all__ = ["standing", "tapping"]
 
 
 @contextlib.contextmanager
@@ -35,12 +43,97 @@ def tapping(what: str, model: nn.Module, plan: Plan) -> Iterator[None]:
             hooks.callback(model.register_forward_hook(tapped.watch).remove)
         hooks.callback(tapped.close)
         yield
-    missed = [stage for stage in tapped.modules if stage not in tapped.called]
-    if tapped.ran and missed:
-        raise ValueError(
-            f"{what} mixes the output of module {missed[0]!r}, but the model ran without calling it, so nothing "
-            "was mixed (activation checkpointing may call the blocks of a stage one by one: name the last of them)"
-        )
+    tapped.check(what)
+
+
+@contextlib.contextmanager
+def standing(
+    what: str, model: nn.Module, stages: Iterable[str], plan: Plan | None, recorder: Recorder | None
+) -> Iterator[None]:
+    """Like :func:`tapping` and ``recorder.watching()``, for calls of a compiled model inside this context.
+
+    Args:
+        what: name of the caller, for messages.
+        model: the model itself, without the wrapper of ``torch.compile``.
+        stages: every module whose output any plan of the policy may mix.
+        plan: of this pass; None mixes nothing.
+        recorder: of this pass; None records nothing.
+
+    Raises:
+        ValueError: the model has no module of such a name, or ran without calling it, or was compiled and run before
+            the hooks were there.
+    """
+    hooks = _standing.setdefault(model, Standing())
+    inside = () if plan is None else plan.stages
+    hooks.install(what, model, (*stages, *inside), recorder)
+    tapped = None if plan is None else _Tapped(plan, {stage: _module(what, model, stage) for stage in inside})
+    hooks.tapped, hooks.recorder = tapped, recorder
+    try:
+        yield
+    finally:
+        hooks.tapped = hooks.recorder = None
+    if tapped is not None and tapped.modules:
+        # The hook of the whole model is part of what was traced as well: missing calls show in the stages alone.
+        tapped.ran = True
+        tapped.check(what)
+
+
+class Standing:
+    """Hooks that stay on a model.
+
+    Attributes:
+        tapped, recorder: what the present pass mixes and records; None between passes.
+    """
+
+    def __init__(self) -> None:
+        self.tapped: _Tapped | None = None
+        self.recorder: Recorder | None = None
+        self.mixed: set[str] = set()
+        self.recorded: set[tuple[str, str, str]] = set()
+
+    def install(self, what: str, model: nn.Module, stages: Iterable[str], recorder: Recorder | None) -> None:
+        """Add the hooks that are not there yet."""
+        # Mixing comes first: what is recorded is what the next module sees.
+        for stage in stages:
+            if stage not in self.mixed:
+                _module(what, model, stage).register_forward_hook(self._mixing(stage))
+                self.mixed.add(stage)
+        for place in () if recorder is None else recorder.places():
+            if place in self.recorded:
+                continue
+            module, side, key = model.get_submodule(place[0]), place[1], place[2]
+            if side == "input":
+                module.register_forward_pre_hook(self._recording_input(key))
+            else:
+                module.register_forward_hook(self._recording_output(key))
+            self.recorded.add(place)
+
+    def _mixing(self, stage: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            tapped = self.tapped
+            if tapped is None or stage not in tapped.modules:
+                return output
+            tapped.called.add(stage)
+            return map_tensors(output, lambda features: tapped.mixed(stage, features))
+
+        return hook
+
+    def _recording_output(self, key: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self.recorder is not None:
+                self.recorder.record(key, output)
+
+        return hook
+
+    def _recording_input(self, key: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if self.recorder is not None:
+                self.recorder.record(key, inputs[0])
+
+        return hook
+
+
+_standing: weakref.WeakKeyDictionary[nn.Module, Standing] = weakref.WeakKeyDictionary()
 
 
 def _module(what: str, model: nn.Module, name: str) -> nn.Module:
@@ -73,6 +166,16 @@ class _Tapped:
 
     def close(self) -> None:
         self.open = False
+
+    def check(self, what: str) -> None:
+        """Raise unless every module was called, if the model ran."""
+        missed = [stage for stage in self.modules if stage not in self.called]
+        if self.ran and missed:
+            raise ValueError(
+                f"{what} mixes the output of module {missed[0]!r}, but the model ran without calling it, so nothing "
+                "was mixed (activation checkpointing may call the blocks of a stage one by one: name the last of "
+                "them; a compiled model must not run before its first training step)"
+            )
 
     def mixing(self, stage: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:

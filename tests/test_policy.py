@@ -50,7 +50,11 @@ def test_a_policy_that_needs_signals_says_which():
 
     with pytest.raises(ValueError, match=r"needs saliency of the model: train through mixaug.MixStep"):
         Guided()(IMAGES)
-    assert Guided()(IMAGES, signals=object()).inputs.shape == IMAGES.shape
+    assert Guided()(IMAGES, signals=mixaug.Signals()).inputs.shape == IMAGES.shape
+    with pytest.raises(TypeError, match=r"expects signals as mixaug.Signals, mixaug.ModelSignals or a model, got dict"):
+        Guided()(IMAGES, signals={})
+    with pytest.raises(ValueError, match="images but saliency of 3 samples"):
+        Guided()(IMAGES, signals=mixaug.Signals(saliency=torch.rand(3, 8, 8)))
 
 
 def test_batch_entries_must_be_named_and_fit():

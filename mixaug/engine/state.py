@@ -179,6 +179,23 @@ class StepClock:
         return [1000 * (end - start) for start, end in pairwise(marks)]
 
 
+#: What a checkpoint must hold for a run to go on from it.
+KEPT = (
+    "model",
+    "ema",
+    "policy",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "streams",
+    "position",
+    "meters",
+    "history",
+    "prepare_seconds",
+)
+
+
 @dataclass
 class TrainingState:
     """The parts of a run that change while it trains.
@@ -238,11 +255,17 @@ class TrainingState:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it was written by another configuration.
+            CheckpointError: it was written by another configuration, or by a version that kept less.
         """
         if state["config_hash"] != self.config_hash:
             raise CheckpointError(
                 f"the checkpoint belongs to config {state['config_hash']}, this run is {self.config_hash}"
+            )
+        missing = [key for key in KEPT if key not in state]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint was written by another version of mixaug: it has no {', '.join(missing)}; remove the "
+                "run's folder to start it anew"
             )
         self.step.model.load_state_dict(state["model"])
         self.step.policy.load_state_dict(state["policy"])

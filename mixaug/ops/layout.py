@@ -18,6 +18,11 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def single_precision(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where it is narrower, for sums and softmaxes that half precision cannot hold."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def reads_freely(*tensors: Tensor) -> bool:
     """Whether values may steer the work: on a CPU, not while tracing, and with no gradient recorded.
 

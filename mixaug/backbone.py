@@ -1,0 +1,227 @@
+"""Where things are in a model: stages, the classifier and what it pools, the blocks of attention.
+
+Knows the conventions of timm and of torchvision; names given by the user come first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "as_map",
+    "attention_blocks",
+    "classifier_name",
+    "last_map",
+    "prefix_tokens",
+    "stage_name",
+    "token_grid",
+]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model that torch.compile(model) wraps; any other model itself."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def stage_name(model: nn.Module, stage: int | str) -> str:
+    """Name of the module behind which a stage of the model ends.
+
+    Args:
+        model: any module; for a number one with timm's ``feature_info``.
+        stage: a module's name, as in ``model.named_modules()``; or a number: 0 is the stem of most convolutional
+            models in timm's counting, -1 the last stage.
+
+    Raises:
+        ValueError: no such module or stage; the message lists those there are.
+    """
+    if isinstance(stage, str):
+        known = dict(model.named_modules())
+        if stage in known and stage:
+            return stage
+        short = [name for name in known if name and name.count(".") < 2]
+        raise ValueError(f"the model has no module {stage!r}; its modules include {short}")
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise ValueError(
+            f"stage {stage} counts timm's stages, but {type(model).__name__} has no feature_info; name a module, "
+            f"one of {[name for name, _ in model.named_children()]}"
+        )
+    modules = [entry["module"] for entry in (info.info if hasattr(info, "info") else info)]
+    if not -len(modules) <= stage < len(modules):
+        raise ValueError(f"stage {stage} does not exist; the model has {len(modules)} stages: {modules}")
+    name = str(modules[stage])
+    # timm names the activation inside a fused norm where the stem ends; such a name need not be a module.
+    return name if name in dict(model.named_modules()) else name.rsplit(".", 1)[0]
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Name of the linear layer that makes the logits.
+
+    Raises:
+        ValueError: not found, or not linear; says what to pass instead.
+    """
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else None
+    if found is None:
+        found = next(
+            (m for m in (getattr(model, n, None) for n in ("fc", "head", "classifier")) if m is not None), None
+        )
+    if found is None and hasattr(model, "heads"):
+        found = model.heads
+    if isinstance(found, nn.Sequential):
+        found = next((layer for layer in reversed(found) if not isinstance(layer, nn.Identity | nn.Dropout)), found)
+    if isinstance(found, nn.Linear):
+        return next(name for name, module in model.named_modules() if module is found)
+    raise ValueError(
+        f"{type(model).__name__} has no linear classifier to be found"
+        f"{'' if found is None else f' (its head is {type(found).__name__})'}: name it, "
+        'ModelSignals(model, classifier="head.fc"), or pass finished maps, Signals(cam=...)'
+    )
+
+
+def last_map(model: nn.Module) -> tuple[str, bool]:
+    """Where the features come out that the classifier pools: a module's name, and whether they are its input.
+
+    Raises:
+        ValueError: not found; says what to pass instead.
+    """
+    modules = dict(model.named_modules())
+    for name in ("global_pool", "head.global_pool", "avgpool"):
+        pool = modules.get(name)
+        if pool is not None and not isinstance(pool, nn.Identity):
+            return name, True
+    for name in ("norm", "norm_pre", "encoder.ln"):
+        if name in modules:
+            return name, False
+    if getattr(model, "feature_info", None):
+        return stage_name(model, -1), False
+    raise ValueError(
+        f"the last feature map of {type(model).__name__} was not found: name the module that puts it out, "
+        f'ModelSignals(model, features="layer4"); it has {[name for name, _ in model.named_children()]}'
+    )
+
+
+def attention_blocks(model: nn.Module) -> list[str]:
+    """Names of the modules of global self-attention whose queries and keys can be read, in their order.
+
+    These have one linear layer ``qkv``, or ``q`` and ``k`` (``q_proj``, ``k_proj``), and ``num_heads``; none that
+    adds positions to queries, keys or scores, and none that sees windows.
+    """
+    if getattr(model, "rope", None) is not None:
+        return []
+    return [name for name, module in model.named_modules() if name and _is_plain_attention(module)]
+
+
+_UNLIKE = (
+    "relative_position_bias_table",
+    "rel_pos",
+    "rel_pos_h",
+    "rotate_half",
+    "rope",
+    "window_size",
+    "sr_ratio",
+    "proj_l",  # scores mixed across the heads
+)
+
+
+def _is_plain_attention(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return module.batch_first and module.in_proj_weight is not None
+    if not hasattr(module, "num_heads") or any(getattr(module, name, None) is not None for name in _UNLIKE):
+        return False
+    return any(all(isinstance(getattr(module, name, None), nn.Linear) for name in names) for names in PROJECTIONS)
+
+
+#: Names of the linear layers that make queries and keys.
+PROJECTIONS = (("qkv",), ("q", "k"), ("q_proj", "k_proj"))
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Class, distillation and register tokens before the image tokens; 1 where the model does not say."""
+    count = getattr(model, "num_prefix_tokens", None)
+    if count is not None:
+        return int(count)
+    return 1 if any(hasattr(model, name) for name in ("cls_token", "class_token")) else 0
+
+
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the first token stands for the class."""
+    if getattr(model, "has_class_token", None) is not None:
+        return bool(model.has_class_token)
+    return any(isinstance(getattr(model, name, None), Tensor) for name in ("cls_token", "class_token"))
+
+
+def token_grid(model: nn.Module | None, count: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of ``count`` image tokens of an image of ``size`` (H, W).
+
+    Raises:
+        ValueError: no grid of the image's proportions has that many cells.
+    """
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is not None and math.prod(grid) == count:
+        return int(grid[0]), int(grid[1])
+    rows = max(round(math.sqrt(count * size[0] / size[1])), 1)
+    if count % rows:
+        raise ValueError(
+            f"{count} image tokens do not form a grid over images of {size[0]} x {size[1]}; pass attention (B, h, w)"
+        )
+    return rows, count // rows
+
+
+def as_map(model: nn.Module | None, features: Tensor, size: Sequence[int], channels: int | None = None) -> Tensor:
+    """Features as (B, C, h, w): of (B, C, h, w), of (B, h, w, C) or of tokens (B, N, C).
+
+    Args:
+        model: says how many tokens are no image tokens, and whether channels lie last.
+        features: what a stage put out.
+        size: (H, W) of the images.
+        channels: C where it is known.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if features.ndim == 3:
+        prefix = 0 if model is None else prefix_tokens(model)
+        tokens = features[:, prefix:]
+        return tokens.transpose(1, 2).unflatten(2, token_grid(model, tokens.shape[1], size))
+    if features.ndim != 4:
+        raise ValueError(
+            f"features expects (B, C, h, w), (B, h, w, C) or tokens (B, N, C), got {tuple(features.shape)}"
+        )
+    fits_first, fits_last = features.shape[1] == channels, features.shape[3] == channels
+    last = getattr(model, "output_fmt", None) == "NHWC" if channels is None or fits_first == fits_last else fits_last
+    return features.permute(0, 3, 1, 2) if last else features
+
+
+def queries_and_keys(block: nn.Module, seen: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+    """(B, heads, N, D) queries and keys, as they enter the softmax, and the scale.
+
+    Args:
+        block: from :func:`attention_blocks`.
+        seen: what its projections put out, by their names; ``"input"`` of an ``nn.MultiheadAttention``.
+    """
+    heads = int(block.num_heads)  # type: ignore[arg-type]
+    if isinstance(block, nn.MultiheadAttention):
+        width = 2 * block.embed_dim
+        bias = None if block.in_proj_bias is None else block.in_proj_bias[:width]
+        packed = F.linear(seen["input"], block.in_proj_weight[:width].to(seen["input"].dtype), bias)
+        query, key = packed.unflatten(-1, (2, heads, -1)).unbind(-3)
+    elif "qkv" in seen:
+        packed = seen["qkv"].unflatten(-1, (3, heads, -1))
+        query, key = packed.select(-3, 0), packed.select(-3, 1)
+    else:
+        names = ("q", "k") if "q" in seen else ("q_proj", "k_proj")
+        # Attention of the class token alone makes one query, without an axis of tokens.
+        made = [seen[name].unsqueeze(1) if seen[name].ndim == 2 else seen[name] for name in names]
+        query, key = (x.unflatten(-1, (heads, -1)) for x in made)
+    query, key = query.transpose(1, 2), key.transpose(1, 2)
+    norms: list[Any] = [getattr(block, name, None) for name in ("q_norm", "k_norm")]
+    query, key = (x if norm is None else norm(x) for norm, x in zip(norms, (query, key), strict=True))
+    scale = getattr(block, "scale", None)
+    return query, key, float(scale) if isinstance(scale, int | float) else query.shape[-1] ** -0.5
