@@ -1,0 +1,284 @@
+"""`MixStep` with policies that look at the model: passes, labels after the pass, compiled models, processes."""
+
+import dataclasses
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import mixaug
+from helpers import seeded
+from mixaug import MixStep, OneOf, losses, models
+from mixaug.labeling import Area
+from mixaug.policies import CutMix, Mixup
+
+IMAGES = torch.randn(6, 3, 32, 32, generator=seeded(0))
+LABELS = torch.tensor([0, 3, 1, 4, 2, 0])
+
+
+class HalfByAttention(Area):
+    """A label after the pass: the share of the attention on the upper half of the mixed image."""
+
+    needs = frozenset({"attention"})
+    reads = frozenset({"attention"})
+
+    def after(self, plan, mixed, seen):
+        attention = seen.attention(tuple(mixed.inputs.shape[2:]))
+        share = attention[:, : attention.shape[1] // 2].sum((1, 2)) / attention.sum((1, 2))
+        return torch.stack([share, 1 - share], 1)
+
+
+class Aware(Mixup):
+    """Asks before, reads during, adds a loss after, and has a parameter."""
+
+    needs = frozenset({"saliency", "outputs", "pooled"})
+    reads = frozenset({"pooled"})
+
+    def on_attach(self, model):
+        self.head = nn.Linear(model.fc.in_features, 5)
+
+    def sample(self, batch, partner, draws):
+        plan = super().sample(batch, partner, draws)
+        share = batch.signals.saliency(mode="train", keep_loss=True).mean((1, 2))
+        share = share / (share + share[partner])
+        return dataclasses.replace(plan, lam=share)
+
+    def auxiliary_loss(self, mixed, seen):
+        clean = seen.clean.outputs().softmax(1)
+        difference = (seen.outputs(grad=True).softmax(1) - clean).square().mean()
+        head = self.head(seen.pooled(grad=True)).square().mean()
+        return {"clean": seen.clean.clean_loss(), "difference": difference, "head": 0.1 * head}
+
+
+def vit():
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=5)
+
+
+def resnet():
+    torch.manual_seed(0)
+    return models.create("cifar_resnet8", num_classes=5)
+
+
+def step_of(model, policy):
+    torch.manual_seed(1)
+    return MixStep(model, policy, losses.MixedCrossEntropy())
+
+
+def gradients(step):
+    return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
+
+
+def test_labels_are_set_after_the_pass_and_before_the_loss():
+    model, policy = vit(), CutMix(labeling=HalfByAttention())
+    loss, _ = step_of(model, policy)(IMAGES, LABELS, generator=seeded(1))
+    mixed = policy(IMAGES, LABELS, signals=model, generator=seeded(1))
+    with policy.tap(model, mixed) as seen:
+        logits = model(mixed.inputs)
+    late = policy.relabel(mixed, seen)
+    assert torch.equal(late.sources, mixed.sources)
+    assert not torch.allclose(late.weights, mixed.weights)
+    torch.testing.assert_close(loss, losses.MixedCrossEntropy()(logits, late))
+    assert not torch.allclose(loss, losses.MixedCrossEntropy()(logits, mixed))
+
+
+def test_terms_of_the_policy_join_the_loss_and_the_log():
+    step = step_of(resnet(), Aware())
+    loss, logs = step(IMAGES, LABELS, generator=seeded(1))
+    assert {"clean", "difference", "head", "loss", "accuracy"} <= set(logs)
+    assert not any(value.requires_grad for value in logs.values())
+    torch.testing.assert_close(loss, logs["loss"])
+    assert loss > logs["clean"] + logs["difference"] + logs["head"]
+    loss.backward()
+    assert all(p.grad is not None for p in step.parameters())
+
+
+def test_only_the_drawn_member_of_a_choice_looks_at_the_model():
+    model, calls = vit(), []
+    step = step_of(model, OneOf([Mixup(), CutMix(labeling=HalfByAttention())], [0.5, 0.5]))
+    seen = set()
+    for seed in range(12):
+        mixed = step.policy(IMAGES, LABELS, signals=model, generator=seeded(seed))
+        with step.policy.tap(model, mixed) as passed:
+            model(mixed.inputs)
+        late = step.policy.relabel(mixed, passed)
+        cut = mixed.mask is not None
+        seen.add(cut)
+        assert torch.equal(late.weights, mixed.weights) != cut
+    assert seen == {True, False}
+    model.register_forward_hook(lambda *_: calls.append(1))
+    aware = OneOf([Mixup(), HelplessAware()], [1.0, 0.0])
+    step_of(model, aware)(IMAGES, LABELS, generator=seeded(1))
+    assert len(calls) == 1, "a policy that was not drawn costs no pass"
+
+
+class HelplessAware(CutMix):
+    needs = frozenset({"saliency"})
+
+    def sample(self, batch, partner, draws):
+        batch.signals.saliency()
+        return super().sample(batch, partner, draws)
+
+
+def test_a_choice_per_sample_relabels_its_own_samples():
+    model = vit()
+    policy = OneOf([Mixup(), CutMix(labeling=HalfByAttention())], [0.5, 0.5], per="sample")
+    mixed = policy(IMAGES, LABELS, signals=model, generator=seeded(3))
+    with policy.tap(model, mixed) as seen:
+        model(mixed.inputs)
+    late = policy.relabel(mixed, seen)
+    cut = mixed.plan.choice == 1
+    assert cut.any()
+    assert not cut.all()
+    assert torch.equal(late.weights[~cut], mixed.weights[~cut])
+    assert not torch.isclose(late.weights[cut], mixed.weights[cut]).all(1).any()
+
+
+def test_a_batch_of_one_is_left_alone():
+    for policy, model in ((CutMix(labeling=HalfByAttention()), vit()), (HelplessAware(), resnet())):
+        loss, _ = step_of(model, policy)(IMAGES[:1], LABELS[:1], generator=seeded(1))
+        torch.testing.assert_close(loss, nn.functional.cross_entropy(model(IMAGES[:1]), LABELS[:1]))
+
+
+def test_accumulated_gradients_are_those_of_the_sum():
+    both, apart = step_of(resnet(), Aware()), step_of(resnet(), Aware())
+    for step in (both, apart):
+        step.model.eval()  # batch statistics would differ
+    first = both(IMAGES, LABELS, generator=seeded(1))[0]
+    second = both(IMAGES.flip(0), LABELS.flip(0), generator=seeded(2))[0]
+    (first + second).backward()
+    apart(IMAGES, LABELS, generator=seeded(1))[0].backward()
+    apart(IMAGES.flip(0), LABELS.flip(0), generator=seeded(2))[0].backward()
+    for name, got in gradients(apart).items():
+        torch.testing.assert_close(got, gradients(both)[name], msg=name, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["labels", "hidden"])
+def test_checkpointed_activations_change_nothing(kind):
+    results = []
+    for checkpointed in (False, True):
+        model = vit()
+        model.set_grad_checkpointing(checkpointed)
+        policy = (
+            CutMix(labeling=HalfByAttention())
+            if kind == "labels"
+            else mixaug.create("manifoldmix", stages=["blocks.2"])
+        )
+        step = step_of(model, policy)
+        loss, _ = step(IMAGES, LABELS, generator=seeded(1))
+        loss.backward()
+        results.append((loss, gradients(step)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, got in results[1][1].items():
+        torch.testing.assert_close(got, results[0][1][name], msg=name, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("policy", [Aware, lambda: CutMix(labeling=HalfByAttention())], ids=["clean", "labels"])
+def test_autocast(precision, policy):
+    made = policy()
+    step = step_of(resnet() if isinstance(made, Aware) else vit(), made)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        loss, _ = step(IMAGES, LABELS, generator=seeded(1))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in step.parameters())
+
+
+def compiled_in_place(model):
+    model.compile(backend="aot_eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap", [compiled_in_place, lambda m: torch.compile(m, backend="aot_eager")], ids=["in_place", "wrapped"]
+)
+@pytest.mark.parametrize("kind", ["labels", "hidden", "one_hidden", "clean"])
+def test_compiled_models_give_the_same(kind, wrap):
+    torch.compiler.reset()
+    make = {
+        "labels": (vit, lambda: CutMix(labeling=HalfByAttention())),
+        "hidden": (resnet, lambda: mixaug.create("manifoldmix", stages=["input", "layer1", "layer2"])),
+        "one_hidden": (resnet, lambda: mixaug.create("manifoldmix", stages=["layer1"])),
+        "clean": (resnet, Aware),
+    }[kind]
+    plain = step_of(make[0](), make[1]())
+    model = wrap(make[0]())
+    quick = step_of(model, make[1]())
+    for seed in range(4):
+        results = []
+        for step in (plain, quick):
+            step.zero_grad()
+            loss, _ = step(IMAGES, LABELS, generator=seeded(seed))
+            loss.backward()
+            results.append((loss.detach(), [p.grad for p in step.parameters() if p.grad is not None]))
+        torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+        assert len(results[0][1]) == len(results[1][1])
+        for got, expected in zip(results[1][1], results[0][1], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+    # Outside of a pass the hooks that stayed do nothing.
+    plain.eval(), quick.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(quick.model(IMAGES), plain.model(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_compiled_and_run_before_its_hooks_is_found_out():
+    torch.compiler.reset()
+    model = compiled_in_place(resnet())
+    model(IMAGES)
+    step = MixStep(model, mixaug.create("manifoldmix", stages=["layer1"]), losses.MixedCrossEntropy())
+    with pytest.raises(ValueError, match="a compiled model must not run before its first training step"):
+        step(IMAGES, LABELS, generator=seeded(1))
+
+
+def test_signals_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="signals made of its own model"):
+        MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), mixaug.ModelSignals(resnet()))
+    model = resnet()
+    step = MixStep(model, HelplessAware(), losses.MixedCrossEntropy(), mixaug.ModelSignals(model, features="layer2"))
+    assert step.signals().last_map() == ("layer2", False)
+
+
+KINDS = ("labels", "hidden", "clean")
+
+
+def _in_process(rank, address, folder):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        step = _for_processes(kind)
+        rows = slice(3 * rank, 3 * rank + 3)
+        parallel = nn.parallel.DistributedDataParallel(step)
+        loss, _ = parallel(IMAGES[rows], LABELS[rows], generator=seeded(rank))
+        loss.backward()
+        if rank == 0:
+            torch.save(gradients(step), f"{folder}/{kind}.pt")
+    dist.destroy_process_group()
+
+
+def _for_processes(kind):
+    if kind == "labels":
+        return step_of(vit(), CutMix(labeling=HalfByAttention()))
+    if kind == "hidden":
+        return step_of(resnet(), mixaug.create("manifoldmix", stages=["layer1"]))
+    return step_of(resnet(), Aware())
+
+
+def test_two_processes_average_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(_in_process, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)
+    for kind in KINDS:
+        got = torch.load(tmp_path / f"{kind}.pt", weights_only=True)
+        expected = {}
+        for rank in range(2):
+            step = _for_processes(kind)
+            rows = slice(3 * rank, 3 * rank + 3)
+            step(IMAGES[rows], LABELS[rows], generator=seeded(rank))[0].backward()
+            for name, gradient in gradients(step).items():
+                expected[name] = expected.get(name, 0) + gradient / 2
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
