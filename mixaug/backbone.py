@@ -127,6 +127,7 @@ _UNLIKE = (
     "window_size",
     "sr_ratio",
     "proj_l",  # scores mixed across the heads
+    "temperature",  # attention between channels
 )
 
 
@@ -161,8 +162,13 @@ def token_grid(model: nn.Module | None, count: int, size: Sequence[int]) -> tupl
     """Rows and columns of ``count`` image tokens of an image of ``size`` (H, W).
 
     Raises:
-        ValueError: no grid of the image's proportions has that many cells.
+        ValueError: no grid of the image's proportions has that many cells, or the model drops patches.
     """
+    if getattr(getattr(model, "patch_drop", None), "prob", 0) > 0:
+        raise ValueError(
+            f"{type(model).__name__} drops patches in training, so its tokens do not say where they lie: "
+            "patch_drop_rate=0, or pass finished Signals"
+        )
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is not None and math.prod(grid) == count:
         return int(grid[0]), int(grid[1])

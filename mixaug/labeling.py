@@ -55,9 +55,9 @@ class Drawn:
 class Attention:
     """The share of the class token's attention that falls on each source (TransMix, arXiv:2111.09833).
 
-    Known after the mixed pass, whose own attention is read: :class:`mixaug.MixStep` or ``Policy.relabel`` puts it in the
-    place of the area's share. For models without a class token see :meth:`mixaug.Signals.attention`. Works with every
-    mask over images (B, C, H, W); a policy without one (mixup) keeps its weights.
+    Known after the mixed pass, whose own attention is read: :class:`mixaug.MixStep` or ``Policy.relabel`` puts it in
+    the place of the area's share. For models without a class token see :meth:`mixaug.Signals.attention`. Works with
+    every mask over images (B, C, H, W); a policy without one (mixup) keeps its weights.
 
     Args:
         attention_share: weight of the attention's share beside the area's, in [0, 1]: 0.5 as in the authors' code, 1

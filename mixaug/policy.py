@@ -46,7 +46,8 @@ class Policy(nn.Module):
         ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, a share, a Ratio.
         pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
             permutation (random pairs with ``per="pair"``).
-        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), a Labeling.
+        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), ``"attention"`` and
+            others of :mod:`mixaug.labeling` (through :class:`mixaug.MixStep`), a Labeling.
         per: ``"sample"`` draws for each sample, ``"batch"`` once for all, ``"pair"`` once for two samples
             that mix with each other.
 

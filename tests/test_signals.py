@@ -312,6 +312,10 @@ def test_tokens_of_images_that_are_not_square():
     assert token_grid(None, 49, (7, 7)) == (7, 7)
     with pytest.raises(ValueError, match="15 image tokens do not form a grid over images of 64 x 64"):
         token_grid(None, 15, (64, 64))
+    with pytest.raises(ValueError, match="VisionTransformer drops patches in training"):
+        ModelSignals(vit(patch_drop_rate=0.5)).of(images()).attention((32, 32), mode="train")
+    across_channels = models.create("xcit_nano_12_p16_224", num_classes=5)
+    assert all(name.startswith("cls_attn_blocks") for name in attention_blocks(across_channels))
     model = vit(img_size=(32, 48)).eval()
     assert ModelSignals(model).of(images((32, 48))).attention((32, 48)).shape == (4, 4, 6)
 

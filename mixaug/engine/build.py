@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, MixedRegressionLoss
-from mixaug.policy import Policy
+from mixaug.policy import OneOf, Policy
+from mixaug.pool import Pooled
 from mixaug.preparation import Preparation
+from mixaug.signals import Loss, ModelSignals
 from mixaug.step import MixStep
 
 if TYPE_CHECKING:
@@ -28,8 +31,8 @@ __all__ = [
     "build_optimizer",
     "build_policy",
     "build_scheduler",
+    "build_step",
     "check_model",
-    "check_policy",
     "check_task",
     "load_data",
     "prepare_policy",
@@ -103,8 +106,6 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     Raises:
         ConfigError: a policy, or a training set, that cannot be used so.
     """
-    from mixaug.pool import Pooled
-
     if config.pool is None or not policy.has_partners:
         return policy
     inputs, labels = batches.pool()
@@ -120,17 +121,32 @@ def build_objective(config: DictConfig) -> nn.Module:
     return objective
 
 
-def check_policy(config: DictConfig, policy: Policy) -> None:
-    """Refuse what a policy cannot do with the run's settings.
+def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: nn.Module, data: Any) -> MixStep:
+    """Model, policy and objective as one module; parameters of the policy get the model's sizes.
+
+    Saliency is that of the cross-entropy, as in the literature; for numbers as labels that of the objective.
 
     Raises:
-        ConfigError: hidden features of a compiled model.
+        ConfigError: a policy that asks for something the model does not have.
     """
-    if config.compile and "hidden" in policy.needs:
-        raise ConfigError(
-            f"policy={config.choices.policy} mixes inside the model by hooks, which a compiled model may not see; "
-            "use compile=false"
-        )
+    loss = _plain_loss(objective) if task_of(data) is REGRESSION else None
+    try:
+        step = MixStep(model, policy, objective, ModelSignals(model, loss=loss))
+        members = [m for m in policy.modules() if isinstance(m, Policy) and m.needs and not isinstance(m, OneOf)]
+        if not any(isinstance(module, Pooled) for module in policy.modules()):
+            for member in members:
+                _try(copy.deepcopy(model), copy.deepcopy(member), objective, loss, data)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"policy={config.choices.policy} with model={config.choices.model}: {error}") from error
+    return step
+
+
+def _try(model: nn.Module, policy: Policy, objective: nn.Module, loss: Loss | None, data: Any) -> None:
+    """Two blank inputs through a step of copies, so that a missing signal is said before a run begins."""
+    labels = torch.zeros(2, data.outputs) if task_of(data) is REGRESSION else torch.arange(2) % data.outputs
+    with torch.random.fork_rng(devices=[]):
+        trial = MixStep(model, policy, objective, ModelSignals(model, loss=loss))
+        trial(torch.zeros(2, *data.input_shape), labels, generator=torch.Generator().manual_seed(0))
 
 
 def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:

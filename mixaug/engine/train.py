@@ -73,8 +73,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         model, batches = build.build_model(config, data), Batches(config, data, world)
         build.check_model(config, model, data)
         policy = build.with_pool(config, build.build_policy(config), batches)
-        build.check_policy(config, policy)
-        step = MixStep(model, policy, objective)
+        step = build.build_step(config, model, policy, objective, data)
         if world.is_main:
             run.prepare(folder, config, world.device, world.size)
         world.barrier()

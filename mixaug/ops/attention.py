@@ -183,7 +183,7 @@ def progressive_lam(attention: Tensor, mask: Tensor, lam: Tensor, targets: Tenso
 def token_label_shares(
     attentions: Sequence[Tensor | Propagates], token_mask: Tensor, lam: Tensor, prefix: int = 1
 ) -> Tensor:
-    """Own share of every token's label after the blocks, labels travelling with the tokens (TL-Align, arXiv:2210.06455).
+    """Own share of every token's label behind the last block (TL-Align, arXiv:2210.06455).
 
         w <- (A w + w) / 2 in every block; w = lam for the prefix tokens, the own share of its patch for an image token
 
@@ -273,7 +273,7 @@ def _rows_at_tokens(what: str, attention: Tensor, mask: Tensor) -> tuple[Tensor,
     if mask.shape[0] not in (1, rows.shape[0]) or mask.shape[1] != rows.shape[1]:
         raise ValueError(
             f"{what} expects mask ({rows.shape[0]}, 1, H, W), ({rows.shape[0]}, H, W) or {tuple(rows.shape)}, or one "
-            f"row, for attention {tuple(attention.shape)}; got a mask of {mask.shape[0]} rows and {mask.shape[1]} tokens"
+            f"row, for attention {tuple(attention.shape)}; got {tuple(mask.shape)} per token"
         )
     return rows, mask.to(rows.dtype)
 

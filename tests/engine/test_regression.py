@@ -185,7 +185,6 @@ def test_predict_refuses_outputs_of_another_shape() -> None:
         (["model=cifar_resnet8"], "model=cifar_resnet8 cannot take inputs (10,) of data=diabetes"),
         (["model=lstnet"], "model"),
         (["augment.mean=[0.5]"], "augment.mean and augment.std are for images; diabetes has inputs"),
-        (["policy=cmixup", "policy.stages=[layer1]", "compile=true"], "use compile=false"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(small: Tiny, overrides: list[str], said: str) -> None:

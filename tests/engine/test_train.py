@@ -349,9 +349,24 @@ def test_training_learns_digits(tiny: Tiny) -> None:
     assert train(tiny("data.train_size=500", "epochs=10", "policy=none"))["top1_last"] > 85
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["policy=manifoldmix", "policy.stages=[layer9]"], "the model does not have"),
+        (["policy=snapmix", "model=timm", "model.name=mobilenetv3_small_050"], "its last feature map has 288"),
+    ],
+)
+def test_a_model_that_lacks_what_a_policy_asks_is_refused_at_once(tiny: Tiny, overrides: list[str], said: str) -> None:
+    config = tiny(*overrides)
+    with pytest.raises(ConfigError, match=f"policy={config.choices.policy} with model=.*{said}"):
+        train(config)
+    assert not run.run_folder(config).exists()
+
+
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_run(tiny: Tiny) -> None:
-    plain, compiled = tiny(), tiny("compile=true")
+@pytest.mark.parametrize("policy", ["cutmix", "manifoldmix", "transmix"])
+def test_compiled_training_gives_the_same_run(tiny: Tiny, policy: str) -> None:
+    plain, compiled = tiny(f"policy={policy}"), tiny(f"policy={policy}", "compile=true")
     train(plain)
     train(compiled)
     assert last(compiled)["model"].keys() == last(plain)["model"].keys()

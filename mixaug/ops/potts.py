@@ -1,0 +1,198 @@
+"""Labels of least energy on small grids: many problems at once, on any device, without reading a value back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Columns that are solved jointly, and joint states of one row that are compared: together they bound time and memory.
+STRIP = 4
+STATES = 625
+# Axis of (Q, rows, columns, L) that a message goes along, and whether it goes backwards.
+DIRECTIONS = ((1, False), (1, True), (2, False), (2, True))
+
+
+def potts_energy(unary: Tensor, distance: Tensor, weight: float, labels: Tensor) -> Tensor:
+    """Unary costs of the chosen labels plus ``weight`` times the distance of every two neighbours' labels.
+
+    Args:
+        unary: (Q, rows, columns, L) cost of each label in each block.
+        distance: (Q, L, L) distance of two labels.
+        weight: of the distances, the same for all pairs of neighbours.
+        labels: (Q, rows, columns) int64 in [0, L).
+
+    Returns:
+        (Q,) energies.
+    """
+    chosen = unary.gather(3, labels[..., None]).flatten(1).sum(1)
+    down = _distances(distance, labels[:, :-1], labels[:, 1:])
+    across = _distances(distance, labels[:, :, :-1], labels[:, :, 1:])
+    return chosen + weight * (down.flatten(1).sum(1) + across.flatten(1).sum(1))
+
+
+def potts_labels(unary: Tensor, distance: Tensor, weight: float, *, rounds: int = 2) -> Tensor:
+    """Labels of least :func:`potts_energy`, up to the candidates that are compared.
+
+    A few rounds of min-sum messages rank the labels of every block. Among the best five of each block the optimum is
+    exact, by dynamic programming over rows, on grids of up to four columns; wider ones are solved in strips of four
+    columns, one group of strips after another. So up to four columns and five labels the result is the optimum.
+
+    Args:
+        unary: (Q, rows, columns, L) floating point, finite.
+        distance: (Q, L, L), 0 for equal labels, symmetric.
+        weight: of the distances, not negative.
+        rounds: of messages.
+
+    Returns:
+        (Q, rows, columns) int64.
+    """
+    columns, count = unary.shape[2:]
+    beliefs = _beliefs(unary, distance, weight, rounds)
+    width = min(STRIP, columns)
+    kept = min(count, _largest_root(STATES, width))
+    candidates = beliefs.topk(kept, dim=3, largest=False).indices
+    if columns <= STRIP:
+        return _exact(unary, distance, weight, candidates)
+    labels = candidates[..., 0]
+    for starts in _strips(columns, width):
+        labels = _improved(unary, distance, weight, candidates, labels, starts, width)
+    return labels
+
+
+def _beliefs(unary: Tensor, distance: Tensor, weight: float, rounds: int) -> Tensor:
+    """(Q, rows, columns, L) costs of each label with what the neighbours say of it: min-sum messages."""
+    beliefs = unary
+    known = unary.unsqueeze(0)
+    for step in range(rounds):
+        # Over all labels of the block that tells: what its best choice costs for each label of the block that hears.
+        told = (known.unsqueeze(-1) + weight * distance[:, None, None]).amin(-2)
+        told = told - told.amin(-1, keepdim=True)
+        heard = [_shifted(told[d % len(told)], axis, turn) for d, (axis, turn) in enumerate(DIRECTIONS)]
+        beliefs = unary + heard[0] + heard[1] + heard[2] + heard[3]
+        if step + 1 < rounds:
+            # What a block tells a neighbour leaves out what it heard from it: of the other turn on the same axis.
+            known = beliefs - torch.stack([heard[1], heard[0], heard[3], heard[2]])
+    return beliefs
+
+
+def _shifted(values: Tensor, axis: int, backwards: bool) -> Tensor:
+    """The values of the previous (or next) block along an axis; zeros at the border."""
+    side = values.shape[axis]
+    border = torch.zeros_like(values.narrow(axis, 0, 1))
+    if backwards:
+        return torch.cat([values.narrow(axis, 1, side - 1), border], axis)
+    return torch.cat([border, values.narrow(axis, 0, side - 1)], axis)
+
+
+def _exact(unary: Tensor, distance: Tensor, weight: float, candidates: Tensor) -> Tensor:
+    """Best choice of one candidate for every block. A row is one variable with K ** columns states.
+
+    Args:
+        unary: (Q, R, W, L).
+        distance: (Q, L, L).
+        weight: of the distances.
+        candidates: (Q, R, W, K) int64.
+
+    Returns:
+        (Q, R, W) int64 labels.
+    """
+    problems, rows, width, kept = candidates.shape
+    cost = unary.gather(3, candidates)
+    energy = _spread(cost)
+    if width > 1:
+        across = weight * _distances(distance, candidates[:, :, :-1, :, None], candidates[:, :, 1:, None, :])
+        for column in range(width - 1):
+            table = across[:, :, column]
+            before, after = kept**column, kept ** (width - column - 2)
+            energy = energy.reshape(problems, rows, before, kept * kept, after) + table.reshape(
+                problems, rows, 1, kept * kept, 1
+            )
+        energy = energy.reshape(problems, rows, -1)
+    best = [energy[:, 0]]
+    if rows > 1:
+        down = weight * _distances(distance, candidates[:, :-1, :, :, None], candidates[:, 1:, :, None, :])
+    for row in range(1, rows):
+        passed = best[-1]
+        for column in range(width):
+            # The first axis is this row's state in the column; it leaves, and the next row's state comes in last.
+            passed = passed.reshape(problems, kept, -1, 1) + down[:, row - 1, column].unsqueeze(2)
+            passed = passed.amin(1)
+        best.append(passed.reshape(problems, -1) + energy[:, row])
+    places = torch.arange(width - 1, -1, -1, device=unary.device)
+    powers = kept**places
+    chosen = []
+    total = best[-1]
+    for row in range(rows - 1, -1, -1):
+        digits = total.argmin(1, keepdim=True) // powers % kept
+        chosen.append(digits)
+        if row:
+            picked = down[:, row - 1].gather(3, digits[:, :, None, None].expand(-1, -1, kept, 1)).squeeze(3)
+            total = best[row - 1] + _spread(picked)
+    states = torch.stack(chosen[::-1], 1)
+    return candidates.gather(3, states[..., None]).squeeze(3)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """(..., W, K) values of each column's states to (..., K ** W), the sums over all joint states of a row."""
+    total = values[..., 0, :]
+    for column in range(1, values.shape[-2]):
+        total = (total.unsqueeze(-1) + values[..., column, :].unsqueeze(-2)).flatten(-2)
+    return total
+
+
+def _improved(
+    unary: Tensor, distance: Tensor, weight: float, candidates: Tensor, labels: Tensor, starts: list[int], width: int
+) -> Tensor:
+    """The labels with the best ones in some strips of columns that do not touch, all others fixed."""
+    problems, rows, columns, count = unary.shape
+    strips = len(starts)
+    # Every strip as a problem of its own, which pays for its distance to the columns beside it.
+    beside = weight * distance.gather(1, labels.flatten(1)[..., None].expand(-1, -1, count)).unflatten(
+        1, (rows, columns)
+    )
+    parts, choices = [], []
+    for start in starts:
+        cost = list(unary[:, :, start : start + width].unbind(2))
+        if start:
+            cost[0] = cost[0] + beside[:, :, start - 1]
+        if start + width < columns:
+            cost[-1] = cost[-1] + beside[:, :, start + width]
+        parts.append(torch.stack(cost, 2))
+        own = labels[:, :, start : start + width, None]
+        known = candidates[:, :, start : start + width]
+        # The label a block has now must stay possible: it takes the place of the worst candidate where it is missing.
+        missing = (known != own).all(3, keepdim=True)
+        choices.append(torch.cat([known[..., :-1], torch.where(missing, own, known[..., -1:])], 3))
+    solved = _exact(torch.cat(parts), distance.repeat(strips, 1, 1), weight, torch.cat(choices))
+    result = labels.clone()
+    for place, start in enumerate(starts):
+        result[:, :, start : start + width] = solved[place * problems : (place + 1) * problems]
+    return result
+
+
+def _strips(columns: int, width: int) -> list[list[int]]:
+    """First columns of strips that cover and overlap, in groups whose strips do not touch each other."""
+    starts = [*range(0, columns - width, width), columns - width]
+    starts += [start for start in range(width // 2, columns - width, width) if start not in starts]
+    groups: list[list[int]] = []
+    for start in starts:
+        for group in groups:
+            if all(abs(start - other) > width for other in group):
+                group.append(start)
+                break
+        else:
+            groups.append([start])
+    return groups
+
+
+def _distances(distance: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """``distance[q, first[q, ...], second[q, ...]]``, the indices broadcast."""
+    index = first * distance.shape[-1] + second
+    return distance.flatten(1).gather(1, index.flatten(1)).reshape(index.shape)
+
+
+def _largest_root(number: int, degree: int) -> int:
+    root = 1
+    while (root + 1) ** degree <= number:
+        root += 1
+    return root
