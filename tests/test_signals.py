@@ -12,6 +12,7 @@ import mixaug
 from helpers import seeded
 from mixaug import ModelSignals, Signals, models
 from mixaug.backbone import attention_blocks, classifier_name, stage_name, token_grid
+from mixaug.ops.activation import class_activation_map
 from mixaug.ops.attention import attended, class_attention, received_attention
 
 LABELS = torch.tensor([0, 3, 1, 4])
@@ -192,6 +193,15 @@ def test_cam_is_what_the_classifier_sees():
     torch.testing.assert_close(got, up / up.sum((1, 2), keepdim=True), rtol=1e-4, atol=1e-7)
     soft = F.one_hot(LABELS, 5).float()
     torch.testing.assert_close(ModelSignals(model).of(x, soft).cam((32, 24)), got)
+
+
+def test_a_constant_map_is_found_where_its_terms_cancel():
+    features = torch.randn(2, 512, 1, 1, generator=seeded(1)).abs().expand(2, 512, 7, 7) * (1 + 1e-7 * torch.rand(7, 7))
+    weight = torch.randn(3, 512, generator=seeded(2))
+    flat = features.mean((2, 3))
+    weight = weight - (weight @ flat[0])[:, None] * flat[0] / flat[0].square().sum()
+    cam = class_activation_map(features[:1], weight, torch.tensor([1]), (14, 14))
+    assert cam.isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,20 @@ def class_activation_map(
                 f"class_activation_map expects class ids (B,) or shares (B, {weight.shape[0]}), got "
                 f"{tuple(labels.shape)} {labels.dtype}"
             )
-        return normalised_map(torch.einsum("bc,bchw->bhw", chosen, maps), size)
+        # Terms that cancel leave rounding of their own size, not of the sum's.
+        scale = torch.einsum("bc,bchw->bhw", chosen.abs(), maps.abs()).flatten(1).amax(1)
+        return normalised_map(torch.einsum("bc,bchw->bhw", chosen, maps), size, scale)
 
 
-def normalised_map(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, h, w) maps of any sign at another size: bilinear, less their minimum, each of sum 1; NaN where constant."""
-    scale = maps.flatten(1).abs().amax(1)
+def normalised_map(maps: Tensor, size: Sequence[int], scale: Tensor | None = None) -> Tensor:
+    """Maps of any sign at another size: bilinear, less their minimum, each of sum 1; NaN where constant.
+
+    Args:
+        maps: (B, h, w).
+        size: (H, W).
+        scale: (B,) size of the values that the maps were summed from; None takes their own.
+    """
+    scale = maps.flatten(1).abs().amax(1) if scale is None else scale
     maps = F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     low, high = maps.flatten(1).aminmax(dim=1)
     raised = maps - low[:, None, None]
