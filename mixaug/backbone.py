@@ -16,6 +16,7 @@ __all__ = [
     "as_map",
     "attention_blocks",
     "classifier_name",
+    "head_norm",
     "last_map",
     "prefix_tokens",
     "stage_name",
@@ -56,8 +57,15 @@ def stage_name(model: nn.Module, stage: int | str) -> str:
     if not -len(modules) <= stage < len(modules):
         raise ValueError(f"stage {stage} does not exist; the model has {len(modules)} stages: {modules}")
     name = str(modules[stage])
-    # timm names the activation inside a fused norm where the stem ends; such a name need not be a module.
-    return name if name in dict(model.named_modules()) else name.rsplit(".", 1)[0]
+    known = dict(model.named_modules())
+    # timm may name the activation inside a fused norm, which is no module of its own.
+    for found in (name, name.rpartition(".")[0]):
+        if found and found in known:
+            return found
+    raise ValueError(
+        f"timm says that stage {stage} of {type(model).__name__} ends at {name!r}, which is no module of it; name one "
+        f"yourself, of {[child for child, _ in model.named_children()]}"
+    )
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -231,3 +239,16 @@ def queries_and_keys(block: nn.Module, seen: dict[str, Tensor]) -> tuple[Tensor,
     query, key = (x if norm is None else norm(x) for norm, x in zip(norms, (query, key), strict=True))
     scale = getattr(block, "scale", None)
     return query, key, float(scale) if isinstance(scale, int | float) else query.shape[-1] ** -0.5
+
+
+def head_norm(model: nn.Module, maps: Tensor) -> Tensor:
+    """What the classifier's own norm, behind the pooling, makes of each cell of (B, C, h, w) maps; often nothing."""
+    if isinstance(norm := getattr(model, "fc_norm", None), nn.LayerNorm):
+        channels_last: Tensor = norm(maps.movedim(1, -1))
+        return channels_last.movedim(-1, 1)
+    head = getattr(model, "head", None)
+    norm = getattr(head, "norm", None)
+    if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity) and isinstance(head, nn.Module):
+        normed: Tensor = norm(maps)
+        return normed
+    return maps

@@ -76,17 +76,18 @@ class Draws:
     def host_uniform(self) -> float:
         """One number in [0, 1) that Python code may branch on, without waiting for a device.
 
-        On a CPU the next draw of the stream. On a GPU a function of the stream's seed and position, which the host
-        knows; the stream moves on by one draw.
+        On a CPU the next draw of the stream. On a CUDA device a function of the stream's seed and position, which the
+        host knows; the stream moves on by one draw. Other devices are waited for.
         """
-        if self.device.type == "cpu":
-            return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        if self.device.type != "cuda":
+            return float(torch.rand((), generator=self.generator, device=self.device))
         generator = self.generator
-        if generator is None and self.device.type == "cuda" and torch.cuda.is_available():
+        if generator is None and torch.cuda.is_available():
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
             generator = torch.cuda.default_generators[index]
+        # Without a GPU, tensors that only pretend to lie on one still get a number.
         seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        offset = generator.get_offset() if generator is not None and generator.device.type == "cuda" else 0
+        offset = 0 if generator is None else generator.get_offset()
         torch.rand(1, generator=self.generator, device=self.device)
         return random.Random(f"{seed} {offset}").random()
 

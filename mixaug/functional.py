@@ -1,14 +1,52 @@
 """The pure functions of every method: no randomness, no state, all draws are arguments."""
 
 from mixaug.neighbours import label_kernel, nearest_rows
+from mixaug.ops.activation import class_activation_map
+from mixaug.ops.attention import (
+    attention_lam,
+    mask_at_tokens,
+    progressive_factor,
+    progressive_lam,
+    token_label_share,
+    token_label_shares,
+)
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
+from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
+from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
+from mixaug.policies.comixup import (
+    comixup,
+    comixup_compatibility,
+    comixup_costs,
+    comixup_distance,
+    comixup_objective,
+    comixup_prior,
+    comixup_shares,
+)
 from mixaug.policies.cutmix import cutmix, cutmix_boxes
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
 from mixaug.policies.gridmix import gridmix, gridmix_mask
+from mixaug.policies.guidedmix import (
+    gaussian_blur,
+    greedy_cycle,
+    guided_maps,
+    guided_mask,
+    guidedmix,
+    map_distance,
+    spectral_residual,
+)
 from mixaug.policies.maskmix import maskmix
 from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
+from mixaug.policies.puzzlemix import (
+    perturbed_images,
+    pooled_saliency,
+    puzzlemix,
+    puzzlemix_blend,
+    puzzlemix_costs,
+    puzzlemix_energy,
+    puzzlemix_moves,
+)
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliencymix import (
     eight_bit_images,
@@ -17,32 +55,99 @@ from mixaug.policies.saliencymix import (
     saliencymix,
     saliencymix_boxes,
 )
+from mixaug.policies.smmix import pooled_tokens, smmix, smmix_boxes, smmix_consistency, smmix_windows
 from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
+from mixaug.policies.snapmix import snapmix, snapmix_weights
+from mixaug.policies.sumix import sumix_distances, sumix_loss, sumix_uncertainty, sumix_weights
+from mixaug.policies.tlalign import patch_grid, tlalign
+from mixaug.policies.tokenmix import (
+    content_map,
+    content_shares,
+    content_targets,
+    tokenmix,
+    tokenmix_blocks,
+    tokenmix_count,
+    tokenmix_replay,
+)
 
 __all__ = [
+    "alignment_cost",
+    "alignmix",
+    "attention_lam",
+    "attentive_cells",
+    "attentivemix",
     "cells_to_pixels",
+    "class_activation_map",
+    "comixup",
+    "comixup_compatibility",
+    "comixup_costs",
+    "comixup_distance",
+    "comixup_objective",
+    "comixup_prior",
+    "comixup_shares",
+    "content_map",
+    "content_shares",
+    "content_targets",
     "cutmix",
     "cutmix_boxes",
     "draw_index",
     "eight_bit_images",
+    "feature_attention",
     "fine_grained_saliency",
     "fmix",
     "fourier_image",
     "fourier_mask",
     "fourier_noise_shape",
+    "gaussian_blur",
+    "greedy_cycle",
     "gridmix",
     "gridmix_mask",
+    "guided_maps",
+    "guided_mask",
+    "guidedmix",
     "label_kernel",
+    "map_distance",
+    "mask_at_tokens",
     "maskmix",
     "mixup",
     "nearest_rows",
+    "patch_grid",
     "patchmix",
+    "perturbed_images",
+    "pooled_saliency",
+    "pooled_tokens",
+    "progressive_factor",
+    "progressive_lam",
+    "puzzlemix",
+    "puzzlemix_blend",
+    "puzzlemix_costs",
+    "puzzlemix_energy",
+    "puzzlemix_moves",
     "random_cells",
     "resizemix",
     "resizemix_boxes",
     "saliency_peak",
     "saliencymix",
     "saliencymix_boxes",
+    "sinkhorn_plan",
+    "smmix",
+    "smmix_boxes",
+    "smmix_consistency",
+    "smmix_windows",
     "smoothmix",
     "smoothmix_mask",
+    "snapmix",
+    "snapmix_weights",
+    "spectral_residual",
+    "sumix_distances",
+    "sumix_loss",
+    "sumix_uncertainty",
+    "sumix_weights",
+    "tlalign",
+    "token_label_share",
+    "token_label_shares",
+    "tokenmix",
+    "tokenmix_blocks",
+    "tokenmix_count",
+    "tokenmix_replay",
 ]

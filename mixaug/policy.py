@@ -225,13 +225,14 @@ class Policy(nn.Module):
         """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
         return bool(getattr(self.pairing, "needs_labels", False))
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module | ModelSignals) -> None:
         """Show the policy, and those inside it, the model that it will train with, before an optimizer is made."""
+        signals = model if isinstance(model, ModelSignals) else ModelSignals(model)
         for module in self.modules():
             if isinstance(module, Policy):
-                module.on_attach(model)
+                module.on_attach(signals)
 
-    def on_attach(self, model: nn.Module) -> None:
+    def on_attach(self, signals: ModelSignals) -> None:
         """Hook for policies whose parameters have the model's sizes. Does nothing by default."""
 
     @contextlib.contextmanager
@@ -254,14 +255,15 @@ class Policy(nn.Module):
         source = model if isinstance(model, ModelSignals) else ModelSignals(model)
         seen = Seen(source, self.reads, clean)
         what, model = type(self).__name__, source.inner
+        looks = bool(self.reads or self.needs - {"hidden"})
         with contextlib.ExitStack() as stack:
             if is_compiled(source.model):
-                recorder = seen.recorder if self.reads else None
+                recorder = seen.recorder if looks else None
                 stack.enter_context(standing(what, model, self.hidden_stages(source), mixed.plan, recorder))
             else:
                 if mixed.plan is not None and mixed.plan.stages:
                     stack.enter_context(tapping(what, model, mixed.plan))
-                if self.reads:
+                if looks:
                     stack.enter_context(seen.recorder.watching())
             yield seen
 
@@ -426,11 +428,18 @@ class OneOf(Policy):
                 for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
                     terms[name] = terms.get(name, 0) + share * term
             return terms
-        if plan is None or not plan.route:
+        if plan is None:
             return {}
-        index, *deeper = plan.route
-        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
-        return self._members()[index].auxiliary_loss(inner, seen)
+        index, *deeper = plan.route or (-1,)
+        terms, idle = {}, [policy for i, policy in enumerate(self._members()) if i != index]
+        if plan.route:
+            inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
+            terms = self._members()[index].auxiliary_loss(inner, seen)
+        # DistributedDataParallel wants a gradient for every parameter, also of those that were not drawn.
+        unused = [p for policy in idle for p in policy.parameters() if p.requires_grad]
+        if unused:
+            terms = terms | {"not_drawn": torch.stack([0 * p.sum() for p in unused]).sum()}
+        return terms
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         every = [name for policy in self._members() for name in policy.hidden_stages(signals)]

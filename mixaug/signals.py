@@ -361,7 +361,7 @@ class PassSignals(Signals):
                 "Signals(cam=...)"
             )
         with torch.no_grad():
-            maps = _head_norm(self.source.inner, maps)
+            maps = backbone.head_norm(self.source.inner, maps)
             return class_activation_map(maps, weight.detach(), labels, size, rectify=False)
 
     def attention(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
@@ -562,7 +562,11 @@ class Recorder:
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{type(self.source.inner).__name__} showed no {key}: "
-                + ("the model has not run yet" if "outputs" not in self.found else f"got {type(value).__name__}")
+                + (
+                    "the model has not run yet, or ran compiled before its first step with mixaug"
+                    if key not in self.found
+                    else f"got {type(value).__name__}"
+                )
             )
         return value
 
@@ -682,16 +686,3 @@ def _in_half(images: Tensor) -> bool:
     device = images.device.type
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     return images.dtype == torch.float16 or autocast
-
-
-def _head_norm(model: nn.Module, maps: Tensor) -> Tensor:
-    """What the classifier's own norm makes of each cell, where there is one behind the pooling."""
-    if isinstance(norm := getattr(model, "fc_norm", None), nn.LayerNorm):
-        channels_last: Tensor = norm(maps.movedim(1, -1))
-        return channels_last.movedim(-1, 1)
-    head = getattr(model, "head", None)
-    norm = getattr(head, "norm", None)
-    if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity) and isinstance(head, nn.Module):
-        normed: Tensor = norm(maps)
-        return normed
-    return maps

@@ -51,7 +51,7 @@ class MixStep(nn.Module):
         self.objective = objective
         # The names only: the model may yet be replaced, by its form with synchronised batch norm for one.
         self.sources = {} if signals is None else signals.places()
-        policy.attach(model)
+        policy.attach(self.signals())
 
     def signals(self) -> ModelSignals:
         """What the policy may ask of the model."""

@@ -123,7 +123,9 @@ def test_any_image_size(name, size, device):
     try:
         mixed = policy(images, torch.arange(4, device=device), generator=seeded(3, device), **told(policy, images))
     except ValueError as error:
-        if policy.needs and any(way_out in str(error) for way_out in ("fit", "choose k in 1 to", "do, or crop or resize")):
+        if policy.needs and any(
+            way_out in str(error) for way_out in ("fit", "choose k in 1 to", "do, or crop or resize")
+        ):
             pytest.skip("it cannot take this size, and says which it can")
         raise
     assert mixed.inputs.shape == images.shape

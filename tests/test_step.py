@@ -35,8 +35,8 @@ class Aware(Mixup):
     needs = frozenset({"saliency", "outputs", "pooled"})
     reads = frozenset({"pooled"})
 
-    def on_attach(self, model):
-        self.head = nn.Linear(model.fc.in_features, 5)
+    def on_attach(self, signals):
+        self.head = nn.Linear(signals.inner.fc.in_features, 5)
 
     def sample(self, batch, partner, draws):
         plan = super().sample(batch, partner, draws)
@@ -133,6 +133,14 @@ def test_a_choice_per_sample_relabels_its_own_samples():
     assert not cut.all()
     assert torch.equal(late.weights[~cut], mixed.weights[~cut])
     assert not torch.isclose(late.weights[cut], mixed.weights[cut]).all(1).any()
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_parameters_of_a_policy_that_was_not_drawn_have_a_gradient_of_zero(drawn):
+    step = step_of(resnet(), OneOf([Aware(), Mixup()], [1 - drawn, drawn]))
+    step(IMAGES, LABELS, generator=seeded(1))[0].backward()
+    weight = step.policy.policies[0].head.weight
+    assert bool(weight.grad.abs().sum() == 0) == bool(drawn)
 
 
 def test_a_batch_of_one_is_left_alone():

@@ -1,36 +1,60 @@
 """Every mixing method, one file each. Importing this package registers them all."""
 
+from mixaug.policies.alignmix import AlignMix
+from mixaug.policies.attentivemix import AttentiveMix
 from mixaug.policies.cmixup import cmixup
+from mixaug.policies.comixup import CoMixup
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
 from mixaug.policies.fmix import FMix
 from mixaug.policies.gridmix import GridMix
+from mixaug.policies.guidedmix import GuidedMix
 from mixaug.policies.knn_mixup import knn_mixup
 from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
+from mixaug.policies.mixpro import MixPro
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
+from mixaug.policies.puzzlemix import PuzzleMix
 from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
 from mixaug.policies.saliencymix import SaliencyMix
+from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
+from mixaug.policies.snapmix import SnapMix
+from mixaug.policies.sumix import SUMix
+from mixaug.policies.tlalign import TLAlign
+from mixaug.policies.tokenmix import TokenMix
+from mixaug.policies.transmix import TransMix
 
 __all__ = [
+    "AlignMix",
+    "AttentiveMix",
+    "CoMixup",
     "CutMix",
     "FMix",
     "GridMix",
+    "GuidedMix",
     "ManifoldMix",
     "MaskMix",
+    "MixPro",
     "Mixup",
     "NoMix",
     "PatchMix",
+    "PuzzleMix",
     "RegMix",
     "ResizeMix",
+    "SMMix",
+    "SUMix",
     "SaliencyMix",
     "SmoothMix",
+    "SnapMix",
+    "TLAlign",
+    "TokenMix",
+    "TransMix",
     "cmixup",
     "deit",
     "knn_mixup",

@@ -207,9 +207,10 @@ class AttentiveMix(Policy):
         """The frozen network."""
         return self._held[0] if self._held else None
 
-    def on_attach(self, model: nn.Module) -> None:
+    def on_attach(self, signals: ModelSignals) -> None:
         if self.network is None:
             return
+        model = signals.inner
         own = {id(parameter) for parameter in self.network.parameters()}
         if self.network is model or any(id(parameter) in own for parameter in model.parameters()):
             raise ValueError(

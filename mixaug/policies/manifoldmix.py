@@ -6,18 +6,21 @@ Acts inside the model, so train through :class:`mixaug.MixStep`; or make ``mixed
 signals=model)`` and call the model ``with policy.tap(model, mixed)``. Gradients flow through both halves. The stages
 before k see clean data, those after it mixed data, normalisation statistics included, as in the authors' code.
 
-With one stage nothing is drawn. With several, the drawn stage is read on a CPU; elsewhere, where reading would wait
-for the device, every stage is hooked and all but the drawn one mix with lam = 1. :class:`mixaug.Pooled` reads it
-everywhere: rows are dropped where they are mixed.
+With one stage nothing is drawn. The drawn stage is known to the host, so that the others cost nothing: read on a CPU,
+on a GPU computed from the stream's seed and position. Where neither can be done (while ``torch.compile`` traces the
+draw, on other devices), every stage is hooked and all but the drawn one mix with lam = 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mixaug import backbone
 from mixaug.batch import Batch
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
@@ -26,6 +29,41 @@ from mixaug.plan import Hidden, Plan
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
+from mixaug.signals import ModelSignals, Signals
+
+INPUT = "input"
+#: What the authors mix in ResNets: the input and the first two stages.
+OF_RESNETS = (INPUT, "layer1", "layer2")
+
+
+def manifold_stages(model: nn.Module | None) -> tuple[str, ...]:
+    """The input and two stages in the first half of a model: the default of :class:`ManifoldMix`.
+
+    ``layer1`` and ``layer2`` where there are such modules (ResNets). Else of timm's ``feature_info``, its stem left
+    out, the first two of the last four stages; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a
+    quarter and at half of the depth, where ``layer1`` and ``layer2`` end in a ResNet. Without a model the names of
+    ResNets.
+
+    Raises:
+        ValueError: the model has none of these.
+    """
+    if model is None or (hasattr(model, "layer1") and hasattr(model, "layer2")):
+        return OF_RESNETS
+    info: Any = getattr(model, "feature_info", None)
+    entries = list(getattr(info, "info", info) or ())
+    if not entries:
+        raise ValueError(
+            f"ManifoldMix found no stages in {type(model).__name__}: name modules of it, such as "
+            f"stages={[INPUT, *[name for name, _ in model.named_children()][:2]]}"
+        )
+    found = list(dict.fromkeys(backbone.stage_name(model, place) for place in range(len(entries))))
+    if len(found) > 1 and _is_leaf(model, found[0]) and not _is_leaf(model, found[1]):
+        del found[0]
+    if len({entry.get("reduction") for entry in entries}) == 1:
+        chosen = [found[-(-len(found) // 4) - 1], found[-(-len(found) // 2) - 1]]
+    else:
+        chosen = found[-4:][:2]
+    return tuple(dict.fromkeys([INPUT, *chosen]))
 
 
 @register(
@@ -38,15 +76,16 @@ class ManifoldMix(Policy):
 
     Args:
         alpha: lam ~ Beta(alpha, alpha); 2.0 is the paper's value for CIFAR, 0.2 for Tiny-ImageNet.
-        stages: names of the model's modules whose output is mixed, as in ``model.named_modules()``, and
-            ``"input"``; one is drawn per batch. The default fits ResNets of torchvision, timm and mixaug and is the
-            authors' choice for them: the input and the first two stages. Outputs that are lists, tuples or dicts of
-            tensors (B, ...) are mixed entry by entry.
+        stages: where to mix, one of them drawn per batch: names of the model's modules, as in
+            ``model.named_modules()``; numbers of stages in timm's counting, -1 the last; ``"input"``. None takes the
+            input and two stages in the model's first half, see :func:`manifold_stages`; for ResNets the authors'
+            choice. Outputs that are lists, tuples or dicts of tensors (B, ...) are mixed entry by entry.
         ratio, pairing, labeling: see :class:`mixaug.Policy`.
         per: how often lam is drawn; the authors draw one per batch.
 
     Raises:
-        ValueError: an option out of range; when training, a model without a module of that name.
+        ValueError: an option out of range; when drawing, a model without a stage of that number, or two names of one
+            stage; when training, a model without a module of that name.
     """
 
     needs = frozenset({"hidden"})
@@ -55,7 +94,7 @@ class ManifoldMix(Policy):
     def __init__(
         self,
         alpha: float = 2.0,
-        stages: Sequence[str] = ("input", "layer1", "layer2"),
+        stages: Sequence[int | str] | None = None,
         *,
         ratio: str | float | Ratio = "beta",
         pairing: str | Pairing | None = None,
@@ -63,16 +102,76 @@ class ManifoldMix(Policy):
         per: Per = "batch",
     ) -> None:
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if isinstance(stages, str) or not len(stages) or not all(isinstance(name, str) and name for name in stages):
-            raise ValueError(f"ManifoldMix expects stages as a sequence of module names, got {stages!r}")
-        if len(set(stages)) != len(stages):
-            raise ValueError(f"ManifoldMix expects each stage once, got {list(stages)}")
-        self.stages = tuple(stages)
+        self.stages = None if stages is None else _checked(stages)
+
+    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
+        return tuple(name for name in self.eligible(model_of(signals)) if name != INPUT)
+
+    def eligible(self, model: nn.Module | None) -> tuple[str, ...]:
+        """Names of the modules of a model, or ``"input"``, of which one is drawn.
+
+        Raises:
+            ValueError: numbers without a model, or without such a stage in it; one stage twice.
+        """
+        if model is None:
+            return self._resolved(None)
+        # Looking through a deep model takes longer than a small blend.
+        known = _resolved.setdefault(model, {})
+        if self.stages not in known:
+            known[self.stages] = self._resolved(model)
+        return known[self.stages]
+
+    def _resolved(self, model: nn.Module | None) -> tuple[str, ...]:
+        if self.stages is None:
+            return manifold_stages(model)
+        names = tuple(stage if isinstance(stage, str) else _numbered(model, stage) for stage in self.stages)
+        if len(set(names)) != len(names):
+            raise ValueError(f"ManifoldMix expects each stage once, but stages={list(self.stages)} are {list(names)}")
+        return names
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
-        if len(self.stages) == 1:
-            stage = torch.zeros(1, dtype=torch.int64, device=batch.device)
-        else:
-            stage = draws.integers(0, len(self.stages), per="batch")
+        eligible = self.eligible(model_of(batch.signals))
+        stage = torch.zeros(1, dtype=torch.int64, device=batch.device)
+        if len(eligible) > 1 and batch.device.type == "cuda" and not torch.compiler.is_compiling():
+            eligible = (eligible[draws.host_integer(len(eligible))],)
+        elif len(eligible) > 1:
+            stage = draws.integers(0, len(eligible), per="batch")
         lam = self.ratio(draws).float()
-        return Hidden(partner=partner, lam=lam, stage=stage, eligible=self.stages)
+        return Hidden(partner=partner, lam=lam, stage=stage, eligible=eligible)
+
+
+_resolved: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...] | None, tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def model_of(signals: Signals | ModelSignals | None) -> nn.Module | None:
+    """The model behind signals, without torch.compile's wrapper; None for given tensors."""
+    return signals.inner if isinstance(signals, ModelSignals) else getattr(signals, "model", None)
+
+
+def _checked(stages: Sequence[int | str]) -> tuple[int | str, ...]:
+    fits = not isinstance(stages, str) and isinstance(stages, Sequence) and len(stages) > 0
+    if not fits or not all(_names_a_stage(stage) for stage in stages):
+        raise ValueError(
+            f"ManifoldMix expects stages as a sequence of module names, got {stages!r}; numbers in it count timm's "
+            "stages, None takes the default"
+        )
+    if len(set(stages)) != len(stages):
+        raise ValueError(f"ManifoldMix expects each stage once, got {list(stages)}")
+    return tuple(stages)
+
+
+def _names_a_stage(stage: object) -> bool:
+    return (isinstance(stage, str) and stage != "") or (isinstance(stage, int) and not isinstance(stage, bool))
+
+
+def _numbered(model: nn.Module | None, stage: int) -> str:
+    if model is None:
+        raise ValueError(
+            f"ManifoldMix counts stage {stage} on a model: train through mixaug.MixStep, pass signals=model, or name "
+            "modules"
+        )
+    return backbone.stage_name(model, stage)
+
+
+def _is_leaf(model: nn.Module, name: str) -> bool:
+    return next(model.get_submodule(name).children(), None) is None

@@ -15,7 +15,7 @@ from mixaug.speed.regime import DTYPES, LAYOUTS, Regime, environment
 from mixaug.speed.report import markdown, table
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
-SECTIONS = ("mixing", "loss", "step", "loader", "pairing")
+SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "pairing" in options.sections:
         for count, columns in ((1_000, 1), (40_000, 1), (1_000_000, 1), (7_588, 8), (1_000_000, 2)):
             rows += sections.pairing(count, columns, options.device, options.rounds)
+    if "puzzlemix" in options.sections:
+        for shape in ((100, 3, 32, 32), (64, 3, 224, 224)):
+            rows += sections.puzzlemix(shape, options.device, options.rounds)
     on_cpu = not options.device.startswith("cuda")
     float_rows = [row for row in rows if "float32 contiguous" in row.regime]
     verdicts = judge(float_rows, read_goals()) if on_cpu else []

@@ -189,6 +189,61 @@ def pairing(count: int, columns: int, device: str, rounds: int, batch: int = 102
         )
 
 
+# Cost of the authors' step as a multiple of plain mixup of the same batch (saliency pass not included), by image side
+# and transport, for 2, 4, 8 and 16 blocks a side.
+PUZZLEMIX_AUTHORS = {
+    (32, False): (23.0, 27.0, 31.0, 71.0),
+    (32, True): (259.0, 264.0, 256.0, 3009.0),
+    (224, False): (2.9, 2.3, 2.4, 2.4),
+    (224, True): (9.4, 15.0, 50.0, 249.0),
+}
+
+
+def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Iterator[Row]:
+    """PuzzleMix from a given saliency, as a multiple of plain mixup, beside the authors' multiple.
+
+    Args:
+        shape: of the images; the authors were measured at (100, 3, 32, 32), whose cells move by 4 pixels, and
+            (64, 3, 224, 224).
+        device, rounds: as elsewhere.
+    """
+    from mixaug.signals import Signals
+
+    generator = torch.Generator().manual_seed(0)
+    images = F.avg_pool2d(torch.rand(shape, generator=generator), 5, 1, 2).to(device)
+    # One salient place in each image, as networks see it.
+    places = torch.linspace(-1, 1, shape[2])
+    centre = torch.rand(2, shape[0], 1, generator=generator) * 2 - 1
+    near = torch.exp(-8 * (places - centre).square())
+    saliency = (near[0][:, :, None] * near[1][:, None] + 0.1) * images.mean(1).cpu() ** 3
+    signals, rows = Signals(saliency=saliency.to(device)), torch.randperm(shape[0], generator=generator).to(device)
+    cases: dict[str, Callable[[], object]] = {"floor": lambda: 0.3 * images + 0.7 * images[rows]}
+    authors: dict[str, float | None] = {"floor": None}
+    for transport in (False, True):
+        for place, count in enumerate((2, 4, 8, 16)):
+            name = f"{PLAIN}/n = {count}, transport {'on' if transport else 'off'}"
+            options = {"block_nums": (count,), "transport": transport, "t_size": 4 if shape[2] == 32 else None}
+            policy = mixaug.create("puzzlemix", mean=0, std=1, **options)
+            cases[name] = partial(policy, images, signals=signals)
+            known = PUZZLEMIX_AUTHORS.get((shape[2], transport))
+            authors[name] = None if known is None else known[place]
+    timings = interleaved(cases, rounds=rounds, device=torch.device(device))
+    for name, timing in timings.items():
+        library, _, output = name.partition("/")
+        ratio, theirs = Ratio.of(timing, timings["floor"]), authors[name]
+        yield Row(
+            section="PuzzleMix without the saliency pass, as a multiple of plain mixup",
+            regime="x".join(map(str, shape)),
+            job="plain mixup" if name == "floor" else output,
+            per="batch",
+            output="fresh",
+            library=library,
+            milliseconds=timing.median * 1e3,
+            floor=ratio,
+            note="" if theirs is None else f"authors {theirs:g}: {theirs / ratio.median:.1f} times faster",
+        )
+
+
 def training_step(regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int) -> Iterator[Row]:
     """A whole SGD step of a backbone; the reference is the step of ``none``."""
     from mixaug import models

@@ -6,9 +6,11 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import mixaug
+import mixaug.models
 from helpers import seeded
 from mixaug.losses import MixedCrossEntropy, MixedSquaredError
 
@@ -83,7 +85,9 @@ def test_against_a_forward_written_out(stage):
 
 
 def test_the_input_stage_is_mixup():
-    mixed = mixaug.create("manifoldmix", stages=["input"])(IMAGES, LABELS, signals=object(), generator=seeded(2))
+    mixed = mixaug.create("manifoldmix", stages=["input"])(
+        IMAGES, LABELS, signals=mixaug.Signals(), generator=seeded(2)
+    )
     plain = mixaug.create("mixup", alpha=2.0, per="batch")(IMAGES, LABELS, generator=seeded(2))
     assert torch.equal(mixed.inputs, plain.inputs)
     assert torch.equal(mixed.sources, plain.sources)
@@ -94,7 +98,7 @@ def test_the_input_stage_is_mixup():
 def test_the_stage_is_uniform_and_one_for_the_batch():
     policy, g, seen = mixaug.create("manifoldmix"), seeded(3), {}
     for _ in range(900):
-        plan = policy.draw(IMAGES[:2], LABELS[:2], signals=object(), generator=g)
+        plan = policy.draw(IMAGES[:2], LABELS[:2], signals=mixaug.Signals(), generator=g)
         assert len(plan.stages) <= 1
         name = plan.stages[0] if plan.stages else "input"
         # Without the input stage the images stay as they are.
@@ -106,7 +110,7 @@ def test_the_stage_is_uniform_and_one_for_the_batch():
 
 
 def test_where_the_stage_is_not_read_all_are_hooked_and_one_mixes(monkeypatch):
-    # What happens on a GPU, where reading the drawn stage would wait.
+    # What happens while torch.compile traces the draw, and on devices that are neither CPU nor CUDA.
     expected, states = {}, set()
     model = Small().eval()
     policy = mixaug.create("manifoldmix")
@@ -162,6 +166,85 @@ def test_a_timm_network_with_the_default_stages():
         loss, _ = step(images, LABELS[:4], generator=seeded(seed))
         assert loss.isfinite()
     assert not hooks_of(model)
+
+
+def tiny(name):
+    if name == "vit":
+        make = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
+        return make(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=4)
+    if name == "swin":
+        make = pytest.importorskip("timm").models.swin_transformer.SwinTransformer
+        return make(
+            img_size=16, patch_size=2, window_size=2, embed_dim=8, depths=(1, 1, 1), num_heads=(1, 1, 1), num_classes=4
+        )
+    return mixaug.models.create(name, 4)
+
+
+@pytest.mark.parametrize(("name", "stages"), [
+    ("vit", ("blocks.0", "blocks.1")),  # a quarter and half of the depth
+    ("swin", ("layers.0", "layers.1")),
+    ("cifar_wrn28_8", ("stages.0", "stages.1")),  # not its stem
+    ("cifar_resnet8", ("layer1", "layer2")),
+])  # fmt: skip
+def test_the_default_stages_of_a_model(name, stages):
+    with torch.device("meta"):
+        model = tiny(name)
+    assert mixaug.create("manifoldmix").eligible(model) == ("input", *stages)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_transformers_train_with_the_default_stages(name):
+    model, policy = tiny(name), mixaug.create("manifoldmix")
+    step = mixaug.MixStep(model, policy, MixedCrossEntropy())
+    images = torch.randn(4, 3, 16, 16, generator=seeded(6))
+    drawn = set()
+    for seed in range(8):
+        drawn.add(policy.draw(images, signals=model, generator=seeded(seed)).stages)
+        loss, _ = step(images, LABELS[:4], generator=seeded(seed))
+        loss.backward()
+    assert len(drawn) == 3
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert policy.hidden_stages(mixaug.ModelSignals(model)) == policy.eligible(model)[1:]
+    assert not hooks_of(model)
+
+
+def test_stages_by_number_are_timms():
+    model = mixaug.models.create("cifar_resnet8", 4)
+    assert mixaug.create("manifoldmix", stages=[0, 1, -1, "input"]).eligible(model) == (
+        "act1", "layer1", "layer3", "input",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"each stage once, but stages=\[3, -1\] are \['layer3', 'layer3'\]"):
+        mixaug.create("manifoldmix", stages=[3, -1]).draw(IMAGES, signals=model)
+    with pytest.raises(ValueError, match="stage 4 does not exist"):
+        mixaug.create("manifoldmix", stages=[4]).draw(IMAGES, signals=model)
+    with pytest.raises(ValueError, match="counts stage 1 on a model"):
+        mixaug.create("manifoldmix", stages=[1]).draw(IMAGES, signals=mixaug.Signals())
+    with pytest.raises(
+        ValueError, match=r"no stages in Sequential: name modules of it, such as stages=\['input', '0'\]"
+    ):
+        mixaug.create("manifoldmix").draw(IMAGES, signals=nn.Sequential(nn.Flatten()))
+
+
+def test_on_a_gpu_the_drawn_stage_alone_is_hooked():
+    with FakeTensorMode():
+        images = torch.empty(6, 3, 8, 8, device="cuda")
+        plan = mixaug.create("manifoldmix").draw(images, signals=mixaug.Signals())
+    assert len(plan.eligible) == 1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_stage_is_drawn_without_waiting():
+    policy, generator, seen = mixaug.create("manifoldmix"), seeded(3, "cuda"), {}
+    images = torch.randn(6, 3, 8, 8, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(600):
+            [name] = policy.draw(images, signals=mixaug.Signals(), generator=generator).eligible
+            seen[name] = seen.get(name, 0) + 1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert set(seen) == {"input", "layer1", "layer2"}
+    assert stats.chisquare(list(seen.values())).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("stage", ["layer1", "layer1.2", "layer2"])
@@ -303,7 +386,10 @@ def test_the_policy_does_not_touch_evaluation_nor_hold_on_to_the_model():
     ({"stages": "layer1"}, "sequence of module names, got 'layer1'"),
     ({"stages": ()}, "sequence of module names"),
     ({"stages": ("layer1", "")}, "sequence of module names"),
-    ({"stages": ("layer1", 2)}, "sequence of module names"),
+    ({"stages": 1}, "sequence of module names, got 1"),
+    ({"stages": ("layer1", 2.0)}, "sequence of module names"),
+    ({"stages": (0, True)}, "sequence of module names"),
+    ({"stages": (1, 1)}, "each stage once"),
     ({"stages": ("layer1", "layer1")}, "each stage once"),
     ({"alpha": 0}, "alpha expects a"),
 ])  # fmt: skip

@@ -1,0 +1,112 @@
+"""puzzlemix_*: costs, energy, both solvers' minima, and, from the recorded mask, moves, mixed images and share."""
+
+import torch
+
+from golden_adapters import adapter
+from mixaug import functional as F
+from mixaug.ops import gridcut
+from mixaug.signals import ModelSignals
+
+
+@adapter("puzzlemix")
+def replay_puzzlemix(arrays, stem):
+    if "conv_w" in arrays:
+        return replay_saliency(arrays)
+    images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["perm"])
+    saliency = torch.from_numpy(arrays["saliency"])
+    n, labels = int(arrays["block_num"]), int(arrays["n_labels"])
+    beta, gamma, eta = (float(arrays[name]) for name in ("beta", "gamma", "eta"))
+    mean, std = (tuple(arrays[name].ravel().tolist()) for name in ("mean", "std"))
+    lam = torch.tensor([float(arrays["alpha"])], dtype=torch.float64)
+    costs = F.puzzlemix_costs(
+        images, partner, saliency, block_num=n, beta=beta, gamma=gamma, neigh_size=int(arrays["neigh_size"]), std=std
+    )
+    names = ("unary_lost_if_keep1", "unary_lost_if_keep2", "pair_v", "pair_h")
+    found = [(name, cost, torch.from_numpy(arrays[name]), 1e-5) for name, cost in zip(names, costs, strict=True)]
+
+    energy = F.puzzlemix_energy(*costs, lam, n_labels=labels, beta=beta, eta=eta)
+    recorded = [torch.from_numpy(arrays[name]).double() for name in ("cut_unary", "cut_edge_v", "cut_edge_h")]
+    for name, ours, theirs in zip(("cut_unary", "cut_edge_v", "cut_edge_h"), energy, recorded, strict=True):
+        # Theirs are cut to whole numbers, and float32 rounds numbers of their size.
+        slack = 1 + 1e-5 * theirs.abs().max().item()
+        found.append((name, ours * (1000 * n**2) - 0.5, theirs, 0.5 + slack))
+    theirs = torch.from_numpy(arrays["cut_energy"])
+    exact = gridcut.cut_energy(gridcut.exact_grid_cut(*recorded), *recorded)
+    ours = gridcut.cut_energy(gridcut.grid_cut(*recorded), *recorded)
+    as_recorded = gridcut.cut_energy(torch.from_numpy(arrays["cut_labels"]).long(), *recorded)
+    zero = torch.zeros_like(theirs)
+    found += [
+        ("energy of the recorded labels", as_recorded / theirs, torch.ones_like(theirs), 1e-6),
+        ("exact minimum above the recorded energy", (exact / theirs - 1).clamp(min=0), zero, 1e-6),
+        ("our minimum above the exact one", (ours / exact - 1).clamp(min=0), zero, 0.01),
+    ]
+
+    blocks = torch.from_numpy(arrays["mask_blocks"])
+    found.append(("ratio", blocks.mean((1, 2)), torch.from_numpy(arrays["ratio"]), 1e-6))
+    moves = None
+    if bool(arrays["transport"]):
+        both, seen = [], []
+        for name, visible in (("1", arrays["t_mask1"][:, 0] > 0), ("2", arrays["t_mask1"][:, 0] < 1)):
+            sal = torch.from_numpy(arrays[f"t_sal{name}"])
+            pooled = F.pooled_saliency(saliency if name == "1" else saliency[partner], sal.shape[1])
+            found.append((f"t_sal{name}", pooled, sal, 1e-6))
+            seen.append(torch.from_numpy(visible))
+            both.append(F.puzzlemix_moves(sal, seen[-1], t_eps=float(arrays["t_eps"])))
+            source = torch.from_numpy(arrays[f"plan{name}"].argmax(1)).reshape(sal.shape)
+            # Where the mask hides a place, nothing or anything may lie there.
+            found.append((f"plan{name}", both[-1][seen[-1]], source[seen[-1]], 0.0))
+        moves = both[0], both[1]
+    noise = {}
+    if "noise" in arrays:
+        noise = {"noise": torch.from_numpy(arrays["noise"])}
+    shown = F.perturbed_images(images, noise["noise"], mean=mean, std=std) if noise else images
+    mixed = F.puzzlemix_blend(shown, partner, blocks, moves)
+    found.append(("mixed", mixed, torch.from_numpy(arrays["mixed"]), 2e-6))
+    if bool((gridcut.grid_cut(*energy) == torch.from_numpy(arrays["cut_labels"])).all()):
+        whole = F.puzzlemix(
+            images,
+            partner,
+            lam,
+            saliency,
+            block_num=n,
+            n_labels=labels,
+            beta=beta,
+            gamma=gamma,
+            eta=eta,
+            neigh_size=int(arrays["neigh_size"]),
+            transport=bool(arrays["transport"]),
+            t_size=int(arrays["t_size"]) if int(arrays["t_size"]) > 0 else None,
+            t_eps=float(arrays["t_eps"]),
+            mean=mean,
+            std=std,
+            **noise,
+        )
+        found += [
+            ("whole", whole[0], torch.from_numpy(arrays["mixed"]), 2e-6),
+            ("lam", whole[1], torch.from_numpy(arrays["ratio"]), 1e-6),
+        ]
+    return found
+
+
+class SmallNet(torch.nn.Module):
+    """A convolution, a rectifier, a pool to 2 x 2 and a linear layer, with the recorded weights."""
+
+    def __init__(self, arrays):
+        super().__init__()
+        for name in ("conv_w", "conv_b", "fc_w", "fc_b"):
+            setattr(self, name, torch.nn.Parameter(torch.from_numpy(arrays[name])))
+
+    def forward(self, images):
+        maps = torch.relu(torch.nn.functional.conv2d(images, self.conv_w, self.conv_b, padding=1))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(1)
+        return torch.nn.functional.linear(pooled, self.fc_w, self.fc_b)
+
+
+def replay_saliency(arrays):
+    images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    signals = ModelSignals(SmallNet(arrays)).of(images, labels, frozenset({"saliency"}))
+    saliency = signals.saliency(mode="train", keep_loss=True)
+    return [
+        ("saliency", saliency, torch.from_numpy(arrays["saliency"]), 1e-6),
+        ("loss", signals.clean_loss().detach(), torch.from_numpy(arrays["loss"]), 1e-6),
+    ]
