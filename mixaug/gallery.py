@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
+from mixaug.policies.guidedmix import spectral_residual
 from mixaug.registry import create, describe
+from mixaug.signals import Signals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +41,7 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
     """The pair ``images`` mixed by a policy at several own shares.
 
     Args:
-        name: a policy of the registry that needs no model.
+        name: a policy of the registry. What it asks of a model is answered by :func:`image_signals`.
         images: (2, C, H, W) uint8; each is the other's partner.
         lambdas: own shares to ask for; policies without a ``ratio`` draw their own each time.
         seed: of the generator of every draw.
@@ -49,22 +51,36 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
     """
     batches = []
     defaults = describe(name).defaults
+    signals = image_signals(images) if describe(name).needs else None
     for number, share in enumerate(lambdas):
         policy = create(name, **({"ratio": share} if "ratio" in defaults else {}))
         generator = torch.Generator().manual_seed(seed + number)
         # The partners are given: a random permutation of two would leave every other pair unmixed.
-        plan = policy.plan(Batch(images, torch.arange(2)), generator, torch.tensor([1, 0]))
+        plan = policy.plan(Batch(images, torch.arange(2), signals), generator, torch.tensor([1, 0]))
         if plan.weights is None:
             raise ValueError(f"policy {name!r} drew a plan without weights")
         batches.append(MixedBatch(policy.apply(images, plan), torch.arange(2), plan.sources, plan.weights, plan))
     return batches
 
 
+def image_signals(images: Tensor) -> Signals:
+    """Signals for pictures without a model: the spectral residual of each image stands in for all of them.
+
+    Args:
+        images: (B, C, H, W) uint8.
+    """
+    saliency = spectral_residual(images.float() / 255)
+    coarse = torch.nn.functional.adaptive_avg_pool2d(saliency[:, None], 14)
+    cells = torch.nn.functional.adaptive_avg_pool2d(saliency[:, None], 7)
+    logits = torch.eye(len(images))
+    return Signals(saliency=saliency, cam=cells[:, 0], attention=coarse[:, 0], features=cells, outputs=logits)
+
+
 def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBDAS, seed: int = 0) -> Figure:
     """A figure with a row of mixed images for each policy, masks and label bars below them.
 
     Args:
-        names: policies of the registry that need no model.
+        names: policies of the registry.
         images: (2, C, H, W) uint8.
         lambdas: own shares, one column each.
         seed: of the draws.
@@ -81,11 +97,13 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
     headed = any("ratio" in describe(name).defaults for name in names)
     for row, name in enumerate(names):
         batches = mixed_pairs(name, images, lambdas, seed)
+        looks = describe(name).needs - {"hidden"}
+        saliency = image_signals(images).saliency() if looks else None
         follows = "ratio" in describe(name).defaults or name == "none"
         for column, (share, mixed) in enumerate(zip(lambdas, batches, strict=True)):
             title = f"λ = {share:g}" if row == 0 and headed else None
             _picture(figure.add_subplot(grid[row, 2 * column]), mixed, title, name if column == 0 else None, follows)
-            _mask(figure.add_subplot(grid[row, 2 * column + 1]), mixed)
+            _mask(figure.add_subplot(grid[row, 2 * column + 1]), mixed, saliency)
     return figure
 
 
@@ -121,12 +139,22 @@ def _label_bar(axes: Any, own: float) -> None:
     axes.text(0.5, -0.16, f"{own:.2f} own", transform=axes.transAxes, fontsize=7, ha="center", va="top")
 
 
-def _mask(axes: Any, mixed: MixedBatch) -> None:
+def _mask(axes: Any, mixed: MixedBatch, saliency: Tensor | None) -> None:
+    """Beside an image its mask; for policies that look at a signal, what is left of it, and the outline of the mask."""
     mask = mixed.mask
-    if mask is None:
+    if mask is None and (saliency is None or mixed.plan is None or not mixed.plan.size):
         axes.axis("off")
         return
-    axes.imshow(mask[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+    note = "own share"
+    if saliency is None:
+        assert mask is not None
+        axes.imshow(mask[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+    else:
+        note = "signal left"
+        scale = saliency.flatten(1).amax(1)[:, None, None].clamp(min=1e-12)
+        axes.imshow(mixed.apply((saliency / scale)[:, None])[0, 0].numpy(), cmap="magma", vmin=0, vmax=1)
+        if mask is not None and float(mask[0].min()) < float(mask[0].max()):
+            axes.contour(mask[0, 0].numpy(), levels=[0.25, 0.75], colors="white", linewidths=0.6)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, -0.02, "own share", transform=axes.transAxes, fontsize=7, ha="center", va="top", color="#666666")
+    axes.text(0.5, -0.02, note, transform=axes.transAxes, fontsize=7, ha="center", va="top", color="#666666")

@@ -20,7 +20,7 @@ from mixaug.ops import attention as attentions
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
 
-__all__ = ["BlockAttention", "ModelSignals", "Recorder", "Seen", "Signals", "resolve"]
+__all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve"]
 
 #: How the model stands during a pass over the clean batch: its statistics and dropout as in training, or not.
 Mode = Literal["eval", "train"]
@@ -346,6 +346,14 @@ class PassSignals(Signals):
         if self._clean_loss is None:
             raise ValueError("no clean loss was kept: ask for saliency(keep_loss=True) first")
         return self._clean_loss
+
+    def gradient_at(self, images: Tensor, *, mode: Mode = "eval") -> Tensor:
+        """(B, C, H, W) gradient of the loss of the batch's labels with respect to other images of the same shape."""
+        labels = self._labels("a gradient")
+        with self._standing(mode), torch.enable_grad():
+            images = self._checked(images.detach()).requires_grad_()
+            (gradient,) = torch.autograd.grad(self.source.loss(self.source.model(images), labels), images)
+        return gradient
 
     def cam(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
         labels = self._labels("class activation")

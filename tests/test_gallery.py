@@ -9,8 +9,8 @@ import mixaug
 from helpers import seeded
 from mixaug import gallery
 
-IMAGES = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=seeded(0))
-NAMES = mixaug.list_policies(needs=())
+IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=seeded(0))
+NAMES = mixaug.list_policies()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="PNG of all policies")
-    parser.add_argument("--policies", nargs="+", default=mixaug.list_policies(needs=()), help="rows of the sheet")
+    parser.add_argument("--policies", nargs="+", default=mixaug.list_policies(), help="rows of the sheet")
     parser.add_argument("--strips", type=Path, help="folder for one PNG per policy")
     parser.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
     parser.add_argument("--pick", type=int, nargs=2, default=(10, 2010), help="rows of the training images of --sheets")

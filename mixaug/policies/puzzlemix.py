@@ -54,7 +54,7 @@ from mixaug.policies.saliencymix import _per_channel, _statistics
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
-from mixaug.signals import Seen, Signals
+from mixaug.signals import PassSignals, Seen, Signals
 
 Moves = tuple[Tensor, Tensor]
 #: Share of cells that show both images from which on blending all of them is faster than those alone (on a CPU).
@@ -546,18 +546,14 @@ class PuzzleMix(Policy):
 
     def _perturbation(self, batch: Batch, signals: Signals, draws: Draws) -> Tensor:
         """One step of the fast gradient sign method from a random start, times U(0, 1): (B, C, H, W)."""
-        source: Any = getattr(signals, "source", None)
-        if source is None or batch.labels is None or self.statistics is None:
+        if not isinstance(signals, PassSignals) or batch.labels is None or self.statistics is None:
             raise ValueError("PuzzleMix with adv_p above 0 needs labels and a model: pass signals=model, not tensors")
         images = batch.images.detach()
         mean, std = (_column(values, images) for values in self.statistics)
         start = draws.uniform(-self.adv_eps, self.adv_eps, images.shape[1:], dtype=torch.float32, per="sample")
         pixels = images.float() * std + mean
         start = (pixels + start).clamp(0, 1) - pixels
-        with signals._standing("eval"), torch.enable_grad():  # type: ignore[attr-defined]
-            shifted = (images + (start / std).to(images.dtype)).requires_grad_()
-            loss = source.loss(source.model(shifted), batch.labels)
-            (gradient,) = torch.autograd.grad(loss, shifted)
+        gradient = signals.gradient_at(images + (start / std).to(images.dtype))
         stepped = start + (self.adv_eps + 2 / 255) * gradient.sign().float()
         return stepped.clamp(-self.adv_eps, self.adv_eps) * draws.uniform(dtype=torch.float32, per="batch")
 
