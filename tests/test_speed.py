@@ -11,6 +11,7 @@ from mixaug.speed import goals as goal_files
 from mixaug.speed import rivals, sections
 from mixaug.speed.command import main
 from mixaug.speed.goals import Goal, judge, read_goals
+from mixaug.speed.memory import peak_bytes
 from mixaug.speed.regime import Regime
 from mixaug.speed.report import table
 from mixaug.speed.sections import Row
@@ -106,6 +107,36 @@ def test_bad_shape_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--shapes", "4,3,8"])
     assert "expected B,C,H,W of positive integers, got '4,3,8'" in capsys.readouterr().err
+
+
+def test_a_step_shows_its_peak_of_memory():
+    rows = list(
+        sections.training_step(
+            Regime((4, 3, 8, 8)), [sections.Job("cutmix", "cutmix")], "cifar_resnet8", 1, memory=True
+        )
+    )
+    assert [row.job for row in rows] == ["none", "cutmix"]
+    assert rows[0].note == "peak memory x 1.00"
+    assert 0.9 < float(rows[1].note.split()[-1]) < 2
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def call():
+        first = torch.zeros(250_000)
+        second = first + 1
+        del first
+        return second, torch.zeros(125_000)
+
+    assert peak_bytes(call, torch.device("cpu")) == pytest.approx(2_000_000, rel=0.01)
+
+
+def test_puzzlemix_section_compares_with_recorded_costs():
+    rows = list(sections.puzzlemix((4, 3, 32, 32), "cpu", 1))
+    assert len(rows) >= 8
+    assert all(row.milliseconds > 0 for row in rows)
+    gaps = list(sections.cut_energies("cpu", count=2))
+    assert {row.output for row in gaps} == {"scipy", "host", "device"}
+    assert all("largest 0.00 %" in row.note for row in gaps if row.output == "scipy" or row.job == "L = 3, n = 4")
 
 
 @pytest.mark.slow

@@ -55,13 +55,14 @@ def cut_energy(labels: Tensor, unary: Tensor, edges_v: Tensor, edges_h: Tensor) 
     return own + down + right
 
 
-def grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
+def grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor, *, read: bool | None = None) -> Tensor:
     """Labels of least energy, or close to it: see the module for when and how close.
 
     Args:
         unary: (B, n, m, L) floating point, finite; L >= 2.
         edges_v: (B, n - 1, m) floating point, finite and not negative: weights between a cell and the one below.
         edges_h: (B, n, m - 1), between a cell and the one to the right.
+        read: work on the host, where the bound is read; None does so where the costs lie on a CPU.
 
     Returns:
         (B, n, m) int64.
@@ -73,11 +74,11 @@ def grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
     costs = [x.detach().float().movedim(0, -1).contiguous() for x in (unary, edges_v, edges_h)]
     xp: ModuleType = torch
     arrays: list[Array] = list(costs)
-    if reads_freely(*costs):
-        xp, arrays = np, [cost.numpy() for cost in costs]
+    if reads_freely(*costs) if read is None else read:
+        xp, arrays = np, [cost.cpu().numpy() for cost in costs]
     by_chains = unary.shape[3] ** min(unary.shape[1:3]) > MOST_STATES
     labels = (_by_chains if by_chains else _by_frontier)(xp, *arrays)
-    return torch.as_tensor(labels).movedim(-1, 0).contiguous()
+    return torch.as_tensor(labels, device=unary.device).movedim(-1, 0).contiguous()
 
 
 def exact_grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
@@ -247,7 +248,8 @@ def _by_chains(xp: ModuleType, unary: Array, edges_v: Array, edges_h: Array) -> 
     """(n, m, L, B), (n - 1, m, B), (n, m - 1, B) to (n, m, B)."""
     problem = _Chains(xp, unary, edges_v, edges_h)
     if xp is torch:
-        problem.ascend(DEVICE_ROUNDS)
+        # Two labels leave the widest gaps: there is no level between to fall back on.
+        problem.ascend(DEVICE_ROUNDS if unary.shape[2] > 2 else 2 * DEVICE_ROUNDS)
         return _labels_of(problem.labels()[0], unary)
     labels: Array = None
     rest = np.arange(unary.shape[3])

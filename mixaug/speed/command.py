@@ -15,7 +15,10 @@ from mixaug.speed.regime import DTYPES, LAYOUTS, Regime, environment
 from mixaug.speed.report import markdown, table
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
-SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix")
+SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix", "guided")
+
+
+LABELS = list(dict.fromkeys(job.label for jobs in (sections.JOBS, *(g[2] for g in sections.GUIDED)) for job in jobs))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "puzzlemix" in options.sections:
         for shape in ((100, 3, 32, 32), (64, 3, 224, 224)):
             rows += sections.puzzlemix(shape, options.device, options.rounds)
+        rows += sections.cut_energies(options.device)
+    if "guided" in options.sections:
+        for model, shape, guided in sections.GUIDED:
+            chosen = [job for job in guided if not options.jobs or job.label in options.jobs]
+            regime = Regime(shape, "float32", "contiguous", options.device)
+            rows += sections.training_step(regime, chosen, model, max(3, options.rounds // 2), memory=True)
     on_cpu = not options.device.startswith("cuda")
     float_rows = [row for row in rows if "float32 contiguous" in row.regime]
     verdicts = judge(float_rows, read_goals()) if on_cpu else []
@@ -67,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time every policy against the memory floor and other libraries.")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["mixing", "loss"])
-    parser.add_argument("--jobs", nargs="+", choices=[job.label for job in sections.JOBS], default=[])
+    parser.add_argument("--jobs", nargs="+", choices=LABELS, default=[])
     parser.add_argument("--shapes", nargs="+", type=_shape, default=[_shape(text) for text in SHAPES])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["contiguous"])

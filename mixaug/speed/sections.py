@@ -244,19 +244,96 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
         )
 
 
-def training_step(regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int) -> Iterator[Row]:
-    """A whole SGD step of a backbone; the reference is the step of ``none``."""
+def cut_energies(device: str, count: int = 100) -> Iterator[Row]:
+    """How far PuzzleMix's cuts lie above the exact minimum, on random images and saliency; time beside scipy's."""
+    from mixaug.functional import puzzlemix_costs, puzzlemix_energy
+    from mixaug.ops.gridcut import cut_energy, exact_grid_cut, grid_cut
+
+    generator = torch.Generator().manual_seed(0)
+    for labels in (2, 3, 4):
+        for side in (2, 4, 8, 16):
+            images = F.avg_pool2d(torch.rand(count, 3, 32, 32, generator=generator) ** 3, 5, 1, 2) * 2
+            saliency = F.avg_pool2d(torch.rand(count, 32, 32, generator=generator) ** 3, 5, 1, 2)
+            partner, lam = torch.randperm(count, generator=generator), torch.rand(count, generator=generator)
+            costs = puzzlemix_costs(images, partner, saliency, block_num=side, std=1.0)
+            problem = [cost.to(device) for cost in puzzlemix_energy(*costs, lam, n_labels=labels)]
+            solvers: dict[str, Callable[[], object]] = {
+                "floor": partial(exact_grid_cut, *problem),
+                f"{PLAIN}/host": partial(grid_cut, *problem, read=True),
+                f"{PLAIN}/device": partial(grid_cut, *problem, read=False),
+            }
+            timings = interleaved(solvers, rounds=1, round_seconds=0, device=torch.device(device))
+            wide = [cost.double().cpu() for cost in problem]
+            least = cut_energy(exact_grid_cut(*wide), *wide)
+            for name, timing in timings.items():
+                found = solvers[name]()
+                assert isinstance(found, Tensor)
+                gap = 100 * (cut_energy(found.cpu(), *wide) / least - 1)
+                library, _, output = name.partition("/")
+                yield Row(
+                    section=f"energy of {count} cuts above the exact minimum; time against scipy's maximum flow",
+                    regime="3x32x32",
+                    job=f"L = {labels}, n = {side}",
+                    per="sample",
+                    output=output or "scipy",
+                    library=library,
+                    milliseconds=timing.median * 1e3,
+                    floor=Ratio.of(timing, timings["floor"]),
+                    note=f"gap mean {gap.mean().clamp(min=0):.3f} %, largest {gap.max().clamp(min=0):.2f} %",
+                )
+
+
+#: Policies that look at the model: backbone, shape of a batch, jobs.
+GUIDED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = (
+    (
+        "cifar_resnet18",
+        (32, 3, 32, 32),
+        tuple(
+            Job(name, name)
+            for name in (
+                "manifoldmix",
+                "snapmix",
+                "puzzlemix",
+                "guidedmix",
+                "alignmix",
+                "attentivemix",
+                "comixup",
+                "sumix",
+            )
+        ),
+    ),
+    (
+        "deit_tiny_patch16_224",
+        (8, 3, 224, 224),
+        tuple(
+            Job(name, name) for name in ("cutmix", "transmix", "mixpro", "tlalign", "tokenmix", "smmix", "manifoldmix")
+        ),
+    ),
+)
+
+
+def training_step(
+    regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int, *, memory: bool = False
+) -> Iterator[Row]:
+    """A whole SGD step of a backbone; the reference is the step of ``none``.
+
+    Args:
+        regime, jobs, rounds: as elsewhere.
+        model_name: see ``mixaug.models.create``.
+        memory: add the peak of the memory that a step holds, beside that of ``none``.
+    """
     from mixaug import models
+    from mixaug.speed.memory import peak_bytes
 
     images, _, labels = _material(regime)
     if regime.dtype == "uint8":
         raise ValueError("the training step takes floating-point images, got uint8")
-    model = models.create(model_name, num_classes=regime.num_classes).to(regime.device)
+    device = torch.device(regime.device)
+    model = models.create(model_name, num_classes=regime.num_classes).to(device)
     model.to(memory_format=torch.channels_last if regime.layout == "channels_last" else torch.contiguous_format)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    autocast = torch.autocast(torch.device(regime.device).type, torch.bfloat16, enabled=regime.dtype == "bfloat16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=regime.dtype == "bfloat16")
 
-    def step(mix_step: nn.Module) -> None:
+    def step(mix_step: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         with autocast:
             loss, _ = mix_step(images.float() if regime.dtype == "bfloat16" else images, labels)
         loss.backward()
@@ -266,10 +343,11 @@ def training_step(regime: Regime, jobs: Sequence[Job], model_name: str, rounds: 
     cases: dict[str, Callable[[], object]] = {}
     for job in (Job("floor", "none"), *jobs):
         policy = mixaug.create(job.policy, **job.options)
-        mix_step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy())
+        mix_step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy()).to(device)
         name = job.label if job.policy == "none" else f"{PLAIN}/{job.label}"
-        cases[name] = partial(step, mix_step)
-    timings = interleaved(cases, rounds=rounds, round_seconds=0.5, device=torch.device(regime.device))
+        cases[name] = partial(step, mix_step, torch.optim.SGD(mix_step.parameters(), lr=1e-3))
+    timings = interleaved(cases, rounds=rounds, round_seconds=0.5, device=device)
+    held = {name: peak_bytes(case, device) for name, case in cases.items()} if memory else {}
     for name, timing in timings.items():
         yield Row(
             section=f"training step of {model_name}, as a multiple of the step without mixing",
@@ -280,6 +358,7 @@ def training_step(regime: Regime, jobs: Sequence[Job], model_name: str, rounds: 
             library=PLAIN,
             milliseconds=timing.median * 1e3,
             floor=Ratio.of(timing, timings["floor"]),
+            note=f"peak memory x {held[name] / held['floor']:.2f}" if memory else "",
         )
 
 
