@@ -5,9 +5,11 @@ Knows the conventions of timm and of torchvision; names given by the user come f
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,12 +26,33 @@ __all__ = [
 ]
 
 
+AnswerT = TypeVar("AnswerT")
+
+_answers: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _once_per_model(ask: Callable[..., AnswerT]) -> Callable[..., AnswerT]:
+    """Remember names found in a model: to look for them takes milliseconds, and a step asks several times."""
+
+    @functools.wraps(ask)
+    def remembered(model: nn.Module, *arguments: Any) -> AnswerT:
+        known = _answers.setdefault(model, {})
+        key = (ask.__name__, *arguments)
+        if key not in known:
+            known[key] = ask(model, *arguments)
+        answer: AnswerT = known[key]
+        return answer
+
+    return remembered
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model that torch.compile(model) wraps; any other model itself."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 
 
+@_once_per_model
 def stage_name(model: nn.Module, stage: int | str) -> str:
     """Name of the module behind which a stage of the model ends.
 
@@ -68,6 +91,7 @@ def stage_name(model: nn.Module, stage: int | str) -> str:
     )
 
 
+@_once_per_model
 def classifier_name(model: nn.Module) -> str:
     """Name of the linear layer that makes the logits.
 
@@ -76,6 +100,9 @@ def classifier_name(model: nn.Module) -> str:
     """
     get = getattr(model, "get_classifier", None)
     found = get() if callable(get) else None
+    if isinstance(found, (tuple, list)):
+        # A distilled model: the first is the head of the class token.
+        found = found[0]
     if found is None:
         found = next(
             (m for m in (getattr(model, n, None) for n in ("fc", "head", "classifier")) if m is not None), None
@@ -93,6 +120,7 @@ def classifier_name(model: nn.Module) -> str:
     )
 
 
+@_once_per_model
 def last_map(model: nn.Module) -> tuple[str, bool]:
     """Where the features come out that the classifier pools: a module's name, and whether they are its input.
 
@@ -115,6 +143,7 @@ def last_map(model: nn.Module) -> tuple[str, bool]:
     )
 
 
+@_once_per_model
 def attention_blocks(model: nn.Module) -> list[str]:
     """Names of the modules of global self-attention whose queries and keys can be read, in their order.
 
@@ -136,13 +165,17 @@ _UNLIKE = (
     "sr_ratio",
     "proj_l",  # scores mixed across the heads
     "temperature",  # attention between channels
+    "crpe",
+    "ws",
 )
 
 
 def _is_plain_attention(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return module.batch_first and module.in_proj_weight is not None
-    if not hasattr(module, "num_heads") or any(getattr(module, name, None) is not None for name in _UNLIKE):
+    if "Channel" in type(module).__name__ or not hasattr(module, "num_heads"):
+        return False
+    if any(getattr(module, name, None) is not None for name in _UNLIKE):
         return False
     return any(all(isinstance(getattr(module, name, None), nn.Linear) for name in names) for names in PROJECTIONS)
 

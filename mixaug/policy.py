@@ -59,7 +59,7 @@ class Policy(nn.Module):
     #: or the mixed images; "hidden" where it mixes inside the model.
     needs: frozenset[str] = frozenset()
     #: What it reads of the mixed pass through hooks: "attention" of the last block, "attentions" of all, "features",
-    #: "pooled" (the classifier's input).
+    #: "pooled" (the classifier's input), "outputs". Whatever it reads it needs.
     reads: frozenset[str] = frozenset()
     #: Numbers of spatial axes it can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
@@ -82,6 +82,11 @@ class Policy(nn.Module):
         self.per: Per = per
         self.needs = self.needs | self.labeling.needs
         self.reads = self.reads | getattr(self.labeling, "reads", frozenset())
+        if self.reads and not self.needs:
+            raise ValueError(
+                f"{type(self).__name__} reads {sorted(self.reads)} of the mixed pass, but its needs are empty: name "
+                "there everything it asks of the model"
+            )
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         """Draw everything but the partners. The one method that a new policy has to write.
@@ -131,6 +136,8 @@ class Policy(nn.Module):
             partner = self.pairing(batch, draws)
         draws.pair_with(partner)
         plan = self.sample(batch, partner, draws)
+        if not isinstance(plan, Plan):
+            raise TypeError(f"{type(self).__name__}.sample must return a mixaug.plan.Plan, got {type(plan).__name__}")
         if plan.weights is not None:
             return plan
         return dataclasses.replace(plan, weights=self.labeling(plan, batch))
@@ -212,7 +219,8 @@ class Policy(nn.Module):
         if self.needs and batch.signals is None:
             raise ValueError(
                 f"{what} needs {', '.join(sorted(self.needs))} of the model: "
-                "train through mixaug.MixStep, or pass signals= yourself"
+                "train through mixaug.MixStep, or pass signals=model (or mixaug.Signals) and run the model inside "
+                "policy.tap"
             )
         if self.needs_labels and batch.labels is None:
             raise ValueError(
@@ -424,9 +432,14 @@ class OneOf(Policy):
         if isinstance(plan, Select):
             terms: dict[str, Tensor] = {}
             for index, policy in enumerate(self._members()):
-                share = (plan.choice == index).float().mean()
                 for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
-                    terms[name] = terms.get(name, 0) + share * term
+                    # The clean batch is the same whoever mixes it; every other term is of the mixed samples.
+                    if name != "clean_loss":
+                        raise ValueError(
+                            f"{type(policy).__name__} adds a loss for whole batches, so it cannot be one of several "
+                            'for each sample: OneOf(per="batch")'
+                        )
+                    terms[name] = term + terms.get(name, 0)
             return terms
         if plan is None:
             return {}

@@ -333,14 +333,13 @@ class PassSignals(Signals):
         # Class activation comes from the last features.
         self.wanted = set(needs) | ({"features"} if "cam" in needs else set())
         self._passes: dict[Mode, _Pass] = {}
-        self._saliency: Tensor | None = None
+        self._saliency: dict[Mode, Tensor] = {}
         self._clean_loss: Tensor | None = None
 
     def saliency(self, *, mode: Mode = "eval", keep_loss: bool = False) -> Tensor:
-        if self._saliency is None or (keep_loss and self._clean_loss is None):
+        if mode not in self._saliency or (keep_loss and self._clean_loss is None):
             self._take_saliency(mode, keep_loss, self.wanted)
-        assert self._saliency is not None
-        return self._saliency
+        return self._saliency[mode]
 
     def clean_loss(self) -> Tensor:
         if self._clean_loss is None:
@@ -352,8 +351,10 @@ class PassSignals(Signals):
         labels = self._labels("a gradient")
         with self._standing(mode), torch.enable_grad():
             images = self._checked(images.detach()).requires_grad_()
-            (gradient,) = torch.autograd.grad(self.source.loss(self.source.model(images), labels), images)
-        return gradient
+            scale = len(images) * 2.0**9 if _in_half(images) else 1.0
+            loss = self.source.loss(self.source.model(images), labels)
+            (gradient,) = torch.autograd.grad(loss * scale, images)
+        return gradient / scale
 
     def cam(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
         labels = self._labels("class activation")
@@ -396,7 +397,7 @@ class PassSignals(Signals):
         if known is not None and wanted <= known.wanted and (known.has_graph or not grad):
             return known
         wanted = self.wanted | wanted
-        if "saliency" in wanted and not grad and self._saliency is None and self.labels is not None:
+        if "saliency" in wanted and not grad and not self._saliency and self.labels is not None:
             # One pass for both. Its mode is the one that the first question names.
             return self._take_saliency(mode, False, wanted)
         with self._standing(mode), torch.set_grad_enabled(grad):
@@ -412,17 +413,20 @@ class PassSignals(Signals):
             found = _Pass(self.source, frozenset(wanted), images, True)
             loss = self.source.loss(found.recorder.outputs(True), labels)
             # In half precision a gradient of the mean is below the smallest number; the scale of a saliency is free.
-            scale = len(images) * 2.0**9 if _in_half(images) and not keep_loss else 1.0
+            scale = len(images) * 2.0**9 if _in_half(images) else 1.0
             gradient, *others = torch.autograd.grad(loss * scale, [images, *parameters], allow_unused=True)
         found.close()
         self._passes[mode], self.wanted = found, wanted
         gradient = torch.zeros_like(images) if gradient is None else gradient
-        self._saliency = _magnitude(gradient.detach()) / scale
+        self._saliency[mode] = _magnitude(gradient.detach()) / scale
         if keep_loss:
-            self._clean_loss = _HandOn.apply(loss.detach(), others, *parameters)
+            kept = [None if gradient is None else gradient / scale for gradient in others]
+            self._clean_loss = _HandOn.apply(loss.detach(), kept, *parameters)
         return found
 
     def _labels(self, signal: str) -> Tensor:
+        if torch.is_inference_mode_enabled() and signal != "class activation":
+            raise RuntimeError(f"{signal} needs gradients, which torch.inference_mode() forbids; use torch.no_grad()")
         if self.labels is None:
             raise ValueError(f"{signal} is that of the true labels: pass labels with the images")
         return self.labels
@@ -438,17 +442,15 @@ class PassSignals(Signals):
     @contextlib.contextmanager
     def _standing(self, mode: Mode) -> Iterator[None]:
         """The model in a mode; every module back in its own afterwards."""
-        changed = [module for module in self.source.model.modules() if module.training != (mode == "train")]
-        if mode == "train" and not self.source.model.training:
-            # A model under evaluation is not to be changed by a look at it.
-            changed = []
+        # As in training is as the user left it: a frozen batch norm stays frozen.
+        changed = [module for module in self.source.model.modules() if module.training] if mode == "eval" else []
         for module in changed:
-            module.training = mode == "train"
+            module.training = False
         try:
             yield
         finally:
             for module in changed:
-                module.training = mode != "train"
+                module.training = True
 
 
 class _Pass:
@@ -459,9 +461,10 @@ class _Pass:
         self.has_graph = has_graph
         self.recorder = Recorder(source, wanted)
         # Code compiled before the hooks were there would not see them.
-        eager = torch.compiler.set_stance("force_eager") if is_compiled(source.model) else contextlib.nullcontext()
+        hooked = is_compiled(source.model) and len(self.recorder.places()) > 1
+        eager = torch.compiler.set_stance("force_eager") if hooked else contextlib.nullcontext()
         with self.recorder.watching(), eager:
-            source.model(images)
+            self.recorder.record("outputs", source.model(images))
 
     def close(self) -> None:
         """Let go of the graph, which a backward pass has used up."""
@@ -489,9 +492,14 @@ class Recorder:
             for part in itertools.chain(*backbone.PROJECTIONS):
                 if isinstance(getattr(block, part, None), nn.Linear):
                     found.append((f"{name}.{part}", "output", f"attention:{name}:{part}"))
-        if "features" in self.wanted or "cam" in self.wanted or self._needs_substitute():
-            name, at_input = self.source.last_map()
-            found.append((name, "input" if at_input else "output", "features"))
+        # Beside attention too: a block may turn out to see windows, which then gives way to the substitute.
+        if self.wanted & {"features", "cam", "attention"}:
+            try:
+                name, at_input = self.source.last_map()
+                found.append((name, "input" if at_input else "output", "features"))
+            except ValueError:
+                if self.wanted & {"features", "cam"} or self.source.attention_block() is None:
+                    raise
         if "pooled" in self.wanted:
             found.append((self.source.classifier(), "input", "pooled"))
         names = sorted(key.removeprefix("features:") for key in self.wanted if key.startswith("features:"))
@@ -545,7 +553,14 @@ class Recorder:
                 "(layers qkv, or q and k, without rotary or relative positions)"
             )
         with torch.no_grad():
-            return [self._block(name) for name in blocks]
+            found = [self._block(name) for name in blocks]
+        for name, block in zip(blocks, found, strict=True):
+            if not self._is_global(block):
+                raise ValueError(
+                    f"block {name!r} of {type(self.source.inner).__name__} does not see the whole image: "
+                    f"{tuple(block.key.shape)} keys for {len(self._recorded('outputs'))} images"
+                )
+        return found
 
     def features(self, stage: int | str | None, size: tuple[int, int], grad: bool) -> Tensor:
         value = self.raw_features(stage)
@@ -586,20 +601,24 @@ class Recorder:
             return [] if name is None else [name]
         return []
 
-    def _needs_substitute(self) -> bool:
-        return "attention" in self.wanted and self.source.attention_block() is None
-
     def _block(self, name: str) -> BlockAttention:
         start = f"attention:{name}:"
         seen = {key.removeprefix(start): value for key, value in self.found.items() if key.startswith(start)}
         if not seen:
-            raise ValueError(f"{type(self.source.inner).__name__} ran without calling its block {name!r}")
+            raise ValueError(
+                f"{type(self.source.inner).__name__} ran without calling its block {name!r}, or a part of it was "
+                "compiled on its own or before its first step with mixaug: compile the whole model"
+            )
         query, key, scale = backbone.queries_and_keys(self.source.inner.get_submodule(name), seen)
         return BlockAttention(query, key, scale, backbone.prefix_tokens(self.source.inner))
 
     def _last_block(self) -> BlockAttention | None:
         blocks = self._attention_blocks()
-        return self._block(blocks[-1]) if blocks else None
+        block = self._block(blocks[-1]) if blocks else None
+        return block if block is not None and self._is_global(block) else None
+
+    def _is_global(self, block: BlockAttention) -> bool:
+        return len(block.key) == len(self._recorded("outputs"))
 
     def _on_grid(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         return rows.unflatten(1, backbone.token_grid(self.source.inner, rows.shape[1], size))
@@ -632,7 +651,7 @@ def clean_cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"saliency expects logits (B, K) of the model, got {came}; pass ModelSignals(model, loss=...)")
-    if labels.is_floating_point() and labels.shape != outputs.shape:
+    if labels.is_floating_point() and (labels.shape != outputs.shape or outputs.shape[1] == 1):
         raise ValueError(
             f"saliency of labels {tuple(labels.shape)} {labels.dtype} beside outputs {tuple(outputs.shape)} needs a "
             "loss: pass ModelSignals(model, loss=...)"

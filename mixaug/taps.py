@@ -66,6 +66,11 @@ def standing(
     hooks = _standing.setdefault(model, Standing())
     inside = () if plan is None else plan.stages
     hooks.install(what, model, (*stages, *inside), recorder)
+    if inside and getattr(model, "grad_checkpointing", False):
+        raise ValueError(
+            f"{what} mixes inside the model, which is compiled and checkpoints its activations: what is computed again "
+            "would not be mixed. Leave out one of the two"
+        )
     tapped = None if plan is None else _Tapped(plan, {stage: _module(what, model, stage) for stage in inside})
     hooks.tapped, hooks.recorder = tapped, recorder
     try:

@@ -265,7 +265,9 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
             config = compose([*base, *chosen, f"policy={policy}", f"seed={grid.seed[-1]}"])
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.
-            assert (config.pool is None) == (policy == "none" or name in ("cifar100_coarse", "digits"))
+            assert (config.pool is None) == (
+                policy == "none" or name in ("cifar100_coarse", "digits", "guided", "guided_vit")
+            )
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))

@@ -178,7 +178,7 @@ def test_plugin_package_is_found_once_installed(tmp_path):
     assert "stripes" not in run("-c", "import mixaug; print(mixaug.list_policies())")
 
 
-@pytest.mark.parametrize("code", examples(README), ids=["own_loop", "collate", "numbers", "timm"])
+@pytest.mark.parametrize("code", examples(README), ids=["own_loop", "collate", "numbers", "guided", "timm"])
 def test_readme_example_runs(code):
     if "timm" in imported_of(code):
         pytest.importorskip("timm", reason="this example needs timm")

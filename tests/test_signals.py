@@ -109,6 +109,55 @@ def test_train_mode_updates_statistics_once_and_no_more():
         torch.testing.assert_close(got, expected, msg=name)
 
 
+def test_what_the_user_froze_stays_frozen_in_train_mode():
+    model = resnet().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = state_of(model)
+    ModelSignals(model).of(images(), LABELS).cam((32, 32), mode="train")
+    assert_untouched(model, before)
+
+
+def test_saliency_of_each_mode_is_its_own():
+    model = resnet().train()
+    signals = ModelSignals(model).of(images(), LABELS)
+    evaluated, trained = signals.saliency(), signals.saliency(mode="train")
+    assert not torch.allclose(evaluated, trained)
+    assert torch.equal(signals.saliency(), evaluated)
+
+
+def test_a_compiled_model_stays_compiled_where_no_hook_is_needed():
+    torch.compiler.reset()
+    model, calls = resnet().eval(), []
+
+    def backend(graph, inputs):
+        calls.append(1)
+        return graph.forward
+
+    expected = ModelSignals(model).of(images(), LABELS).saliency()
+    model.compile(backend=backend)
+    torch.testing.assert_close(ModelSignals(model).of(images(), LABELS).saliency(), expected, rtol=1e-4, atol=1e-7)
+    assert calls
+
+
+@pytest.mark.parametrize(("name", "size"), [("davit_tiny", (64, 64)), ("tiny_vit_5m_224", (224, 224))])
+def test_attention_between_channels_or_in_windows_gives_way_to_the_last_map(name, size):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=5).eval()
+    x = images(size, 2)
+    energy = model.forward_features(x).square().mean(1).detach()
+    got = ModelSignals(model).of(x).attention(size)
+    torch.testing.assert_close(got.sum((1, 2)), torch.ones(2), rtol=1e-3, atol=1e-3)
+    if name == "davit_tiny":
+        torch.testing.assert_close(got, energy / energy.sum((1, 2), keepdim=True), rtol=1e-3, atol=1e-6)
+
+
+def test_no_saliency_in_inference_mode():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"forbids; use torch\.no_grad"):
+        ModelSignals(resnet()).of(images(), LABELS).saliency()
+
+
 def test_hooks_and_modes_come_back_after_an_error():
     model = Leaver(resnet()).train()
     before = state_of(model)
@@ -355,6 +404,9 @@ def test_labels_and_dtypes_that_a_pass_needs():
         ModelSignals(model).of(images().to(torch.uint8), LABELS).saliency()
     with pytest.raises(ValueError, match=r"labels \(4,\) torch.float32 beside outputs \(4, 5\) needs a loss"):
         ModelSignals(model).of(images(), LABELS.float()).saliency()
+    one = resnet(num_classes=1)
+    with pytest.raises(ValueError, match=r"labels \(4, 1\) torch.float32 beside outputs \(4, 1\) needs a loss"):
+        ModelSignals(one).of(images(), LABELS.float()[:, None]).saliency()
     squared = ModelSignals(model, loss=lambda outputs, labels: (outputs[:, 0] - labels).square().mean())
     assert squared.of(images(), LABELS.float()).saliency().shape == (4, 32, 32)
 

@@ -241,6 +241,30 @@ def test_a_model_compiled_and_run_before_its_hooks_is_found_out():
         step(IMAGES, LABELS, generator=seeded(1))
 
 
+def test_hidden_mixing_is_refused_where_compiled_code_would_be_recomputed():
+    model = vit()
+    model.set_grad_checkpointing(True)
+    step = MixStep(
+        compiled_in_place(model), mixaug.create("manifoldmix", stages=["blocks.1"]), losses.MixedCrossEntropy()
+    )
+    with pytest.raises(ValueError, match="compiled and checkpoints its activations"):
+        step(IMAGES, LABELS, generator=seeded(1))
+
+
+def test_a_loss_for_whole_batches_is_no_choice_per_sample():
+    step = step_of(resnet(), OneOf([Mixup(), Aware()], [0.5, 0.5], per="sample"))
+    with pytest.raises(ValueError, match=r'Aware adds a loss for whole batches.*OneOf\(per="batch"\)'):
+        step(IMAGES, LABELS, generator=seeded(1))
+
+
+def test_what_is_read_must_be_named_among_the_needs():
+    class Reader(Mixup):
+        reads = frozenset({"attention"})
+
+    with pytest.raises(ValueError, match=r"Reader reads \['attention'\] of the mixed pass, but its needs are empty"):
+        Reader()
+
+
 def test_signals_of_another_model_are_refused():
     with pytest.raises(ValueError, match="signals made of its own model"):
         MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), mixaug.ModelSignals(resnet()))

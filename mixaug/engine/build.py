@@ -129,6 +129,12 @@ def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: 
     Raises:
         ConfigError: a policy that asks for something the model does not have.
     """
+    choices = [m for m in policy.modules() if isinstance(m, OneOf) and m.needs - {"hidden"}]
+    if config.sync_batchnorm and choices:
+        raise ConfigError(
+            f"policy={config.choices.policy} looks at the model in some batches only, and each process draws its own: "
+            "synchronised batch norm would wait for a pass that never comes; use sync_batchnorm=false"
+        )
     loss = _plain_loss(objective) if task_of(data) is REGRESSION else None
     try:
         step = MixStep(model, policy, objective, ModelSignals(model, loss=loss))

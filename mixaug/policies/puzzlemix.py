@@ -540,8 +540,12 @@ class PuzzleMix(Policy):
         )
 
     def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
-        if self.clean_lam == 0 or seen.clean is None or not isinstance(mixed.plan, Puzzle):
+        if self.clean_lam == 0 or not isinstance(mixed.plan, Puzzle):
             return {}
+        if seen.clean is None:
+            raise ValueError(
+                "PuzzleMix with clean_lam above 0 needs the clean batch: policy.tap(model, mixed, signals)"
+            )
         return {"clean_loss": self.clean_lam * seen.clean.clean_loss()}
 
     def _perturbation(self, batch: Batch, signals: Signals, draws: Draws) -> Tensor:

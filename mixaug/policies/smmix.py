@@ -293,7 +293,12 @@ class SMMix(Policy):
         sizes = (classifier.in_features, classifier.out_features)
         known = self.token_head
         # A second step around the same policy goes on with what the first has learned.
-        if known is None or (known.in_features, known.out_features) != sizes:
+        if known is not None and (known.in_features, known.out_features) != sizes:
+            raise ValueError(
+                f"SMMix is attached to a model of {known.in_features} features and {known.out_features} classes, this "
+                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
+            )
+        if known is None:
             weight = classifier.weight
             self.token_head = nn.Linear(*sizes, device=weight.device, dtype=weight.dtype)
 
@@ -335,7 +340,7 @@ class SMMix(Policy):
 
     def _fine_grained(self, head: nn.Linear, mixed: MixedBatch, plan: Plan, seen: Seen) -> Tensor:
         labels, own = mixed.labels, plan.own_mask()
-        if labels is None or (labels.is_floating_point() and labels.ndim != 2):
+        if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
             came = None if labels is None else tuple(labels.shape)
             raise ValueError(
                 f"SMMix's fine-grained loss expects class ids (B,) or shares (B, K) as labels, got {came}; leave it "

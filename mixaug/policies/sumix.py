@@ -246,7 +246,12 @@ class SUMix(Policy):
         sizes = (classifier.in_features, classifier.out_features)
         known = self.layer
         # A second step around the same policy goes on with what the first has learned.
-        if known is None or (known.in_features, known.out_features) != sizes:
+        if known is not None and (known.in_features, known.out_features) != sizes:
+            raise ValueError(
+                f"SUMix is attached to a model of {known.in_features} features and {known.out_features} classes, this "
+                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
+            )
+        if known is None:
             weight = classifier.weight
             self.layer = nn.Linear(*sizes, device=weight.device, dtype=weight.dtype)
 
@@ -289,7 +294,7 @@ class SUMix(Policy):
         labels = mixed.labels
         if mixed.sources.shape[1] != 2:
             raise ValueError(f"SUMix works on pairs, but its policy mixes {mixed.sources.shape[1]} sources")
-        if labels is None or (labels.is_floating_point() and labels.ndim != 2):
+        if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
             came = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
             raise ValueError(f"SUMix expects class ids (B,) or shares of classes (B, K) as labels, got {came}")
         if seen.clean is None:

@@ -250,14 +250,15 @@ def test_the_switch_with_mixup_is_a_oneof():
     assert terms == {True, False}
 
 
-def test_a_second_step_keeps_the_head_and_another_model_gets_its_own():
+def test_a_second_step_keeps_the_head_and_another_model_is_refused():
     policy = mixaug.create("smmix")
     mixaug.MixStep(vit(), policy, MixedCrossEntropy())
     head = policy.token_head
     mixaug.MixStep(vit(), policy, MixedCrossEntropy())
     assert policy.token_head is head
-    mixaug.MixStep(models.create("cifar_resnet8", num_classes=7), policy, MixedCrossEntropy())
-    assert policy.token_head.out_features == 7
+    with pytest.raises(ValueError, match="64 and 7: make one policy for each model"):
+        mixaug.MixStep(models.create("cifar_resnet8", num_classes=7), policy, MixedCrossEntropy())
+    assert policy.token_head is head
 
 
 def test_without_a_model_it_mixes_and_the_loss_says_what_is_missing():
