@@ -32,6 +32,16 @@ class Batch:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def ask(self, what: str) -> Signals:
+        """The signals, for a policy of the name ``what`` that cannot do without.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.signals is None:
+            raise ValueError(f"{what} needs signals: pass signals=model, or mixaug.Signals, with the images")
+        return self.signals
+
     @property
     def size(self) -> tuple[int, ...]:
         """Spatial size of (B, C, *size) images; empty for (B, D) vectors."""

@@ -174,3 +174,30 @@ def _readable(tensor: Tensor) -> bool:
 
 def _shape_with(axes: int) -> str:
     return {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}[axes]
+
+
+def check_statistics(
+    what: str, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of a normalisation as tuples, one number or one per channel; None without them."""
+    if (mean is None) != (std is None):
+        raise ValueError(f"{what} expects mean and std together, got mean={mean!r}, std={std!r}")
+    if mean is None or std is None:
+        return None
+    means = (float(mean),) if isinstance(mean, (int, float)) else tuple(float(value) for value in mean)
+    stds = (float(std),) if isinstance(std, (int, float)) else tuple(float(value) for value in std)
+    if not means or not all(0 < value < float("inf") for value in stds) or len({len(means), len(stds)} - {1}) > 1:
+        raise ValueError(
+            f"{what} expects one mean and one positive std, or one for each channel, got mean={mean!r}, std={std!r}"
+        )
+    return means, stds
+
+
+def per_channel(
+    what: str, statistics: tuple[tuple[float, ...], tuple[float, ...]], count: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same with a number for each of ``count`` channels."""
+    means, stds = (values * count if len(values) == 1 else values for values in statistics)
+    if len(means) != count or len(stds) != count:
+        raise ValueError(f"{what} got mean and std of {max(len(means), len(stds))} channels for images of {count}")
+    return means, stds

@@ -142,19 +142,18 @@ def _label_bar(axes: Any, own: float) -> None:
 def _mask(axes: Any, mixed: MixedBatch, saliency: Tensor | None) -> None:
     """Beside an image its mask; for policies that look at a signal, what is left of it, and the outline of the mask."""
     mask = mixed.mask
-    if mask is None and (saliency is None or mixed.plan is None or not mixed.plan.size):
-        axes.axis("off")
-        return
     note = "own share"
-    if saliency is None:
-        assert mask is not None
+    if saliency is None and mask is not None:
         axes.imshow(mask[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
-    else:
+    elif saliency is not None and mixed.plan is not None and mixed.plan.size:
         note = "signal left"
         scale = saliency.flatten(1).amax(1)[:, None, None].clamp(min=1e-12)
         axes.imshow(mixed.apply((saliency / scale)[:, None])[0, 0].numpy(), cmap="magma", vmin=0, vmax=1)
         if mask is not None and float(mask[0].min()) < float(mask[0].max()):
             axes.contour(mask[0, 0].numpy(), levels=[0.25, 0.75], colors="white", linewidths=0.6)
+    else:
+        axes.axis("off")
+        return
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, -0.02, note, transform=axes.transAxes, fontsize=7, ha="center", va="top", color="#666666")

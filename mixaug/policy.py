@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -448,10 +448,9 @@ class OneOf(Policy):
         if plan.route:
             inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
             terms = self._members()[index].auxiliary_loss(inner, seen)
-        # DistributedDataParallel wants a gradient for every parameter, also of those that were not drawn.
         unused = [p for policy in idle for p in policy.parameters() if p.requires_grad]
         if unused:
-            terms = terms | {"not_drawn": torch.stack([0 * p.sum() for p in unused]).sum()}
+            terms = terms | {"not_drawn": no_change(unused)}
         return terms
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
@@ -525,6 +524,11 @@ class Sometimes(OneOf):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+
+
+def no_change(parameters: Iterable[Tensor]) -> Tensor:
+    """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
+    return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
 
 
 def _as_drawn(mixed: MixedBatch, plan: Select, index: int) -> MixedBatch:

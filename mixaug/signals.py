@@ -225,6 +225,29 @@ class ModelSignals:
         """
         return PassSignals(self, images, labels, needs)
 
+    def like_classifier(self, what: str, known: nn.Linear | None = None) -> nn.Linear:
+        """A linear layer of the classifier's sizes, dtype and device, freshly drawn; or ``known``, where it is one.
+
+        Args:
+            what: name of the policy that wants it, for messages.
+            known: what an earlier call gave: a second step around the same policy goes on with what it has learned.
+
+        Raises:
+            ValueError: a classifier that is not linear, or of other sizes than ``known``.
+        """
+        classifier = self.inner.get_submodule(self.classifier())
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError(f"{what} expects a linear classifier, got {type(classifier).__name__}")
+        sizes = classifier.in_features, classifier.out_features
+        if known is None:
+            return nn.Linear(*sizes, device=classifier.weight.device, dtype=classifier.weight.dtype)
+        if (known.in_features, known.out_features) != sizes:
+            raise ValueError(
+                f"{what} is attached to a model of {known.in_features} features and {known.out_features} classes, this "
+                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
+            )
+        return known
+
     def last_map(self) -> tuple[str, bool]:
         """Module of the last feature map, and whether it is the module's input."""
         if self.feature_module is None:

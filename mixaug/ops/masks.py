@@ -39,6 +39,22 @@ def cells_to_pixels(cells: Tensor, cell_size: Sequence[int], size: Sequence[int]
     return cells
 
 
+def cells_to_size(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """Stretch a grid of cells over an image, whether or not they divide it: pixel y shows row floor(y h / H).
+
+    Args:
+        cells: (R, *grid), any dtype.
+        size: spatial size of the images.
+
+    Returns:
+        (R, *size) of the dtype of ``cells``.
+    """
+    for d, pixels in enumerate(size):
+        lines = torch.arange(pixels, device=cells.device) * cells.shape[1 + d] // pixels
+        cells = cells.index_select(1 + d, lines)
+    return cells
+
+
 def own_cells(lam: Tensor, total: int) -> Tensor:
     """Number of cells that are at least a share ``lam`` of ``total``: rounded up. (R,) -> (R,) int64."""
     exact = lam.to(wide_dtype(lam.device)) * total

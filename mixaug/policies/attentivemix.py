@@ -27,7 +27,7 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
-from mixaug.ops.masks import top_mask
+from mixaug.ops.masks import cells_to_size, top_mask
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policy import Policy
@@ -127,14 +127,6 @@ def attentivemix(
     mask = cells_to_size(cells.squeeze(1), images.shape[2:])
     lam = mask.flatten(1).mean(1, dtype=torch.float32).expand(images.shape[0])
     return blend_mask(images, partner, mask, out=out, inplace=inplace), lam
-
-
-def cells_to_size(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """(R, h, w) cells at (R, H, W) pixels: nearest upsampling, in whole numbers, whether or not they divide."""
-    for d, pixels in enumerate(size):
-        lines = torch.arange(pixels, device=cells.device) * cells.shape[1 + d] // pixels
-        cells = cells.index_select(1 + d, lines)
-    return cells
 
 
 @register(

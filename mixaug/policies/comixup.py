@@ -21,15 +21,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from mixaug.batch import Batch, MixedBatch
+from mixaug.batch import Batch
 from mixaug.checks import check_images, check_out
 from mixaug.draws import Draws
+from mixaug.guidance import BySaliency
 from mixaug.ops.layout import channels_last_format, deliver, single_precision, wide_dtype
+from mixaug.ops.masks import cells_to_size
 from mixaug.ops.potts import potts_labels
 from mixaug.plan import Plan, Unmixed
-from mixaug.policy import Policy
 from mixaug.registry import register
-from mixaug.signals import Seen
 
 # Pixels over which the place of an image's saliency is averaged before its peak is sought.
 PEAK_WINDOW = 8
@@ -340,7 +340,7 @@ class BlockSources(Plan):
     def own_mask(self) -> Tensor:
         own = torch.arange(len(self.first), device=self.first.device)[:, None, None]
         share = ((self.first == own).float() + (self.second == own).float()) / 2
-        return _to_pixels(share, self.size)
+        return cells_to_size(share, self.size)
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         return _mix_blocks(tensor, self.first, self.second if self.halves else None, out, inplace)
@@ -351,7 +351,7 @@ class BlockSources(Plan):
     paper="Co-Mixup: Saliency Guided Joint Mixup with Supermodular Diversity, ICLR 2021",
     arxiv="2102.03065",
 )
-class CoMixup(Policy):
+class CoMixup(BySaliency):
     """Show salient blocks of several inputs in every output, chosen jointly so that the outputs differ.
 
     Args:
@@ -373,8 +373,6 @@ class CoMixup(Policy):
         ValueError: an option out of range.
     """
 
-    needs = frozenset({"saliency"})
-    spatial = (2,)
     has_partners = False
 
     def __init__(
@@ -397,7 +395,7 @@ class CoMixup(Policy):
         for name, value, least in (("part_size", part_size, 2), ("iterations", iterations, 1)):
             if not _is_int(value) or value < least:
                 raise ValueError(f"CoMixup expects {name} as an integer >= {least}, got {value!r}")
-        weights = {"beta": beta, "gamma": gamma, "threshold": threshold, "eta": eta, "clean_lam": clean_lam}
+        weights = {"beta": beta, "gamma": gamma, "threshold": threshold, "eta": eta}
         for name, weight in weights.items():
             if not _is_number(weight) or not 0 <= weight < float("inf"):
                 raise ValueError(f"CoMixup expects {name} as a finite number >= 0, got {weight!r}")
@@ -415,7 +413,7 @@ class CoMixup(Policy):
         self.dirichlet = float(dirichlet)
         self.iterations = int(iterations)
         self.soft_penalty = bool(soft_penalty)
-        self.clean_lam = float(clean_lam)
+        self.keep_clean(clean_lam)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """As :meth:`mixaug.Policy.plan`, without drawing partners, which mean nothing here."""
@@ -426,7 +424,7 @@ class CoMixup(Policy):
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         # The clean loss hands gradients on; nothing that follows does.
-        saliency = self._saliency(batch)
+        saliency = self.saliency_of(batch)
         with torch.no_grad():
             return self._mosaic(batch, saliency, draws)
 
@@ -472,29 +470,6 @@ class CoMixup(Policy):
             second=second,
             halves=self.iterations > 1,
         )
-
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
-        if self.clean_lam == 0 or mixed.plan is None or isinstance(mixed.plan, Unmixed):
-            return {}
-        if seen.clean is None or seen.clean.model is None:
-            raise ValueError(
-                f"CoMixup(clean_lam={self.clean_lam:g}) adds the loss of the clean batch, which comes with a saliency "
-                "taken from a model: train through mixaug.MixStep, or set clean_lam=0"
-            )
-        return {"clean_loss": self.clean_lam * seen.clean.clean_loss()}
-
-    def _saliency(self, batch: Batch) -> Tensor:
-        signals = batch.signals
-        assert signals is not None  # Policy.check
-        if self.clean_lam == 0 or signals.model is None:
-            saliency = signals.saliency()
-        else:
-            saliency = signals.saliency(mode="train", keep_loss=True)
-        if tuple(saliency.shape[1:]) != batch.size:
-            raise ValueError(
-                f"CoMixup expects saliency (B, H, W) of the images' size {batch.size}, got {tuple(saliency.shape)}"
-            )
-        return saliency.to(batch.device)
 
     def _block_num(self, size: Sequence[int], draws: Draws) -> int:
         if self.block_num > 0:
@@ -643,17 +618,9 @@ def _pixel_shares(shares: Tensor, size: Sequence[int]) -> Tensor:
     return counts.sum((2, 3)) / (size[0] * size[1])
 
 
-def _to_pixels(blocks: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, rows, columns) to (B, H, W) by the nearest block."""
-    for axis, side in enumerate(size, start=1):
-        place = torch.arange(side, device=blocks.device) * blocks.shape[axis] // side
-        blocks = blocks.index_select(axis, place)
-    return blocks
-
-
 def _mix_blocks(images: Tensor, first: Tensor, second: Tensor | None, out: Tensor | None, inplace: bool) -> Tensor:
     size = images.shape[-2:]
-    one = _take_pixels(images, _to_pixels(first, size))
+    one = _take_pixels(images, cells_to_size(first, size))
     if second is None:
         return deliver(one, images, out, inplace)
     if not images.is_floating_point() and images.dtype != torch.uint8:
@@ -661,7 +628,7 @@ def _mix_blocks(images: Tensor, first: Tensor, second: Tensor | None, out: Tenso
             f"a mean of {images.dtype} values has no meaning, and blocks may show two images; for a label map pass "
             "num_classes to MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
         )
-    other = _take_pixels(images, _to_pixels(second, size))
+    other = _take_pixels(images, cells_to_size(second, size))
     if images.dtype in (torch.float32, torch.float64):
         # Halves are exact: a block of one image is that image.
         return deliver(one * 0.5 + other * 0.5, images, out, inplace)

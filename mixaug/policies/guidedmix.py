@@ -25,17 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mixaug.batch import Batch, MixedBatch
+from mixaug.batch import Batch
 from mixaug.checks import check_images, check_partner
 from mixaug.draws import Draws
+from mixaug.guidance import BySaliency
 from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
 from mixaug.registry import register
-from mixaug.signals import Seen
 
 Saliency = Literal["gradient", "spectral"]
 Distance = Literal["l2", "l1", "cosine"]
@@ -334,7 +333,7 @@ class GreedyCycle:
     paper="GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps, AAAI 2023",
     arxiv="2306.16612",
 )
-class GuidedMix(Policy):
+class GuidedMix(BySaliency):
     """Show of two images at every pixel the more salient one, softly; partners that are salient elsewhere.
 
     Args:
@@ -351,9 +350,6 @@ class GuidedMix(Policy):
         ValueError: an option out of range, or one that has no effect beside the others; when drawing, given saliency
             of another size than the images.
     """
-
-    needs = frozenset({"saliency"})
-    spatial = (2,)
 
     def __init__(
         self,
@@ -377,8 +373,7 @@ class GuidedMix(Policy):
         if saliency not in ("gradient", "spectral"):
             raise ValueError(f"GuidedMix expects saliency 'gradient' or 'spectral', got {saliency!r}")
         _check_blur("GuidedMix", blur_size, blur_sigma)
-        if not 0 <= clean_lam < float("inf"):
-            raise ValueError(f"GuidedMix expects clean_lam >= 0, got {clean_lam!r}")
+        self.keep_clean(clean_lam)
         if saliency == "spectral" and clean_lam:
             raise ValueError(
                 "GuidedMix: clean_lam weighs the loss of the saliency pass, which saliency='spectral' lacks"
@@ -390,7 +385,6 @@ class GuidedMix(Policy):
         self.blur_sigma = float(blur_sigma)
         self.distance: Distance = distance
         self.part_size = part_size
-        self.clean_lam = float(clean_lam)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         if len(batch) > 1:
@@ -404,28 +398,11 @@ class GuidedMix(Policy):
         share = mask.flatten(1).mean(1)
         return MaskBlend(partner=partner, lam=share, size=batch.size, mask=mask, share=share)
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
-        if not self.clean_lam or not isinstance(mixed.plan, MaskBlend):
-            return {}
-        if seen.clean is None or seen.clean.model is None:
-            raise ValueError(
-                f"GuidedMix(clean_lam={self.clean_lam:g}) adds the loss of the clean images, which given Signals do "
-                "not have: train through mixaug.MixStep, or set clean_lam=0"
-            )
-        return {"clean_loss": self.clean_lam * seen.clean.clean_loss()}
-
     def _maps(self, batch: Batch) -> Tensor:
         if self.saliency == "spectral":
             found = spectral_residual(batch.images, self.blur_size, self.blur_sigma)
         else:
-            signals = batch.signals
-            assert signals is not None  # check() has raised
-            keeps = self.clean_lam > 0 and signals.model is not None
-            found = signals.saliency(mode="train" if keeps else "eval", keep_loss=keeps).detach()
-            if found.shape != (len(batch), *batch.size):
-                raise ValueError(
-                    f"GuidedMix expects saliency {(len(batch), *batch.size)} like the images, got {tuple(found.shape)}"
-                )
+            found = self.saliency_of(batch)
         return guided_maps(found, self.blur_size, self.blur_sigma)
 
 

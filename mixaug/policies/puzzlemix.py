@@ -32,9 +32,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_images, check_partner, check_probability, check_share
+from mixaug.batch import Batch
+from mixaug.checks import (
+    check_images,
+    check_partner,
+    check_probability,
+    check_share,
+    check_statistics,
+    per_channel,
+)
 from mixaug.draws import Draws, Per
+from mixaug.guidance import BySaliency
 from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.gridcut import grid_cut
@@ -50,11 +58,9 @@ from mixaug.ops.layout import (
 from mixaug.ops.masks import cells_to_pixels
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan
-from mixaug.policies.saliencymix import _per_channel, _statistics
-from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
-from mixaug.signals import PassSignals, Seen, Signals
+from mixaug.signals import PassSignals
 
 Moves = tuple[Tensor, Tensor]
 #: Share of cells that show both images from which on blending all of them is faster than those alone (on a CPU).
@@ -285,9 +291,10 @@ def perturbed_images(
             f"perturbed_images expects float images and noise of one shape, got {tuple(images.shape)} {images.dtype} "
             f"and {tuple(noise.shape)}"
         )
-    statistics = _statistics("perturbed_images", mean, std)
-    assert statistics is not None
-    shift, scale = (_column(values, images) for values in _per_channel("perturbed_images", statistics, images.shape[1]))
+    statistics = check_statistics("perturbed_images", mean, std)
+    if statistics is None:
+        raise ValueError("perturbed_images expects mean and std, got None")
+    shift, scale = (_column(values, images) for values in per_channel("perturbed_images", statistics, images.shape[1]))
     pixels = (single_precision(images) * scale + shift + noise).clamp(0, 1)
     return ((pixels - shift) / scale).to(images.dtype)
 
@@ -343,7 +350,7 @@ def puzzlemix(
     _check_material("puzzlemix", images, partner, saliency)
     check_share("puzzlemix", "lam", lam, images.shape[0])
     _check_options("puzzlemix", n_labels, beta, gamma, eta, neigh_size, t_size, t_eps)
-    statistics = _statistics("puzzlemix", mean, std)
+    statistics = check_statistics("puzzlemix", mean, std)
     size = (images.shape[2], images.shape[3])
     costs = puzzlemix_costs(
         images,
@@ -406,7 +413,7 @@ class Puzzle(Plan):
     paper="Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup, ICML 2020",
     arxiv="2009.06962",
 )
-class PuzzleMix(Policy):
+class PuzzleMix(BySaliency):
     """Blocks of two images by saliency, chosen with a graph cut and moved into sight; labels by the mask's mean.
 
     Args:
@@ -431,9 +438,6 @@ class PuzzleMix(Policy):
     Raises:
         ValueError: an option out of range; when mixing, images that none of ``block_nums`` divides.
     """
-
-    needs = frozenset({"saliency"})
-    spatial = (2,)
 
     def __init__(
         self,
@@ -467,13 +471,13 @@ class PuzzleMix(Policy):
         self.n_labels, self.neigh_size, self.t_size = n_labels, neigh_size, t_size
         self.beta, self.gamma, self.eta, self.t_eps = float(beta), float(gamma), float(eta), float(t_eps)
         self.transport = bool(transport)
-        self.statistics = _statistics("PuzzleMix", mean, std)
+        self.statistics = check_statistics("PuzzleMix", mean, std)
         self.mean = None if self.statistics is None else self.statistics[0]
         self.std = None if self.statistics is None else self.statistics[1]
-        for name, value in (("clean_lam", clean_lam), ("adv_eps", adv_eps)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"PuzzleMix expects {name} as a number that is not negative, got {value!r}")
-        self.clean_lam, self.adv_eps = float(clean_lam), float(adv_eps)
+        self.keep_clean(clean_lam)
+        if not 0 <= adv_eps < math.inf:
+            raise ValueError(f"PuzzleMix expects adv_eps as a number that is not negative, got {adv_eps!r}")
+        self.adv_eps = float(adv_eps)
         self.adv_p = check_probability("PuzzleMix", "adv_p", adv_p)
         if self.adv_p > 0 and self.statistics is None:
             raise ValueError("PuzzleMix perturbs pixels in [0, 1] with adv_p above 0: pass mean and std")
@@ -482,7 +486,7 @@ class PuzzleMix(Policy):
         super().check(batch)
         self.fitting(batch.size)
         if self.statistics is not None:
-            _per_channel("PuzzleMix", self.statistics, batch.images.shape[1])
+            per_channel("PuzzleMix", self.statistics, batch.images.shape[1])
 
     def fitting(self, size: Sequence[int]) -> list[int]:
         """Those of ``block_nums`` that divide images of this size, or a ValueError."""
@@ -501,15 +505,13 @@ class PuzzleMix(Policy):
         # One grid for the batch, as the authors': its shape is work for the host, and no sample waits for another's.
         blocks_a_side = fitting[draws.host_integer(len(fitting))] if len(fitting) > 1 else fitting[0]
         lam = self.ratio(draws)
-        signals = batch.signals
-        assert signals is not None  # Policy.check has seen to it
         noisy = (False, False)
         if self.adv_p > 0:
             noisy = (draws.host_uniform() < self.adv_p, draws.host_uniform() < self.adv_p)
         noise: tuple[Tensor, ...] = ()
         if any(noisy):
-            noise = (self._perturbation(batch, signals, draws),)
-        saliency = signals.saliency(mode="train", keep_loss=True) if self.clean_lam > 0 else signals.saliency()
+            noise = (self._perturbation(batch, draws),)
+        saliency = self.saliency_of(batch)
         _check_material("PuzzleMix", batch.images, partner, saliency)
         with torch.no_grad():
             costs = puzzlemix_costs(
@@ -539,17 +541,9 @@ class PuzzleMix(Policy):
             statistics=() if not noise or self.statistics is None else self.statistics,
         )
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
-        if self.clean_lam == 0 or not isinstance(mixed.plan, Puzzle):
-            return {}
-        if seen.clean is None:
-            raise ValueError(
-                "PuzzleMix with clean_lam above 0 needs the clean batch: policy.tap(model, mixed, signals)"
-            )
-        return {"clean_loss": self.clean_lam * seen.clean.clean_loss()}
-
-    def _perturbation(self, batch: Batch, signals: Signals, draws: Draws) -> Tensor:
+    def _perturbation(self, batch: Batch, draws: Draws) -> Tensor:
         """One step of the fast gradient sign method from a random start, times U(0, 1): (B, C, H, W)."""
+        signals = batch.ask("PuzzleMix")
         if not isinstance(signals, PassSignals) or batch.labels is None or self.statistics is None:
             raise ValueError("PuzzleMix with adv_p above 0 needs labels and a model: pass signals=model, not tensors")
         images = batch.images.detach()

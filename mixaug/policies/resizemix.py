@@ -17,10 +17,9 @@ spatial axes the same holds for every axis. ``per="batch"`` is one box for all, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,16 +28,14 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, box_mask, centred_boxes
+from mixaug.ops.boxes import area_kept, centred_boxes
 from mixaug.ops.layout import (
-    channels_last_format,
     deliver,
-    each_row,
-    over_channels,
     prefers_slices,
     reads_freely,
     wide_dtype,
 )
+from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policy import Policy
@@ -134,35 +131,14 @@ def _paste_gather(
     images: Tensor, partner: Tensor, boxes: Tensor, size: Sequence[int], interpolation: Interpolation
 ) -> Tensor:
     dims = len(size)
-    moved = images.ndim == dims + 2 and channels_last_format(images) is not None
-    # Axes in memory order, so that lines of pixels are fetched as they lie.
-    values = images.movedim(1, -1) if moved else images.contiguous()
-    first = 1 if moved else images.ndim - dims
-    for d, side in enumerate(size):
+
+    def sources(d: int) -> Sources:
         low, high = boxes[:, d, None], boxes[:, dims + d, None]
-        place = torch.arange(side, device=images.device) - low
-        lower, upper, fraction = _sources(place, high - low, side, interpolation, images.dtype)
-        # One axis after the other; the first fetches the partners as well.
-        rows = partner if d == 0 else None
-        near = _take(values, lower, first + d, rows)
-        if interpolation == "nearest":
-            values = near
-        else:
-            far = _take(values, upper, first + d, rows)
-            values = near.to(fraction.dtype).lerp(far.to(fraction.dtype), _along(fraction, first + d, images.ndim))
-    values = _as(values.movedim(-1, 1) if moved else values, images.dtype)
-    return torch.where(over_channels(box_mask(boxes, size), images), values, images)
+        place = torch.arange(size[d], device=images.device) - low
+        lower, upper, fraction = _sources(place, high - low, size[d], interpolation, images.dtype)
+        return lower, upper, None if interpolation == "nearest" else fraction
 
-
-def _take(values: Tensor, index: Tensor, axis: int, rows: Tensor | None) -> Tensor:
-    """``values`` at the places ``index``, (R, N) with N the side of the axis, of the samples ``rows`` (B,)."""
-    if rows is not None:
-        batch, side = values.shape[0], values.shape[axis]
-        between = math.prod(values.shape[1:axis])
-        planes = rows[:, None] * between + torch.arange(between, device=rows.device)
-        lines = planes[:, :, None] * side + index[:, None, :]
-        return values.reshape(batch * between * side, -1).index_select(0, lines.flatten()).reshape(values.shape)
-    return values.gather(axis, _along(index, axis, values.ndim).expand(values.shape))
+    return paste_sampled(images, partner, boxes, size, sources)
 
 
 def _paste_slices(
@@ -175,31 +151,13 @@ def _paste_slices(
     inplace: bool,
 ) -> Tensor:
     corners = boxes.tolist()
-    windows: list[Any] = [(..., *(slice(c[d], c[dims + d]) for d in range(dims))) for c in corners]
-    full = [all(c[d] < c[dims + d] for d in range(dims)) for c in corners]
-    patches: list[Tensor] = []
-    if len(corners) == 1:
-        # Resize every image once, then hand the small results round.
-        if full[0]:
-            patches = [_shrink(images, corners[0], dims, interpolation).index_select(0, partner)]
-        target = _target(images, out, inplace)
-        for patch in patches:
-            target[windows[0]] = patch
-        return target
 
-    def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
-        if target is not own and target.data_ptr() != own.data_ptr():
-            target.copy_(own)
-        if full[row]:
-            target[windows[row]] = _shrink(other, corners[row], dims, interpolation)
+    def patch_of(some: Tensor, row: int) -> Tensor | None:
+        box = corners[row]
+        return _shrink(some, box, dims, interpolation) if all(box[d] < box[dims + d] for d in range(dims)) else None
 
-    return each_row(images, partner, write, out, inplace)
-
-
-def _target(images: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
-    if inplace:
-        return images
-    return torch.clone(images) if out is None else out.copy_(images)
+    windows = [(..., *(slice(c[d], c[dims + d]) for d in range(dims))) for c in corners]
+    return paste_patches(images, partner, windows, patch_of, out, inplace)
 
 
 def _shrink(images: Tensor, corners: list[int], dims: int, interpolation: Interpolation) -> Tensor:
@@ -221,7 +179,7 @@ def _shrink(images: Tensor, corners: list[int], dims: int, interpolation: Interp
             place = torch.arange(length, device=images.device)[None]
             near, _, _ = _sources(place, torch.tensor([[length]]), stacked.shape[axis], "nearest", images.dtype)
             values = values.index_select(axis, near[0])
-    return _as(values, images.dtype).reshape(*images.shape[:-dims], *size)
+    return cast_pixels(values, images.dtype).reshape(*images.shape[:-dims], *size)
 
 
 def _sources(
@@ -252,17 +210,6 @@ def _sources(
 def _quotient(side: int, length: Tensor) -> Tensor:
     # A number divided by a tensor is its product with a reciprocal in torch: rounded twice, 41 / 41 below 1.
     return torch.full_like(length, side) / length
-
-
-def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
-    """(R, N) values shaped (R, 1, ..., N, ..., 1) with N at ``axis``."""
-    shape = [values.shape[0]] + [1] * (ndim - 1)
-    shape[axis] = values.shape[1]
-    return values.reshape(shape)
-
-
-def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values if values.dtype == dtype else (values.round() if dtype == torch.uint8 else values).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images
+from mixaug.checks import check_images, check_statistics, per_channel
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.layout import take_rows, wide_dtype
@@ -59,7 +59,7 @@ def eight_bit_images(
         ValueError: one of mean and std without the other, std not positive, another number of channels.
     """
     check_images("eight_bit_images", images, (2,))
-    statistics = _statistics("eight_bit_images", mean, std)
+    statistics = check_statistics("eight_bit_images", mean, std)
     if images.dtype == torch.uint8:
         return images
     pixels = images.detach()
@@ -70,7 +70,7 @@ def eight_bit_images(
         extent = (high - low).clamp(min=torch.finfo(pixels.dtype).tiny)
         pixels = (pixels - low.reshape(-1, 1, 1, 1)) / extent.reshape(-1, 1, 1, 1)
     else:
-        means, stds = _per_channel("eight_bit_images", statistics, images.shape[1])
+        means, stds = per_channel("eight_bit_images", statistics, images.shape[1])
         # Channel by channel with plain numbers: a tensor made of them would cross to the device each call.
         planes = [pixels[:, c] * stds[c] + means[c] for c in range(images.shape[1])]
         pixels = torch.stack(planes, dim=1)
@@ -228,7 +228,7 @@ class SaliencyMix(Policy):
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
         if channels not in ("rgb", "bgr"):
             raise ValueError(f"SaliencyMix expects channels 'rgb' or 'bgr', got {channels!r}")
-        statistics = _statistics("SaliencyMix", mean, std)
+        statistics = check_statistics("SaliencyMix", mean, std)
         self.mean = None if statistics is None else statistics[0]
         self.std = None if statistics is None else statistics[1]
         self.channels: Channels = channels
@@ -236,7 +236,7 @@ class SaliencyMix(Policy):
     def check(self, batch: Batch) -> None:
         super().check(batch)
         if self.mean is not None and self.std is not None:
-            _per_channel("SaliencyMix", (self.mean, self.std), batch.images.shape[1])
+            per_channel("SaliencyMix", (self.mean, self.std), batch.images.shape[1])
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         lam = self.ratio(draws)
@@ -283,28 +283,3 @@ def _full_range(total: Tensor) -> Tensor:
     largest = total.amax((1, 2), keepdim=True).clamp(min=1)
     # One float32 division, then a product that cannot round a value below a whole number up to it.
     return ((total / largest).to(wide_dtype(total.device)) * 255).floor_()
-
-
-def _statistics(
-    what: str, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    if (mean is None) != (std is None):
-        raise ValueError(f"{what} expects mean and std together, got mean={mean!r}, std={std!r}")
-    if mean is None or std is None:
-        return None
-    means = (float(mean),) if isinstance(mean, (int, float)) else tuple(float(value) for value in mean)
-    stds = (float(std),) if isinstance(std, (int, float)) else tuple(float(value) for value in std)
-    if not means or not all(0 < value < float("inf") for value in stds) or len({len(means), len(stds)} - {1}) > 1:
-        raise ValueError(
-            f"{what} expects one mean and one positive std, or one for each channel, got mean={mean!r}, std={std!r}"
-        )
-    return means, stds
-
-
-def _per_channel(
-    what: str, statistics: tuple[tuple[float, ...], tuple[float, ...]], count: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    means, stds = (values * count if len(values) == 1 else values for values in statistics)
-    if len(means) != count or len(stds) != count:
-        raise ValueError(f"{what} got mean and std of {max(len(means), len(stds))} channels for images of {count}")
-    return means, stds

@@ -43,7 +43,7 @@ from mixaug.ops.layout import (
 )
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Unmixed
-from mixaug.policy import Policy
+from mixaug.policy import Policy, no_change
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Seen
 
@@ -285,27 +285,12 @@ class SMMix(Policy):
         self.token_head: nn.Linear | None = None
 
     def on_attach(self, signals: ModelSignals) -> None:
-        if not self.fine_grained:
-            return
-        classifier = signals.inner.get_submodule(signals.classifier())
-        if not isinstance(classifier, nn.Linear):
-            raise ValueError(f"SMMix expects a linear classifier, got {type(classifier).__name__}")
-        sizes = (classifier.in_features, classifier.out_features)
-        known = self.token_head
-        # A second step around the same policy goes on with what the first has learned.
-        if known is not None and (known.in_features, known.out_features) != sizes:
-            raise ValueError(
-                f"SMMix is attached to a model of {known.in_features} features and {known.out_features} classes, this "
-                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
-            )
-        if known is None:
-            weight = classifier.weight
-            self.token_head = nn.Linear(*sizes, device=weight.device, dtype=weight.dtype)
+        if self.fine_grained:
+            self.token_head = signals.like_classifier("SMMix", self.token_head)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
-        assert batch.signals is not None  # checked before anything is drawn
         size = (batch.size[0], batch.size[1])
-        scores = batch.signals.received(size)
+        scores = batch.ask("SMMix").received(size)
         grid = tuple(scores.shape[1:])
         low = max(int(self.minmax[0] * min(grid)), 1)
         region = draws.integers(low, max(int(self.minmax[1] * min(grid)), low) + 1)
@@ -325,8 +310,7 @@ class SMMix(Policy):
                 "policy.attach(model), or leave that loss out with fine_grained=0"
             )
         if plan is None or isinstance(plan, Unmixed):
-            # Every parameter takes part in every step, as DistributedDataParallel expects.
-            return {} if head is None else {"fine_grained": _nothing(head)}
+            return {} if head is None else {"fine_grained": no_change(head.parameters())}
         terms: dict[str, Tensor] = {}
         if head is not None and self.fine_grained:
             terms["fine_grained"] = self.fine_grained * self._fine_grained(head, mixed, plan, seen)
@@ -363,11 +347,6 @@ class SMMix(Policy):
             # A window that covers all or no pixels leaves nothing to pool on one side.
             total = total + (loss * mask.flatten(1).any(1)).mean() / 2
         return total
-
-
-def _nothing(module: nn.Module) -> Tensor:
-    """0, with a gradient of 0 to every parameter."""
-    return torch.stack([0 * parameter.float().sum() for parameter in module.parameters()]).sum()
 
 
 def _move_slices(

@@ -28,18 +28,15 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.boxes import area_kept, box_mask
 from mixaug.ops.layout import (
-    channels_last_format,
     deliver,
-    each_row,
-    over_channels,
     prefers_slices,
     reads_freely,
     single_precision,
 )
+from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policies.cutmix import cutmix_boxes
-from mixaug.policies.resizemix import _along, _as, _take, _target
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
@@ -187,24 +184,13 @@ def _inside(maps: Tensor, boxes: Tensor) -> Tensor:
 def _paste_gather(
     images: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor, size: Sequence[int], nearest: bool
 ) -> Tensor:
-    moved = images.ndim == 4 and channels_last_format(images) is not None
-    # Axes in memory order, so that lines of pixels are fetched as they lie.
-    values = images.movedim(1, -1) if moved else images.contiguous()
-    first = 1 if moved else images.ndim - 2
-    for d, side in enumerate(size):
-        place = torch.arange(side, device=images.device) - boxes[:, d, None]
+    def sources(d: int) -> Sources:
+        place = torch.arange(size[d], device=images.device) - boxes[:, d, None]
         length = boxes[:, 2 + d, None] - boxes[:, d, None]
-        lower, upper, fraction = _sources(place, length, partner_boxes[:, d::2], side, nearest, images.dtype)
-        # One axis after the other; the first fetches the partners as well.
-        rows = partner if d == 0 else None
-        near = _take(values, lower, first + d, rows)
-        if nearest:
-            values = near
-        else:
-            far = _take(values, upper, first + d, rows)
-            values = near.to(fraction.dtype).lerp(far.to(fraction.dtype), _along(fraction, first + d, images.ndim))
-    values = _as(values.movedim(-1, 1) if moved else values, images.dtype)
-    return torch.where(over_channels(box_mask(boxes, size), images), values, images)
+        lower, upper, fraction = _sources(place, length, partner_boxes[:, d::2], size[d], nearest, images.dtype)
+        return lower, upper, None if nearest else fraction
+
+    return paste_sampled(images, partner, boxes, size, sources)
 
 
 def _paste_slices(
@@ -216,26 +202,15 @@ def _paste_slices(
     out: Tensor | None,
     inplace: bool,
 ) -> Tensor:
-    windows, sources = boxes.tolist(), partner_boxes.tolist()
-    if len(windows) == len(sources) == 1:
-        # Resize every image once, then hand the results round.
-        patches = _resized(images, sources[0], windows[0], nearest)
-        if patches is not None:
-            patches = patches.index_select(0, partner)
-        target = _target(images, out, inplace)
-        if patches is not None:
-            target[_window(windows[0])] = patches
-        return target
+    targets, crops = boxes.tolist(), partner_boxes.tolist()
+    # One box of two may serve the whole batch.
+    count = max(len(targets), len(crops))
+    targets = [targets[row % len(targets)] for row in range(count)]
 
-    def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
-        if target.data_ptr() != own.data_ptr():
-            target.copy_(own)
-        window = windows[row % len(windows)]
-        patch = _resized(other, sources[row % len(sources)], window, nearest)
-        if patch is not None:
-            target[_window(window)] = patch
+    def patch_of(some: Tensor, row: int) -> Tensor | None:
+        return _resized(some, crops[row % len(crops)], targets[row], nearest)
 
-    return each_row(images, partner, write, out, inplace)
+    return paste_patches(images, partner, [_window(box) for box in targets], patch_of, out, inplace)
 
 
 def _window(corners: list[int]) -> tuple[Any, ...]:
@@ -261,7 +236,7 @@ def _resized(images: Tensor, source: list[int], target: list[int], nearest: bool
     values = torch.nn.functional.interpolate(
         stacked if exact else stacked.float(), size, mode="bilinear", align_corners=True
     )
-    return _as(values, images.dtype).reshape(*images.shape[:-2], *size)
+    return cast_pixels(values, images.dtype).reshape(*images.shape[:-2], *size)
 
 
 def _sources(

@@ -32,7 +32,7 @@ from mixaug.draws import Per
 from mixaug.ops.layout import single_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Unmixed
-from mixaug.policy import Policy
+from mixaug.policy import Policy, no_change
 from mixaug.ratio import positive
 from mixaug.registry import create, describe, register
 from mixaug.signals import ModelSignals, Seen
@@ -238,22 +238,8 @@ class SUMix(Policy):
         return self.policy.plan(batch, generator, partner)
 
     def on_attach(self, signals: ModelSignals) -> None:
-        if not self._has_layer:
-            return
-        classifier = signals.inner.get_submodule(signals.classifier())
-        if not isinstance(classifier, nn.Linear):
-            raise ValueError(f"SUMix expects a linear classifier, got {type(classifier).__name__}")
-        sizes = (classifier.in_features, classifier.out_features)
-        known = self.layer
-        # A second step around the same policy goes on with what the first has learned.
-        if known is not None and (known.in_features, known.out_features) != sizes:
-            raise ValueError(
-                f"SUMix is attached to a model of {known.in_features} features and {known.out_features} classes, this "
-                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
-            )
-        if known is None:
-            weight = classifier.weight
-            self.layer = nn.Linear(*sizes, device=weight.device, dtype=weight.dtype)
+        if self._has_layer:
+            self.layer = signals.like_classifier("SUMix", self.layer)
 
     def after_step(self, model: nn.Module) -> None:
         self.policy.after_step(model)
@@ -281,8 +267,7 @@ class SUMix(Policy):
             )
         if unmixed:
             if self.layer is not None:
-                # Every parameter takes part in every step, as DistributedDataParallel expects.
-                terms["uncertainty"] = torch.stack([0 * p.float().sum() for p in self.layer.parameters()]).sum()
+                terms["uncertainty"] = no_change(self.layer.parameters())
             return terms
         partner, labels, distances = self._distances(drawn, seen)
         clean, blend = self._uncertainty(seen)

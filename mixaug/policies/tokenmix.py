@@ -32,7 +32,7 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
-from mixaug.ops.masks import top_mask
+from mixaug.ops.masks import cells_to_size, top_mask
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.patchmix import patch_sides, patch_size_option
@@ -175,7 +175,7 @@ def tokenmix(
         raise ValueError(f"tokenmix expects {images.shape[0]} rows of tokens, or one for all, got {tokens.shape[0]}")
     own = ~tokens[:, 0]
     size = images.shape[2:]
-    mixed = blend_mask(images, partner, _to_pixels(own, size), out=out, inplace=inplace)
+    mixed = blend_mask(images, partner, cells_to_size(own, size), out=out, inplace=inplace)
     return mixed, _share_of_pixels(own, size).expand(images.shape[0])
 
 
@@ -363,7 +363,7 @@ class TokenMix(Policy):
             partner=partner,
             lam=lam.float(),
             size=size,
-            mask=_to_pixels(~tokens, size),
+            mask=cells_to_size(~tokens, size),
             share=_share_of_pixels(~tokens, size),
         )
 
@@ -408,14 +408,6 @@ def _cover(masked: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
         inside = (place >= low[..., None]) & (place < (low + extent)[..., None])
         lines.append((inside & chosen[..., None]).any(1))
     return masked | (lines[0][:, :, None] & lines[1][:, None, :])
-
-
-def _to_pixels(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """(R, h, w) to (R, *size): pixel y shows row floor(y h / H)."""
-    for d, side in enumerate(size):
-        rows = torch.arange(side, device=cells.device) * cells.shape[1 + d] // side
-        cells = cells.index_select(1 + d, rows)
-    return cells
 
 
 def _share_of_pixels(cells: Tensor, size: Sequence[int]) -> Tensor:

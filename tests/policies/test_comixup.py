@@ -560,7 +560,7 @@ def test_bad_options_are_named(options, message):
 def test_saliency_of_another_size_and_no_saliency_are_named():
     images = torch.rand(4, 3, 8, 8)
     policy = mixaug.create("comixup")
-    with pytest.raises(ValueError, match=r"images' size \(8, 8\), got \(4, 7, 8\)"):
+    with pytest.raises(ValueError, match=r"saliency \(4, 8, 8\), a value per pixel, got \(4, 7, 8\)"):
         policy(images, signals=Signals(saliency=torch.rand(4, 7, 8)))
     with pytest.raises(ValueError, match="needs saliency of the model"):
         policy(images)

@@ -323,7 +323,7 @@ def test_the_clean_loss_needs_a_model_and_a_mixed_batch():
     model, images, labels = model_and_images()
     with policy.tap(model, mixed, GIVEN) as seen:
         pass
-    with pytest.raises(ValueError, match=r"loss of the clean images, which given Signals do not have.*clean_lam=0"):
+    with pytest.raises(ValueError, match=r"loss of the clean batch, which comes with.*clean_lam=0"):
         policy.auxiliary_loss(mixed, seen)
     step = mixaug.MixStep(model, mixaug.Sometimes(policy, 0.0), MixedCrossEntropy())
     assert "clean_loss" not in step(images, labels)[1]
@@ -349,8 +349,8 @@ def test_spectral_needs_no_model():
     ({"part_size": True}, "at least 2 or None"),
     ({"blur_size": 6}, "odd number of pixels to blur over, got 6"),
     ({"blur_sigma": 0.0}, "positive sigma"),
-    ({"clean_lam": -1.0}, "clean_lam >= 0, got -1.0"),
-    ({"clean_lam": float("nan")}, "clean_lam >= 0"),
+    ({"clean_lam": -1.0}, "clean_lam as a number that is not negative, got -1.0"),
+    ({"clean_lam": float("nan")}, "clean_lam as a number that is not negative, got nan"),
     ({"clean_lam": 1.0, "saliency": "spectral"}, "saliency='spectral' lacks"),
     ({"pairing": "shift", "distance": "l1"}, "of the greedy pairing"),
     ({"pairing": "nobody"}, "unknown pairing 'nobody'"),
@@ -361,7 +361,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_bad_tensors_are_named():
-    with pytest.raises(ValueError, match=r"saliency \(7, 12, 15\) like the images, got \(7, 12, 14\)"):
+    with pytest.raises(ValueError, match=r"saliency \(7, 12, 15\), a value per pixel, got \(7, 12, 14\)"):
         mixaug.create("guidedmix")(IMAGES, LABELS, signals=mixaug.Signals(saliency=SALIENCY[:, :, :14]))
     with pytest.raises(ValueError, match=r"guidedmix expects maps \(7, 12, 15\), got \(7, 15, 12\)"):
         F.guidedmix(IMAGES, torch.arange(7), SALIENCY.transpose(1, 2))

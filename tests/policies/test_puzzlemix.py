@@ -317,8 +317,13 @@ def test_bad_input():
         mixaug.create("puzzlemix")(images, signals=Signals(saliency=saliency[:, :8]))
     with pytest.raises(ValueError, match="block_num must divide 16"):
         F.puzzlemix(images, PARTNER, torch.tensor([0.5]), saliency, block_num=3)
-    with pytest.raises(ValueError, match="kept by ModelSignals only"):
-        mixaug.create("puzzlemix", clean_lam=1.0)(images, signals=signals)
+    policy = mixaug.create("puzzlemix", clean_lam=1.0)
+    mixed = policy(images, signals=signals)
+    with (
+        policy.tap(models.create("cifar_resnet8", num_classes=3), mixed, signals) as seen,
+        pytest.raises(ValueError, match="comes with a saliency taken from a model"),
+    ):
+        policy.auxiliary_loss(mixed, seen)
     for options, message in (
         ({"n_labels": 1}, "n_labels from 2 to 8"),
         ({"block_nums": ()}, "block_nums as positive integers"),

@@ -43,6 +43,9 @@ def test_both_bodies_equal_torch_interpolation(monkeypatch, slices, how, mode, r
     got, lam = F.resizemix(own, partner, boxes, interpolation=mode, **options)
     torch.testing.assert_close(got, expected, rtol=0, atol={"nearest": 0, "bilinear": 1}[mode] * (
         1 if dtype == torch.uint8 else 1e-5))  # fmt: skip
+    if dtype == torch.uint8:
+        # Only what lies on a tie may be rounded to the other side.
+        assert (got != expected).double().mean() < 2e-3
     assert got.is_contiguous(memory_format=form)
     assert torch.equal(own, got if how == "inplace" else images)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
