@@ -292,6 +292,19 @@ class Policy(nn.Module):
         weights: Tensor = self.labeling.after(plan, mixed, seen)  # type: ignore[attr-defined]
         return dataclasses.replace(mixed, weights=weights)
 
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        """Terms of the loss that do not wait for the mixed pass: scalars, weighted, by the names to log.
+
+        Called before the mixed pass, so that what a term keeps for its gradient can be gone when that pass begins:
+        see :func:`mixaug.signals.taken_now`. None by default.
+
+        Args:
+            images: (B, C, *size) unmixed.
+            mixed: from this policy.
+            clean: signals of the unmixed images.
+        """
+        return {}
+
     def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
         """Terms that the policy adds to the loss of the step: scalars, weighted, by the names to log. None by default.
 
@@ -300,6 +313,10 @@ class Policy(nn.Module):
             seen: from :meth:`tap`, after the model has run.
         """
         return {}
+
+    def mixer_parameters(self) -> list[nn.Parameter]:
+        """Parameters of a learned mixer, which an optimizer may give settings of their own; none for most policies."""
+        return []
 
     #: Whether partners mean anything to it: not to one that never mixes.
     has_partners: ClassVar[bool] = True
@@ -331,7 +348,9 @@ class Policy(nn.Module):
         """Hook for policies that change during training. Does nothing by default."""
 
     def after_step(self, model: nn.Module) -> None:
-        """Hook after every optimizer step, with the trained model. Does nothing by default."""
+        """To be called after every optimizer step, with the trained model. By default tells the policies inside."""
+        for policy in _inside(self):
+            policy.after_step(model)
 
     def extra_repr(self) -> str:
         shown = []
@@ -427,6 +446,19 @@ class OneOf(Policy):
         inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
         return dataclasses.replace(self._members()[index].relabel(inner, seen), plan=plan)
 
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        plan = mixed.plan
+        if isinstance(plan, Select):
+            for index, policy in enumerate(self._members()):
+                if policy.early_loss(images, _as_drawn(mixed, plan, index), clean):
+                    raise _for_whole_batches(policy)
+            return {}
+        if plan is None or not plan.route:
+            return {}
+        index, *deeper = plan.route
+        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
+        return self._members()[index].early_loss(images, inner, clean)
+
     def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
         plan = mixed.plan
         if isinstance(plan, Select):
@@ -435,10 +467,7 @@ class OneOf(Policy):
                 for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
                     # The clean batch is the same whoever mixes it; every other term is of the mixed samples.
                     if name != "clean_loss":
-                        raise ValueError(
-                            f"{type(policy).__name__} adds a loss for whole batches, so it cannot be one of several "
-                            'for each sample: OneOf(per="batch")'
-                        )
+                        raise _for_whole_batches(policy)
                     terms[name] = term + terms.get(name, 0)
             return terms
         if plan is None:
@@ -529,6 +558,22 @@ class Sometimes(OneOf):
 def no_change(parameters: Iterable[Tensor]) -> Tensor:
     """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
+
+
+def _for_whole_batches(policy: Policy) -> ValueError:
+    return ValueError(
+        f"{type(policy).__name__} adds a loss for whole batches, so it cannot be one of several for each sample: "
+        'OneOf(per="batch")'
+    )
+
+
+def _inside(module: nn.Module) -> Iterator[Policy]:
+    """The nearest policies below a module."""
+    for child in module.children():
+        if isinstance(child, Policy):
+            yield child
+        else:
+            yield from _inside(child)
 
 
 def _as_drawn(mixed: MixedBatch, plan: Select, index: int) -> MixedBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from mixaug.ops import attention as attentions
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
 
-__all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve"]
+__all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve", "taken_now"]
 
 #: How the model stands during a pass over the clean batch: its statistics and dropout as in training, or not.
 Mode = Literal["eval", "train"]
@@ -374,7 +374,7 @@ class PassSignals(Signals):
         labels = self._labels("a gradient")
         with self._standing(mode), torch.enable_grad():
             images = self._checked(images.detach()).requires_grad_()
-            scale = len(images) * 2.0**9 if _in_half(images) else 1.0
+            scale = half_scale(images)
             loss = self.source.loss(self.source.model(images), labels)
             (gradient,) = torch.autograd.grad(loss * scale, images)
         return gradient / scale
@@ -435,8 +435,7 @@ class PassSignals(Signals):
             images = self._checked(self.images.detach()).requires_grad_()
             found = _Pass(self.source, frozenset(wanted), images, True)
             loss = self.source.loss(found.recorder.outputs(True), labels)
-            # In half precision a gradient of the mean is below the smallest number; the scale of a saliency is free.
-            scale = len(images) * 2.0**9 if _in_half(images) else 1.0
+            scale = half_scale(images)
             gradient, *others = torch.autograd.grad(loss * scale, [images, *parameters], allow_unused=True)
         found.close()
         self._passes[mode], self.wanted = found, wanted
@@ -667,6 +666,30 @@ class _HandOn(torch.autograd.Function):
         (factor,) = grads
         scaled = [None if g is None else g * factor.to(g.dtype) for g in ctx.gradients]
         return (None, None, *scaled)
+
+
+def taken_now(loss: Tensor, parameters: Iterable[Tensor], scale: float = 1.0) -> Tensor:
+    """A part of the loss whose gradient is computed at once, so that nothing else has to be kept for it.
+
+    Adding it to the loss of the step gives every parameter the gradient that ``loss`` itself would have given.
+
+    Args:
+        loss: scalar with a graph.
+        parameters: all that shall learn from it; others get nothing.
+        scale: factor during the backward pass, see :func:`half_scale`.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    if not loss.requires_grad or not learning:
+        return loss.detach()
+    found = torch.autograd.grad(loss * scale, learning, allow_unused=True)
+    kept = [None if gradient is None else gradient / scale for gradient in found] if scale != 1.0 else list(found)
+    handed: Tensor = _HandOn.apply(loss.detach(), kept, *learning)
+    return handed
+
+
+def half_scale(images: Tensor) -> float:
+    """Factor that keeps gradients of a mean over the batch above the smallest number where the model runs in fp16."""
+    return len(images) * 2.0**9 if _in_half(images) else 1.0
 
 
 def clean_cross_entropy(outputs: Any, labels: Tensor) -> Tensor:

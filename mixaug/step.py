@@ -82,10 +82,11 @@ class MixStep(nn.Module):
             source = self.signals()
             clean = source.of(images, labels, policy.needs)
             mixed = policy(images, labels, signals=clean, generator=generator, **known)
+            terms = policy.early_loss(images, mixed, clean)
             with policy.tap(source, mixed, clean) as seen:
                 outputs = self.model(mixed.inputs)
             mixed = policy.relabel(mixed, seen)
-            terms = policy.auxiliary_loss(mixed, seen)
+            terms = terms | policy.auxiliary_loss(mixed, seen)
         loss = self.objective(outputs, mixed)
         for term in terms.values():
             loss = loss + term

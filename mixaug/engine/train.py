@@ -31,7 +31,6 @@ from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.tasks import Task, task_of
-from mixaug.policy import Policy
 from mixaug.step import MixStep
 
 __all__ = ["train"]
@@ -179,7 +178,6 @@ def _train_epoch(
     log: Log,
 ) -> None:
     step, position, meters = state.step, state.position, state.meters
-    policies = [module for module in step.policy.modules() if isinstance(module, Policy)]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     count, accumulate = len(batches), config.accumulate
     total = config.epochs * count
@@ -214,8 +212,7 @@ def _train_epoch(
                 state.scheduler.step_update(position.update)
             if state.ema is not None:
                 state.ema.update(step.model, step=position.update)
-            for policy in policies:
-                policy.after_step(step.model)
+            step.policy.after_step(step.model)
         position.batch += 1
         position.step += 1
         clock.tick()

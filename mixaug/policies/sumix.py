@@ -35,7 +35,7 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.policy import Policy, no_change
 from mixaug.ratio import positive
 from mixaug.registry import create, describe, register
-from mixaug.signals import ModelSignals, Seen
+from mixaug.signals import ModelSignals, Seen, Signals
 
 Uncertainty = Literal["layer", "logits"]
 #: V beyond e^30 would be a logit that no softmax resolves.
@@ -241,9 +241,6 @@ class SUMix(Policy):
         if self._has_layer:
             self.layer = signals.like_classifier("SUMix", self.layer)
 
-    def after_step(self, model: nn.Module) -> None:
-        self.policy.after_step(model)
-
     def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
         drawn = self.policy.relabel(mixed, seen)
         if mixed.plan is None or isinstance(mixed.plan, Unmixed):
@@ -251,6 +248,9 @@ class SUMix(Policy):
         partner, labels, distances = self._distances(drawn, seen)
         weights = sumix_weights(distances, labels, partner, drawn.weights, reference=self.reference)
         return dataclasses.replace(drawn, weights=weights)
+
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        return self.policy.early_loss(images, mixed, clean)
 
     def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
         plan = mixed.plan
