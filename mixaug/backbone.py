@@ -20,7 +20,9 @@ __all__ = [
     "classifier_name",
     "head_norm",
     "last_map",
+    "middle_stage",
     "prefix_tokens",
+    "stage_channels",
     "stage_name",
     "token_grid",
 ]
@@ -89,6 +91,41 @@ def stage_name(model: nn.Module, stage: int | str) -> str:
         f"timm says that stage {stage} of {type(model).__name__} ends at {name!r}, which is no module of it; name one "
         f"yourself, of {[child for child, _ in model.named_children()]}"
     )
+
+
+@_once_per_model
+def middle_stage(model: nn.Module) -> str:
+    """Name of the module behind the last stage but one; of a plain transformer, behind the middle one of its blocks.
+
+    Raises:
+        ValueError: a model that does not tell its stages.
+    """
+    info = getattr(model, "feature_info", None)
+    if info:
+        entries = info.info if hasattr(info, "info") else info
+        plain = len({(entry["num_chs"], entry["reduction"]) for entry in entries}) == 1
+        return stage_name(model, (len(entries) - 1) // 2 if plain else -2)
+    stages = [name for name, _ in model.named_children() if name.startswith("layer")]
+    if len(stages) > 1:
+        return stages[-2]
+    raise ValueError(
+        f"{type(model).__name__} does not tell its stages: name the module whose features are to be read, "
+        f"stage=..., one of {[name for name, _ in model.named_children()]}"
+    )
+
+
+@_once_per_model
+def stage_channels(model: nn.Module, name: str) -> int | None:
+    """Channels that a module puts out, from what the model says or from the module's last layer; None where unknown."""
+    info = getattr(model, "feature_info", None) or []
+    for index, entry in enumerate(info.info if hasattr(info, "info") else info):
+        if stage_name(model, index) == name:
+            return int(entry["num_chs"])
+    for layer in reversed(list(model.get_submodule(name).modules())):
+        for attribute in ("num_features", "out_channels", "out_features"):
+            if isinstance(count := getattr(layer, attribute, None), int):
+                return count
+    return None
 
 
 @_once_per_model

@@ -228,3 +228,14 @@ def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> Non
             f"apply expects a tensor that ends in the images' spatial size {size}, got {tuple(tensor.shape)}; "
             "resize it first"
         )
+
+
+def unmixed(inputs: Any, labels: Tensor | None) -> MixedBatch:
+    """A batch that nothing was mixed into: what a loss on mixed batches takes for plain ones.
+
+    Args:
+        inputs: (B, ...).
+        labels: (B,) or (B, K), or None.
+    """
+    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+    return MixedBatch(inputs=inputs, labels=labels, sources=rows, weights=torch.ones_like(rows, dtype=torch.float32))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from mixaug import backbone
 from mixaug.ops import attention as attentions
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
+
+if TYPE_CHECKING:
+    from mixaug.batch import MixedBatch
 
 __all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve", "taken_now"]
 
@@ -199,6 +202,15 @@ class ModelSignals:
         self.feature_module = features
         self.classifier_module = classifier
         self.block = block
+
+    #: The loss of the step, (outputs, MixedBatch) to a scalar, where :class:`mixaug.MixStep` asks.
+    objective: Callable[[Any, MixedBatch], Tensor] | None = None
+
+    def step_objective(self) -> Callable[[Any, MixedBatch], Tensor]:
+        """:attr:`objective`, and outside of a step cross-entropy."""
+        from mixaug.losses import MixedCrossEntropy
+
+        return MixedCrossEntropy() if self.objective is None else self.objective
 
     def places(self) -> dict[str, Any]:
         """The options that say what to ask and where: ``ModelSignals(other, **signals.places())``."""

@@ -55,7 +55,9 @@ class MixStep(nn.Module):
 
     def signals(self) -> ModelSignals:
         """What the policy may ask of the model."""
-        return ModelSignals(self.model, **self.sources)
+        signals = ModelSignals(self.model, **self.sources)
+        signals.objective = self.objective
+        return signals
 
     def forward(
         self, images: Tensor, labels: Tensor, generator: Generator | None = None, rows: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from mixaug.policies.alignmix import AlignMix
 from mixaug.policies.attentivemix import AttentiveMix
+from mixaug.policies.automix import AutoMix
 from mixaug.policies.cmixup import cmixup
 from mixaug.policies.comixup import CoMixup
 from mixaug.policies.cutmix import CutMix
@@ -33,6 +34,7 @@ from mixaug.policies.transmix import TransMix
 __all__ = [
     "AlignMix",
     "AttentiveMix",
+    "AutoMix",
     "CoMixup",
     "CutMix",
     "FMix",

@@ -1,0 +1,490 @@
+"""`LearnedMixer`: what policies share whose mask is made by a network that learns beside the classifier.
+
+Three things happen in a step, each before the next so that their activations do not add up: the loss of the unmixed
+images, the loss that the mixer learns from (through a frozen momentum copy of the model), and the mixed pass itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mixaug import backbone
+from mixaug.batch import Batch, MixedBatch, unmixed
+from mixaug.checks import check_probability
+from mixaug.draws import Per
+from mixaug.labeling import Labeling
+from mixaug.pairing import Pairing
+from mixaug.plan import Unmixed
+from mixaug.policy import Policy, no_change
+from mixaug.ratio import Ratio
+from mixaug.signals import ModelSignals, Signals, half_scale, taken_now
+
+__all__ = ["LearnedMixer", "MomentumNetwork", "momentum_at"]
+
+#: Steps of training without ``after_step`` after which a loop that never calls it is told so.
+PATIENCE = 64
+
+
+def momentum_at(progress: float, start: float, end: float, scope: Sequence[float] = (0.1, 1.0)) -> float:
+    """Momentum of the slow copy after a part of training: constant, then a cosine towards ``end``.
+
+    The cosine is that of the whole of training up to ``scope[1]``, entered at ``scope[0]``: the value jumps there a
+    little, as in the released code of AutoMix.
+
+    Args:
+        progress: part of training that is done, in [0, 1].
+        start, end: in [0, 1].
+        scope: parts of training between which it rises.
+    """
+    if progress < scope[0]:
+        return start
+    return end - (end - start) * (math.cos(math.pi * min(progress / scope[1], 1.0)) + 1) / 2
+
+
+class MomentumNetwork(nn.Module):
+    """A slow copy of a model, without gradients to its own weights.
+
+    Args:
+        model: what to copy.
+        stage: name of the module behind which its features are read.
+    """
+
+    def __init__(self, model: nn.Module, stage: str) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.stage = stage
+
+    def forward(self, images: Tensor) -> Any:
+        """Outputs, with gradients to the images."""
+        return self.model(self._as_weights(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, h, w) behind the stage, without gradients; what follows the stage is not run."""
+        return self._features(images, self._leaving)[0]
+
+    def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Any]:
+        """:meth:`features` and the outputs, from one whole pass."""
+        return self._features(images, self._watching)
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, momentum: float) -> None:
+        """Move every weight towards that of ``model``: ``k <- momentum * k + (1 - momentum) * q``. Buffers stay.
+
+        Raises:
+            ValueError: a model with other parameters.
+        """
+        theirs = dict(backbone.bare(model).named_parameters())
+        ours = dict(self.model.named_parameters())
+        if theirs.keys() != ours.keys():
+            different = sorted(theirs.keys() ^ ours.keys())[:3]
+            raise ValueError(
+                "after_step expects the model that the policy was attached to, without wrappers such as "
+                f"DistributedDataParallel; its parameters differ in {different}"
+            )
+        torch._foreach_lerp_(list(ours.values()), [theirs[name] for name in ours], 1 - momentum)
+
+    def _as_weights(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise TypeError(
+                f"a learned mixer needs a pass of the model, which does not take images of {images.dtype}: normalise "
+                "them before mixing (DeviceLoader does), or pass finished Signals(features=...)"
+            )
+        return images
+
+    def _features(self, images: Tensor, running: Any) -> tuple[Tensor, Any]:
+        found: list[Tensor] = []
+        outputs = None
+        with torch.no_grad(), running(found):
+            outputs = self.model(self._as_weights(images))
+        if not found:
+            raise ValueError(f"{type(self.model).__name__} ran without calling its module {self.stage!r}")
+        value = found[0][0] if isinstance(found[0], (list, tuple)) else found[0]
+        return backbone.as_map(self.model, value, images.shape[2:]), outputs
+
+    @contextlib.contextmanager
+    def _watching(self, found: list[Any]) -> Iterator[None]:
+        hook = self.model.get_submodule(self.stage).register_forward_hook(
+            lambda module, inputs, output: found.append(output)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextlib.contextmanager
+    def _leaving(self, found: list[Any]) -> Iterator[None]:
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(output)
+            raise _Arrived
+
+        hook = self.model.get_submodule(self.stage).register_forward_hook(leave)
+        try:
+            yield
+        except _Arrived:
+            pass
+        finally:
+            hook.remove()
+
+
+class _Arrived(Exception):  # not an error: the way out of a pass that has shown what was asked
+    pass
+
+
+class LearnedMixer(Policy):
+    """A policy whose masks come from a network of its own. Train through :class:`mixaug.MixStep`.
+
+    A subclass makes the network in :meth:`make_block`, ends its ``__init__`` with :meth:`make_known_block`, draws masks
+    in ``sample``, and says in :meth:`generator_loss` what the block learns from. After every optimizer step call
+    ``policy.after_step(model)``, and ``policy.set_progress(step / steps)`` before it; the engine does both.
+
+    Args:
+        alpha, ratio, pairing, labeling, per: see :class:`mixaug.Policy`.
+        stage: of the model, whose features the block sees: a module's name or a number in timm's counting; None takes
+            the last but one, and of a plain transformer the middle block.
+        channels: of that stage; None finds it when the policy is attached to a model.
+        clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
+        clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
+            code; without it they share the model's.
+        momentum: of the slow copy at the start of training, in [0, 1].
+        momentum_end: at the end; None keeps it constant.
+        scope: parts of training between which the momentum rises.
+        generator_share: part of the batch that the block learns from, in (0, 1].
+        generator_probability: chance in [0, 1] that it learns in a step.
+        mixer: a trained one: a file of :meth:`save_mixer`, or a checkpoint of the engine. It is then frozen.
+        encoder: the network that the trained mixer looks through, if it is not one like the model.
+        frozen: never train the mixer; None freezes one that was loaded.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    needs = frozenset({"features"})
+    spatial = (2,)
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        ratio: str | float | Ratio,
+        pairing: str | Pairing | None,
+        labeling: str | Labeling,
+        per: Per,
+        stage: int | str | None,
+        channels: int | None,
+        clean_lam: float,
+        clean_head: bool,
+        momentum: float,
+        momentum_end: float | None,
+        scope: Sequence[float],
+        generator_share: float,
+        generator_probability: float,
+        mixer: str | Path | None,
+        encoder: nn.Module | None,
+        frozen: bool | None,
+    ) -> None:
+        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        what = type(self).__name__
+        self.stage = stage
+        self.clean_lam = not_negative(what, "clean_lam", clean_lam)
+        self.clean_head_wanted = bool(clean_head) and self.clean_lam > 0
+        self.momentum = check_probability(what, "momentum", momentum)
+        self.momentum_end = None if momentum_end is None else check_probability(what, "momentum_end", momentum_end)
+        self.scope = _scope(what, scope)
+        self.generator_probability = check_probability(what, "generator_probability", generator_probability)
+        self.generator_share = check_probability(what, "generator_share", generator_share)
+        if self.generator_share == 0:
+            raise ValueError(f"{what} expects generator_share in (0, 1], got 0; frozen=True never trains the mixer")
+        if encoder is not None and mixer is None:
+            raise ValueError(f"{what} got an encoder but no mixer that was trained with it")
+        self.mixer = None if mixer is None else str(mixer)
+        self.frozen = self.mixer is not None if frozen is None else bool(frozen)
+        self.channels = None if channels is None else check_channels(what, channels)
+        self.progress: float | None = None
+        self.unanswered = 0
+        self.block: nn.Module | None = None
+        self.network: MomentumNetwork | None = None
+        self.clean_head: nn.Linear | None = None
+        self.slow_clean_head: nn.Linear | None = None
+        # Hidden from the submodules: what the policy keeps of it is the copy that is made when it is attached.
+        self._encoder = None if encoder is None else (encoder,)
+
+    def make_known_block(self) -> None:
+        """Make the block now if the number of channels was given, else when the policy is attached to a model."""
+        if self.channels is not None:
+            block = self.make_block(self.channels)
+            self.block = block.requires_grad_(False) if self.frozen else block
+
+    def make_block(self, channels: int) -> nn.Module:
+        """The network that makes masks of features (B, channels, h, w), freshly initialised."""
+        raise TypeError(f"{type(self).__name__} does not define make_block(channels)")
+
+    def generator_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> dict[str, Tensor]:
+        """Terms that the block learns from. Called within a step, with gradients enabled.
+
+        Args:
+            images: (B, C, H, W) unmixed.
+            mixed: the batch that the classifier gets; its plan says what was drawn for the block.
+            source: of the model, with the objective of the step.
+        """
+        raise TypeError(f"{type(self).__name__} does not define generator_loss(images, mixed, source)")
+
+    def mixer_parameters(self) -> list[nn.Parameter]:
+        return [] if self.block is None or self.frozen else list(self.block.parameters())
+
+    def train(self, mode: bool = True) -> LearnedMixer:
+        super().train(mode)
+        if self.frozen:
+            for part in (self.block, self.network):
+                if part is not None:
+                    part.eval()
+        return self
+
+    def on_attach(self, signals: ModelSignals) -> None:
+        what = type(self).__name__
+        model = signals.inner
+        if self.clean_head_wanted:
+            self.clean_head = signals.like_classifier(what, self.clean_head)
+        if self.network is not None:
+            if self._encoder is None:
+                _check_same_sizes(what, self.network.model, model)
+            return
+        seen = model if self._encoder is None else backbone.bare(self._encoder[0])
+        stage = backbone.middle_stage(seen) if self.stage is None else backbone.stage_name(seen, self.stage)
+        self.network = MomentumNetwork(seen, stage)
+        if self.clean_head is not None and not self.frozen:
+            self.slow_clean_head = copy.deepcopy(self.clean_head).requires_grad_(False)
+        if self.block is None:
+            channels = backbone.stage_channels(seen, stage)
+            if channels is None:
+                raise ValueError(
+                    f"{what} cannot tell how many channels stage {stage!r} of {type(seen).__name__} has: pass channels="
+                )
+            self.channels = channels
+            self.make_known_block()
+        parameter = next(model.parameters(), None)
+        if parameter is not None:
+            self.to(parameter.device)
+        if self.mixer is not None:
+            self.load_mixer(self.mixer)
+        self.train(self.training)
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """(B, C, h, w) float32: given ones, or those of the momentum network."""
+        what = type(self).__name__
+        signals = batch.ask(what)
+        if signals.model is None:
+            height, width = batch.size
+            features = signals.features(self.stage, size=(height, width))
+        else:
+            features = self.slow_network().features(batch.images)
+        return self._checked(features)
+
+    def _checked(self, features: Tensor) -> Tensor:
+        what = type(self).__name__
+        if self.block is None:
+            raise ValueError(
+                f"{what} has no mixer yet: train through mixaug.MixStep, call policy.attach(model), or say channels="
+            )
+        if features.shape[1] != self.channels:
+            raise ValueError(
+                f"{what} has a mixer for {self.channels} channels, but stage {self.stage!r} gives {features.shape[1]}"
+            )
+        if features.shape[2:].numel() == 1:
+            raise ValueError(
+                f"{what} got a feature map of 1x1 from stage {self.stage!r}, of which no mask can be made: name an "
+                "earlier stage or use larger images that fit"
+            )
+        return features.float()
+
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if mixed.plan is None or isinstance(mixed.plan, Unmixed):
+            return {"not_mixed": no_change(learning)} if learning else {}
+        source = getattr(clean, "source", None)
+        if not isinstance(source, ModelSignals):
+            raise ValueError(f"{type(self).__name__} learns with a model: train through mixaug.MixStep")
+        self._remind()
+        terms: dict[str, Tensor] = {}
+        if self.clean_lam > 0:
+            terms["clean_loss"] = self.clean_lam * self._clean_loss(images, mixed, source)
+        if not self.frozen:
+            terms |= self.generator_loss(images, mixed, source)
+        return terms
+
+    def _clean_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> Tensor:
+        """Loss of the unmixed images in training mode; its graph is gone when this returns."""
+        objective = source.step_objective()
+        model, learning = source.model, list(source.model.parameters())
+        if self.clean_head is None:
+            outputs = model(images)
+        else:
+            name = source.classifier()
+            prefix = "" if model is source.inner else "_orig_mod."
+            head: dict[str, Tensor] = {f"{prefix}{name}.{key}": p for key, p in self.clean_head.named_parameters()}
+            # The model's own forward with another classifier: no hook, so a compiled model stays compiled.
+            outputs = functional_call(model, head, (images,))
+            learning += list(self.clean_head.parameters())
+        return taken_now(objective(outputs, unmixed(images, mixed.labels)), learning, half_scale(images))
+
+    def generator_rows(self, count: int) -> int:
+        """How many samples, from the first on, the block learns from in a batch of ``count``."""
+        return min(count, max(2, math.ceil(self.generator_share * count)))
+
+    def on_progress(self, fraction: float) -> None:
+        self.progress = fraction
+
+    def momentum_now(self) -> float:
+        """Momentum of the slow copy at this point of training."""
+        if self.momentum_end is None:
+            return self.momentum
+        return momentum_at(self.progress or 0.0, self.momentum, self.momentum_end, self.scope)
+
+    def after_step(self, model: nn.Module) -> None:
+        super().after_step(model)
+        self.unanswered = 0
+        if self.frozen or self.network is None:
+            return
+        if self.progress is None and self.momentum_end is not None:
+            warnings.warn(
+                f"{type(self).__name__} does not know how far training is, so its momentum stays at {self.momentum}: "
+                "call policy.set_progress(step / steps) before each step",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.progress = 0.0
+        momentum = self.momentum_now()
+        self.network.follow(model, momentum)
+        if self.clean_head is not None and self.slow_clean_head is not None:
+            with torch.no_grad():
+                for slow, fast in zip(self.slow_clean_head.parameters(), self.clean_head.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - momentum)
+
+    def _remind(self) -> None:
+        if not self.training or self.frozen or not torch.is_grad_enabled():
+            return
+        self.unanswered += 1
+        if self.unanswered == PATIENCE:
+            warnings.warn(
+                f"{type(self).__name__} has seen {PATIENCE} batches and its slow copy has not moved: call "
+                "policy.after_step(model) after each optimizer step",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def mixer_state(self) -> dict[str, Tensor]:
+        """What a trained mixer is: the block, and the network that it looks through without its classifier.
+
+        Raises:
+            ValueError: the policy has not been attached to a model.
+        """
+        if self.block is None or self.network is None:
+            raise ValueError(f"{type(self).__name__} has no mixer yet: it is made when a model is attached")
+        every = {**_named("block", self.block), **_named("network.model", self.network.model)}
+        return {name: value for name, value in every.items() if name not in self._of_classifier()}
+
+    def save_mixer(self, path: str | Path) -> None:
+        """Write :meth:`mixer_state` to a file, for ``mixer=`` of another policy."""
+        torch.save(self.mixer_state(), path)
+
+    def load_mixer(self, path: str | Path) -> None:
+        """Take the weights of a trained mixer: a file of :meth:`save_mixer` or a checkpoint of the engine.
+
+        Raises:
+            ValueError: the file holds no mixer, or one of other sizes; nothing has been changed.
+            FileNotFoundError: no such file.
+        """
+        what = type(self).__name__
+        own = self.mixer_state()
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = found.get("policy", found) if isinstance(found, dict) else found
+        if not isinstance(found, dict) or not any(str(name).startswith("block.") for name in found):
+            raise ValueError(f"{what} found no mixer in {path}: expected a file of save_mixer or a checkpoint of a run")
+        missing = [name for name in own if name not in found]
+        if missing:
+            raise ValueError(
+                f"{what} found in {path} a mixer of another kind or of another network: it lacks {missing[:3]}; the "
+                "network that it was trained with can be given as encoder="
+            )
+        for name, value in own.items():
+            if found[name].shape != value.shape:
+                raise ValueError(
+                    f"{what} has {name} of {tuple(value.shape)}, but the mixer in {path} of "
+                    f"{tuple(found[name].shape)}: it was trained at a stage of another width"
+                )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(found[name])
+
+    def _of_classifier(self) -> set[str]:
+        network = self.slow_network().model
+        try:
+            head = backbone.classifier_name(network)
+        except ValueError:
+            return set()
+        return {f"network.model.{head}.weight", f"network.model.{head}.bias"}
+
+    def slow_network(self) -> MomentumNetwork:
+        """The momentum copy of the model.
+
+        Raises:
+            ValueError: the policy has not been attached to a model.
+        """
+        if self.network is None:
+            raise ValueError(
+                f"{type(self).__name__} has no momentum network yet: train through mixaug.MixStep, or call "
+                "policy.attach(model)"
+            )
+        return self.network
+
+
+def not_negative(what: str, name: str, value: float) -> float:
+    """The value as a float.
+
+    Raises:
+        ValueError: negative or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{what} expects {name} as a number that is not negative, got {value!r}")
+    return float(value)
+
+
+def check_channels(what: str, channels: int) -> int:
+    """The number of channels.
+
+    Raises:
+        ValueError: not an integer of at least 2.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 2:
+        raise ValueError(f"{what} expects channels as an integer of at least 2, got {channels!r}")
+    return channels
+
+
+def _scope(what: str, scope: Sequence[float]) -> tuple[float, float]:
+    ends = tuple(float(end) for end in scope)
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1 or ends[1] == 0:
+        raise ValueError(f"{what} expects scope as two parts of training in order, in [0, 1], got {tuple(scope)}")
+    return ends[0], ends[1]
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+
+
+def _check_same_sizes(what: str, known: nn.Module, model: nn.Module) -> None:
+    ours = {name: tuple(p.shape) for name, p in known.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if ours != theirs:
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        raise ValueError(
+            f"{what} is attached to another model already, which differs in {names[:3]}: make one policy for each model"
+        )
