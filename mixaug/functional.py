@@ -14,6 +14,7 @@ from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
+from mixaug.policies.automix import adjusted_mask, learned_mask, mask_loss
 from mixaug.policies.comixup import (
     comixup,
     comixup_compatibility,
@@ -55,6 +56,7 @@ from mixaug.policies.saliencymix import (
     saliencymix,
     saliencymix_boxes,
 )
+from mixaug.policies.samix import balanced_cross_entropy, rescaled_lam
 from mixaug.policies.smmix import pooled_tokens, smmix, smmix_boxes, smmix_consistency, smmix_windows
 from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
@@ -71,11 +73,13 @@ from mixaug.policies.tokenmix import (
 )
 
 __all__ = [
+    "adjusted_mask",
     "alignment_cost",
     "alignmix",
     "attention_lam",
     "attentive_cells",
     "attentivemix",
+    "balanced_cross_entropy",
     "cells_to_pixels",
     "class_activation_map",
     "comixup",
@@ -106,8 +110,10 @@ __all__ = [
     "guided_mask",
     "guidedmix",
     "label_kernel",
+    "learned_mask",
     "map_distance",
     "mask_at_tokens",
+    "mask_loss",
     "maskmix",
     "mixup",
     "nearest_rows",
@@ -124,6 +130,7 @@ __all__ = [
     "puzzlemix_energy",
     "puzzlemix_moves",
     "random_cells",
+    "rescaled_lam",
     "resizemix",
     "resizemix_boxes",
     "saliency_peak",

@@ -23,6 +23,7 @@ from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
 from mixaug.policies.saliencymix import SaliencyMix
+from mixaug.policies.samix import SAMix
 from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
@@ -49,6 +50,7 @@ __all__ = [
     "PuzzleMix",
     "RegMix",
     "ResizeMix",
+    "SAMix",
     "SMMix",
     "SUMix",
     "SaliencyMix",
