@@ -1,6 +1,7 @@
-"""A picture sheet of what policies do: python tools/gallery.py --out runs/gallery.png
+"""Pictures of what policies do, and of what a trained model sees: python tools/gallery.py --out runs/gallery.png
 
 Takes scikit-learn's two photographs, or two images of CIFAR-100: --sheets /path/to/cifar100_sheets --pick 10 2010.
+Of a run of tools/train.py, its model's signals and its policy's mixed images: --run runs/<run> --samples 6.
 """
 
 import argparse
@@ -9,35 +10,75 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Draw the sheet, and on request one strip for each policy."""
-    import mixaug
-    from mixaug import gallery
+    """Draw the sheet of all policies, and on request one strip for each; or the sheet of a run."""
+    from mixaug.engine.errors import CheckpointError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="PNG of all policies")
-    parser.add_argument("--policies", nargs="+", default=mixaug.list_policies(), help="rows of the sheet")
+    parser.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
+    parser.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
     parser.add_argument("--strips", type=Path, help="folder for one PNG per policy")
     parser.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
     parser.add_argument("--pick", type=int, nargs=2, default=(10, 2010), help="rows of the training images of --sheets")
     parser.add_argument("--size", type=int, default=128, help="side of the photographs in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="run folder: draw what its model sees and its policy makes of that")
+    parser.add_argument("--samples", type=int, default=6, help="images of --run, at least 2")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="set of --run that they are from")
+    parser.add_argument("--device", default="auto", help="of --run")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, and of the choice of samples")
     chosen = parser.parse_args(arguments)
+    if chosen.run is not None and (chosen.policies or chosen.strips or chosen.sheets):
+        parser.error("--run takes policy and images from the run: leave out --policies, --strips and --sheets")
     try:
-        for name in chosen.policies:
-            mixaug.describe(name)
-        if chosen.sheets is None:
-            images = gallery.photographs(chosen.size)
-        else:
-            from mixaug import data
-
-            images = data.load("image_sheets", root=chosen.sheets).train.images[list(chosen.pick)]
-        gallery.draw(chosen.policies, images, chosen.out, seed=chosen.seed)
-        print(f"wrote {chosen.out}")
-        for name in chosen.policies if chosen.strips else []:
-            gallery.draw([name], images, chosen.strips / f"{name}.png", seed=chosen.seed)
-    except (ValueError, OSError) as error:
+        return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def draw_policies(chosen: argparse.Namespace) -> int:
+    """What every policy makes of two images."""
+    import mixaug
+    from mixaug import gallery
+
+    names = chosen.policies or mixaug.list_policies()
+    for name in names:
+        mixaug.describe(name)
+    if chosen.sheets is None:
+        images = gallery.photographs(chosen.size)
+    else:
+        from mixaug import data
+
+        images = data.load("image_sheets", root=chosen.sheets).train.images[list(chosen.pick)]
+    gallery.draw(names, images, chosen.out, seed=chosen.seed)
+    print(f"wrote {chosen.out}")
+    for name in names if chosen.strips else []:
+        gallery.draw([name], images, chosen.strips / f"{name}.png", seed=chosen.seed)
+    return 0
+
+
+def draw_run(chosen: argparse.Namespace) -> int:
+    """What a trained model sees, and what its policy makes of that."""
+    from mixaug import gallery
+    from mixaug.engine.pictures import open_run
+
+    if chosen.samples < 2:
+        raise ValueError(f"--samples expects at least 2 images, which can be mixed, got {chosen.samples}")
+    run = open_run(chosen.run, chosen.device)
+    images, labels = run.samples(chosen.split, chosen.samples, chosen.seed)
+    config, data = run.config, run.batches.data
+    figure = gallery.signal_sheet(
+        run.step.signals(),
+        images,
+        labels,
+        run.step.policy,
+        mean=run.batches.mean,
+        std=run.batches.std,
+        class_names=data.class_names,
+        title=f"{config.choices.policy}, {config.model.name}, {data.name} ({chosen.split}), epoch {run.epoch}",
+        seed=chosen.seed,
+    )
+    gallery.save(figure, chosen.out)
+    print(f"wrote {chosen.out}")
     return 0
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from mixaug.engine.tasks import Task
 
 __all__ = ["Log"]
@@ -73,6 +75,11 @@ class Log:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        """A picture (3, H, W) with values in [0, 1], in TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step)
 
     def epoch(self, record: dict[str, Any], epochs: int, scores: str) -> None:
         """A finished epoch; ``scores`` says how the model did."""

@@ -109,7 +109,8 @@ def adjusted_mask(mask: Tensor, lam: Tensor) -> Tensor:
     tiny = 1e-8
     own = mask.clamp(tiny, 1 - tiny)
     mean, lam = own.mean((1, 2), keepdim=True), lam.to(mask.dtype).reshape(-1, 1, 1)
-    return torch.where(mean > lam, own * (lam / mean), 1 - (1 - own) * ((1 - lam) / (1 - mean)))
+    other = (1 - own) * ((1 - lam) / (1 - mean).clamp(min=tiny))
+    return torch.where(mean > lam, own * (lam / mean), 1 - other)
 
 
 class MixBlock(nn.Module):

@@ -808,7 +808,7 @@ def _blend_rows(images: Tensor, partner: Tensor, blocks: Tensor, moves: Moves | 
             b, r, c = (index[:, None, None] for index in np.nonzero(both))
             where = (((b * planes + np.arange(planes)[:, None]) * rows + r) * tall + np.arange(tall)) * columns + c
             pair = [taken(cells[both][:, None, None] + within) for cells in (first, second)]
-            weight = torch.from_numpy(np.broadcast_to(share[both][:, None, None], where.shape).reshape(-1, 1))
+            weight = torch.from_numpy(np.broadcast_to(share[both][:, None, None], where.shape).reshape(-1, 1).copy())
             _as_numpy(mixed)[where.reshape(-1)] = _as_numpy(_weighed(pair[0], pair[1], weight))
     mixed = mixed.reshape(source.shape)
     if last is None:

@@ -209,7 +209,5 @@ class SAMix(AutoMix):
         labels = pair.labels
         if labels is None or labels.is_floating_point() or labels.ndim != 1:
             came = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
-            raise ValueError(
-                f"SAMix(eta={self.eta:g}) balances two classes: expects class ids (B,), got {came}; eta=1 not"
-            )
+            raise ValueError(f"SAMix(eta={self.eta:g}) expects class ids (B,), got {came}; eta=1 takes any labels")
         return balanced_cross_entropy(outputs, labels, pair.sources[:, 1], pair.weights[:, 0], self.eta)

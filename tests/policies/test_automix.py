@@ -1,0 +1,624 @@
+"""AutoMix and SAMix beyond the contract: the whole step against one graph, masks, momentum, frozen mixers."""
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import mixaug
+from helpers import seeded
+from mixaug import functional as F
+from mixaug import mixer, models
+from mixaug.losses import MixedCrossEntropy
+from mixaug.policies import automix as module
+
+IMAGES = torch.randn(6, 3, 16, 16, generator=seeded(0))
+LABELS = torch.tensor([0, 3, 1, 4, 2, 2])
+NAMES = ["automix", "samix"]
+
+
+class Recorded:
+    """A ratio or pairing that gives these values, one with each call."""
+
+    needs_labels = False
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def __call__(self, *_):
+        return self.values.pop(0)
+
+
+def resnet(classes=5, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return models.create("cifar_resnet8", num_classes=classes, **options)
+
+
+def vit():
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return timm.models.vision_transformer.VisionTransformer(
+            img_size=(16, 24), patch_size=4, embed_dim=32, depth=4, num_heads=2, num_classes=5
+        )
+
+
+def drawn(name, loud=True, **options):
+    """A policy attached to nothing yet whose block has weights large enough to matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        policy = mixaug.create(name, **options)
+        policy.attach(options.pop("model", None) or resnet())
+        if loud:
+            for parameter in policy.block.parameters():
+                nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
+def step_of(name, model=None, objective=None, **options):
+    model = resnet() if model is None else model
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        step = mixaug.MixStep(model, mixaug.create(name, **options), objective or MixedCrossEntropy())
+        for parameter in step.policy.block.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        # Not the model itself, so that it matters which of the two is asked.
+        for parameter in step.policy.network.parameters():
+            parameter.mul_(1.1)
+    return step
+
+
+def gradients(step):
+    return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
+
+
+def pair_loss(outputs, lam, partner, rows=6):
+    first = cross_entropy(outputs, LABELS[:rows], reduction="none")
+    second = cross_entropy(outputs, LABELS[partner[:rows]], reduction="none")
+    return (lam * first + (1 - lam) * second).mean()
+
+
+def one_graph(step, lam, partner, generator_lam, generator_partner, rows=6, learns=True):
+    """The sheet's step with everything alive until one backward."""
+    policy, model, size = step.policy, step.model, IMAGES.shape[2:]
+    slow, terms = policy.network.model, {}
+    seen = []
+    hook = slow.layer2.register_forward_hook(lambda *passed: seen.append(passed[2]))
+    with torch.no_grad():
+        slow(IMAGES)
+        features = seen[0]
+        mask = policy.masks(features, features[partner], lam, size)
+    hook.remove()
+    pooled = []
+    hook = model.fc.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    model(IMAGES)
+    hook.remove()
+    head = policy.clean_head or model.fc
+    terms["clean_loss"] = policy.clean_lam * cross_entropy(head(pooled[0]), LABELS)
+    own, other = features[:rows], features[generator_partner[:rows]]
+    made = policy.masks(own, other, generator_lam, size)
+    terms["mask_loss"] = policy.mask_lam * F.mask_loss(made, generator_lam, 0.1, policy.variance)
+    share = made[:, None]
+    blended = share * IMAGES[:rows] + (1 - share) * IMAGES[generator_partner[:rows]]
+    if learns:
+        terms["generator_loss"] = pair_loss(slow(blended), generator_lam, generator_partner, rows)
+    mixed = mask[:, None] * IMAGES + (1 - mask[:, None]) * IMAGES[partner]
+    loss = pair_loss(model(mixed), lam, partner) + sum(terms.values())
+    return loss, terms
+
+
+DRAWS = (
+    torch.tensor([0.35]),
+    torch.tensor([3, 4, 5, 0, 1, 2]),
+    torch.tensor([0.7]),
+    torch.tensor([1, 2, 3, 4, 5, 0]),
+)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("automix", {}),
+    ("automix", {"clean_head": False, "clean_lam": 0.5}),
+    ("automix", {"lam_channel": False, "upsampling": "bilinear", "generator_share": 0.6}),
+    ("samix", {"eta": 1.0}),
+    ("samix", {"eta": 1.0, "generator_share": 0.5, "k": -1}),
+], ids=str)  # fmt: skip
+def test_a_step_is_the_same_as_with_everything_in_one_graph(name, options):
+    lam, partner, generator_lam, generator_partner = DRAWS
+    options = {"stage": "layer2", **options}
+    recorded = {"ratio": Recorded(lam, generator_lam), "pairing": Recorded(partner, generator_partner)}
+    step, twin = step_of(name, **options, **recorded), step_of(name, **options)
+    rows = math.ceil(options.get("generator_share", 1) * 6)
+    expected, terms = one_graph(twin, *DRAWS, rows=rows)
+    expected.backward()
+    loss, scalars = step(IMAGES, LABELS)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for term, value in terms.items():
+        torch.testing.assert_close(scalars[term], value.detach(), msg=term)
+    wanted, got = gradients(twin), gradients(step)
+    assert got.keys() == wanted.keys()
+    assert not any(".network." in key for key in got)
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    for (key, value), ours in zip(twin.model.named_buffers(), step.model.buffers(), strict=True):
+        torch.testing.assert_close(ours, value, msg=key)
+
+
+def test_the_loss_of_the_block_does_not_reach_the_model_and_the_slow_copy_learns_nothing():
+    step = step_of("automix", clean_lam=0.0, mask_lam=0.0)
+    clean = mixaug.ModelSignals(step.model).of(IMAGES, LABELS)
+    mixed = step.policy(IMAGES, LABELS, signals=clean, generator=seeded(1))
+    terms = step.policy.early_loss(IMAGES, mixed, clean)
+    assert set(terms) == {"mask_loss", "generator_loss"}
+    sum(terms.values()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in step.policy.block.parameters())
+    assert all(p.grad is None for p in [*step.model.parameters(), *step.policy.network.parameters()])
+
+
+def test_the_block_learns_to_be_classified():
+    # With the mask's own loss off, only the way through the frozen copy can lower the loss of the block.
+    step = step_of("automix", clean_lam=0.0, mask_lam=0.0, lam_channel=False)
+    lam, _, _, partner = DRAWS
+    optimizer = torch.optim.Adam(step.policy.mixer_parameters(), 0.02)
+    losses = []
+    for _ in range(25):
+        step.policy.ratio, step.policy.pairing = Recorded(lam, lam), Recorded(partner, partner)
+        loss, scalars = step(IMAGES, LABELS)
+        loss.backward()
+        optimizer.step()
+        step.zero_grad()
+        losses.append(float(scalars["generator_loss"]))
+    assert losses[-1] < losses[0] - 0.02
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_skipped_steps_keep_the_loss_of_the_mask(name):
+    step = step_of(name, generator_probability=0.0)
+    loss, scalars = step(IMAGES, LABELS, generator=seeded(1))
+    loss.backward()
+    assert {"mask_loss", "clean_loss"} <= scalars.keys()
+    assert "generator_loss" not in scalars
+    assert all(p.grad is not None for p in step.policy.parameters() if p.requires_grad)
+
+
+def test_how_often_the_block_learns():
+    policy = drawn("automix", generator_probability=0.3)
+    given = mixaug.Signals(features=torch.rand(6, 32, 4, 4))
+    generator = seeded(3)
+    learned = sum(policy.draw(IMAGES, LABELS, signals=given, generator=generator).learns for _ in range(400))
+    # Four standard deviations of a binomial around 120.
+    assert abs(learned - 120) < 4 * math.sqrt(400 * 0.3 * 0.7)
+
+
+def test_both_branches_draw_their_own_lambda_and_partners():
+    policy = drawn("automix", per="sample", alpha=1.0)
+    given = mixaug.Signals(features=torch.rand(6, 32, 4, 4))
+    plans = [policy.draw(IMAGES, LABELS, signals=given, generator=seeded(n)) for n in range(300)]
+    own = torch.stack([plan.lam for plan in plans]).flatten()
+    other = torch.stack([plan.generator_lam for plan in plans]).flatten()
+    assert abs(torch.corrcoef(torch.stack([own, other]))[0, 1]) < 4 / math.sqrt(len(own))
+    assert abs(float(other.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / len(other))
+    same = torch.stack([plan.partner == plan.generator_partner for plan in plans]).double().mean()
+    assert abs(float(same) - 1 / 6) < 4 * math.sqrt(1 / 6 * 5 / 6 / 1800)
+
+
+def test_pairs_share_the_lambda_of_their_own_branch():
+    policy = drawn("automix", per="pair")
+    given = mixaug.Signals(features=torch.rand(6, 32, 4, 4))
+    plan = policy.draw(IMAGES, LABELS, signals=given, generator=seeded(1))
+    for partner, lam in ((plan.partner, plan.lam), (plan.generator_partner, plan.generator_lam)):
+        assert torch.equal(lam, lam[partner])
+    assert not torch.equal(plan.partner, plan.generator_partner)
+
+
+def test_mask_loss_by_hand():
+    mask = torch.tensor([[[0.2, 0.4]], [[0.6, 0.8]]])
+    assert float(F.mask_loss(mask, torch.tensor([0.9]), 0.1)) == pytest.approx(0.3)
+    assert float(F.mask_loss(mask, torch.tensor([0.55]), 0.1)) == 0.0
+    assert float(F.mask_loss(mask, torch.tensor([0.8, 1.0]), 0.1)) == pytest.approx(0.3)
+    assert float(F.mask_loss(mask, torch.tensor([0.5]), 0.1, variance=2.0)) == pytest.approx(-2 * 0.05)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_adjusted_masks_have_the_mean_that_was_drawn(lam):
+    mask = torch.rand(5, 8, 9, generator=seeded(1)) ** 2
+    got = F.adjusted_mask(mask, torch.tensor([lam]))
+    torch.testing.assert_close(got.mean((1, 2)), torch.full((5,), lam), atol=1e-5, rtol=0)
+    assert got.min() >= 0
+    assert got.max() <= 1
+    # Order is kept: where more of the own image was, more of it stays.
+    assert torch.equal(got[0].flatten().argsort(), mask[0].flatten().argsort()) or lam in (0.0, 1.0)
+    for empty in (torch.zeros(2, 3, 3), torch.ones(2, 3, 3)):
+        assert F.adjusted_mask(empty, torch.tensor([lam])).isfinite().all()
+
+
+def test_adjustment_happens_as_often_as_asked_and_to_the_right_lambda():
+    lam, generator_lam = torch.tensor([0.3]), torch.tensor([0.6])
+    features = torch.rand(6, 32, 4, 4)
+    for options, wanted in (({}, lam), ({"reference": True}, generator_lam)):
+        policy = drawn("automix", mask_adjust=1.0, ratio=Recorded(lam, generator_lam), **options)
+        plan = policy.draw(IMAGES, LABELS, signals=mixaug.Signals(features=features), generator=seeded(1))
+        torch.testing.assert_close(plan.mask.mean((1, 2)), wanted.expand(6), atol=1e-5, rtol=0)
+    policy = drawn("automix", mask_adjust=0.25, ratio=0.3)
+    given, generator = mixaug.Signals(features=features), seeded(2)
+    means = [policy.draw(IMAGES, LABELS, signals=given, generator=generator).mask.mean() for _ in range(400)]
+    adjusted = sum(abs(float(mean) - 0.3) < 1e-4 for mean in means)
+    assert abs(adjusted - 100) < 4 * math.sqrt(400 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.05, 0.08, 0.92, 1.0])
+def test_a_lambda_near_its_ends_gives_a_plain_blend(lam):
+    policy = drawn("automix", ratio=lam)
+    given = mixaug.Signals(features=torch.rand(6, 32, 4, 4))
+    mixed = policy(IMAGES, LABELS, signals=given, generator=seeded(1))
+    partner = mixed.sources[:, 1]
+    torch.testing.assert_close(mixed.inputs, F.mixup(IMAGES, partner, torch.full((6,), lam)))
+    step = step_of("samix", ratio=lam)
+    loss, _ = step(IMAGES, LABELS, generator=seeded(1))
+    loss.backward()
+    assert all(g.isfinite().all() for g in gradients(step).values())
+
+
+def test_labels_follow_lambda_or_the_mask():
+    given = mixaug.Signals(features=torch.rand(6, 32, 4, 4))
+    for labeling in ("ratio", "area"):
+        policy = drawn("automix", labeling=labeling, ratio=0.3)
+        mixed = policy(IMAGES, LABELS, signals=given, generator=seeded(1))
+        expected = mixed.mask.mean((1, 2, 3)) if labeling == "area" else torch.full((6,), 0.3)
+        torch.testing.assert_close(mixed.lam, expected)
+
+
+def test_only_a_lambda_channel_lets_the_mask_follow_lambda():
+    own, other = torch.rand(2, 6, 32, 4, 4, generator=seeded(1))
+    for channel in (True, False):
+        policy = drawn("automix", lam_channel=channel)
+        low, high = (policy.masks(own, other, torch.tensor([lam]), (16, 16)) for lam in (0.2, 0.8))
+        assert torch.equal(low, high) is not channel
+    assert not torch.equal(*(drawn("samix").masks(own, other, torch.tensor([lam]), (16, 16)) for lam in (0.2, 0.8)))
+
+
+def test_a_fresh_block_mixes_half_and_half():
+    policy = drawn("automix", loud=False)
+    mask = policy.masks(*torch.rand(2, 6, 32, 4, 4), torch.tensor([0.5]), (16, 16))
+    assert (mask - 0.5).abs().max() < 0.1
+
+
+def test_fused_attention_is_the_same():
+    query, key = torch.randn(2, 3, 20, 16, generator=seeded(1), dtype=torch.float64)
+    value = torch.randn(3, 20, 1, generator=seeded(2), dtype=torch.float64, requires_grad=True)
+    plain, fused = module.attended(query, key, value), module.fused_attention(query, key, value)
+    torch.testing.assert_close(fused, plain)
+    assert fused.shape == (3, 20, 1)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), value)[0] for x in (fused, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(16, 24), (64, 64), (12, 20)], ids=str)
+def test_sizes_and_stages_of_a_cnn(name, size):
+    images = torch.randn(3, 3, *size, generator=seeded(1))
+    for stage in (None, "layer1", 0, -1):
+        step = step_of(name, stage=stage)
+        loss, _ = step(images, LABELS[:3], generator=seeded(1))
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is not None for p in step.policy.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transformer_gives_its_middle_block(name):
+    step = step_of(name, model=vit())
+    assert step.policy.network.stage == "blocks.1"
+    assert step.policy.channels == 32
+    images = torch.randn(5, 3, 16, 24, generator=seeded(1))
+    clean = mixaug.ModelSignals(step.model).of(images, LABELS[:5])
+    plan = step.policy.draw(images, LABELS[:5], signals=clean, generator=seeded(1))
+    assert plan.features.shape == (5, 32, 4, 6)
+    step(images, LABELS[:5], generator=seeded(1))[0].backward()
+
+
+def test_torchvision_models_tell_their_stages_by_name():
+    torchvision = pytest.importorskip("torchvision")
+    step = step_of("automix", model=torchvision.models.resnet18(num_classes=5))
+    assert (step.policy.network.stage, step.policy.channels) == ("layer3", 256)
+
+
+def test_what_follows_the_stage_is_not_run_for_the_features_and_no_hook_stays():
+    policy = drawn("automix", stage="layer2")
+    ran = []
+    hook = policy.network.model.layer3.register_forward_hook(lambda *_: ran.append(1))
+    features = policy.network.features(IMAGES)
+    assert (ran, features.requires_grad) == ([], False)
+    again, outputs = policy.network.features_and_outputs(IMAGES)
+    assert len(ran) == 1
+    torch.testing.assert_close(again, features)
+    assert outputs.shape == (6, 5)
+    hook.remove()
+    with pytest.raises(RuntimeError):
+        policy.network.features(IMAGES[:, :1])
+    assert not any(m._forward_hooks for m in policy.network.modules())
+
+
+def test_momentum_rises_by_a_cosine_that_is_entered_late():
+    assert mixer.momentum_at(0.05, 0.9, 1.0) == 0.9
+    assert mixer.momentum_at(0.1, 0.9, 1.0) == pytest.approx(1 - 0.1 * (math.cos(0.1 * math.pi) + 1) / 2)
+    assert mixer.momentum_at(1.0, 0.9, 1.0) == 1.0
+    assert mixer.momentum_at(0.8, 0.9, 1.0, (0.1, 0.8)) == 1.0
+
+
+def test_the_slow_copy_follows_weights_and_not_buffers():
+    step = step_of("automix", momentum=0.75, momentum_end=None)
+    slow, model, policy = step.policy.network.model, step.model, step.policy
+    before = copy.deepcopy(slow)
+    head = copy.deepcopy(policy.slow_clean_head)
+    policy.after_step(model)
+    for (name, now), old, fast in zip(slow.named_parameters(), before.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.75 * old + 0.25 * fast.detach(), msg=name)
+    for (name, now), old in zip(slow.named_buffers(), before.buffers(), strict=True):
+        assert torch.equal(now, old), name
+    torch.testing.assert_close(
+        policy.slow_clean_head.weight, 0.75 * head.weight + 0.25 * policy.clean_head.weight.detach()
+    )
+    with pytest.raises(ValueError, match="without wrappers"):
+        policy.after_step(resnet(classes=4).layer1)
+
+
+def test_the_slow_copy_is_reached_inside_other_policies_too():
+    inner = mixaug.create("automix", momentum=0.5, momentum_end=None)
+    step = mixaug.MixStep(resnet(), mixaug.Sometimes(mixaug.OneOf([inner, "cutmix"])), MixedCrossEntropy())
+    with torch.no_grad():
+        step.model.fc.bias.add_(1)
+    old = inner.network.model.fc.bias.clone()
+    step.policy.after_step(step.model)
+    torch.testing.assert_close(inner.network.model.fc.bias, old + 0.5)
+
+
+def test_loops_that_forget_something_are_told(monkeypatch):
+    monkeypatch.setattr(mixer, "PATIENCE", 3)
+    step = step_of("automix")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            step(IMAGES, LABELS)
+    with pytest.warns(RuntimeWarning, match=r"call policy\.after_step"):
+        step(IMAGES, LABELS)
+    with pytest.warns(RuntimeWarning, match=r"call policy\.set_progress"):
+        step.policy.after_step(step.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step.policy.after_step(step.model)
+
+
+def test_the_weight_of_the_mask_loss_can_fall():
+    policy = drawn("automix", mask_lam=0.2, mask_lam_end=0.0)
+    policy.set_progress(0.5)
+    assert policy.mask_weight() == pytest.approx(0.1)
+    policy.set_progress(1.0)
+    assert policy.mask_weight() == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_half_precision_and_without_gradients(name):
+    plain, compiled = step_of(name), step_of(name)
+    compiled.model.compile(backend="eager")
+    expected, got = (step(IMAGES, LABELS, generator=seeded(1)) for step in (plain, compiled))
+    torch.testing.assert_close(got[0], expected[0])
+    expected[0].backward()
+    got[0].backward()
+    wanted = gradients(plain)
+    for key, value in gradients(compiled).items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-5, msg=key)
+    step = step_of(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = step(IMAGES, LABELS, generator=seeded(1))
+    loss.backward()
+    torch.testing.assert_close(loss, expected[0], rtol=0.03, atol=0)
+    assert all(g.isfinite().all() for g in gradients(step).values())
+    with torch.no_grad():
+        loss, scalars = step_of(name)(IMAGES, LABELS, generator=seeded(1))
+    torch.testing.assert_close(loss, expected[0].detach())
+    assert not any(value.requires_grad for value in scalars.values())
+
+
+def test_a_wrapped_compiled_model_uses_the_clean_head_too():
+    plain = step_of("automix")
+    model = torch.compile(resnet(), backend="eager")
+    compiled = step_of("automix", model=model)
+    assert compiled.policy.network.model is not model
+    expected, got = (step(IMAGES, LABELS, generator=seeded(1))[1] for step in (plain, compiled))
+    for name in ("clean_loss", "generator_loss", "loss"):
+        torch.testing.assert_close(got[name], expected[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_sample_and_a_policy_that_is_not_drawn_give_every_parameter_a_gradient(name):
+    step = step_of(name)
+    loss, _ = step(IMAGES[:1], LABELS[:1])
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in step.policy.parameters() if p.requires_grad)
+    step = mixaug.MixStep(resnet(), mixaug.OneOf([mixaug.create(name), "cutmix"], [0.0, 1.0]), MixedCrossEntropy())
+    step(IMAGES, LABELS)[0].backward()
+    assert all(p.grad is not None and not p.grad.any() for p in step.policy.parameters() if p.requires_grad)
+    step = mixaug.MixStep(resnet(), mixaug.OneOf([mixaug.create(name), "cutmix"], per="sample"), MixedCrossEntropy())
+    with pytest.raises(ValueError, match="adds a loss for whole batches"):
+        step(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_and_states_are_whole(name):
+    step = step_of(name)
+    again = step_of(name)
+    for parameter in again.parameters():
+        parameter.data.zero_()
+    again.load_state_dict(step.state_dict())
+    expected, _ = copy.deepcopy(step)(IMAGES, LABELS, generator=seeded(1))
+    for other in (again, pickle.loads(pickle.dumps(step))):
+        assert torch.equal(other(IMAGES, LABELS, generator=seeded(1))[0], expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixer_is_trained_once_and_used_elsewhere(name, tmp_path):
+    trained = step_of(name)
+    trained.policy.save_mixer(tmp_path / "mixer.pt")
+    # Other classes, other image size: neither belongs to the mixer.
+    step = mixaug.MixStep(resnet(classes=7), mixaug.create(name, mixer=tmp_path / "mixer.pt"), MixedCrossEntropy())
+    policy = step.policy.train()
+    assert policy.frozen
+    assert policy.mixer_parameters() == []
+    assert not policy.block.training
+    assert not policy.network.training
+    for key, value in trained.policy.block.state_dict().items():
+        assert torch.equal(policy.block.state_dict()[key], value)
+    before = copy.deepcopy(policy.state_dict())
+    images = torch.randn(6, 3, 24, 40, generator=seeded(1))
+    loss, scalars = step(images, LABELS, generator=seeded(1))
+    loss.backward()
+    policy.after_step(step.model)
+    assert {"clean_loss", "loss", "accuracy"} == scalars.keys()
+    assert all(torch.equal(value, before[key]) for key, value in policy.state_dict().items())
+    features = trained.policy.eval().network.features(images)
+    own = policy.draw(images, LABELS, signals=step.model, generator=seeded(1))
+    torch.testing.assert_close(own.features, features)
+    # A checkpoint of a run holds the policy under a key of its own.
+    torch.save({"policy": trained.policy.state_dict(), "epoch": 3}, tmp_path / "last.pt")
+    other = mixaug.create(name, mixer=tmp_path / "last.pt")
+    other.attach(resnet(classes=7))
+    assert all(torch.equal(a, b) for a, b in zip(other.block.parameters(), policy.block.parameters(), strict=True))
+
+
+def test_a_mixer_may_look_through_another_network_than_the_model(tmp_path):
+    trained = step_of("samix")
+    trained.policy.save_mixer(tmp_path / "mixer.pt")
+    policy = mixaug.create("samix", mixer=tmp_path / "mixer.pt", encoder=resnet(classes=2))
+    step = mixaug.MixStep(vit(), policy, MixedCrossEntropy())
+    images = torch.randn(6, 3, 16, 24, generator=seeded(1))
+    step(images, LABELS, generator=seeded(1))[0].backward()
+    assert isinstance(policy.network.model, type(resnet()))
+    with pytest.raises(ValueError, match=r"lacks .*can be given as encoder="):
+        mixaug.create("samix", mixer=tmp_path / "mixer.pt").attach(vit())
+    with pytest.raises(ValueError, match="encoder but no mixer"):
+        mixaug.create("samix", encoder=vit())
+
+
+def test_a_mixer_that_does_not_fit_is_refused(tmp_path):
+    step_of("automix").policy.save_mixer(tmp_path / "mixer.pt")
+    policy = mixaug.create("automix", stage="layer1", mixer=tmp_path / "mixer.pt")
+    with pytest.raises(ValueError, match="trained at a stage of another width"):
+        policy.attach(resnet())
+    with pytest.raises(ValueError, match="of another kind or of another network"):
+        mixaug.create("samix", mixer=tmp_path / "mixer.pt").attach(resnet())
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="found no mixer in"):
+        mixaug.create("automix", mixer=tmp_path / "other.pt").attach(resnet())
+    with pytest.raises(FileNotFoundError):
+        mixaug.create("automix", mixer=tmp_path / "none.pt").attach(resnet())
+    with pytest.raises(ValueError, match="has no mixer yet"):
+        mixaug.create("automix").mixer_state()
+
+
+def test_stages_and_features_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"stage 9 does not exist; the model has 4 stages: .*layer3"):
+        mixaug.create("automix", stage=9).attach(resnet())
+    with pytest.raises(ValueError, match=r"no module 'layer9'; its modules include .*layer3"):
+        mixaug.create("automix", stage="layer9").attach(resnet())
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+    with pytest.raises(ValueError, match=r"does not tell its stages.*stage="):
+        mixaug.create("automix", clean_head=False).attach(plain)
+    with pytest.raises(ValueError, match="feature map of 1x1 from stage -1"):
+        step_of("automix", stage=-1)(torch.randn(4, 3, 4, 4), LABELS[:4])
+    policy = mixaug.create("automix", channels=8)
+    with pytest.raises(ValueError, match=r"mixer for 8 channels, but stage None gives 6"):
+        policy(IMAGES, LABELS, signals=mixaug.Signals(features=torch.rand(6, 6, 4, 4)))
+    with pytest.raises(ValueError, match=r"no mixer yet: train through mixaug\.MixStep"):
+        mixaug.create("automix")(IMAGES, LABELS, signals=mixaug.Signals(features=torch.rand(6, 6, 4, 4)))
+    with pytest.raises(ValueError, match="no momentum network yet"):
+        policy(IMAGES, LABELS, signals=resnet())
+    with pytest.raises(ValueError, match="needs features"):
+        policy(IMAGES, LABELS)
+    policy = drawn("automix")
+    with pytest.raises(TypeError, match=r"does not take images of torch\.uint8"):
+        policy(IMAGES.byte(), LABELS, signals=resnet())
+    with pytest.raises(ValueError, match="attached to another model already"):
+        policy.attach(models.create("cifar_resnet20", num_classes=5))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"clean_lam": -1.0}, "clean_lam as a number that is not negative"),
+    ({"mask_lam": float("nan")}, "mask_lam"),
+    ({"momentum": 1.5}, "momentum"),
+    ({"scope": (0.5, 0.2)}, "scope as two parts of training in order"),
+    ({"generator_share": 0.0}, r"generator_share in \(0, 1\]"),
+    ({"generator_probability": 2.0}, "generator_probability"),
+    ({"upsampling": "cubic"}, "upsampling 'nearest' or 'bilinear', got 'cubic'"),
+    ({"mask_adjust": -0.1}, "mask_adjust"),
+    ({"channels": 1}, "channels as an integer of at least 2"),
+    ({"alpha": 0.0}, "alpha"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_options_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        mixaug.create(name, **options)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"k": -0.5}, r"k >= 0, or -1"),
+    ({"eta": 1.5}, "eta"),
+    ({"variance": -1.0}, "variance"),
+    ({"dropout": 2.0}, "dropout"),
+])  # fmt: skip
+def test_bad_options_of_samix_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        mixaug.create("samix", **options)
+
+
+def test_the_cubic_keeps_its_fixed_points_and_pulls_to_the_middle():
+    lam = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for k in (0.0, 0.25, 3.0):
+        got = F.rescaled_lam(lam, k)
+        torch.testing.assert_close(got[[0, 50, 100]], torch.tensor([0, 0.5, 1.0], dtype=torch.float64))
+        assert (got.diff() >= 0).all()
+        assert ((got - 0.5).abs() <= (lam - 0.5).abs() + 1e-12).all()
+        torch.testing.assert_close(got + F.rescaled_lam(1 - lam, k), torch.ones_like(lam))
+    assert torch.equal(F.rescaled_lam(lam, -1), lam)
+    assert torch.equal(F.rescaled_lam(lam, 99.0), F.rescaled_lam(lam, 10.0))
+    with pytest.raises(ValueError, match="k >= 0"):
+        F.rescaled_lam(lam, -0.5)
+
+
+def test_the_balanced_loss():
+    logits = torch.randn(6, 5, generator=seeded(1), dtype=torch.float64)
+    partner, lam = torch.tensor([5, 4, 3, 2, 1, 4]), torch.rand(6, generator=seeded(2), dtype=torch.float64)
+    plain = pair_loss(logits, lam, partner)
+    torch.testing.assert_close(F.balanced_cross_entropy(logits, LABELS, partner, lam, 1.0), plain)
+    probabilities = logits.softmax(1)
+    local, everything = [], []
+    for i, j in enumerate(partner.tolist()):
+        a, b = int(LABELS[i]), int(LABELS[j])
+        p, q = probabilities[i, a], probabilities[i, b]
+        whole = p if a == b else p + q
+        local.append(-(lam[i] * (p / whole).log() + (1 - lam[i]) * (q / whole).log()))
+        everything.append(-whole.log())
+    expected = torch.stack(local).mean() + 0.5 * torch.stack(everything).mean()
+    torch.testing.assert_close(F.balanced_cross_entropy(logits, LABELS, partner, lam, 0.5), expected)
+
+
+def test_the_balance_needs_class_ids():
+    soft = torch.rand(6, 5, generator=seeded(1))
+    with pytest.raises(ValueError, match=r"SAMix\(eta=0.5\) expects class ids"):
+        step_of("samix")(IMAGES, soft)
+    loss, _ = step_of("samix", eta=1.0)(IMAGES, soft)
+    assert loss.isfinite()
+
+
+def test_only_samix_rewards_masks_that_vary():
+    step = step_of("samix", mask_margin=1.0)
+    _, scalars = step(IMAGES, LABELS, generator=seeded(1))
+    assert float(scalars["mask_loss"]) < 0
+    _, scalars = step_of("automix", mask_margin=1.0)(IMAGES, LABELS, generator=seeded(1))
+    assert float(scalars["mask_loss"]) == 0
