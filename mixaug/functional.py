@@ -12,6 +12,8 @@ from mixaug.ops.attention import (
 )
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
+from mixaug.policies.adamixup import adamixup_gate, adamixup_lam, adamixup_loss, adamixup_rows, truncated_normal
+from mixaug.policies.adautomix import adautomix, adautomix_masks, adautomix_similarity
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
 from mixaug.policies.automix import adjusted_mask, learned_mask, mask_loss
@@ -73,6 +75,13 @@ from mixaug.policies.tokenmix import (
 )
 
 __all__ = [
+    "adamixup_gate",
+    "adamixup_lam",
+    "adamixup_loss",
+    "adamixup_rows",
+    "adautomix",
+    "adautomix_masks",
+    "adautomix_similarity",
     "adjusted_mask",
     "alignment_cost",
     "alignmix",
@@ -157,4 +166,5 @@ __all__ = [
     "tokenmix_blocks",
     "tokenmix_count",
     "tokenmix_replay",
+    "truncated_normal",
 ]

@@ -19,13 +19,24 @@ UNNORMALISED = {"snapmix", "tokenmix"}
 PER = ["sample", "batch", "pair"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8]
 every_policy = pytest.mark.parametrize("name", POLICIES)
+#: Of the features that policies are given.
+CHANNELS = 8
 BACKBONE = mixaug.models.create("cifar_resnet8", num_classes=10)
 
 
 def make(name, per=None):
-    options = {} if per is None or "per" not in mixaug.describe(name).defaults else {"per": per}
+    known = mixaug.describe(name).defaults
+    options = {} if per is None or "per" not in known else {"per": per}
+    if "channels" in known and known["channels"] is None:
+        # A mixer for given features, without a model to find out from.
+        options["channels"] = CHANNELS
     try:
-        return mixaug.create(name, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            policy = mixaug.create(name, **options)
+            if "channels" not in options and type(policy).on_attach is not mixaug.Policy.on_attach:
+                policy.attach(mixaug.models.create("cifar_resnet8", num_classes=10))
+            return policy
     except ValueError as error:
         if per == "pair" and "not mutual" in str(error):
             pytest.skip("its pairing is not mutual, and says so: no two samples share draws")
@@ -53,7 +64,7 @@ def told(policy, images):
         saliency=made(*size),
         cam=made(*grid),
         attention=made(*grid),
-        features=made(8, *grid),
+        features=made(CHANNELS, *grid),
         outputs=made(10),
         pooled=made(8),
     )
@@ -251,12 +262,15 @@ def test_travels_between_processes_and_devices(name, device):
 @every_policy
 @pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-def test_no_value_is_read_back_to_the_host(name, per, dtype):
+def test_no_value_is_read_back_to_the_host(name, per, dtype, monkeypatch):
+    # A policy that copies a model must not copy the mode of its fake tensors.
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)
     # A fake CUDA tensor has no values: `.item()`, boolean indexing and host round trips raise.
     with FakeTensorMode():
         images = torch.empty(6, 3, 32, 48, dtype=dtype, device="cuda")
         labels = torch.empty(6, dtype=torch.int64, device="cuda")
-        policy = make(name, per)
+        with torch.device("cuda"):
+            policy = make(name, per)
         mixed = policy(images, labels, **told(policy, images))
         assert mixed.inputs.device.type == "cuda"
         assert mixed.weights.device.type == "cuda"

@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
-from mixaug.engine.config import plain
+from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.state import Part, Schedules
 from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, MixedRegressionLoss
 from mixaug.policy import OneOf, Policy
@@ -32,6 +33,7 @@ __all__ = [
     "build_policy",
     "build_scheduler",
     "build_step",
+    "check_mixer",
     "check_model",
     "check_task",
     "load_data",
@@ -219,29 +221,76 @@ def _plain_loss(objective: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], 
     return loss
 
 
+def check_mixer(config: DictConfig, step: MixStep) -> None:
+    """Refuse settings of a learned mixer where there is none, or where the optimizer has no use for them.
+
+    Raises:
+        ConfigError: names the settings.
+    """
+    given = mixer_settings(config)
+    if not given:
+        return
+    if not _mixer_parameters(step):
+        told = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise ConfigError(
+            f"{told}: policy={config.choices.policy} has no learned mixer to train, so these settings would do "
+            "nothing; leave them at null"
+        )
+    build_optimizer(config, step)
+
+
 def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
-    """timm's optimizer over the model; parameters of the policy and the objective form one group of their own.
+    """timm's optimizer over the model, with at most two groups more.
+
+    Parameters of the policy and the objective get the model's learning rate and weight decay. Those of a learned
+    mixer (``Policy.mixer_parameters``) come last, in a group marked ``mixer``, with the settings of ``mixer``. Frozen
+    parameters are in neither.
 
     Args:
         config: the run's config.
         step: a ``MixStep``.
+
+    Raises:
+        ConfigError: a momentum for the mixer, and an optimizer that has none.
     """
     optimizer: torch.optim.Optimizer = _instantiate(config, "optimizer", step.model)
-    in_model = {id(parameter) for parameter in step.model.parameters()}
-    others = [p for p in step.parameters() if id(p) not in in_model and p.requires_grad]
+    as_model = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
+    mixer = _mixer_parameters(step)
+    known = {id(parameter) for parameter in [*step.model.parameters(), *mixer]}
+    others = [p for p in step.parameters() if id(p) not in known and p.requires_grad]
     if others:
-        optimizer.add_param_group(
-            {"params": others, "lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
-        )
+        optimizer.add_param_group({"params": others, **as_model})
+    if mixer:
+        own = {key: config.mixer[key] for key in ("lr", "weight_decay", "momentum") if config.mixer[key] is not None}
+        if "momentum" in own and "momentum" not in optimizer.defaults:
+            raise ConfigError(
+                f"mixer.momentum={own['momentum']}: optimizer={config.choices.optimizer} has no momentum to set"
+            )
+        optimizer.add_param_group({"params": mixer, **as_model, **own, "mixer": True})
     return optimizer
 
 
+def _mixer_parameters(step: MixStep) -> list[nn.Parameter]:
+    """Trained parameters of the learned mixers in a step's policy, each once, none of the model."""
+    policies = [module for module in step.policy.modules() if isinstance(module, Policy)]
+    learned = {id(parameter) for policy in policies for parameter in policy.mixer_parameters()}
+    learned -= {id(parameter) for parameter in step.model.parameters()}
+    return [p for p in step.policy.parameters() if id(p) in learned and p.requires_grad]
+
+
 def build_scheduler(config: DictConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
-    """timm's schedule of the learning rate over the run's epochs."""
-    scheduler, _ = _instantiate(
-        config, "schedule", optimizer, num_epochs=config.epochs, updates_per_epoch=updates_per_epoch
-    )
-    return scheduler
+    """timm's schedule of the learning rate over the run's epochs; with ``mixer.schedule``, one more for the mixer."""
+
+    def schedule(groups: torch.optim.Optimizer, **own: Any) -> Any:
+        length = {"num_epochs": config.epochs, "updates_per_epoch": updates_per_epoch}
+        return _instantiate(config, "schedule", groups, **length, **own)[0]
+
+    own = {key: value for key, value in plain(config)["mixer"]["schedule"].items() if value is not None}
+    model, mixer = Part(optimizer, mixer=False), Part(optimizer, mixer=True)
+    if not own or not mixer.param_groups:
+        return schedule(optimizer)
+    parts = {"model": schedule(model), "mixer": schedule(mixer, **own)}
+    return Schedules({name: part for name, part in parts.items() if part is not None})
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,17 +25,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", "plain", "validate"]
+__all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", "mixer_settings", "plain", "validate"]
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
 # These say where, how loudly and how often a run writes; they cannot change what it computes.
-NEUTRAL_KEYS = ("root", "grid", "log_every", "progress", "tensorboard", "checkpoint_every_steps", "workers")
+NEUTRAL_KEYS = (
+    *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
+    *("checkpoint_every_steps", "workers"),
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
 POOLS = ("all", "batch")
+MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
+MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
+MIXER_SCHEDULES = ("constant", "cosine")
+
+#: Kinds of timm's schedules that know no ``min_lr``.
+NO_MINIMUM = ("none", "constant", "step", "multistep")
 
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
@@ -46,6 +55,7 @@ KNOWN_KEYS = frozenset(
         "ema",
         "epochs",
         "eval_batch_size",
+        "mixer",
         "pool",
         "precision",
         "reshuffle",
@@ -100,6 +110,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     config["protocol"].pop("rules", None)
     config["protocol"]["applied"] = applied
     config["choices"] = {group: choices.get(group) for group in GROUPS}
+    mixer = config.get("mixer")
+    if isinstance(mixer, dict) and mixer.get("schedule") is None:
+        mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
     completed = OmegaConf.create(config)
     validate(completed)
     OmegaConf.set_readonly(completed, True)
@@ -166,11 +179,21 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def mixer_settings(config: DictConfig) -> dict[str, Any]:
+    """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
+    mixer = plain(config).get("mixer") or {}
+    every = {**mixer, **{f"schedule.{key}": value for key, value in (mixer.get("schedule") or {}).items()}}
+    return {f"mixer.{key}": value for key, value in every.items() if key != "schedule" and value is not None}
+
+
 def config_hash(config: DictConfig) -> str:
     """Ten hexadecimal digits over everything in the config that can change what a run computes."""
     content = {key: value for key, value in plain(config).items() if key not in NEUTRAL_KEYS}
     content["protocol"] = {k: v for k, v in content["protocol"].items() if k != "applied"}
     content["choices"] = {k: v for k, v in content["choices"].items() if k != "experiment"}
+    if not mixer_settings(config):
+        # A section of nulls changes nothing, and runs from before there was one keep their folders.
+        content.pop("mixer", None)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -187,7 +210,7 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(f"unknown top-level keys {unknown}, missing top-level keys {missing}")
     for key in ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size"):
         _integer(config, key, minimum=1)
-    for key in ("checkpoint_every_steps", "threads"):
+    for key in ("checkpoint_every_steps", "pictures_every_epochs", "threads"):
         _integer(config, key, minimum=1, optional=True)
     _integer(config, "workers", minimum=0)
     _integer(config, "seed", minimum=0)
@@ -195,11 +218,14 @@ def validate(config: DictConfig) -> None:
     for key in (*flags, "augment.flip", "ema.warmup"):
         if not isinstance(OmegaConf.select(config, key), bool):
             raise ConfigError(f"{key} must be true or false, got {OmegaConf.select(config, key)!r}")
+    if config.pictures_every_epochs is not None and not config.tensorboard:
+        raise ConfigError(f"pictures_every_epochs={config.pictures_every_epochs} goes to TensorBoard: tensorboard=true")
     _number(config, "clip_grad_norm", above=0.0, optional=True)
     _number(config, "optimizer.lr", above=0.0)
     _number(config, "optimizer.weight_decay", minimum=0.0)
     _number(config, "schedule.min_lr", minimum=0.0)
     _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
+    _check_mixer(config)
     _choice(config, "precision", PRECISIONS)
     _choice(config, "pool", (None, *POOLS))
     _choice(config, "protocol.figure", FIGURES)
@@ -210,6 +236,36 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
     if not isinstance(config.root, str) or not config.root:
         raise ConfigError(f"root must be the folder that holds the run folders, got {config.root!r}")
+
+
+def _check_mixer(config: DictConfig) -> None:
+    for section, known in (("mixer", MIXER_KEYS), ("mixer.schedule", MIXER_SCHEDULE_KEYS)):
+        found = OmegaConf.select(config, section)
+        if not isinstance(found, DictConfig) or set(found) != set(known):
+            raise ConfigError(
+                f"{section} must have the keys {', '.join(known)}, each of them null or set; got {found!r}"
+            )
+    _number(config, "mixer.lr", above=0.0, optional=True)
+    _number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)
+    for key in ("weight_decay", "schedule.min_lr", "schedule.warmup_lr"):
+        _number(config, f"mixer.{key}", minimum=0.0, optional=True)
+    _integer(config, "mixer.schedule.warmup_epochs", minimum=0, optional=True)
+    _choice(config, "mixer.schedule.sched", (None, *MIXER_SCHEDULES))
+
+    own, its = config.mixer.schedule, config.schedule
+    kind = own.sched or its.get("sched")
+    if kind in NO_MINIMUM:
+        for key, value in mixer_settings(config).items():
+            if key == "mixer.schedule.min_lr" or (kind == "none" and key.startswith("mixer.schedule.")):
+                raise ConfigError(f"{key}={value} does nothing in a schedule with sched={kind}")
+        return
+    lr = config.optimizer.lr if config.mixer.lr is None else config.mixer.lr
+    lowest = its.min_lr if own.min_lr is None else own.min_lr
+    if lr < lowest and (config.mixer.lr, own.min_lr) != (None, None):
+        raise ConfigError(
+            f"the mixer's learning rate would rise from {lr} to {lowest}: mixer.lr={_shown(config.mixer.lr)}, "
+            f"mixer.schedule.min_lr={_shown(own.min_lr)}, where null takes the model's"
+        )
 
 
 def _integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
@@ -244,8 +300,8 @@ def _number(
         raise ConfigError(f"{key} must be a number {expected}, got {value!r}")
 
 
-def _shown(value: str | None) -> str:
-    return "null" if value is None else value
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _choice(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:

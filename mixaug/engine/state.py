@@ -17,7 +17,7 @@ from mixaug.engine.distributed import World, gather_rows, stream_seed
 from mixaug.engine.errors import CheckpointError, TrainingDiverged
 from mixaug.step import MixStep
 
-__all__ = ["Meters", "Position", "Streams", "TrainingState"]
+__all__ = ["Meters", "Part", "Position", "Schedules", "Streams", "TrainingState"]
 
 
 class Streams:
@@ -148,6 +148,60 @@ class Meters:
             setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
 
+class Part(torch.optim.Optimizer):
+    """The groups of an optimizer that are, or are not, a learned mixer's: as much of it as a schedule looks at.
+
+    Args:
+        whole: the optimizer.
+        mixer: which of both.
+    """
+
+    def __init__(self, whole: torch.optim.Optimizer, *, mixer: bool) -> None:
+        # The groups are not kept: an optimizer that loads a state has new ones.
+        self.whole, self.mixer = whole, mixer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """These groups, as they are now."""
+        return [group for group in self.whole.param_groups if bool(group.get("mixer")) == self.mixer]
+
+
+class Schedules:
+    """Schedules of parts of an optimizer, stepped together.
+
+    Args:
+        parts: timm's schedulers by the names of the parts.
+    """
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Tell all how many epochs are done."""
+        for schedule in self.parts.values():
+            schedule.step(epoch, metric)
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Tell all how many updates are done."""
+        for schedule in self.parts.values():
+            schedule.step_update(num_updates, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each."""
+        return {name: schedule.state_dict() for name, schedule in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            CheckpointError: it is not one of these parts.
+        """
+        if state.keys() != self.parts.keys():
+            raise _of_another_version(f"its schedule is not one of {' and '.join(self.parts)}")
+        for name, schedule in self.parts.items():
+            schedule.load_state_dict(state[name])
+
+
 class StepClock:
     """Wall time from step to step, data included: by device events on a GPU, so that no step waits.
 
@@ -226,6 +280,14 @@ class TrainingState:
         model: nn.Module = self.step.model if self.ema is None else self.ema.module
         return model
 
+    def rates(self) -> dict[str, float]:
+        """Learning rates as they are now, by their names in ``epochs.jsonl``."""
+        rates = {"lr": self.optimizer.param_groups[0]["lr"]}
+        mixer = Part(self.optimizer, mixer=True).param_groups
+        if mixer:
+            rates["mixer_lr"] = mixer[0]["lr"]
+        return rates
+
     def weights(self) -> dict[str, Any]:
         """What an evaluation needs."""
         return {
@@ -263,17 +325,17 @@ class TrainingState:
             )
         missing = [key for key in KEPT if key not in state]
         if missing:
-            raise CheckpointError(
-                f"the checkpoint was written by another version of mixaug: it has no {', '.join(missing)}; remove the "
-                "run's folder to start it anew"
-            )
+            raise _of_another_version(f"it has no {', '.join(missing)}")
         self.step.model.load_state_dict(state["model"])
         self.step.policy.load_state_dict(state["policy"])
         if isinstance(self.step.objective, nn.Module):
             self.step.objective.load_state_dict(state["objective"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise _of_another_version(f"its optimizer is not of these parameters: {error}") from error
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -282,6 +344,12 @@ class TrainingState:
         self.meters.load_state_dict(state["meters"])
         self.history = list(state["history"])
         self.prepare_seconds = state["prepare_seconds"]
+
+
+def _of_another_version(why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint was written by another version of mixaug: {why}; remove the run's folder to start it anew"
+    )
 
 
 def _state(objective: nn.Module | Callable[..., Tensor]) -> dict[str, Any]:

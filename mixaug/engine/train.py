@@ -24,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixaug.engine import build, checkpoint, distributed, run
 from mixaug.engine.batches import Batches
-from mixaug.engine.config import config_hash, plain, validate
+from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError, TrainingDiverged
 from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
+from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.tasks import Task, task_of
 from mixaug.step import MixStep
@@ -71,8 +72,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         build.check_task(config, objective, data)
         model, batches = build.build_model(config, data), Batches(config, data, world)
         build.check_model(config, model, data)
+        pictures = pictures_of(config, batches)
         policy = build.with_pool(config, build.build_policy(config), batches)
         step = build.build_step(config, model, policy, objective, data)
+        build.check_mixer(config, step)
         if world.is_main:
             run.prepare(folder, config, world.device, world.size)
         world.barrier()
@@ -89,7 +92,7 @@ def train(config: DictConfig) -> dict[str, Any]:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(config, folder, state, forward, batches, task, world, log)
+            return _run_epochs(config, folder, state, forward, batches, task, world, log, pictures)
         except Exception as error:
             if world.is_main:
                 _record_failure(folder, config, state, error)
@@ -121,6 +124,8 @@ def _assemble(
         config_hash=config_hash(config),
     )
     if config.compile:
+        # What an earlier run of this process compiled is taken for this model too, without a look at its hooks.
+        torch._dynamo.reset()
         # In place, so that the names in checkpoints stay those of the bare model.
         step.model.compile()
     if world.size == 1:
@@ -138,6 +143,7 @@ def _run_epochs(
     task: Task,
     world: World,
     log: Log,
+    pictures: Pictures | None,
 ) -> dict[str, Any]:
     position = state.position
     tensorboard = folder / "tensorboard" if config.tensorboard else None
@@ -160,6 +166,8 @@ def _run_epochs(
         _save(folder, state, world)
         log.epoch(record, config.epochs, task.line(record))
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
+        if pictures is not None and position.epoch % config.pictures_every_epochs == 0:
+            log.picture("mixed", pictures.draw(state.step), position.step)
     result = _result(config, state, task)
     if world.is_main:
         run.write_json(folder / "result.json", result)
@@ -252,7 +260,7 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: dict
         "epoch": state.position.epoch + 1,
         "train_loss": loss,
         "train_accuracy": accuracy,
-        "lr": state.optimizer.param_groups[0]["lr"],
+        **state.rates(),
         **scores,
         "seconds": meters.seconds,
         "samples_per_second": samples / meters.seconds,
@@ -270,7 +278,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, A
         "status": "finished",
         "task": task.name,
         "policy": config.choices.policy,
-        "policy_options": {**build.options(settings["policy"]), **pool},
+        "policy_options": {**build.options(settings["policy"]), **pool, **mixer_settings(config)},
         "model": config.model.name,
         "data": config.data.name,
         "data_options": build.options(settings["data"]),

@@ -21,6 +21,7 @@ SPELLED_OUT = ("policy", "model", "data", "protocol")
 NOT_SETTINGS = (
     "policy",
     "pool",
+    "mixer",
     "data",
     "seed",
     "epochs",
@@ -58,7 +59,10 @@ def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
 
 
 def departures(run: Run) -> list[str] | None:
-    """Overrides in which a run departs from its protocol, policy and data apart; None if that cannot be told."""
+    """Overrides in which a run departs from its protocol, policy and data apart; None if that cannot be told.
+
+    Settings of a learned mixer count as the policy's.
+    """
     try:
         overrides = overrides_of(run.config)
     except (CommandError, ImportError):
@@ -67,7 +71,7 @@ def departures(run: Run) -> list[str] | None:
     return [
         override
         for override, key in zip(overrides, keys, strict=True)
-        if key not in WITHIN_PROTOCOL and not _below(key, ("policy",))
+        if key not in WITHIN_PROTOCOL and not _below(key, ("policy", "mixer"))
     ]
 
 
@@ -109,7 +113,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             if _below(key, skipped):
                 continue
             if key not in target:
-                changed.append(f"~{key}")
+                # Runs from before there were learned mixers lack the section, which is as good as its nulls.
+                changed += [] if _below(key, ("mixer",)) else [f"~{key}"]
             elif key not in base:
                 changed.append(f"+{key}={literal(target[key])}")
             elif base[key] != target[key]:

@@ -1,5 +1,7 @@
 """Every mixing method, one file each. Importing this package registers them all."""
 
+from mixaug.policies.adamixup import AdaMixUp
+from mixaug.policies.adautomix import AdAutoMix
 from mixaug.policies.alignmix import AlignMix
 from mixaug.policies.attentivemix import AttentiveMix
 from mixaug.policies.automix import AutoMix
@@ -33,6 +35,8 @@ from mixaug.policies.tokenmix import TokenMix
 from mixaug.policies.transmix import TransMix
 
 __all__ = [
+    "AdAutoMix",
+    "AdaMixUp",
     "AlignMix",
     "AttentiveMix",
     "AutoMix",

@@ -145,6 +145,36 @@ def test_command_regenerates_the_row():
     assert again == config_
 
 
+def test_settings_of_a_learned_mixer_are_the_policys_and_in_its_command(tmp_path):
+    from mixaug.engine.config import compose, mixer_settings, plain
+
+    for rate in (None, 0.01, 0.2):
+        given = [] if rate is None else [f"mixer.lr={rate}", "mixer.momentum=0", "mixer.schedule.min_lr=0.001"]
+        policy = "none" if rate is None else "mixup"
+        composed = compose([f"policy={policy}", *given])
+        told = result(policy, 0, 80.0 + (rate or 0), policy_options=mixer_settings(composed))
+        write_run(tmp_path, told, configured=plain(composed))
+    # A run of a version that knew no mixers.
+    older = plain(compose(["policy=none", "seed=1"]))
+    del older["mixer"]
+    write_run(tmp_path, result("none", 1, 81.0), configured=older)
+
+    [board] = aggregate(collect(tmp_path)).boards
+    rows = {row.label: row for row in board.rows}
+    shown = "mixer.lr={}, mixer.momentum=0, mixer.schedule.min_lr=0.001"
+    assert set(rows) == {"none", f"mixup ({shown.format(0.2)})", f"mixup ({shown.format(0.01)})"}
+    found = rows[f"mixup ({shown.format(0.2)})"]
+    assert found.difference.mean == pytest.approx(0.2)  # the baseline has no mixer to set
+    assert not any("ran with" in note for note in found.notes)
+    assert found.command == (
+        "python tools/benchmark.py policy=mixup model=cifar_resnet8 data=digits protocol=default "
+        "mixer.lr=0.2 mixer.momentum=0 mixer.schedule.min_lr=0.001 seed=0"
+    )
+    assert found.command in to_markdown(aggregate(collect(tmp_path)))
+    assert rows["none"].seeds == (0, 1)
+    assert rows["none"].command.endswith("protocol=default seed=0,1")
+
+
 def test_wrong_choices_are_refused():
     with pytest.raises(ValueError, match=r"statistic: expected one of last, best, .*got 'mean'"):
         aggregate([], statistic="mean")

@@ -1,0 +1,451 @@
+"""AdAutoMix (arXiv:2312.11954): masks over several images, made by a block that learns against the classifier.
+
+    u_i = softmax(relu(q_i) (sum over j != i of relu(k_j))^T / sqrt(D)) v_i
+    masks = softmax over i of the enlarged u_i
+
+The block sees features of all images of a mixture, taken from a momentum copy of the model. In every other step it
+makes mixtures that the copy gets wrong, yet whose outputs stay near those of their images; in the steps between it
+makes mixtures that the copy gets right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import check_probability
+from mixaug.draws import Draws, Per
+from mixaug.labeling import Area, Drawn, Labeling
+from mixaug.mixer import LearnedMixer, not_negative
+from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
+from mixaug.pairing import Pairing
+from mixaug.plan import Plan
+from mixaug.policies.automix import Upsampling, attended, start_small, tokens, upsampled
+from mixaug.policy import no_change
+from mixaug.ratio import Ratio
+from mixaug.registry import register
+from mixaug.signals import ModelSignals, Signals, half_scale, taken_now
+
+
+def adautomix(
+    images: Tensor, sources: Tensor, masks: Tensor, *, out: Tensor | None = None, inplace: bool = False
+) -> Tensor:
+    """``sum over i of masks[:, i] * images[sources[:, i]]``.
+
+    Half precision and uint8 are computed in float32; uint8 is rounded half to even.
+
+    Args:
+        images: (B, ..., *size) floating point or uint8.
+        sources: (n, N) int64 rows of the images.
+        masks: (n, N, *size) or (1, N, *size) shares of the images per pixel, of sum 1 over N; or without ``*size``,
+            shares of whole images.
+        out: tensor like the result that receives it and does not overlap the images.
+        inplace: write the result into ``images``, where n is B.
+
+    Returns:
+        (n, ..., *size), dtype and memory format of the images.
+
+    Raises:
+        TypeError: integers other than uint8.
+    """
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
+            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
+        )
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    rows, weights = sources.unbind(1), masks.to(dtype).unbind(1)
+    result = take_rows(images, rows[0]).to(dtype) * over_channels(weights[0], images)
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        result.addcmul_(take_rows(images, row).to(dtype), over_channels(weight, images))
+    if images.dtype == torch.uint8:
+        result.round_()
+    return deliver(result.to(images.dtype), images, out, inplace)
+
+
+def adautomix_masks(logits: Tensor, size: Sequence[int], upsampling: Upsampling = "bilinear") -> Tensor:
+    """Share of every image at every pixel from logits at the cells.
+
+    Args:
+        logits: (n, N, h, w).
+        size: (H, W) of the images.
+        upsampling: of the logits, before the softmax over the images.
+
+    Returns:
+        (n, N, H, W) in (0, 1), of sum 1 over N.
+    """
+    return upsampled(logits, size, upsampling).softmax(1)
+
+
+def adautomix_similarity(outputs: Tensor, source_outputs: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+    """Mean over the mixtures of the weighted cosines between their outputs and those of their images.
+
+    Args:
+        outputs: (n, K) of the mixtures.
+        source_outputs: (B, K) of the unmixed images.
+        sources: (n, N) int64 rows of the images.
+        shares: (n, N) or (1, N) weights of sum 1 over N.
+
+    Returns:
+        Scalar in [-1, 1], float32 (float64 for float64 outputs).
+
+    Raises:
+        ValueError: outputs that are not (n, K).
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"adautomix compares outputs (B, K) of the model, got {came}; beta=1 leaves this out")
+    of_sources = single_precision(source_outputs)[sources]
+    cosines = F.cosine_similarity(single_precision(outputs)[:, None], of_sources, dim=2)
+    return (shares.to(cosines.dtype) * cosines).sum(1).mean()
+
+
+class AdaptiveMask(nn.Module):
+    """AdAutoMix's block: the cells of each image ask what the other images show there, and answer with their own value.
+
+    Three 1x1 convolutions, shared by the images: queries and keys, both through a ReLU, and values. The bias of the
+    values is the same for all images and drops out of the softmax over them: its gradient is zero up to rounding.
+
+    Args:
+        channels: C of the features.
+        lam_channel: append the share of an image to its map as one more channel. Without it the masks do not depend on
+            the shares.
+        reduction: C divided by the channels of queries and keys.
+    """
+
+    def __init__(self, channels: int, lam_channel: bool = True, reduction: int = 2) -> None:
+        super().__init__()
+        self.lam_channel = bool(lam_channel)
+        half = max(channels // reduction, 1)
+        self.query = nn.Conv2d(channels + self.lam_channel, half, 1)
+        self.key = nn.Conv2d(channels + self.lam_channel, half, 1)
+        self.value = nn.Conv2d(channels + self.lam_channel, 1, 1)
+        start_small(self)
+
+    def forward(self, features: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+        """Logits (n, N, h, w) of the shares of the images.
+
+        Args:
+            features: (B, C, h, w) float32.
+            sources: (n, N) int64 rows of the features.
+            shares: (n, N) or (1, N) of the images.
+        """
+        query = self._of_sources(self.query, features, sources, shares).relu()
+        key = self._of_sources(self.key, features, sources, shares).relu()
+        value = self._of_sources(self.value, features, sources, shares)
+        others = key.sum(1, keepdim=True) - key
+        found = attended(*(tokens(maps.flatten(0, 1)) for maps in (query, others, value)))
+        return found.reshape(*sources.shape, *features.shape[2:])
+
+    def _of_sources(self, layer: nn.Conv2d, features: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+        """(n, N, D, h, w): the layer applied to the maps of all images of each mixture."""
+        # Before the maps are gathered, which are each in N mixtures and wider than what the layer makes of them.
+        channels = features.shape[1]
+        every = F.conv2d(features, layer.weight[:, :channels], layer.bias)
+        # Column by column: no row comes twice in a permutation, so that gradients add up in one order on any device.
+        found = torch.stack([every.index_select(0, rows) for rows in sources.unbind(1)], 1)
+        if self.lam_channel:
+            found = found + shares[:, :, None, None, None] * layer.weight[:, channels]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedShares(Plan):
+    """Soft masks over several images, and what was drawn for the branch that the mixer learns from.
+
+    Attributes:
+        inputs: (B, N) int64 rows that go into each sample, the sample itself first.
+        shares: (R, N) float32 as drawn, of sum 1.
+        masks: (B, N, H, W) float32, of sum 1 over N.
+        features: (B, C, h, w) of the unmixed images.
+        outputs: (B, K) of the momentum network for the unmixed images, where the branch asks for them.
+        generator_inputs, generator_shares: (B, N) and (R, N) for the mixer's branch.
+        learns: whether the mixer learns in this step.
+        adversarial: whether it learns against the classifier then.
+    """
+
+    inputs: Tensor
+    shares: Tensor
+    masks: Tensor
+    features: Tensor
+    outputs: Any = None
+    generator_inputs: Tensor
+    generator_shares: Tensor
+    learns: bool = True
+    adversarial: bool = True
+
+    @property
+    def sources(self) -> Tensor:
+        return self.inputs
+
+    def area(self) -> Tensor:
+        return self.own_mask().mean((1, 2))
+
+    def own_mask(self) -> Tensor:
+        return self.masks[:, 0]
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        return adautomix(tensor, self.inputs, self.masks, out=out, inplace=inplace)
+
+
+@register(
+    "adautomix",
+    paper="Adversarial AutoMixup, ICLR 2024",
+    arxiv="2312.11954",
+)
+class AdAutoMix(LearnedMixer):
+    """Mix two or more images by masks that learn against the classifier. Train through :class:`mixaug.MixStep`.
+
+    Labels keep the drawn shares; ``labeling="area"`` takes the masks'.
+
+    Args:
+        alpha, ratio, pairing, labeling, per: see :class:`mixaug.Policy`. Of three or more images each share is drawn
+            by ``ratio`` and divided by their sum, and each further image comes from a ``pairing`` of its own, so that
+            one that is not random gives the same image again; labels are ``"ratio"`` or ``"area"`` then.
+        n_images: N, in every mixture, the sample itself among them. Two are mixed as by
+            :class:`mixaug.policies.AutoMix`: one lambda for the classifier, one for the block.
+        stage, channels, clean_head, momentum, momentum_end, scope, generator_share, generator_probability, mixer,
+            encoder, frozen: see :class:`mixaug.mixer.LearnedMixer`.
+        lam_channel: let the masks depend on the shares, see :class:`AdaptiveMask`; off in the published CIFAR settings.
+        upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
+        beta: weight in [0, 1] of the mixtures' loss in the steps against the classifier; that of the cosines between
+            outputs is 1 - beta.
+        clean_lam: weight of the loss of the unmixed images and of their plain blends together, not negative; 0 spares
+            both passes.
+        mixup_ratio: part in [0, 1) of it that is the blends', for three or more images; 0 spares that pass.
+        lam_margin: the classifier gets a plain blend where the sample's share, or 1 minus it, is not above this.
+        reference: the released code's two faults: push the mixtures' outputs away from those of their images, and, of
+            three or more images, give the classifier a plain blend wherever 1 minus the sample's share is above
+            ``lam_margin``, which is nearly always.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        n_images: int = 3,
+        stage: int | str | None = None,
+        channels: int | None = None,
+        lam_channel: bool = True,
+        upsampling: Upsampling = "bilinear",
+        beta: float = 0.3,
+        clean_lam: float = 1.0,
+        clean_head: bool = True,
+        mixup_ratio: float = 0.5,
+        lam_margin: float = 0.03,
+        momentum: float = 0.999,
+        momentum_end: float | None = 0.999999,
+        scope: Sequence[float] = (0.1, 1.0),
+        generator_share: float = 1.0,
+        generator_probability: float = 1.0,
+        mixer: str | Path | None = None,
+        frozen: bool | None = None,
+        reference: bool = False,
+        *,
+        encoder: nn.Module | None = None,
+        ratio: str | float | Ratio = "beta",
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "ratio",
+        per: Per = "batch",
+    ) -> None:
+        what = type(self).__name__
+        if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 2:
+            raise ValueError(f"{what} expects n_images as an integer of at least 2, got {n_images!r}")
+        if upsampling not in ("nearest", "bilinear"):
+            raise ValueError(f"{what} expects upsampling 'nearest' or 'bilinear', got {upsampling!r}")
+        super().__init__(
+            alpha=alpha,
+            ratio=ratio,
+            pairing=pairing,
+            labeling=labeling,
+            per=per,
+            stage=stage,
+            channels=channels,
+            clean_lam=clean_lam,
+            clean_head=clean_head,
+            momentum=momentum,
+            momentum_end=momentum_end,
+            scope=scope,
+            generator_share=generator_share,
+            generator_probability=generator_probability,
+            mixer=mixer,
+            encoder=encoder,
+            frozen=frozen,
+        )
+        if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
+            raise ValueError(
+                f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got {labeling!r}; n_images=2 takes "
+                "any"
+            )
+        self.n_images = n_images
+        self.upsampling: Upsampling = upsampling
+        self.beta = check_probability(what, "beta", beta)
+        self.mixup_ratio = check_probability(what, "mixup_ratio", mixup_ratio)
+        if self.mixup_ratio == 1:
+            raise ValueError(f"{what} expects mixup_ratio in [0, 1), got 1: the unmixed images would have no weight")
+        self.lam_margin = not_negative(what, "lam_margin", lam_margin)
+        self.lam_channel = bool(lam_channel)
+        self.reference = bool(reference)
+        #: Optimizer steps so far: the block learns against the classifier in even ones.
+        self.steps = 0
+        self.make_known_block()
+
+    def make_block(self, channels: int) -> nn.Module:
+        return AdaptiveMask(channels, self.lam_channel)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the block learns against the classifier in this step."""
+        return self.steps % 2 == 0
+
+    def after_step(self, model: nn.Module) -> None:
+        super().after_step(model)
+        self.steps += 1
+
+    def get_extra_state(self) -> Tensor:
+        """The number of steps, as a tensor like all else in a state."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take up the alternation where it was."""
+        self.steps = int(state)
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
+        inputs = generator_inputs = self._rows(batch, partner, draws)
+        shares = generator_shares = self._shares(draws)
+        learns = not self.frozen and (self.generator_probability >= 1 or self._coin(draws))
+        if not self.frozen:
+            others = Draws(len(batch), batch.device, draws.generator, draws.per)
+            other = self.pairing(batch, others)
+            others.pair_with(other)
+            generator_inputs = self._rows(batch, other, others)
+            if self.n_images == 2:
+                generator_shares = self._shares(others)
+        features, outputs = self._seen(batch, learns and self.adversarial and self.beta < 1)
+        with torch.no_grad():
+            masks = self.masks(features, inputs, shares, batch.size)
+            masks = torch.where(self._plain(shares)[:, None, None, None], shares[:, :, None, None], masks)
+        return LearnedShares(
+            partner=partner,
+            lam=shares[:, 0],
+            size=batch.size,
+            inputs=inputs,
+            shares=shares,
+            masks=masks,
+            features=features,
+            outputs=outputs,
+            generator_inputs=generator_inputs,
+            generator_shares=generator_shares,
+            learns=learns,
+            adversarial=self.adversarial,
+            weights=self._weights(shares, masks),
+        )
+
+    def _coin(self, draws: Draws) -> bool:
+        return draws.host_uniform() < self.generator_probability
+
+    def _rows(self, batch: Batch, partner: Tensor, draws: Draws) -> Tensor:
+        """(B, N) int64, the sample itself first."""
+        # The authors permute all N images. With the rows of the batch in the order of the first of them the sample
+        # itself is the first image and the others are again independent random permutations: the same mixtures.
+        own = torch.arange(len(batch), device=batch.device)
+        others = [Draws(len(batch), batch.device, draws.generator, draws.per) for _ in range(self.n_images - 2)]
+        return torch.stack([own, partner, *(self.pairing(batch, other) for other in others)], 1)
+
+    def _shares(self, draws: Draws) -> Tensor:
+        """(R, N) float32 of sum 1."""
+        if self.n_images == 2:
+            lam = self.ratio(draws).float()
+            return torch.stack([lam, 1 - lam], 1)
+        drawn = torch.stack([self.ratio(draws) for _ in range(self.n_images)], 1)
+        total = drawn.sum(1, keepdim=True)
+        even = torch.full_like(drawn, 1 / self.n_images)
+        return torch.where(total > 0, drawn / total, even).float()
+
+    def _plain(self, shares: Tensor) -> Tensor:
+        """(R,) bool: where the classifier gets a plain blend."""
+        own = shares[:, 0]
+        if self.reference and self.n_images > 2:
+            return (own <= self.lam_margin) | (1 - own > self.lam_margin)
+        return torch.minimum(own, 1 - own) <= self.lam_margin
+
+    def _weights(self, shares: Tensor, masks: Tensor) -> Tensor | None:
+        """(B, N) weights of the labels; None leaves those of two images to the labeling."""
+        if self.n_images == 2:
+            return None
+        if isinstance(self.labeling, Area):
+            return masks.mean((2, 3))
+        return shares.expand(len(masks), self.n_images)
+
+    def _seen(self, batch: Batch, with_outputs: bool) -> tuple[Tensor, Any]:
+        """Features, and the momentum network's outputs of the same pass where they are asked for."""
+        if not with_outputs or batch.ask(type(self).__name__).model is None:
+            return self.features_of(batch), None
+        features, outputs = self.slow_network().features_and_outputs(batch.images)
+        return self._checked(features), outputs
+
+    def masks(self, features: Tensor, sources: Tensor, shares: Tensor, size: Sequence[int]) -> Tensor:
+        """(n, N, H, W) shares of sum 1 over N, with gradients to the block.
+
+        Args:
+            features: (B, C, h, w) of the unmixed images.
+            sources: (n, N) int64 rows of the features.
+            shares: (n, N) or (1, N) of sum 1.
+            size: (H, W) of the images.
+        """
+        if self.block is None:
+            raise ValueError(f"{type(self).__name__} has no mixer yet: attach it to a model, or say channels=")
+        # Sums over many cells: in half precision the scores overflow.
+        with torch.autocast(features.device.type, enabled=False):
+            return adautomix_masks(self.block(features.float(), sources, shares.float()), size, self.upsampling)
+
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        terms = super().early_loss(images, mixed, clean)
+        plan, source = mixed.plan, getattr(clean, "source", None)
+        blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_lam > 0
+        if blends and isinstance(plan, LearnedShares) and isinstance(source, ModelSignals):
+            terms["clean_loss"] = (1 - self.mixup_ratio) * terms["clean_loss"]
+            factor = self.mixup_ratio * self.clean_lam
+            terms["linear_loss"] = factor * _linear_loss(images, mixed.labels, plan, source)
+        return terms
+
+    def generator_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> dict[str, Tensor]:
+        plan = mixed.plan
+        if not isinstance(plan, LearnedShares):
+            raise ValueError(f"{type(self).__name__} expects a batch of its own, got a plan {type(plan).__name__}")
+        if not plan.learns:
+            return {"not_learned": no_change(self.mixer_parameters())}
+        count = self.generator_rows(len(images))
+        sources, shares = plan.generator_inputs[:count], plan.generator_shares[:count]
+        masks = self.masks(plan.features, sources, shares, images.shape[2:])
+        blended = adautomix(images, sources, masks)
+        outputs = self.slow_network()(blended)
+        loss = source.step_objective()(outputs, _mixture(blended, mixed.labels, sources, shares))
+        if plan.adversarial:
+            loss = -self.beta * loss
+            if self.beta < 1:
+                similarity = adautomix_similarity(outputs, plan.outputs, sources, shares)
+                loss = loss + (1 - self.beta) * (similarity if self.reference else -similarity)
+        return {"generator_loss": taken_now(loss, [masks], half_scale(images))}
+
+
+def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, source: ModelSignals) -> Tensor:
+    """Loss of the plain blend of the same images in training mode; its graph is gone when this returns."""
+    with torch.no_grad():
+        blended = adautomix(images, plan.inputs, plan.shares)
+    model = source.model
+    mixture = _mixture(blended, labels, plan.inputs, plan.shares)
+    return taken_now(source.step_objective()(model(blended), mixture), model.parameters(), half_scale(images))
+
+
+def _mixture(blended: Tensor, labels: Tensor | None, sources: Tensor, shares: Tensor) -> MixedBatch:
+    return MixedBatch(inputs=blended, labels=labels, sources=sources, weights=shares.expand(sources.shape))
