@@ -15,10 +15,16 @@ from mixaug.speed.regime import DTYPES, LAYOUTS, Regime, environment
 from mixaug.speed.report import markdown, table
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
-SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix", "guided")
+SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix", "guided", "learned")
 
 
-LABELS = list(dict.fromkeys(job.label for jobs in (sections.JOBS, *(g[2] for g in sections.GUIDED)) for job in jobs))
+#: Sections of whole training steps, each for backbones of its own.
+STEPS = {"guided": sections.GUIDED, "learned": sections.LEARNED}
+LABELS = list(
+    dict.fromkeys(
+        job.label for jobs in (sections.JOBS, *(step[2] for steps in STEPS.values() for step in steps)) for job in jobs
+    )
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shape in ((100, 3, 32, 32), (64, 3, 224, 224)):
             rows += sections.puzzlemix(shape, options.device, options.rounds)
         rows += sections.cut_energies(options.device)
-    if "guided" in options.sections:
-        for model, shape, guided in sections.GUIDED:
-            chosen = [job for job in guided if not options.jobs or job.label in options.jobs]
+    for model, shape, known_jobs in [step for name in STEPS if name in options.sections for step in STEPS[name]]:
+        chosen = [job for job in known_jobs if not options.jobs or job.label in options.jobs]
+        if chosen:
             regime = Regime(shape, "float32", "contiguous", options.device)
             rows += sections.training_step(regime, chosen, model, max(3, options.rounds // 2), memory=True)
     on_cpu = not options.device.startswith("cuda")

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import mixaug
+from mixaug import mixer as mixers
 from mixaug.batch import MixedBatch
 from mixaug.loading import DeviceLoader
 from mixaug.losses import mixed_cross_entropy
 from mixaug.neighbours import PoolPairing
+from mixaug.policies import automix
 from mixaug.policy import Policy
 from mixaug.speed.regime import Regime
 from mixaug.speed.rivals import Mixer, dense_targets, installed, rivals
@@ -312,6 +315,27 @@ GUIDED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = (
 )
 
 
+#: Policies that learn to mix: backbone, shape of a batch, jobs. Economy spares the clean pass and half of a branch.
+ECONOMY = {"clean_lam": 0.0, "generator_share": 0.5}
+LEARNED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = tuple(
+    (
+        backbone,
+        shape,
+        (
+            Job("automix", "automix"),
+            Job("automix, one graph", "automix"),
+            Job("automix, economy", "automix", ECONOMY),
+            Job("samix", "samix"),
+            Job("samix, economy", "samix", ECONOMY),
+            Job("samix, frozen", "samix", {"frozen": True}),
+            Job("adautomix", "adautomix"),
+            Job("adamixup", "adamixup"),
+        ),
+    )
+    for backbone, shape in (("cifar_resnet18", (32, 3, 32, 32)), ("deit_tiny_patch16_224", (8, 3, 224, 224)))
+)
+
+
 def training_step(
     regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int, *, memory: bool = False
 ) -> Iterator[Row]:
@@ -333,19 +357,28 @@ def training_step(
     model.to(memory_format=torch.channels_last if regime.layout == "channels_last" else torch.contiguous_format)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=regime.dtype == "bfloat16")
 
-    def step(mix_step: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def step(mix_step: mixaug.MixStep, optimizer: torch.optim.Optimizer) -> None:
         with autocast:
             loss, _ = mix_step(images.float() if regime.dtype == "bfloat16" else images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        mix_step.policy.after_step(model)
+
+    def in_one_graph(run: Callable[[], object]) -> None:
+        # As the released code: every branch is kept until the one backward pass.
+        with patch.object(automix, "taken_now", _kept), patch.object(mixers, "taken_now", _kept):
+            run()
 
     cases: dict[str, Callable[[], object]] = {}
     for job in (Job("floor", "none"), *jobs):
         policy = mixaug.create(job.policy, **job.options)
         mix_step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy()).to(device)
         name = job.label if job.policy == "none" else f"{PLAIN}/{job.label}"
-        cases[name] = partial(step, mix_step, torch.optim.SGD(mix_step.parameters(), lr=1e-3))
+        mix_step.policy.set_progress(0.5)
+        learning = [parameter for parameter in mix_step.parameters() if parameter.requires_grad]
+        case = partial(step, mix_step, torch.optim.SGD(learning, lr=1e-3))
+        cases[name] = partial(in_one_graph, case) if job.label.endswith("one graph") else case
     timings = interleaved(cases, rounds=rounds, round_seconds=0.5, device=device)
     held = {name: peak_bytes(case, device) for name, case in cases.items()} if memory else {}
     for name, timing in timings.items():
@@ -360,6 +393,10 @@ def training_step(
             floor=Ratio.of(timing, timings["floor"]),
             note=f"peak memory x {held[name] / held['floor']:.2f}" if memory else "",
         )
+
+
+def _kept(loss: Tensor, parameters: object, scale: float = 1.0) -> Tensor:
+    return loss
 
 
 def loaders(regime: Regime, rounds: int, workers: int = 2) -> Iterator[Row]:
