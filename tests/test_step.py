@@ -273,7 +273,7 @@ def test_signals_of_another_model_are_refused():
     assert step.signals().last_map() == ("layer2", False)
 
 
-KINDS = ("labels", "hidden", "clean")
+KINDS = ("labels", "hidden", "clean", "mixer")
 
 
 def _in_process(rank, address, folder):
@@ -297,6 +297,10 @@ def _for_processes(kind):
         return step_of(vit(), CutMix(labeling=HalfByAttention()))
     if kind == "hidden":
         return step_of(resnet(), mixaug.create("manifoldmix", stages=["layer1"]))
+    if kind == "mixer":
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return step_of(resnet(), mixaug.create("samix"))
     return step_of(resnet(), Aware())
 
 

@@ -383,3 +383,27 @@ def test_a_sweep_over_the_mixers_rate_is_a_grid_of_runs(tmp_path: Path) -> None:
 def test_the_result_tells_the_settings_as_options_of_the_policy(tiny: Tiny, learned: None) -> None:
     result = train(tiny("epochs=1", "mixer.lr=0.02", "mixer.momentum=0"))
     assert result["policy_options"] == {"mixer.lr": 0.02, "mixer.momentum": 0}
+
+
+@pytest.mark.parametrize("name", ["automix", "samix", "adautomix"])
+def test_policies_that_learn_to_mix_resume_exactly(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Block, slow copy, their buffers and the alternation go on as if nothing had happened."""
+    settings = [f"policy={name}", "model=cifar_resnet8", "+model.output_stride=2", "mixer.lr=0.05"]
+    settings += ["mixer.schedule.min_lr=0.01", "checkpoint_every_steps=1", "policy.momentum=0.5"]
+    whole, broken = (tiny(*settings, root=tmp_path / which) for which in ("whole", "broken"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+    train(broken)
+    first, second = (checkpoint.load(run.run_folder(config) / "last.pt") for config in (whole, broken))
+    assert {"network.model.fc.weight", "clean_head.weight"} <= first["policy"].keys()
+    for part in ("model", "policy"):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
+    assert not torch.equal(first["policy"]["network.model.fc.weight"], first["model"]["fc.weight"])
+    mixers = [group for group in first["optimizer"]["param_groups"] if group.get("mixer")]
+    assert [group["lr"] for group in mixers] == pytest.approx([0.01])
