@@ -89,6 +89,9 @@ class Meters:
         wide = {"dtype": torch.float64, "device": self.device}
         self.loss = torch.zeros((), **wide)  # type: ignore[call-overload]  # dtype and device by name
         self.accuracy = torch.zeros((), **wide)  # type: ignore[call-overload]
+        # Terms of the loss by name: their sum over samples, and how many samples had them.
+        self.terms: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
         self.samples = 0
         self.scored = 0
         self.milliseconds: list[float] = []
@@ -104,6 +107,10 @@ class Meters:
         if "accuracy" in logs:
             self.accuracy += logs["accuracy"].double() * samples
             self.scored += samples
+        for name in logs.keys() - {"loss", "accuracy"}:
+            term = logs[name].double() * samples
+            self.terms[name] = self.terms[name] + term if name in self.terms else term
+            self.counts[name] = self.counts.get(name, 0) + samples
         fine = loss.isfinite() | (self.first_bad >= 0)
         self.first_bad = torch.where(fine, self.first_bad, torch.full_like(self.first_bad, step))
 
@@ -130,11 +137,17 @@ class Meters:
         loss, accuracy, samples, scored = world.sum(torch.cat([own, counts])).tolist()
         return loss / samples, (100 * accuracy / scored if scored else None), int(samples)
 
+    def term_means(self) -> dict[str, float]:
+        """Mean of every term that the policy added to the loss, over the samples of this process that had it."""
+        return {name: float(total) / self.counts[name] for name, total in sorted(self.terms.items())}
+
     def state_dict(self) -> dict[str, Any]:
         """The sums as tensors and numbers."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
+            "terms": self.terms,
+            "counts": self.counts,
             "samples": self.samples,
             "scored": self.scored,
             "milliseconds": self.milliseconds,
@@ -146,6 +159,7 @@ class Meters:
         self.reset()
         for name, value in state.items():
             setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+        self.terms = {name: total.to(self.device) for name, total in self.terms.items()}
 
 
 class Part(torch.optim.Optimizer):

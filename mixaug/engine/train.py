@@ -260,6 +260,7 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: dict
         "epoch": state.position.epoch + 1,
         "train_loss": loss,
         "train_accuracy": accuracy,
+        **{f"train_{name}": value for name, value in meters.term_means().items()},
         **state.rates(),
         **scores,
         "seconds": meters.seconds,

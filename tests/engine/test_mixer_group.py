@@ -401,6 +401,12 @@ def test_policies_that_learn_to_mix_resume_exactly(
     train(broken)
     first, second = (checkpoint.load(run.run_folder(config) / "last.pt") for config in (whole, broken))
     assert {"network.model.fc.weight", "clean_head.weight"} <= first["policy"].keys()
+    terms = [
+        [{k: v for k, v in record.items() if k.startswith("train_")} for record in c["history"]]
+        for c in (first, second)
+    ]
+    assert terms[0] == terms[1]
+    assert {"train_loss", "train_accuracy", "train_clean_loss", "train_generator_loss"} <= terms[0][0].keys()
     for part in ("model", "policy"):
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
