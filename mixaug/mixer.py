@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,12 +28,12 @@ from mixaug.pairing import Pairing
 from mixaug.plan import Unmixed
 from mixaug.policy import Policy, no_change
 from mixaug.ratio import Ratio
-from mixaug.signals import ModelSignals, Signals, half_scale, taken_now
+from mixaug.signals import ModelSignals, Seen, Signals, half_scale, taken_now
 
-__all__ = ["LearnedMixer", "MomentumNetwork", "momentum_at"]
+__all__ = ["LearnedMixer", "MomentumNetwork", "check_channels", "momentum_at", "not_negative"]
 
 #: Steps of training without ``after_step`` after which a loop that never calls it is told so.
-PATIENCE = 64
+PATIENCE = 256
 
 
 def momentum_at(progress: float, start: float, end: float, scope: Sequence[float] = (0.1, 1.0)) -> float:
@@ -214,9 +215,10 @@ class LearnedMixer(Policy):
         self.block: nn.Module | None = None
         self.network: MomentumNetwork | None = None
         self.clean_head: nn.Linear | None = None
-        self.slow_clean_head: nn.Linear | None = None
         # Hidden from the submodules: what the policy keeps of it is the copy that is made when it is attached.
         self._encoder = None if encoder is None else (encoder,)
+        self.has_encoder = encoder is not None
+        self._early = False
 
     def make_known_block(self) -> None:
         """Make the block now if the number of channels was given, else when the policy is attached to a model."""
@@ -238,6 +240,22 @@ class LearnedMixer(Policy):
         """
         raise TypeError(f"{type(self).__name__} does not define generator_loss(images, mixed, source)")
 
+    def settings(self) -> dict[str, Any]:
+        """What a trained mixer cannot be used without: its kind, the stage that it looks at, settings of its block."""
+        stage = None if self.network is None else self.network.stage
+        return {"kind": type(self).__name__, "stage": stage, **self.block_settings()}
+
+    def block_settings(self) -> dict[str, Any]:
+        """Options of the block that its weights belong to."""
+        return {}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """:meth:`settings`, kept with the weights in every ``state_dict``."""
+        return self.settings()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing to take up: the options are those that the policy was made with."""
+
     def mixer_parameters(self) -> list[nn.Parameter]:
         return [] if self.block is None or self.frozen else list(self.block.parameters())
 
@@ -255,15 +273,13 @@ class LearnedMixer(Policy):
         if self.clean_head_wanted:
             self.clean_head = signals.like_classifier(what, self.clean_head)
         if self.network is not None:
-            if self._encoder is None:
+            if not self.has_encoder:
                 _check_same_sizes(what, self.network.model, model)
             return
         seen = model if self._encoder is None else backbone.bare(self._encoder[0])
         stage = backbone.middle_stage(seen) if self.stage is None else backbone.stage_name(seen, self.stage)
-        self.network = MomentumNetwork(seen, stage)
-        if self.clean_head is not None and not self.frozen:
-            self.slow_clean_head = copy.deepcopy(self.clean_head).requires_grad_(False)
-        if self.block is None:
+        block, known = self.block, self.channels
+        if block is None:
             channels = backbone.stage_channels(seen, stage)
             if channels is None:
                 raise ValueError(
@@ -271,11 +287,18 @@ class LearnedMixer(Policy):
                 )
             self.channels = channels
             self.make_known_block()
+        self.network = MomentumNetwork(seen, stage)
         parameter = next(model.parameters(), None)
         if parameter is not None:
             self.to(parameter.device)
-        if self.mixer is not None:
-            self.load_mixer(self.mixer)
+        try:
+            if self.mixer is not None:
+                self.load_mixer(self.mixer)
+        except Exception:
+            # Not half attached: another call would take the untrained mixer for the one that was asked for.
+            self.network, self.block, self.channels = None, block, known
+            raise
+        self._encoder = None
         self.train(self.training)
 
     def features_of(self, batch: Batch) -> Tensor:
@@ -291,22 +314,35 @@ class LearnedMixer(Policy):
 
     def _checked(self, features: Tensor) -> Tensor:
         what = type(self).__name__
-        if self.block is None:
-            raise ValueError(
-                f"{what} has no mixer yet: train through mixaug.MixStep, call policy.attach(model), or say channels="
-            )
+        block = self.mixing_block()
+        stage = self.stage if self.network is None else self.network.stage
         if features.shape[1] != self.channels:
             raise ValueError(
-                f"{what} has a mixer for {self.channels} channels, but stage {self.stage!r} gives {features.shape[1]}"
+                f"{what} has a mixer for {self.channels} channels, but the features of stage {stage!r} have "
+                f"{features.shape[1]}"
             )
         if features.shape[2:].numel() == 1:
             raise ValueError(
-                f"{what} got a feature map of 1x1 from stage {self.stage!r}, of which no mask can be made: name an "
-                "earlier stage or use larger images that fit"
+                f"{what} got a feature map of 1x1 from stage {stage!r}, of which no mask can be made: name an earlier "
+                "stage or use larger images that fit"
             )
-        return features.float()
+        return features.to(next(block.parameters()).dtype)
+
+    def mixing_block(self) -> nn.Module:
+        """The block.
+
+        Raises:
+            ValueError: it has not been made yet.
+        """
+        if self.block is None:
+            raise ValueError(
+                f"{type(self).__name__} has no mixer yet: train through mixaug.MixStep, call policy.attach(model), or "
+                "say channels="
+            )
+        return self.block
 
     def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        self._early = True
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if mixed.plan is None or isinstance(mixed.plan, Unmixed):
             return {"not_mixed": no_change(learning)} if learning else {}
@@ -321,6 +357,24 @@ class LearnedMixer(Policy):
             terms |= self.generator_loss(images, mixed, source)
         return terms
 
+    def taken(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same terms, with the gradients of the block computed at once: the first term carries those of all."""
+        handed = taken_now(torch.stack(list(terms.values())).sum(), self.mixer_parameters())
+        first, *others = terms
+        values = {name: term.detach() for name, term in terms.items()}
+        return {first: handed - sum(values[name] for name in others), **{name: values[name] for name in others}}
+
+    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+        if not self._early and torch.is_grad_enabled() and not isinstance(mixed.plan, Unmixed | None):
+            warnings.warn(
+                f"{type(self).__name__} learns from policy.early_loss(images, mixed, clean), which was not called: add "
+                "its terms to the loss, or train through mixaug.MixStep",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._early = False
+        return {}
+
     def _clean_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> Tensor:
         """Loss of the unmixed images in training mode; its graph is gone when this returns."""
         objective = source.step_objective()
@@ -334,6 +388,8 @@ class LearnedMixer(Policy):
             # The model's own forward with another classifier: no hook, so a compiled model stays compiled.
             outputs = functional_call(model, head, (images,))
             learning += list(self.clean_head.parameters())
+        if isinstance(objective, nn.Module):
+            learning += list(objective.parameters())
         return taken_now(objective(outputs, unmixed(images, mixed.labels)), learning, half_scale(images))
 
     def generator_rows(self, count: int) -> int:
@@ -362,12 +418,7 @@ class LearnedMixer(Policy):
                 stacklevel=2,
             )
             self.progress = 0.0
-        momentum = self.momentum_now()
-        self.network.follow(model, momentum)
-        if self.clean_head is not None and self.slow_clean_head is not None:
-            with torch.no_grad():
-                for slow, fast in zip(self.slow_clean_head.parameters(), self.clean_head.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - momentum)
+        self.network.follow(model, self.momentum_now())
 
     def _remind(self) -> None:
         if not self.training or self.frozen or not torch.is_grad_enabled():
@@ -382,33 +433,34 @@ class LearnedMixer(Policy):
             )
 
     def mixer_state(self) -> dict[str, Tensor]:
-        """What a trained mixer is: the block, and the network that it looks through without its classifier.
+        """Weights of a trained mixer: the block, and the network that it looks through without its classifier.
 
         Raises:
             ValueError: the policy has not been attached to a model.
         """
-        if self.block is None or self.network is None:
-            raise ValueError(f"{type(self).__name__} has no mixer yet: it is made when a model is attached")
-        every = {**_named("block", self.block), **_named("network.model", self.network.model)}
+        every = {**_named("network.model", self.slow_network().model), **_named("block", self.mixing_block())}
         return {name: value for name, value in every.items() if name not in self._of_classifier()}
 
     def save_mixer(self, path: str | Path) -> None:
-        """Write :meth:`mixer_state` to a file, for ``mixer=`` of another policy."""
-        torch.save(self.mixer_state(), path)
+        """Write :meth:`mixer_state` and :meth:`settings` to a file, for ``mixer=`` of another policy."""
+        torch.save({**self.mixer_state(), "_extra_state": self.settings()}, path)
 
     def load_mixer(self, path: str | Path) -> None:
         """Take the weights of a trained mixer: a file of :meth:`save_mixer` or a checkpoint of the engine.
 
         Raises:
-            ValueError: the file holds no mixer, or one of other sizes; nothing has been changed.
+            ValueError: the file holds no mixer, or one of another kind, stage or size; nothing has been changed.
             FileNotFoundError: no such file.
         """
         what = type(self).__name__
         own = self.mixer_state()
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = found.get("policy", found) if isinstance(found, dict) else found
-        if not isinstance(found, dict) or not any(str(name).startswith("block.") for name in found):
-            raise ValueError(f"{what} found no mixer in {path}: expected a file of save_mixer or a checkpoint of a run")
+        found, settings = _read_mixer(what, path)
+        for name, value in self.settings().items():
+            if settings.get(name) != value:
+                raise ValueError(
+                    f"{what} has {name}={value!r}, but the mixer in {path} was trained with {name}="
+                    f"{settings.get(name)!r}"
+                )
         missing = [name for name in own if name not in found]
         if missing:
             raise ValueError(
@@ -469,7 +521,28 @@ def check_channels(what: str, channels: int) -> int:
     return channels
 
 
+def _read_mixer(what: str, path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and settings of the one mixer in a file."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{what} cannot read {path} as a mixer: {str(error).splitlines()[0]}") from error
+    found = found.get("policy", found) if isinstance(found, dict) else {}
+    end = "_extra_state"
+    # Inside of other policies the names of its parts start with theirs.
+    starts = [name.removesuffix(end) for name, value in found.items() if name.endswith(end) and isinstance(value, dict)]
+    if len(starts) != 1:
+        raise ValueError(
+            f"{what} found {len(starts) or 'no'} mixer{'s' if len(starts) > 1 else ''} in {path}: expected a file of "
+            "save_mixer or a checkpoint of a run with one"
+        )
+    (start,) = starts
+    return {name.removeprefix(start): value for name, value in found.items()}, found[start + end]
+
+
 def _scope(what: str, scope: Sequence[float]) -> tuple[float, float]:
+    if not isinstance(scope, Sequence) or isinstance(scope, str):
+        raise ValueError(f"{what} expects scope as two parts of training, got {scope!r}")
     ends = tuple(float(end) for end in scope)
     if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1 or ends[1] == 0:
         raise ValueError(f"{what} expects scope as two parts of training in order, in [0, 1], got {tuple(scope)}")

@@ -296,7 +296,7 @@ class Policy(nn.Module):
         """Terms of the loss that do not wait for the mixed pass: scalars, weighted, by the names to log.
 
         Called before the mixed pass, so that what a term keeps for its gradient can be gone when that pass begins:
-        see :func:`mixaug.signals.taken_now`. None by default.
+        see :func:`mixaug.signals.taken_now`. :class:`mixaug.MixStep` asks policies with :attr:`needs`. None by default.
 
         Args:
             images: (B, C, *size) unmixed.

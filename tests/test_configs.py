@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import mixaug
 from mixaug.engine import build
-from mixaug.engine.config import GROUPS, compose, list_choices
+from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings
+from mixaug.engine.errors import ConfigError
 from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -36,11 +38,24 @@ PROTOCOL_MODELS = {
     "openmixup_tiny_imagenet": ["cifar_resnet18", "cifar_resnext50_32x4d"],
 }
 # OpenMixup's alphas, section by section of docs/protocols.md.
+TWO = {"alignmix": 2.0, "attentivemix": 2.0, "automix": 2.0, "samix": 2.0}
 ALPHAS = {
-    "openmixup_cifar": {"mixup": 1.0, "cutmix": 0.2, "saliencymix": 0.2, "fmix": 0.2, "gridmix": 0.2},
-    "openmixup_cifar_vit": {"mixup": 0.8, "cutmix": 2.0, "saliencymix": 0.2, "fmix": 1.0, "gridmix": 1.0},
-    "openmixup_tiny_imagenet": {"mixup": 1.0, "cutmix": 1.0, "saliencymix": 1.0, "fmix": 1.0, "gridmix": 0.2},
-}
+    "openmixup_cifar": {
+        "mixup": 1.0, "cutmix": 0.2, "saliencymix": 0.2, "fmix": 0.2, "gridmix": 0.2,
+        "manifoldmix": 2.0, "puzzlemix": 1.0, "adautomix": 1.0, **TWO,
+    },
+    "openmixup_cifar_vit": {
+        "mixup": 0.8, "cutmix": 2.0, "saliencymix": 0.2, "fmix": 1.0, "gridmix": 1.0,
+        "manifoldmix": 2.0, "puzzlemix": 2.0, "adautomix": 1.0, **TWO,
+        "transmix": 1.0, "tokenmix": 1.0, "mixpro": 1.0,
+    },
+    "openmixup_tiny_imagenet": {
+        "mixup": 1.0, "cutmix": 1.0, "saliencymix": 1.0, "fmix": 1.0, "gridmix": 0.2,
+        "manifoldmix": 0.2, "puzzlemix": 1.0, "adautomix": 1.0, **TWO,
+    },
+}  # fmt: skip
+LEARNED = ("adautomix", "automix", "samix")
+CIFAR, IMAGENET = ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.201]), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Facts:
@@ -250,6 +265,235 @@ def test_openmixup_cifar_vit_reads_like_the_page(
     assert config.schedule.warmup_lr == pytest.approx(1e-5 * lr)
     assert (config.schedule.warmup_epochs, config.schedule.step_on_epochs) == (20, False)
     assert (config.objective.label_smoothing, config.optimizer.weight_decay) == (0.1, 0.05)
+
+
+def composed(protocol: str, model: str, policy: str, *others: str) -> DictConfig:
+    data = PROTOCOL_DATA[protocol]
+    return compose(
+        with_root([f"data={data}", f"protocol={protocol}", f"model={model}", f"policy={policy}", *others], data)
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "model", "block_nums", "t_size", "normalisation"),
+    [
+        ("openmixup_cifar", "cifar_resnet18", [2, 4, 8, 16], 4, CIFAR),
+        ("openmixup_cifar_vit", "deit_small_patch16_224", [2, 4, 8], None, IMAGENET),
+        ("openmixup_cifar_vit", "swin_tiny_patch4_window7_224", [2, 4, 8], None, IMAGENET),
+        ("openmixup_cifar_vit", "cifar_convnext_tiny", [2, 4, 8, 16], 4, CIFAR),
+        ("openmixup_tiny_imagenet", "cifar_resnext50_32x4d", [2, 4, 8], None, IMAGENET),
+    ],
+)
+def test_puzzlemix_reads_like_the_published_configs(
+    protocol: str,
+    model: str,
+    block_nums: list[int],
+    t_size: int | None,
+    normalisation: tuple[list[float], list[float]],
+) -> None:
+    policy = composed(protocol, model, "puzzlemix").policy
+    assert (policy.block_nums, policy.transport, policy.t_size) == (block_nums, True, t_size)
+    assert (policy.mean, policy.std) == normalisation
+    # The rest are the authors' values, our defaults.
+    assert (policy.n_labels, policy.beta, policy.gamma, policy.eta) == (3, 1.2, 0.5, 0.2)
+    assert (policy.neigh_size, policy.t_eps, policy.clean_lam, policy.adv_p) == (4, 0.8, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("protocol", list(ALPHAS))
+def test_guided_policies_read_like_the_published_configs(protocol: str) -> None:
+    model = PROTOCOL_MODELS[protocol][0]
+    attentive = composed(protocol, model, "attentivemix").policy
+    assert (attentive.k, attentive.network, attentive.network_size) == (None, None, 224)
+    assert composed(protocol, model, "alignmix").policy.reference is True
+    if protocol != "openmixup_cifar_vit":
+        assert rules_of(protocol, model, "comixup")["policy.dirichlet"] == 2.0
+
+
+def test_weight_decay_of_cutting_methods() -> None:
+    rules = {policy: rules_of("openmixup_cifar", "cifar_resnext50_32x4d", policy) for policy in ours()}
+    assert {policy for policy, values in rules.items() if values.get("optimizer.weight_decay") == 5e-4} == {
+        *("attentivemix", "cutmix", "fmix", "gridmix", "resizemix", "saliencymix", "smoothmix")
+    }
+
+
+def test_policies_of_attention_read_like_the_published_configs() -> None:
+    deit, swin, convnext = PROTOCOL_MODELS["openmixup_cifar_vit"]
+
+    def at(model: str, policy: str) -> DictConfig:
+        return composed("openmixup_cifar_vit", model, policy)
+
+    assert (at(deit, "transmix").clip_grad_norm, at(deit, "transmix").schedule.min_lr) == (5.0, 1e-6)
+    assert (at(swin, "transmix").clip_grad_norm, at(swin, "transmix").schedule.min_lr) == (10.0, 0.0)
+    assert at(deit, "transmix").policy.attention_share == 0.5
+    for model in (deit, swin):
+        assert (at(model, "mixpro").policy.patch_size, at(model, "mixpro").policy.attention) == (64, "own")
+    assert at(convnext, "mixpro").policy.patch_size is None
+    assert (at(deit, "tokenmix").policy.minimum_tokens, at(deit, "tokenmix").policy.mode) == (14, "block")
+    assert at(deit, "smmix").policy.minmax == [0.25, 0.75]
+    for policy in ("transmix", "mixpro", "tokenmix", "smmix"):
+        assert at(deit, policy).policy.per == "batch"
+
+
+# min_lr of the model; lr, momentum, min_lr and warm-up of the mixer; what the rules set of the policy.
+OWN = {"lam_channel": False, "upsampling": "nearest", "mask_lam_end": None, "scope": [0.1, 1.0]}
+SCALED = {"k": 0.25, "eta": 1.0, "upsampling": "bilinear", "mask_adjust": 0.25, "reference": True, "dropout": 0.0}
+MANY = {"n_images": 3, "lam_channel": False, "upsampling": "bilinear", "beta": 0.3, "reference": True}
+SLOW = {"momentum_end": 0.999999}
+LATE = {"momentum_end": 0.99996, "scope": [0.25, 1.0]}
+FADES = {**LATE, "mask_lam_end": 0.0}
+ATTENDED = {"k": -1.0, "eta": 1.0, "dropout": 0.1, "mask_adjust": 0.0, "upsampling": "nearest", **FADES}
+PLAIN = (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "model", "policy", "min_lr", "mixer", "policy_values"),
+    [
+        ("openmixup_cifar", "cifar_resnet18", "automix", 0.05, PLAIN, {**OWN, **SLOW}),
+        ("openmixup_cifar", "cifar_resnext50_32x4d", "automix", 0.05, PLAIN, {**OWN, **SLOW}),
+        ("openmixup_cifar", "cifar_wrn28_8", "automix", 1e-3, (0.03, 0.0, None, None), {**OWN, **SLOW}),
+        ("openmixup_cifar", "cifar_resnet18", "samix", 0.05, PLAIN, {**SCALED, **SLOW}),
+        ("openmixup_cifar", "cifar_wrn28_8", "samix", 1e-3, (0.03, 0.0, None, None), {**SCALED, **SLOW}),
+        ("openmixup_cifar", "cifar_resnet18", "adautomix", 0.05, PLAIN, {**MANY, **SLOW}),
+        ("openmixup_tiny_imagenet", "cifar_resnet18", "automix", 0.05, (0.1, None, 1e-3, None), {**OWN, **SLOW}),
+        (
+            *("openmixup_tiny_imagenet", "cifar_resnet18", "samix", 0.05, (0.1, None, 1e-3, None)),
+            {**SCALED, "k": -1.0, "mask_adjust": 0.0, "reference": False},
+        ),
+        (
+            *("openmixup_tiny_imagenet", "cifar_resnext50_32x4d", "samix", 0.05, (0.1, None, 1e-3, None)),
+            {**SCALED, "mask_adjust": 0.0, "reference": False},
+        ),
+        (
+            *("openmixup_tiny_imagenet", "cifar_resnet18", "adautomix", 0.0, (0.1, None, None, None)),
+            {**MANY, "beta": 0.4},
+        ),
+        (
+            *("openmixup_tiny_imagenet", "cifar_resnext50_32x4d", "adautomix", 0.05, (0.1, None, 1e-3, None)),
+            {**MANY, "beta": 0.4},
+        ),
+        (
+            *("openmixup_cifar_vit", "deit_small_patch16_224", "automix", 1e-4, (1e-3, None, 1e-4, 0)),
+            {**OWN, **FADES, "lam_channel": True, "stage": None},
+        ),
+        (
+            *("openmixup_cifar_vit", "swin_tiny_patch4_window7_224", "automix", 1e-4, (1e-3, None, 1e-4, 0)),
+            {**OWN, **FADES, "lam_channel": True, "stage": "layers.3.downsample"},
+        ),
+        (
+            *("openmixup_cifar_vit", "cifar_convnext_tiny", "automix", 1e-4, (1e-3, None, 1e-4, 0)),
+            {**OWN, **FADES, "lam_channel": True, "stage": None},
+        ),
+        (
+            *("openmixup_cifar_vit", "deit_small_patch16_224", "samix", 1e-4, (7.5e-4, None, 1e-4, 0)),
+            {**ATTENDED, "stage": None},
+        ),
+        (
+            *("openmixup_cifar_vit", "swin_tiny_patch4_window7_224", "samix", 1e-4, (5e-4, None, 1e-4, 0)),
+            {**ATTENDED, "stage": "layers.3.downsample"},
+        ),
+        (
+            *("openmixup_cifar_vit", "cifar_convnext_tiny", "samix", 1e-4, (7.5e-4, None, 1e-4, 0)),
+            {**ATTENDED, "upsampling": "bilinear"},
+        ),
+        (
+            *("openmixup_cifar_vit", "deit_small_patch16_224", "adautomix", 1e-4, (1e-3, None, 1e-4, 0)),
+            {**MANY, **LATE, "lam_channel": True, "upsampling": "nearest", "generator_probability": 0.8},
+        ),
+        (
+            *("openmixup_cifar_vit", "swin_tiny_patch4_window7_224", "adautomix", 1e-4, (1e-3, None, 1e-4, 0)),
+            {**MANY, **LATE, "lam_channel": True, "upsampling": "nearest", "lam_margin": 0.0},
+        ),
+    ],
+)
+def test_learned_mixers_read_like_the_published_configs(
+    protocol: str,
+    model: str,
+    policy: str,
+    min_lr: float,
+    mixer: tuple[float | None, ...],
+    policy_values: dict[str, Any],
+) -> None:
+    config = composed(protocol, model, policy)
+    assert config.schedule.min_lr == min_lr
+    own = config.mixer
+    assert (own.lr, own.momentum, own.schedule.min_lr, own.schedule.warmup_epochs) == mixer
+    assert (own.weight_decay, own.schedule.sched, own.schedule.warmup_lr) == (None, None, None)
+    assert {key: config.policy[key] for key in policy_values} == policy_values
+    # What the policy's group then trains with.
+    step = MixStep(built_model(config), build.build_policy(config), build.build_objective(config))
+    build.check_mixer(config, step)
+    group = build.build_optimizer(config, step).param_groups[-1]
+    assert group["mixer"] is True
+    assert group["lr"] == (config.optimizer.lr if own.lr is None else own.lr)
+    if "momentum" in group:
+        assert group["momentum"] == (0.9 if own.momentum is None else own.momentum)
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "lr", "drop_path", "clip", "warmup", "precision"),
+    [
+        ("deit_small_patch16_224", "automix", 5e-4, 0.1, 10.0, 5, "float32"),
+        ("deit_small_patch16_224", "samix", 7.5e-4, 0.1, 20.0, 20, "float32"),
+        ("deit_small_patch16_224", "adautomix", 5e-4, 0.1, 10.0, 5, "float32"),
+        ("swin_tiny_patch4_window7_224", "automix", 5e-4, 0.2, 10.0, 20, "float32"),
+        ("swin_tiny_patch4_window7_224", "samix", 5e-4, 0.2, 20.0, 20, "float32"),
+        ("swin_tiny_patch4_window7_224", "adautomix", 5e-4, 0.2, 10.0, 20, "float32"),
+        ("cifar_convnext_tiny", "automix", 2e-3, 0.3, None, 20, "float32"),
+        ("cifar_convnext_tiny", "samix", 1e-3, 0.3, 20.0, 20, "float32"),
+        ("swin_tiny_patch4_window7_224", "puzzlemix", 5e-4, 0.2, 5.0, 20, "float16"),
+    ],
+)
+def test_learned_mixers_of_transformers_change_the_recipe(
+    model: str, policy: str, lr: float, drop_path: float, clip: float | None, warmup: int, precision: str
+) -> None:
+    config = composed("openmixup_cifar_vit", model, policy)
+    assert (config.optimizer.lr, config.model.drop_path_rate, config.clip_grad_norm) == (lr, drop_path, clip)
+    assert (config.schedule.warmup_epochs, config.precision) == (warmup, precision)
+    assert config.schedule.warmup_lr == pytest.approx(1e-5 * lr)
+
+
+@cache
+def protocol_section(name: str) -> Any:
+    return OmegaConf.to_container(read("protocol", name).protocol)
+
+
+def rules_of(protocol: str, model: str, policy: str) -> dict[str, Any]:
+    """What the rules of a protocol set, without the rest of a config, which takes long to compose."""
+    chosen = {"data": PROTOCOL_DATA[protocol], "model": model, "policy": policy}
+    return matching_values(protocol_section(protocol), chosen)
+
+
+@pytest.mark.parametrize("protocol", list_choices("protocol"))
+def test_only_learned_mixers_get_settings_of_a_mixer_or_another_schedule(protocol: str) -> None:
+    for model in PROTOCOL_MODELS[protocol]:
+        usual = composed(protocol, model, "none")
+        for policy in ours():
+            values = rules_of(protocol, model, policy)
+            min_lr = values.get("schedule.min_lr", usual.schedule.get("min_lr"))
+            assert min_lr < values.get("optimizer.lr", usual.optimizer.lr)
+            if policy in LEARNED or (policy, model) == ("transmix", "swin_tiny_patch4_window7_224"):
+                continue
+            recipe = {key: v for key, v in values.items() if key.startswith(("mixer.", "schedule.", "model.", "prec"))}
+            assert recipe == {key: v for key, v in usual.protocol.applied.items() if key in recipe}, policy
+            assert not [key for key in values if key.startswith("mixer.")], policy
+
+
+def test_rules_set_only_what_the_policies_take() -> None:
+    for protocol, model in ((p, m) for p in PROTOCOL_MODELS for m in PROTOCOL_MODELS[p]):
+        for policy in ours():
+            named = {k.removeprefix("policy.") for k in rules_of(protocol, model, policy) if k.startswith("policy.")}
+            assert named <= set(mixaug.describe(policy).defaults), (protocol, model, policy)
+
+
+def test_a_mixer_that_is_given_takes_back_the_settings_of_a_trained_one() -> None:
+    frozen = ["policy.frozen=true", "mixer.lr=null", "mixer.schedule.min_lr=null"]
+    config = composed("openmixup_tiny_imagenet", "cifar_resnet18", "automix", *frozen)
+    assert mixer_settings(config) == {}
+    step = MixStep(built_model(config), build.build_policy(config), build.build_objective(config))
+    build.check_mixer(config, step)
+    kept = composed("openmixup_tiny_imagenet", "cifar_resnet18", "automix", "policy.frozen=true")
+    with pytest.raises(ConfigError, match="no learned mixer to train"):
+        build.check_mixer(kept, step)
 
 
 @pytest.mark.parametrize("name", list_choices("experiment"))

@@ -105,7 +105,7 @@ def _assemble(
     """The state of a run at its beginning, and the module whose forward trains."""
     step.to(world.device)
     if config.channels_last:
-        step.model.to(memory_format=torch.channels_last)
+        step.to(memory_format=torch.channels_last)
     if config.sync_batchnorm:
         step.model = nn.SyncBatchNorm.convert_sync_batchnorm(step.model)
     ema = None
@@ -125,7 +125,7 @@ def _assemble(
     )
     if config.compile:
         # What an earlier run of this process compiled is taken for this model too, without a look at its hooks.
-        torch._dynamo.reset()
+        torch.compiler.reset()
         # In place, so that the names in checkpoints stay those of the bare model.
         step.model.compile()
     if world.size == 1:

@@ -116,18 +116,22 @@ class MethodName:
 
     ``alpha`` names the options compared with the published alpha, in order ("0.8/1" stands for two); it is empty where
     the published alpha has no effect. ``options`` are what the published runs used: a run that differs in one of them,
-    or sets any other option away from its default, is marked.
+    or sets any other option away from its default, is marked. ``unlike`` says in what no run of ours can be like the
+    published ones, whatever its options: there is then never a figure, and this is told in its place.
     """
 
     published: tuple[str, ...]
     alpha: tuple[str, ...] = ("alpha",)
     options: Mapping[str, object] = field(default_factory=dict)
+    unlike: str = ""
 
 
 ANY = object()
 """Marks an option whose value the protocol decides."""
 
 _PER_BATCH: dict[str, object] = {"per": "batch"}  # OpenMixup draws one lambda and one mask for a whole batch
+_OF_FOUR = "published: the best of four classifiers, two of the network and two of its momentum copy"
+_ELSEWHERE = "published: the authors' implementation, with settings that are not told"
 
 METHODS: dict[str, MethodName] = {
     "none": MethodName(("Vanilla",), alpha=()),
@@ -142,6 +146,28 @@ METHODS: dict[str, MethodName] = {
     "saliencymix": MethodName(("SaliencyMix",), options=_PER_BATCH),
     "deit": MethodName(("DeiT",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
     "rsb": MethodName(("RSB",), alpha=("mixup_alpha", "cutmix_alpha"), options=_PER_BATCH),
+    "manifoldmix": MethodName(("ManifoldMix",), options=_PER_BATCH),
+    "snapmix": MethodName(("SnapMix",), options=_PER_BATCH),
+    "puzzlemix": MethodName(
+        ("PuzzleMix",),
+        unlike="published: a graph cut whose 32-bit costs overflow, so that it labels the most salient blocks wrongly; "
+        "for transformers and ConvNeXt also a loss that averages the label shares over the batch",
+    ),
+    "attentivemix": MethodName(
+        ("AttentiveMix+",),
+        unlike="published: a pre-trained network whose batch norms stay in training mode; here it is in eval mode",
+    ),
+    "transmix": MethodName(
+        ("TransMix",),
+        unlike="published: in turn with Mixup (DeiT-S) or CutMix (Swin-T), and a loss that averages the label shares "
+        "over the batch",
+    ),
+    "comixup": MethodName(("Co-Mixup",), alpha=("dirichlet",), unlike=_ELSEWHERE),
+    "alignmix": MethodName(("AlignMix",), unlike=_ELSEWHERE),
+    "automix": MethodName(("AutoMix",), unlike=_OF_FOUR),
+    "samix": MethodName(("SAMix",), unlike=_OF_FOUR),
+    # Its figures on the data of our protocols stand in its own repository's table, which tells no epochs.
+    "adautomix": MethodName(("AdAutoMix",)),
 }
 """Policy name to published method, and what must agree before their figures stand side by side."""
 
@@ -197,9 +223,9 @@ class Match:
     """The published figure that a row may stand beside, or a mark that says why there is none.
 
     ``mark`` is empty for a match, else one of ``"no published figure"``, ``"other data"``, ``"other protocol"``,
-    ``"other epochs"``, ``"other alpha"``, ``"other options"``, ``"other settings"`` (a departure from the protocol),
-    ``"settings unknown"``; ``detail`` says what was published, or what differs. ``rerun`` is what the authors' code
-    gave when it was run for this project, where it was.
+    ``"other epochs"``, ``"not like for like"`` (runs of this policy never are), ``"other alpha"``, ``"other options"``,
+    ``"other settings"`` (a departure from the protocol), ``"settings unknown"``; ``detail`` says what was published, or
+    what differs. ``rerun`` is what the authors' code gave when it was run for this project, where it was.
     """
 
     figure: Figure | None = None
@@ -279,6 +305,8 @@ def match(
     if not timed:
         lengths = ", ".join(str(length) for length in sorted({f.epochs for f in same if f.epochs is not None}))
         return Match(mark="other epochs", detail=f"published at {lengths}")
+    if method.unlike:
+        return Match(mark="not like for like", detail=method.unlike)
 
     known = policy_defaults(policy) if defaults is None else defaults
     options = {**known, **policy_options}

@@ -201,7 +201,7 @@ class LearnedShares(Plan):
     arxiv="2312.11954",
 )
 class AdAutoMix(LearnedMixer):
-    """Mix two or more images by masks that learn against the classifier. Train through :class:`mixaug.MixStep`.
+    """Mix two or more images by masks that learn against the classifier. Train through MixStep.
 
     Labels keep the drawn shares; ``labeling="area"`` takes the masks'.
 
@@ -311,13 +311,16 @@ class AdAutoMix(LearnedMixer):
         super().after_step(model)
         self.steps += 1
 
-    def get_extra_state(self) -> Tensor:
-        """The number of steps, as a tensor like all else in a state."""
-        return torch.tensor(self.steps)
+    def block_settings(self) -> dict[str, Any]:
+        return {"lam_channel": self.lam_channel}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The settings, and the number of steps."""
+        return {**super().get_extra_state(), "steps": self.steps}
 
     def set_extra_state(self, state: Any) -> None:
         """Take up the alternation where it was."""
-        self.steps = int(state)
+        self.steps = int(state["steps"])
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
         inputs = generator_inputs = self._rows(batch, partner, draws)
@@ -402,17 +405,17 @@ class AdAutoMix(LearnedMixer):
             shares: (n, N) or (1, N) of sum 1.
             size: (H, W) of the images.
         """
-        if self.block is None:
-            raise ValueError(f"{type(self).__name__} has no mixer yet: attach it to a model, or say channels=")
+        block = self.mixing_block()
         # Sums over many cells: in half precision the scores overflow.
         with torch.autocast(features.device.type, enabled=False):
-            return adautomix_masks(self.block(features.float(), sources, shares.float()), size, self.upsampling)
+            return adautomix_masks(block(features, sources, shares.to(features.dtype)), size, self.upsampling)
 
     def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
         terms = super().early_loss(images, mixed, clean)
         plan, source = mixed.plan, getattr(clean, "source", None)
         blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_lam > 0
         if blends and isinstance(plan, LearnedShares) and isinstance(source, ModelSignals):
+            # One weight for both, divided between them.
             terms["clean_loss"] = (1 - self.mixup_ratio) * terms["clean_loss"]
             factor = self.mixup_ratio * self.clean_lam
             terms["linear_loss"] = factor * _linear_loss(images, mixed.labels, plan, source)
@@ -435,7 +438,8 @@ class AdAutoMix(LearnedMixer):
             if self.beta < 1:
                 similarity = adautomix_similarity(outputs, plan.outputs, sources, shares)
                 loss = loss + (1 - self.beta) * (similarity if self.reference else -similarity)
-        return {"generator_loss": taken_now(loss, [masks], half_scale(images))}
+        # Only as far as the masks: the network is done with before the block's own backward pass.
+        return self.taken({"generator_loss": taken_now(loss, [masks], half_scale(images))})
 
 
 def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, source: ModelSignals) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +168,7 @@ class LearnedBlend(MaskBlend):
     arxiv="2103.13027",
 )
 class AutoMix(LearnedMixer):
-    """Masks from a mixing block that learns beside the classifier. Train through :class:`mixaug.MixStep`.
+    """Masks from a mixing block that learns beside the classifier. Train through MixStep.
 
     Labels keep the drawn share; ``labeling="area"`` takes the mask's.
 
@@ -257,6 +257,9 @@ class AutoMix(LearnedMixer):
     def make_block(self, channels: int) -> nn.Module:
         return MixBlock(channels, self.lam_channel)
 
+    def block_settings(self) -> dict[str, Any]:
+        return {"lam_channel": self.lam_channel}
+
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedBlend:
         features = self.features_of(batch)
         lam = generator_lam = self.ratio(draws).float()
@@ -294,11 +297,10 @@ class AutoMix(LearnedMixer):
             lam: (B,) or (1,) own shares.
             size: (H, W) of the images.
         """
-        if self.block is None:
-            raise ValueError(f"{type(self).__name__} has no mixer yet: attach it to a model, or say channels=")
+        block = self.mixing_block()
         # Sums over many cells: in half precision the scores overflow.
         with torch.autocast(own.device.type, enabled=False):
-            return learned_mask(self.block(own.float(), other.float(), lam.float()), size, self.upsampling)
+            return learned_mask(block(own, other, lam.to(own.dtype)), size, self.upsampling)
 
     def generator_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> dict[str, Tensor]:
         plan = mixed.plan
@@ -318,8 +320,9 @@ class AutoMix(LearnedMixer):
                 weights=torch.stack([lam, 1 - lam], 1).expand(count, 2),
             )
             loss = self.generator_objective(self.slow_network()(blended), pair, source)
+            # Only as far as the mask: the network is done with before the block's own backward pass.
             terms["generator_loss"] = taken_now(loss, [mask], half_scale(images))
-        return terms
+        return self.taken(terms)
 
     def generator_objective(self, outputs: Tensor, pair: MixedBatch, source: ModelSignals) -> Tensor:
         """What the block wants of the momentum copy's outputs for its own mixture: the loss of the step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ class SAMixBlock(nn.Module):
     arxiv="2111.15454",
 )
 class SAMix(AutoMix):
-    """AutoMix with SAMix's mixer, a reward for masks that vary, and a balanced loss. Train through MixStep.
+    """AutoMix with a mixer that sees both maps, a reward for masks that vary, a balanced loss; train through MixStep.
 
     Args:
         k: of :func:`rescaled_lam`: 0.25 in the published CIFAR settings, -1 for large data.
@@ -149,7 +150,7 @@ class SAMix(AutoMix):
         mask_lam_end: float | None = None,
         mask_margin: float = 0.1,
         variance: float = 2.0,
-        mask_adjust: float = 0.0,
+        mask_adjust: float = 0.25,
         lam_margin: float = 0.08,
         momentum: float = 0.999,
         momentum_end: float | None = 0.999999,
@@ -199,6 +200,9 @@ class SAMix(AutoMix):
         )
         self.eta = check_probability("SAMix", "eta", eta)
         self.variance = not_negative("SAMix", "variance", variance)
+
+    def block_settings(self) -> dict[str, Any]:
+        return {"k": self.k}
 
     def make_block(self, channels: int) -> nn.Module:
         return SAMixBlock(channels, self.k, self.dropout)

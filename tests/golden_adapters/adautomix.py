@@ -20,7 +20,7 @@ BLOCK = {
 @adapter("adautomix")
 def replay_adautomix(arrays, stem):
     a = of_array(arrays)
-    return replay_step(a) if "loss_total" in a else replay_masks(a, stem)
+    return replay_step(a, stem) if "loss_total" in a else replay_masks(a, stem)
 
 
 def replay_masks(a, stem):
@@ -41,7 +41,7 @@ def own_first(index):
     return list(index[1:, index[0].argsort()])
 
 
-def replay_step(a):
+def replay_step(a, stem):
     index, generator_index = a["index_bb"], a["index_mb"]
     count = len(index)
     policy = mixaug.create(
@@ -62,10 +62,9 @@ def replay_step(a):
     load(slow(policy), a)
     beta, loss_k, similarity = float(a["beta_ratio"]), a["loss_mix_k"], a["cos_sim"]
     adversarial = -beta * loss_k + (1 - beta) * similarity
-    # What kind of step a file holds follows from its sum.
+    # The name says what kind of step it is.
     kinds = [adversarial, loss_k]
-    rest = a["loss_total"] - a["loss_one_q"] - a["loss_mix_q"]
-    policy.steps = min(range(2), key=lambda kind: (kinds[kind] - rest).abs())
+    policy.steps = int("adversarial" not in stem)
     seen, blended = [], []
     hooks = [
         policy.network.model.register_forward_hook(lambda _, x, y: seen.append((x[0].detach(), y.detach()))),

@@ -167,5 +167,4 @@ def replay_step(a, stem):
 
 def slow(policy):
     """Parameters of the slow copy by their names in a file."""
-    found = TwoStages.recorded(policy.network.model, "k")
-    return found | {f"head_one_k__fc_{part}": p for part, p in policy.slow_clean_head.named_parameters()}
+    return TwoStages.recorded(policy.network.model, "k")

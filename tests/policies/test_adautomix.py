@@ -556,7 +556,7 @@ def test_what_is_missing_is_named():
     policy = mixaug.create("adautomix", channels=8)
     with pytest.raises(ValueError, match=r"no mask can be made: name an earlier stage"):
         policy(IMAGES, signals=Signals(features=torch.randn(6, 8, 1, 1)))
-    with pytest.raises(ValueError, match="a mixer for 8 channels, but stage None gives 4"):
+    with pytest.raises(ValueError, match="a mixer for 8 channels, but the features of stage None have 4"):
         policy(IMAGES, signals=Signals(features=torch.randn(6, 4, 4, 6)))
     mixed = policy(IMAGES, LABELS, signals=Signals(features=torch.randn(6, 8, 4, 6)))
     with pytest.raises(ValueError, match=r"train through mixaug\.MixStep"):
