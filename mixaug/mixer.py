@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ __all__ = ["LearnedMixer", "MomentumNetwork", "check_channels", "momentum_at", "
 
 #: Steps of training without ``after_step`` after which a loop that never calls it is told so.
 PATIENCE = 256
+#: Steps in which no optimizer touches the mixer, after which the loop is told.
+STILL = 16
+#: Of the settings in a state.
+BYTES = 1024
 
 
 def momentum_at(progress: float, start: float, end: float, scope: Sequence[float] = (0.1, 1.0)) -> float:
@@ -58,10 +63,12 @@ class MomentumNetwork(nn.Module):
     Args:
         model: what to copy.
         stage: name of the module behind which its features are read.
+        channels: of these features, where they are known.
     """
 
-    def __init__(self, model: nn.Module, stage: str) -> None:
+    def __init__(self, model: nn.Module, stage: str, channels: int | None = None) -> None:
         super().__init__()
+        self.channels = channels
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.stage = stage
 
@@ -110,7 +117,11 @@ class MomentumNetwork(nn.Module):
         if not found:
             raise ValueError(f"{type(self.model).__name__} ran without calling its module {self.stage!r}")
         value = found[0][0] if isinstance(found[0], (list, tuple)) else found[0]
-        return backbone.as_map(self.model, value, images.shape[2:]), outputs
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"stage {self.stage!r} of {type(self.model).__name__} gives {type(value).__name__}, no map"
+            )
+        return backbone.as_map(self.model, value, images.shape[2:], self.channels), outputs
 
     @contextlib.contextmanager
     def _watching(self, found: list[Any]) -> Iterator[None]:
@@ -135,6 +146,17 @@ class MomentumNetwork(nn.Module):
             pass
         finally:
             hook.remove()
+
+
+class _Followed(nn.Module):
+    """A model and what is done with its outputs, as one call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, then: Callable[[Any], Tensor]) -> Tensor:
+        return then(self.model(images))
 
 
 class _Arrived(Exception):  # not an error: the way out of a pass that has shown what was asked
@@ -205,8 +227,15 @@ class LearnedMixer(Policy):
         self.generator_share = check_probability(what, "generator_share", generator_share)
         if self.generator_share == 0:
             raise ValueError(f"{what} expects generator_share in (0, 1], got 0; frozen=True never trains the mixer")
-        if encoder is not None and mixer is None:
-            raise ValueError(f"{what} got an encoder but no mixer that was trained with it")
+        if encoder is not None and (mixer is None or frozen is False or not isinstance(encoder, nn.Module)):
+            raise ValueError(
+                f"{what} expects encoder as the torch.nn.Module that a mixer was trained with, beside that mixer, "
+                f"which stays frozen; got encoder={type(encoder).__name__}, mixer={mixer!r}, frozen={frozen!r}"
+            )
+        if frozen is not None and not isinstance(frozen, bool):
+            raise ValueError(f"{what} expects frozen as True, False or None, got {frozen!r}")
+        if stage is not None and (isinstance(stage, bool) or not isinstance(stage, (int, str))):
+            raise ValueError(f"{what} expects stage as the name of a module, a number or None, got {stage!r}")
         self.mixer = None if mixer is None else str(mixer)
         self.frozen = self.mixer is not None if frozen is None else bool(frozen)
         self.channels = None if channels is None else check_channels(what, channels)
@@ -219,6 +248,7 @@ class LearnedMixer(Policy):
         self._encoder = None if encoder is None else (encoder,)
         self.has_encoder = encoder is not None
         self._early = False
+        self._version, self._still = -1, 0
 
     def make_known_block(self) -> None:
         """Make the block now if the number of channels was given, else when the policy is attached to a model."""
@@ -240,6 +270,13 @@ class LearnedMixer(Policy):
         """
         raise TypeError(f"{type(self).__name__} does not define generator_loss(images, mixed, source)")
 
+    def _mirror(self, model: nn.Module | None) -> None:
+        """The slow copy in the modes of the model, part by part: what is frozen there is frozen here."""
+        if self.frozen or self.has_encoder or model is None or self.network is None:
+            return
+        for theirs, ours in zip(model.modules(), self.network.model.modules(), strict=False):
+            ours.training = theirs.training
+
     def settings(self) -> dict[str, Any]:
         """What a trained mixer cannot be used without: its kind, the stage that it looks at, settings of its block."""
         stage = None if self.network is None else self.network.stage
@@ -249,12 +286,23 @@ class LearnedMixer(Policy):
         """Options of the block that its weights belong to."""
         return {}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """:meth:`settings`, kept with the weights in every ``state_dict``."""
-        return self.settings()
+    def get_extra_state(self) -> Tensor:
+        """:meth:`settings` and what else a subclass remembers, as bytes: a tensor like all else in a ``state_dict``."""
+        return as_bytes({"settings": self.settings(), **self.remembered()})
 
     def set_extra_state(self, state: Any) -> None:
-        """Nothing to take up: the options are those that the policy was made with."""
+        """Take up what :meth:`remembered` gave; the settings are those that the policy was made with."""
+        known = of_bytes(state)
+        if known is None:
+            raise ValueError(f"{type(self).__name__}: the state was written by another version of mixaug")
+        self.recall(known)
+
+    def remembered(self) -> dict[str, Any]:
+        """Numbers that a resumed run needs beside weights."""
+        return {}
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Take up :meth:`remembered`."""
 
     def mixer_parameters(self) -> list[nn.Parameter]:
         return [] if self.block is None or self.frozen else list(self.block.parameters())
@@ -271,7 +319,7 @@ class LearnedMixer(Policy):
         what = type(self).__name__
         model = signals.inner
         if self.clean_head_wanted:
-            self.clean_head = signals.like_classifier(what, self.clean_head)
+            self.clean_head = self._own_head(signals)
         if self.network is not None:
             if not self.has_encoder:
                 _check_same_sizes(what, self.network.model, model)
@@ -287,7 +335,7 @@ class LearnedMixer(Policy):
                 )
             self.channels = channels
             self.make_known_block()
-        self.network = MomentumNetwork(seen, stage)
+        self.network = MomentumNetwork(seen, stage, self.channels)
         parameter = next(model.parameters(), None)
         if parameter is not None:
             self.to(parameter.device)
@@ -301,6 +349,16 @@ class LearnedMixer(Policy):
         self._encoder = None
         self.train(self.training)
 
+    def _own_head(self, signals: ModelSignals) -> nn.Linear:
+        what, way_out = type(self).__name__, "clean_head=False lets the unmixed images share the model's own"
+        try:
+            head = signals.like_classifier(what, self.clean_head)
+        except ValueError as error:
+            raise ValueError(f"{error}; {way_out}") from error
+        if nn.utils.parametrize.is_parametrized(signals.inner.get_submodule(signals.classifier())):
+            raise ValueError(f"{what} cannot copy a classifier with parametrized weights: {way_out}")
+        return head
+
     def features_of(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32: given ones, or those of the momentum network."""
         what = type(self).__name__
@@ -309,6 +367,7 @@ class LearnedMixer(Policy):
             height, width = batch.size
             features = signals.features(self.stage, size=(height, width))
         else:
+            self._mirror(signals.model)
             features = self.slow_network().features(batch.images)
         return self._checked(features)
 
@@ -357,9 +416,10 @@ class LearnedMixer(Policy):
             terms |= self.generator_loss(images, mixed, source)
         return terms
 
-    def taken(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def taken(self, terms: dict[str, Tensor], source: ModelSignals) -> dict[str, Tensor]:
         """The same terms, with the gradients of the block computed at once: the first term carries those of all."""
-        handed = taken_now(torch.stack(list(terms.values())).sum(), self.mixer_parameters())
+        learning = [*self.mixer_parameters(), *objective_parameters(source)]
+        handed = taken_now(torch.stack(list(terms.values())).sum(), learning)
         first, *others = terms
         values = {name: term.detach() for name, term in terms.items()}
         return {first: handed - sum(values[name] for name in others), **{name: values[name] for name in others}}
@@ -378,19 +438,21 @@ class LearnedMixer(Policy):
     def _clean_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> Tensor:
         """Loss of the unmixed images in training mode; its graph is gone when this returns."""
         objective = source.step_objective()
-        model, learning = source.model, list(source.model.parameters())
-        if self.clean_head is None:
-            outputs = model(images)
-        else:
+        model, learning = source.model, [*source.model.parameters(), *objective_parameters(source)]
+        head: dict[str, Tensor] = {}
+        if self.clean_head is not None:
             name = source.classifier()
             prefix = "" if model is source.inner else "_orig_mod."
-            head: dict[str, Tensor] = {f"{prefix}{name}.{key}": p for key, p in self.clean_head.named_parameters()}
-            # The model's own forward with another classifier: no hook, so a compiled model stays compiled.
-            outputs = functional_call(model, head, (images,))
+            head = {f"model.{prefix}{name}.{key}": p for key, p in self.clean_head.named_parameters()}
             learning += list(self.clean_head.parameters())
-        if isinstance(objective, nn.Module):
-            learning += list(objective.parameters())
-        return taken_now(objective(outputs, unmixed(images, mixed.labels)), learning, half_scale(images))
+
+        def learn(outputs: Any) -> Tensor:
+            return taken_now(objective(outputs, unmixed(images, mixed.labels)), learning, half_scale(images))
+
+        # The model's own forward with another classifier: no hook, so a compiled model stays compiled. The gradient is
+        # taken inside, where a checkpoint that runs the model again still meets that classifier.
+        loss: Tensor = functional_call(_Followed(model), head, (images, learn))
+        return loss
 
     def generator_rows(self, count: int) -> int:
         """How many samples, from the first on, the block learns from in a batch of ``count``."""
@@ -407,6 +469,7 @@ class LearnedMixer(Policy):
 
     def after_step(self, model: nn.Module) -> None:
         super().after_step(model)
+        self._look_for_optimizer()
         self.unanswered = 0
         if self.frozen or self.network is None:
             return
@@ -419,6 +482,18 @@ class LearnedMixer(Policy):
             )
             self.progress = 0.0
         self.network.follow(model, self.momentum_now())
+
+    def _look_for_optimizer(self) -> None:
+        version = sum(parameter._version for parameter in self.mixer_parameters())
+        self._still = self._still + 1 if version == self._version and self.unanswered else 0
+        self._version = version
+        if self._still == STILL and self.mixer_parameters():
+            warnings.warn(
+                f"the mixer of {type(self).__name__} has not changed in {STILL} steps: give the optimizer the "
+                "parameters of the policy too, as in step.parameters()",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _remind(self) -> None:
         if not self.training or self.frozen or not torch.is_grad_enabled():
@@ -443,7 +518,7 @@ class LearnedMixer(Policy):
 
     def save_mixer(self, path: str | Path) -> None:
         """Write :meth:`mixer_state` and :meth:`settings` to a file, for ``mixer=`` of another policy."""
-        torch.save({**self.mixer_state(), "_extra_state": self.settings()}, path)
+        torch.save({**self.mixer_state(), "_extra_state": self.get_extra_state()}, path)
 
     def load_mixer(self, path: str | Path) -> None:
         """Take the weights of a trained mixer: a file of :meth:`save_mixer` or a checkpoint of the engine.
@@ -525,19 +600,49 @@ def _read_mixer(what: str, path: str | Path) -> tuple[dict[str, Any], dict[str, 
     """Weights and settings of the one mixer in a file."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{what} cannot read {path} as a mixer: {str(error).splitlines()[0]}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise ValueError(f"{what} cannot read {path} as a mixer: {type(error).__name__}") from error
     found = found.get("policy", found) if isinstance(found, dict) else {}
     end = "_extra_state"
     # Inside of other policies the names of its parts start with theirs.
-    starts = [name.removesuffix(end) for name, value in found.items() if name.endswith(end) and isinstance(value, dict)]
+    known = {name.removesuffix(end): of_bytes(value) for name, value in found.items() if str(name).endswith(end)}
+    starts = [start for start, value in known.items() if value is not None and "settings" in value]
     if len(starts) != 1:
         raise ValueError(
             f"{what} found {len(starts) or 'no'} mixer{'s' if len(starts) > 1 else ''} in {path}: expected a file of "
             "save_mixer or a checkpoint of a run with one"
         )
     (start,) = starts
-    return {name.removeprefix(start): value for name, value in found.items()}, found[start + end]
+    return {name.removeprefix(start): value for name, value in found.items()}, (known[start] or {})["settings"]
+
+
+def as_bytes(known: dict[str, Any]) -> Tensor:
+    """(1024,) uint8: a dict of plain values as JSON, padded, so that every state of a policy has the same shape.
+
+    Raises:
+        ValueError: more than 1024 bytes.
+    """
+    text = json.dumps(known).encode()
+    if len(text) > BYTES:
+        raise ValueError(f"the settings of a mixer take {len(text)} bytes, more than {BYTES}")
+    return torch.frombuffer(bytearray(text.ljust(BYTES)), dtype=torch.uint8).clone()
+
+
+def of_bytes(state: Any) -> dict[str, Any] | None:
+    """What :func:`as_bytes` was given; None for anything else."""
+    if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
+        return None
+    try:
+        known = json.loads(bytes(state.tolist()))
+    except ValueError:
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def objective_parameters(source: ModelSignals) -> list[nn.Parameter]:
+    """Parameters of the loss of the step, such as a temperature."""
+    objective = source.step_objective()
+    return list(objective.parameters()) if isinstance(objective, nn.Module) else []
 
 
 def _scope(what: str, scope: Sequence[float]) -> tuple[float, float]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve", "taken_now"]
 
+#: Of a loss times its factor during a backward pass in half precision.
+LARGEST_SCALED = 2.0**17
 #: How the model stands during a pass over the clean batch: its statistics and dropout as in training, or not.
 Mode = Literal["eval", "train"]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -688,13 +690,19 @@ def taken_now(loss: Tensor, parameters: Iterable[Tensor], scale: float = 1.0) ->
     Args:
         loss: scalar with a graph.
         parameters: all that shall learn from it; others get nothing.
-        scale: factor during the backward pass, see :func:`half_scale`.
+        scale: largest factor during the backward pass, see :func:`half_scale`.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     if not loss.requires_grad or not learning:
         return loss.detach()
-    found = torch.autograd.grad(loss * scale, learning, allow_unused=True)
-    kept = [None if gradient is None else gradient / scale for gradient in found] if scale != 1.0 else list(found)
+    if scale == 1.0:
+        kept = list(torch.autograd.grad(loss, learning, allow_unused=True))
+    else:
+        # A large loss brings large gradients of its own: with the whole factor they would overflow, for ever.
+        factor = (LARGEST_SCALED / loss.detach().float().abs().clamp(min=1e-3)).clamp(max=scale)
+        found = torch.autograd.grad(loss.float() * factor, learning, allow_unused=True)
+        # In float32: the factor itself may be too large for half precision.
+        kept = [None if gradient is None else (gradient.float() / factor).to(gradient.dtype) for gradient in found]
     handed: Tensor = _HandOn.apply(loss.detach(), kept, *learning)
     return handed
 

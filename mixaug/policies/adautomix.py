@@ -23,7 +23,7 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Area, Drawn, Labeling
-from mixaug.mixer import LearnedMixer, not_negative
+from mixaug.mixer import LearnedMixer, not_negative, objective_parameters
 from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan
@@ -314,13 +314,11 @@ class AdAutoMix(LearnedMixer):
     def block_settings(self) -> dict[str, Any]:
         return {"lam_channel": self.lam_channel}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The settings, and the number of steps."""
-        return {**super().get_extra_state(), "steps": self.steps}
+    def remembered(self) -> dict[str, Any]:
+        return {"steps": self.steps}
 
-    def set_extra_state(self, state: Any) -> None:
-        """Take up the alternation where it was."""
-        self.steps = int(state["steps"])
+    def recall(self, known: dict[str, Any]) -> None:
+        self.steps = int(known["steps"])
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
         inputs = generator_inputs = self._rows(batch, partner, draws)
@@ -393,6 +391,7 @@ class AdAutoMix(LearnedMixer):
         """Features, and the momentum network's outputs of the same pass where they are asked for."""
         if not with_outputs or batch.ask(type(self).__name__).model is None:
             return self.features_of(batch), None
+        self._mirror(batch.ask(type(self).__name__).model)
         features, outputs = self.slow_network().features_and_outputs(batch.images)
         return self._checked(features), outputs
 
@@ -439,7 +438,8 @@ class AdAutoMix(LearnedMixer):
                 similarity = adautomix_similarity(outputs, plan.outputs, sources, shares)
                 loss = loss + (1 - self.beta) * (similarity if self.reference else -similarity)
         # Only as far as the masks: the network is done with before the block's own backward pass.
-        return self.taken({"generator_loss": taken_now(loss, [masks], half_scale(images))})
+        learning = [masks, *objective_parameters(source)]
+        return self.taken({"generator_loss": taken_now(loss, learning, half_scale(images))}, source)
 
 
 def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, source: ModelSignals) -> Tensor:
@@ -448,7 +448,8 @@ def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, sou
         blended = adautomix(images, plan.inputs, plan.shares)
     model = source.model
     mixture = _mixture(blended, labels, plan.inputs, plan.shares)
-    return taken_now(source.step_objective()(model(blended), mixture), model.parameters(), half_scale(images))
+    learning = [*model.parameters(), *objective_parameters(source)]
+    return taken_now(source.step_objective()(model(blended), mixture), learning, half_scale(images))
 
 
 def _mixture(blended: Tensor, labels: Tensor | None, sources: Tensor, shares: Tensor) -> MixedBatch:

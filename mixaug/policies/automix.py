@@ -20,7 +20,7 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.mixer import LearnedMixer, not_negative
+from mixaug.mixer import LearnedMixer, not_negative, objective_parameters
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend
 from mixaug.ratio import Ratio
@@ -321,8 +321,8 @@ class AutoMix(LearnedMixer):
             )
             loss = self.generator_objective(self.slow_network()(blended), pair, source)
             # Only as far as the mask: the network is done with before the block's own backward pass.
-            terms["generator_loss"] = taken_now(loss, [mask], half_scale(images))
-        return self.taken(terms)
+            terms["generator_loss"] = taken_now(loss, [mask, *objective_parameters(source)], half_scale(images))
+        return self.taken(terms, source)
 
     def generator_objective(self, outputs: Tensor, pair: MixedBatch, source: ModelSignals) -> Tensor:
         """What the block wants of the momentum copy's outputs for its own mixture: the loss of the step."""

@@ -13,6 +13,7 @@ from mixaug.batch import MixedBatch
 from mixaug.checks import check_probability
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
+from mixaug.losses import MixedCrossEntropy
 from mixaug.mixer import not_negative
 from mixaug.ops.layout import single_precision
 from mixaug.pairing import Pairing
@@ -123,9 +124,9 @@ class SAMix(AutoMix):
     Args:
         k: of :func:`rescaled_lam`: 0.25 in the published CIFAR settings, -1 for large data.
         dropout: of the mixer, see :class:`SAMixBlock`.
-        eta: weight in [0, 1] of the part of the mixer's loss against all other classes, as in the paper; 1 is the plain
-            loss of the step, which is what the released code computes with cross-entropy. Below 1 labels must be
-            class ids.
+        eta: weight in [0, 1] of the part of the mixer's loss against all other classes; 1 is the plain loss of the
+            step, which is what the released code computes with cross-entropy. Below 1, 0.5 in the paper, labels must
+            be class ids and the loss of the step plain cross-entropy.
         variance: factor of the reward for masks that vary, see :func:`mixaug.policies.automix.mask_loss`.
         alpha, stage, channels, upsampling, clean_lam, clean_head, mask_lam, mask_lam_end, mask_margin, mask_adjust,
             lam_margin, momentum, momentum_end, scope, generator_share, generator_probability, mixer, frozen, reference,
@@ -142,7 +143,7 @@ class SAMix(AutoMix):
         channels: int | None = None,
         k: float = 0.25,
         dropout: float = 0.0,
-        eta: float = 0.5,
+        eta: float = 1.0,
         upsampling: Upsampling = "bilinear",
         clean_lam: float = 1.0,
         clean_head: bool = True,
@@ -210,7 +211,16 @@ class SAMix(AutoMix):
     def generator_objective(self, outputs: Tensor, pair: MixedBatch, source: ModelSignals) -> Tensor:
         if self.eta == 1:
             return super().generator_objective(outputs, pair, source)
-        labels = pair.labels
+        labels, objective = pair.labels, source.step_objective()
+        if (
+            not isinstance(objective, MixedCrossEntropy)
+            or objective.label_smoothing
+            or objective.class_weight is not None
+        ):
+            raise ValueError(
+                f"SAMix(eta={self.eta:g}) divides a plain MixedCrossEntropy into two parts, but the step's loss is "
+                f"{objective}; eta=1 takes any"
+            )
         if labels is None or labels.is_floating_point() or labels.ndim != 1:
             came = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
             raise ValueError(f"SAMix(eta={self.eta:g}) expects class ids (B,), got {came}; eta=1 takes any labels")

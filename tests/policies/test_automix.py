@@ -502,7 +502,7 @@ def test_a_mixer_may_look_through_another_network_than_the_model(tmp_path):
     assert isinstance(policy.network.model, type(resnet()))
     with pytest.raises(ValueError, match=r"trained with stage='layer2'"):
         mixaug.create("samix", mixer=tmp_path / "mixer.pt").attach(vit())
-    with pytest.raises(ValueError, match="encoder but no mixer"):
+    with pytest.raises(ValueError, match="beside that mixer, which stays frozen"):
         mixaug.create("samix", encoder=vit())
 
 
@@ -569,6 +569,8 @@ def test_stages_and_features_that_do_not_fit_are_named():
     ({"clean_lam": -1.0}, "clean_lam as a number that is not negative"),
     ({"mask_lam": float("nan")}, "mask_lam"),
     ({"momentum": 1.5}, "momentum"),
+    ({"frozen": "no"}, "frozen as True, False or None, got 'no'"),
+    ({"stage": 1.5}, "stage as the name of a module, a number or None, got 1.5"),
     ({"scope": 0.1}, "scope as two parts of training, got 0.1"),
     ({"scope": (0.5, 0.2)}, "scope as two parts of training in order"),
     ({"generator_share": 0.0}, r"generator_share in \(0, 1\]"),
@@ -582,64 +584,6 @@ def test_stages_and_features_that_do_not_fit_are_named():
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         mixaug.create(name, **options)
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({"k": -0.5}, r"k >= 0, or -1"),
-    ({"eta": 1.5}, "eta"),
-    ({"variance": -1.0}, "variance"),
-    ({"dropout": 2.0}, "dropout"),
-])  # fmt: skip
-def test_bad_options_of_samix_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        mixaug.create("samix", **options)
-
-
-def test_the_cubic_keeps_its_fixed_points_and_pulls_to_the_middle():
-    lam = torch.linspace(0, 1, 101, dtype=torch.float64)
-    for k in (0.0, 0.25, 3.0):
-        got = F.rescaled_lam(lam, k)
-        torch.testing.assert_close(got[[0, 50, 100]], torch.tensor([0, 0.5, 1.0], dtype=torch.float64))
-        assert (got.diff() >= 0).all()
-        assert ((got - 0.5).abs() <= (lam - 0.5).abs() + 1e-12).all()
-        torch.testing.assert_close(got + F.rescaled_lam(1 - lam, k), torch.ones_like(lam))
-    assert torch.equal(F.rescaled_lam(lam, -1), lam)
-    assert torch.equal(F.rescaled_lam(lam, 99.0), F.rescaled_lam(lam, 10.0))
-    with pytest.raises(ValueError, match="k >= 0"):
-        F.rescaled_lam(lam, -0.5)
-
-
-def test_the_balanced_loss():
-    logits = torch.randn(6, 5, generator=seeded(1), dtype=torch.float64)
-    partner, lam = torch.tensor([5, 4, 3, 2, 1, 4]), torch.rand(6, generator=seeded(2), dtype=torch.float64)
-    plain = pair_loss(logits, lam, partner)
-    torch.testing.assert_close(F.balanced_cross_entropy(logits, LABELS, partner, lam, 1.0), plain)
-    probabilities = logits.softmax(1)
-    local, everything = [], []
-    for i, j in enumerate(partner.tolist()):
-        a, b = int(LABELS[i]), int(LABELS[j])
-        p, q = probabilities[i, a], probabilities[i, b]
-        whole = p if a == b else p + q
-        local.append(-(lam[i] * (p / whole).log() + (1 - lam[i]) * (q / whole).log()))
-        everything.append(-whole.log())
-    expected = torch.stack(local).mean() + 0.5 * torch.stack(everything).mean()
-    torch.testing.assert_close(F.balanced_cross_entropy(logits, LABELS, partner, lam, 0.5), expected)
-
-
-def test_the_balance_needs_class_ids():
-    soft = torch.rand(6, 5, generator=seeded(1))
-    with pytest.raises(ValueError, match=r"SAMix\(eta=0.5\) expects class ids"):
-        step_of("samix")(IMAGES, soft)
-    loss, _ = step_of("samix", eta=1.0)(IMAGES, soft)
-    assert loss.isfinite()
-
-
-def test_only_samix_rewards_masks_that_vary():
-    step = step_of("samix", mask_margin=1.0)
-    _, scalars = step(IMAGES, LABELS, generator=seeded(1))
-    assert float(scalars["mask_loss"]) < 0
-    _, scalars = step_of("automix", mask_margin=1.0)(IMAGES, LABELS, generator=seeded(1))
-    assert float(scalars["mask_loss"]) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -706,3 +650,113 @@ def test_a_mixer_inside_other_policies_is_found_in_a_checkpoint(tmp_path):
     torch.save({"policy": twice.state_dict()}, tmp_path / "two.pt")
     with pytest.raises(ValueError, match="found 2 mixers in"):
         mixaug.create("automix", mixer=tmp_path / "two.pt").attach(resnet())
+
+
+class Whole(nn.Module):
+    """A model all of which is run again during the backward pass."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def get_classifier(self):
+        return self.model.get_classifier()
+
+    def forward(self, images):
+        return torch.utils.checkpoint.checkpoint(self.model, images, use_reentrant=False)
+
+
+def test_a_checkpoint_around_the_classifier_changes_nothing():
+    plain = step_of("automix", stage="layer2")
+    again = step_of("automix", model=Whole(resnet()), stage="model.layer2", channels=32)
+    again.policy.load_state_dict({**again.policy.state_dict(), **{
+        name.replace("network.model.", "network.model.model."): value
+        for name, value in plain.policy.state_dict().items() if name != "_extra_state"}})  # fmt: skip
+    for step in (plain, again):
+        step(IMAGES, LABELS, generator=seeded(1))[0].backward()
+    wanted = {name: p.grad for name, p in plain.model.named_parameters()}
+    for name, p in again.model.model.named_parameters():
+        torch.testing.assert_close(p.grad, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Tempered(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, logits, mixed):
+        return MixedCrossEntropy()(logits * self.log_scale.exp(), mixed)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("automix", {}), ("samix", {}), ("automix", {"clean_lam": 0.0}), ("adautomix", {}), ("adautomix", {"n_images": 2}),
+], ids=str)  # fmt: skip
+def test_a_parameter_of_the_loss_learns_from_every_term(name, options):
+    step = step_of(name, objective=Tempered(), **options)
+    step(IMAGES, LABELS, generator=seeded(1))[0].backward()
+    scale, sides, eps = step.objective.log_scale, [], 1e-2
+    for sign in (1, -1):
+        with torch.no_grad():
+            scale += sign * eps
+            sides.append(float(step(IMAGES, LABELS, generator=seeded(1))[0]))
+            scale -= sign * eps
+    assert float(scale.grad) == pytest.approx((sides[0] - sides[1]) / (2 * eps), abs=2e-3)
+
+
+def test_an_optimizer_that_does_not_know_the_mixer_is_noticed(monkeypatch):
+    monkeypatch.setattr(mixer, "STILL", 3)
+    for known in (True, False):
+        step = step_of("automix")
+        step.policy.set_progress(0.1)
+        optimizer = torch.optim.SGD((step if known else step.model).parameters(), 0.01)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(5):
+                step(IMAGES, LABELS)[0].backward()
+                optimizer.step()
+                step.zero_grad()
+                step.policy.after_step(step.model)
+        assert [w for w in found if "has not changed in 3 steps" in str(w.message)] if not known else not found
+
+
+def test_what_is_frozen_in_the_model_is_frozen_in_the_copy():
+    step = step_of("automix").train()
+    step.model.bn1.eval() if hasattr(step.model, "bn1") else step.model.layer1.eval()
+    twin = step.policy.network.model.bn1 if hasattr(step.model, "bn1") else step.policy.network.model.layer1
+    before = {name: value.clone() for name, value in twin.state_dict().items()}
+    step(IMAGES, LABELS, generator=seeded(1))
+    assert not twin.training
+    assert step.policy.network.model.layer3.training
+    assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
+
+
+def test_every_state_is_a_tensor_and_one_of_another_version_is_named():
+    step = step_of("adautomix")
+    assert all(isinstance(value, torch.Tensor) for value in step.state_dict().values())
+    sizes = {name: value.shape for name, value in step.state_dict().items()}
+    step.policy.steps = 123456
+    assert {name: value.shape for name, value in step.state_dict().items()} == sizes
+    with pytest.raises(ValueError, match="written by another version"):
+        step.policy.set_extra_state(torch.tensor(3))
+
+
+def test_half_precision_does_not_overflow_with_large_losses():
+    # The factor that lifts small gradients must give way where the loss itself is large.
+    parameter = nn.Parameter(torch.ones((), dtype=torch.float16))
+    for size in (1e-4, 1.0, 1e3):
+        handed = mixaug.signals.taken_now(parameter.float() * size, [parameter], 2.0**16)
+        handed.backward()
+        assert float(parameter.grad) == pytest.approx(size, rel=2e-3)
+        parameter.grad = None
+
+
+def test_classifiers_that_cannot_be_copied_have_a_way_out():
+    model = resnet()
+    torch.nn.utils.parametrizations.weight_norm(model.fc)
+    with pytest.raises(ValueError, match="parametrized weights: clean_head=False"):
+        mixaug.create("automix").attach(model)
+    mixaug.MixStep(model, mixaug.create("automix", clean_head=False), MixedCrossEntropy())(IMAGES, LABELS)
+    with pytest.raises(ValueError, match="clean_head=False lets"):
+        mixaug.create("automix", stage="0", channels=4).attach(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
