@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockAttention", "ModelSignals", "PassSignals", "Recorder", "Seen", "Signals", "resolve", "taken_now"]
 
 #: Of a loss times its factor during a backward pass in half precision.
-LARGEST_SCALED = 2.0**17
+LARGEST_SCALED = 2.0**15
 #: How the model stands during a pass over the clean batch: its statistics and dropout as in training, or not.
 Mode = Literal["eval", "train"]
 Loss = Callable[[Any, Tensor], Tensor]
