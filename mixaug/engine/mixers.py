@@ -40,7 +40,7 @@ class MaskReport:
 def mask_reports(
     run: OpenRun, samples: int = 200, lambdas: Sequence[float] = LAMBDAS, *, fresh: bool = False, seed: int = 0
 ) -> list[MaskReport]:
-    """Look at the masks of a run's AutoMix or SAMix on test images, in evaluation mode.
+    """Look at the masks of a run's AutoMix or SAMix on test images, with statistics of this batch, as in training.
 
     Args:
         run: from :func:`mixaug.engine.pictures.open_run`.
@@ -60,7 +60,11 @@ def mask_reports(
         partner = torch.randperm(len(images)).to(images.device)
         try:
             if fresh:
-                policy.block = policy.make_block(policy.channels or 0).to(images.device).eval()
+                policy.block = policy.make_block(policy.channels or 0).to(images.device)
+            if not policy.frozen and policy.block is not None:
+                # As in training: batch norm in the block takes out of its values what running statistics leave in.
+                policy.block.train()
+                network.train()
             features = network.features(images).float()
             return [_report(policy, network, images, labels, features, partner, lam) for lam in lambdas]
         finally:
