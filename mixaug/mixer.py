@@ -360,7 +360,7 @@ class LearnedMixer(Policy):
         return head
 
     def features_of(self, batch: Batch) -> Tensor:
-        """(B, C, h, w) float32: given ones, or those of the momentum network."""
+        """(B, C, h, w) in the block's dtype: given ones, or those of the momentum network."""
         what = type(self).__name__
         signals = batch.ask(what)
         if signals.model is None:
@@ -514,7 +514,8 @@ class LearnedMixer(Policy):
             ValueError: the policy has not been attached to a model.
         """
         every = {**_named("network.model", self.slow_network().model), **_named("block", self.mixing_block())}
-        return {name: value for name, value in every.items() if name not in self._of_classifier()}
+        classifier = self._of_classifier()
+        return {name: value for name, value in every.items() if name not in classifier}
 
     def save_mixer(self, path: str | Path) -> None:
         """Write :meth:`mixer_state` and :meth:`settings` to a file, for ``mixer=`` of another policy."""

@@ -45,6 +45,10 @@ class Given:
     def __init__(self, *values):
         self.values = values
 
+    def __repr__(self):
+        # In names of tests, which every worker has to give alike.
+        return f"Given{self.values}"
+
     def __call__(self, draws):
         self.values = (*self.values[1:], self.values[0])
         return torch.tensor([self.values[-1]], dtype=torch.float64)
