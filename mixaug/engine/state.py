@@ -171,7 +171,8 @@ class Part(torch.optim.Optimizer):
     """
 
     def __init__(self, whole: torch.optim.Optimizer, *, mixer: bool) -> None:
-        # The groups are not kept: an optimizer that loads a state has new ones.
+        # An Optimizer by its type alone, which torch's plateau schedule asks for: it steps nothing and keeps nothing.
+        # The groups are those of now, because an optimizer that loads a state has new ones.
         self.whole, self.mixer = whole, mixer
 
     @property

@@ -167,10 +167,10 @@ class RegionGenerator(nn.Module):
     def __init__(self, model: nn.Module, classifier: str, width: int) -> None:
         super().__init__()
         self.network = copy.deepcopy(model)
-        self.network.zero_grad(set_to_none=True)
         _draw_anew(self.network)
         old = self.network.get_submodule(classifier)
-        assert isinstance(old, nn.Linear)  # who calls has asked
+        if not isinstance(old, nn.Linear):
+            raise ValueError(f"AdaMixUp expects a linear classifier {classifier!r}, got {type(old).__name__}")
         device, dtype = old.weight.device, old.weight.dtype
         layers = [nn.Linear(*sizes, device=device, dtype=dtype) for sizes in ((old.in_features, width), (width, 3))]
         head = _small(nn.Sequential(*layers))
@@ -294,23 +294,32 @@ class AdaMixUp(Policy):
     def mixer_parameters(self) -> list[nn.Parameter]:
         return [] if self.region is None else list(self.region.parameters())
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
+    def generator(self) -> RegionGenerator:
+        """The network that gives the regions.
+
+        Raises:
+            ValueError: the policy has not been attached to a model.
+        """
         if self.region is None:
             raise ValueError(
                 "AdaMixUp has no generator yet: train through mixaug.MixStep, or call policy.attach(model) first"
             )
+        return self.region
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        self.generator()
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
-        assert self.region is not None  # check comes first
+        generator = self.generator()
         half = len(batch) // 2
         noise = truncated_normal(draws.uniform(shape=batch.images.shape[1:], dtype=torch.float32))
         unit = draws.uniform(dtype=torch.float32)[:half]
         # The generator learns; the images do not.
         images = batch.images.detach()
-        own, other = (x.to(self.region.dtype) for x in (images[:half], images.index_select(0, partner[:half])))
-        first, second = (x.to(self.region.dtype) for x in (noise[:half], noise[half : 2 * half]))
-        region = self.region(adamixup_gate(own, other, first, second))
+        own, other = (x.to(generator.dtype) for x in (images[:half], images.index_select(0, partner[:half])))
+        first, second = (x.to(generator.dtype) for x in (noise[:half], noise[half : 2 * half]))
+        region = generator(adamixup_gate(own, other, first, second))
         partners, lam = adamixup_rows(partner, adamixup_lam(region, unit))
         return Regions(partner=partners, lam=lam, start=region[:, 0], length=region[:, 1])
 
@@ -373,8 +382,7 @@ def _draw_anew(network: nn.Module) -> None:
 
 def _small(head: nn.Sequential) -> nn.Sequential:
     """The head of linear layers, as the authors draw its weights."""
-    for layer in head:
-        assert isinstance(layer, nn.Linear)
+    for layer in (module for module in head if isinstance(module, nn.Linear)):
         nn.init.normal_(layer.weight, std=HEAD_STD)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

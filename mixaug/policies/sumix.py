@@ -282,21 +282,25 @@ class SUMix(Policy):
         if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
             came = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
             raise ValueError(f"SUMix expects class ids (B,) or shares of classes (B, K) as labels, got {came}")
-        if seen.clean is None:
-            raise ValueError("SUMix compares with the clean outputs: pass them to tap(model, mixed, clean)")
         labels = labels.argmax(1) if labels.ndim == 2 else labels.long()
         partner = mixed.sources[:, 1]
-        clean = seen.clean.outputs(mode="train", grad=True)
+        clean = _clean_of(seen).outputs(mode="train", grad=True)
         pair = sumix_distances(clean, seen.outputs(), labels, partner, scale=self.scale, reference=self.reference)
         return partner, labels, pair
 
     def _uncertainty(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        assert seen.clean is not None  # asked for its outputs before
+        clean_pass = _clean_of(seen)
         if self.layer is None:
-            return seen.clean.outputs(mode="train", grad=True), seen.outputs(grad=True)
+            return clean_pass.outputs(mode="train", grad=True), seen.outputs(grad=True)
         dtype = self.layer.weight.dtype
-        clean = self.layer(seen.clean.pooled(mode="train", grad=True).to(dtype))
+        clean = self.layer(clean_pass.pooled(mode="train", grad=True).to(dtype))
         return sumix_uncertainty(clean), sumix_uncertainty(self.layer(seen.pooled(grad=True).to(dtype)))
+
+
+def _clean_of(seen: Seen) -> Signals:
+    if seen.clean is None:
+        raise ValueError("SUMix compares with the clean outputs: pass them to tap(model, mixed, clean)")
+    return seen.clean
 
 
 def _make(name: str, **options: Any) -> Policy:
