@@ -14,7 +14,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.func import functional_call
 from mixaug import backbone
 from mixaug.batch import Batch, MixedBatch, unmixed
 from mixaug.checks import check_probability
-from mixaug.draws import Per
+from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.pairing import Pairing
 from mixaug.plan import Unmixed
@@ -31,7 +31,9 @@ from mixaug.policy import Policy, no_change
 from mixaug.ratio import Ratio
 from mixaug.signals import ModelSignals, Seen, Signals, half_scale, taken_now
 
-__all__ = ["LearnedMixer", "MomentumNetwork", "check_channels", "momentum_at", "not_negative"]
+__all__ = ["LearnedMixer", "MomentumNetwork", "Upsampling", "check_channels", "momentum_at", "not_negative"]
+
+Upsampling = Literal["nearest", "bilinear"]
 
 #: Steps of training without ``after_step`` after which a loop that never calls it is told so.
 PATIENCE = 256
@@ -175,9 +177,11 @@ class LearnedMixer(Policy):
         stage: of the model, whose features the block sees: a module's name or a number in timm's counting; None takes
             the last but one, and of a plain transformer the middle block.
         channels: of that stage; None finds it when the policy is attached to a model.
+        upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
         clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
             code; without it they share the model's.
+        lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
         momentum: of the slow copy at the start of training, in [0, 1].
         momentum_end: at the end; None keeps it constant.
         scope: parts of training between which the momentum rises.
@@ -186,6 +190,7 @@ class LearnedMixer(Policy):
         mixer: a trained one: a file of :meth:`save_mixer`, or a checkpoint of the engine. It is then frozen.
         encoder: the network that the trained mixer looks through, if it is not one like the model.
         frozen: never train the mixer; None freezes one that was loaded.
+        reference: do as the released code does where it has a fault; each subclass says which.
 
     Raises:
         ValueError: an option out of range.
@@ -197,27 +202,35 @@ class LearnedMixer(Policy):
     def __init__(
         self,
         *,
-        alpha: float,
-        ratio: str | float | Ratio,
-        pairing: str | Pairing | None,
-        labeling: str | Labeling,
-        per: Per,
-        stage: int | str | None,
-        channels: int | None,
-        clean_lam: float,
-        clean_head: bool,
-        momentum: float,
-        momentum_end: float | None,
-        scope: Sequence[float],
-        generator_share: float,
-        generator_probability: float,
-        mixer: str | Path | None,
-        encoder: nn.Module | None,
-        frozen: bool | None,
+        alpha: float = 2.0,
+        stage: int | str | None = None,
+        channels: int | None = None,
+        upsampling: Upsampling = "nearest",
+        clean_lam: float = 1.0,
+        clean_head: bool = True,
+        lam_margin: float = 0.08,
+        momentum: float = 0.999,
+        momentum_end: float | None = 0.999999,
+        scope: Sequence[float] = (0.1, 1.0),
+        generator_share: float = 1.0,
+        generator_probability: float = 1.0,
+        mixer: str | Path | None = None,
+        encoder: nn.Module | None = None,
+        frozen: bool | None = None,
+        reference: bool = False,
+        ratio: str | float | Ratio = "beta",
+        pairing: str | Pairing | None = None,
+        labeling: str | Labeling = "ratio",
+        per: Per = "batch",
     ) -> None:
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
         what = type(self).__name__
+        if upsampling not in ("nearest", "bilinear"):
+            raise ValueError(f"{what} expects upsampling 'nearest' or 'bilinear', got {upsampling!r}")
         self.stage = stage
+        self.upsampling: Upsampling = upsampling
+        self.lam_margin = not_negative(what, "lam_margin", lam_margin)
+        self.reference = bool(reference)
         self.clean_lam = not_negative(what, "clean_lam", clean_lam)
         self.clean_head_wanted = bool(clean_head) and self.clean_lam > 0
         self.momentum = check_probability(what, "momentum", momentum)
@@ -453,6 +466,19 @@ class LearnedMixer(Policy):
         # taken inside, where a checkpoint that runs the model again still meets that classifier.
         loss: Tensor = functional_call(_Followed(model), head, (images, learn))
         return loss
+
+    def learns_now(self, draws: Draws) -> bool:
+        """Whether the block learns in this step; draws where that is left to chance."""
+        if self.frozen or self.generator_probability >= 1:
+            return not self.frozen
+        return draws.host_uniform() < self.generator_probability
+
+    def other_branch(self, batch: Batch, draws: Draws) -> tuple[Draws, Tensor]:
+        """Draws for the block's own mixtures, and their partners (B,) int64."""
+        others = Draws(len(batch), batch.device, draws.generator, draws.per)
+        partner = self.pairing(batch, others)
+        others.pair_with(partner)
+        return others, partner
 
     def generator_rows(self, count: int) -> int:
         """How many samples, from the first on, the block learns from in a batch of ``count``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -30,7 +29,7 @@ from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Select, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
-from mixaug.registry import create
+from mixaug.registry import create, options_of
 from mixaug.signals import ModelSignals, Seen, Signals, is_compiled, resolve
 from mixaug.taps import standing, tapping
 
@@ -354,10 +353,10 @@ class Policy(nn.Module):
 
     def extra_repr(self) -> str:
         shown = []
-        for parameter in inspect.signature(type(self).__init__).parameters.values():
-            value = getattr(self, parameter.name, parameter.default)
-            if isinstance(value, (int, float, str, tuple)) and value != parameter.default:
-                shown.append(f"{parameter.name}={value!r}")
+        for name, default in options_of(type(self)).items():
+            value = getattr(self, name, default)
+            if isinstance(value, (int, float, str, tuple)) and value != default:
+                shown.append(f"{name}={value!r}")
         # Of the plain pairings the name is an option already; the others say what they were made with.
         if type(self.pairing).__repr__ is not object.__repr__:
             shown.append(f"pairing={self.pairing!r}")

@@ -52,6 +52,9 @@ def register(
 ) -> Callable[[FactoryT], FactoryT]:
     """Decorate a Policy class, or a function that returns a Policy, to make it known by ``name``.
 
+    Options are the arguments of the function, or of the class's ``__init__``; where that one ends in ``**shared``,
+    which it hands on, those of its base too.
+
     Args:
         name: lower case, as users will type it.
         paper: title and venue of the source.
@@ -138,14 +141,31 @@ def _identity(target: Callable[..., Any]) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
+def options_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Options of a class or function and their defaults; ``inspect.Parameter.empty`` where there is none.
+
+    A class whose ``__init__`` takes further keywords (``**shared``) hands them to its base: that one's options are its
+    own too.
+    """
+    makers: list[Callable[..., Any]] = [target]
+    if inspect.isclass(target):
+        makers = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    found: dict[str, Any] = {}
+    for maker in makers:
+        known = list(inspect.signature(maker).parameters.values())[1 if inspect.isclass(target) else 0 :]
+        for parameter in known:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter.default)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+            break
+    return found
+
+
 def _defaults(name: str, target: Callable[..., Any]) -> dict[str, Any]:
-    defaults = {}
-    for parameter in inspect.signature(target).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.default is parameter.empty:
-            raise ValueError(f"policy {name!r}: option {parameter.name!r} needs a default value")
-        defaults[parameter.name] = parameter.default
+    defaults = options_of(target)
+    for option, value in defaults.items():
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"policy {name!r}: option {option!r} needs a default value")
     return defaults
 
 

@@ -67,6 +67,32 @@ def test_names_are_taken_once(clean):
     mixaug.register("mixup", paper="x")(Mixup)  # a reloaded module
 
 
+def test_options_handed_on_to_the_base_are_options_too(clean):
+    @mixaug.register("narrow", paper="x")
+    class Narrow(Mixup):
+        def __init__(self, width: int = 3, alpha: float = 0.7, **shared):
+            super().__init__(alpha=alpha, **shared)
+            self.width = width
+
+    defaults = mixaug.describe("narrow").defaults
+    assert list(defaults)[:2] == ["width", "alpha"]
+    assert (defaults["alpha"], defaults["per"]) == (0.7, mixaug.describe("mixup").defaults["per"])
+    assert set(defaults) == {"width", *mixaug.describe("mixup").defaults}
+    assert mixaug.create("narrow", per="batch", width=5).per == "batch"
+    assert repr(mixaug.create("narrow", per="batch", width=5)) == "Narrow(width=5, per='batch')"
+    with pytest.raises(TypeError, match="has no option 'depth'"):
+        mixaug.create("narrow", depth=1)
+
+
+def test_options_end_where_nothing_is_handed_on(clean):
+    @mixaug.register("closed", paper="x")
+    class Closed(Mixup):
+        def __init__(self, width: int = 3):
+            super().__init__()
+
+    assert dict(mixaug.describe("closed").defaults) == {"width": 3}
+
+
 def test_options_need_defaults(clean):
     with pytest.raises(ValueError, match="option 'alpha' needs a default"):
 

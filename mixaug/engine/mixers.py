@@ -12,7 +12,7 @@ from mixaug.batch import MixedBatch
 from mixaug.engine.pictures import OpenRun, some_samples
 from mixaug.gallery import undisturbed
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies.automix import AutoMix
+from mixaug.policies.automix import PairMixer
 from mixaug.policy import Policy
 
 __all__ = ["MaskReport", "mask_reports"]
@@ -72,7 +72,7 @@ def mask_reports(
 
 
 def _report(
-    policy: AutoMix, network: nn.Module, images: Tensor, labels: Tensor, features: Tensor, partner: Tensor, lam: float
+    policy: PairMixer, network: nn.Module, images: Tensor, labels: Tensor, features: Tensor, partner: Tensor, lam: float
 ) -> MaskReport:
     share = images.new_full((1,), lam)
     mask = policy.masks(features, features.index_select(0, partner), share, images.shape[2:])
@@ -84,8 +84,8 @@ def _report(
     return MaskReport(lam, float(mask.mean()), float(mask.flatten(1).std(1).mean()), float(loss))
 
 
-def _mixer_of(policy: Policy) -> AutoMix:
+def _mixer_of(policy: Policy) -> PairMixer:
     for module in policy.modules():
-        if isinstance(module, AutoMix):
+        if isinstance(module, PairMixer):
             return module
     raise ValueError(f"{type(policy).__name__} has no mixer of AutoMix's kind to look at")

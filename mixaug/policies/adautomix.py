@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +20,13 @@ from torch.nn import functional as F
 
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_probability
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Area, Drawn, Labeling
-from mixaug.mixer import LearnedMixer, not_negative, objective_parameters
+from mixaug.draws import Draws
+from mixaug.labeling import Area, Drawn
+from mixaug.mixer import LearnedMixer, objective_parameters
 from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
-from mixaug.pairing import Pairing
 from mixaug.plan import Plan
 from mixaug.policies.automix import Upsampling, attended, start_small, tokens, upsampled
 from mixaug.policy import no_change
-from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, half_scale, taken_now
 
@@ -211,8 +208,6 @@ class AdAutoMix(LearnedMixer):
             one that is not random gives the same image again; labels are ``"ratio"`` or ``"area"`` then.
         n_images: N, in every mixture, the sample itself among them. Two are mixed as by
             :class:`mixaug.policies.AutoMix`: one lambda for the classifier, one for the block.
-        stage, channels, clean_head, momentum, momentum_end, scope, generator_share, generator_probability, mixer,
-            encoder, frozen: see :class:`mixaug.mixer.LearnedMixer`.
         lam_channel: let the masks depend on the shares, see :class:`AdaptiveMask`; off in the published CIFAR settings.
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         beta: weight in [0, 1] of the mixtures' loss in the steps against the classifier; that of the cosines between
@@ -224,6 +219,7 @@ class AdAutoMix(LearnedMixer):
         reference: the released code's two faults: push the mixtures' outputs away from those of their images, and, of
             three or more images, give the classifier a plain blend wherever 1 minus the sample's share is above
             ``lam_margin``, which is nearly always.
+        **shared: all others: see :class:`mixaug.mixer.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.
@@ -233,68 +229,28 @@ class AdAutoMix(LearnedMixer):
         self,
         alpha: float = 1.0,
         n_images: int = 3,
-        stage: int | str | None = None,
-        channels: int | None = None,
         lam_channel: bool = True,
         upsampling: Upsampling = "bilinear",
         beta: float = 0.3,
-        clean_lam: float = 1.0,
-        clean_head: bool = True,
         mixup_ratio: float = 0.5,
         lam_margin: float = 0.03,
-        momentum: float = 0.999,
-        momentum_end: float | None = 0.999999,
-        scope: Sequence[float] = (0.1, 1.0),
-        generator_share: float = 1.0,
-        generator_probability: float = 1.0,
-        mixer: str | Path | None = None,
-        frozen: bool | None = None,
-        reference: bool = False,
-        *,
-        encoder: nn.Module | None = None,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "ratio",
-        per: Per = "batch",
+        **shared: Any,
     ) -> None:
         what = type(self).__name__
         if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 2:
             raise ValueError(f"{what} expects n_images as an integer of at least 2, got {n_images!r}")
-        if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"{what} expects upsampling 'nearest' or 'bilinear', got {upsampling!r}")
-        super().__init__(
-            alpha=alpha,
-            ratio=ratio,
-            pairing=pairing,
-            labeling=labeling,
-            per=per,
-            stage=stage,
-            channels=channels,
-            clean_lam=clean_lam,
-            clean_head=clean_head,
-            momentum=momentum,
-            momentum_end=momentum_end,
-            scope=scope,
-            generator_share=generator_share,
-            generator_probability=generator_probability,
-            mixer=mixer,
-            encoder=encoder,
-            frozen=frozen,
-        )
+        super().__init__(alpha=alpha, upsampling=upsampling, lam_margin=lam_margin, **shared)
         if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
             raise ValueError(
-                f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got {labeling!r}; n_images=2 takes "
-                "any"
+                f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got {shared['labeling']!r}; "
+                "n_images=2 takes any"
             )
         self.n_images = n_images
-        self.upsampling: Upsampling = upsampling
         self.beta = check_probability(what, "beta", beta)
         self.mixup_ratio = check_probability(what, "mixup_ratio", mixup_ratio)
         if self.mixup_ratio == 1:
             raise ValueError(f"{what} expects mixup_ratio in [0, 1), got 1: the unmixed images would have no weight")
-        self.lam_margin = not_negative(what, "lam_margin", lam_margin)
         self.lam_channel = bool(lam_channel)
-        self.reference = bool(reference)
         #: Optimizer steps so far: the block learns against the classifier in even ones.
         self.steps = 0
         self.make_known_block()
@@ -323,11 +279,9 @@ class AdAutoMix(LearnedMixer):
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
         inputs = generator_inputs = self._rows(batch, partner, draws)
         shares = generator_shares = self._shares(draws)
-        learns = not self.frozen and (self.generator_probability >= 1 or self._coin(draws))
+        learns = self.learns_now(draws)
         if not self.frozen:
-            others = Draws(len(batch), batch.device, draws.generator, draws.per)
-            other = self.pairing(batch, others)
-            others.pair_with(other)
+            others, other = self.other_branch(batch, draws)
             generator_inputs = self._rows(batch, other, others)
             if self.n_images == 2:
                 generator_shares = self._shares(others)
@@ -350,9 +304,6 @@ class AdAutoMix(LearnedMixer):
             adversarial=self.adversarial,
             weights=self._weights(shares, masks),
         )
-
-    def _coin(self, draws: Draws) -> bool:
-        return draws.host_uniform() < self.generator_probability
 
     def _rows(self, batch: Batch, partner: Tensor, draws: Draws) -> Tensor:
         """(B, N) int64, the sample itself first."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,11 @@ from torch.nn import functional as F
 
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_probability
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
-from mixaug.mixer import LearnedMixer, not_negative, objective_parameters
-from mixaug.pairing import Pairing
+from mixaug.draws import Draws
+from mixaug.mixer import LearnedMixer, Upsampling, not_negative, objective_parameters
 from mixaug.plan import MaskBlend
-from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, half_scale, taken_now
-
-Upsampling = Literal["nearest", "bilinear"]
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -162,29 +156,16 @@ class LearnedBlend(MaskBlend):
     learns: bool = True
 
 
-@register(
-    "automix",
-    paper="AutoMix: Unveiling the Power of Mixup for Stronger Classifiers, ECCV 2022",
-    arxiv="2103.13027",
-)
-class AutoMix(LearnedMixer):
-    """Masks from a mixing block that learns beside the classifier. Train through MixStep.
-
-    Labels keep the drawn share; ``labeling="area"`` takes the mask's.
+class PairMixer(LearnedMixer):
+    """Pairs of images under a mask whose block makes logits of the partner's share: AutoMix and SAMix.
 
     Args:
-        alpha, ratio, pairing, labeling, per: see :class:`mixaug.Policy`. Two lambdas and two pairings are drawn, one
-            for the classifier and one for the block.
-        stage, channels, clean_lam, clean_head, momentum, momentum_end, scope, generator_share, generator_probability,
-            mixer, encoder, frozen: see :class:`mixaug.mixer.LearnedMixer`.
-        lam_channel: let the mask depend on lam, see :class:`MixBlock`; off in the published CIFAR settings.
-        upsampling: of the mask's logits, ``"nearest"`` or ``"bilinear"``.
         mask_lam: weight of :func:`mask_loss`, not negative.
         mask_lam_end: its weight at the end of training, reached by a cosine; None keeps it constant.
         mask_margin: see :func:`mask_loss`.
         mask_adjust: chance in [0, 1] that the classifier's masks are given the mean lam.
-        lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
         reference: adjust masks to the lambda of the other branch, as the released code does.
+        **shared: see :class:`mixaug.mixer.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.
@@ -192,84 +173,30 @@ class AutoMix(LearnedMixer):
 
     def __init__(
         self,
-        alpha: float = 2.0,
-        stage: int | str | None = None,
-        channels: int | None = None,
-        lam_channel: bool = True,
-        upsampling: Upsampling = "nearest",
-        clean_lam: float = 1.0,
-        clean_head: bool = True,
         mask_lam: float = 0.1,
         mask_lam_end: float | None = None,
         mask_margin: float = 0.1,
         mask_adjust: float = 0.0,
-        lam_margin: float = 0.08,
-        momentum: float = 0.999,
-        momentum_end: float | None = 0.999999,
-        scope: Sequence[float] = (0.1, 1.0),
-        generator_share: float = 1.0,
-        generator_probability: float = 1.0,
-        mixer: str | Path | None = None,
-        frozen: bool | None = None,
-        reference: bool = False,
-        *,
-        encoder: nn.Module | None = None,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "ratio",
-        per: Per = "batch",
+        **shared: Any,
     ) -> None:
+        super().__init__(**shared)
         what = type(self).__name__
-        if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"{what} expects upsampling 'nearest' or 'bilinear', got {upsampling!r}")
-        super().__init__(
-            alpha=alpha,
-            ratio=ratio,
-            pairing=pairing,
-            labeling=labeling,
-            per=per,
-            stage=stage,
-            channels=channels,
-            clean_lam=clean_lam,
-            clean_head=clean_head,
-            momentum=momentum,
-            momentum_end=momentum_end,
-            scope=scope,
-            generator_share=generator_share,
-            generator_probability=generator_probability,
-            mixer=mixer,
-            encoder=encoder,
-            frozen=frozen,
-        )
-        self.upsampling: Upsampling = upsampling
         self.mask_lam = not_negative(what, "mask_lam", mask_lam)
         self.mask_lam_end = None if mask_lam_end is None else not_negative(what, "mask_lam_end", mask_lam_end)
         self.mask_margin = not_negative(what, "mask_margin", mask_margin)
         self.mask_adjust = check_probability(what, "mask_adjust", mask_adjust)
-        self.lam_margin = not_negative(what, "lam_margin", lam_margin)
-        self.reference = bool(reference)
-        self.lam_channel = bool(lam_channel)
-        self.make_known_block()
 
     #: Factor of the variance in :func:`mask_loss`.
     variance: float = 0.0
-
-    def make_block(self, channels: int) -> nn.Module:
-        return MixBlock(channels, self.lam_channel)
-
-    def block_settings(self) -> dict[str, Any]:
-        return {"lam_channel": self.lam_channel}
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedBlend:
         features = self.features_of(batch)
         lam = generator_lam = self.ratio(draws).float()
         generator_partner = partner
         if not self.frozen:
-            others = Draws(len(batch), batch.device, draws.generator, draws.per)
-            generator_partner = self.pairing(batch, others)
-            others.pair_with(generator_partner)
+            others, generator_partner = self.other_branch(batch, draws)
             generator_lam = self.ratio(others).float()
-        learns = self.generator_probability >= 1 or draws.host_uniform() < self.generator_probability
+        learns = self.learns_now(draws)
         adjusts = draws.uniform(per="batch") < self.mask_adjust if self.mask_adjust > 0 else None
         with torch.no_grad():
             mask = self.masks(features, features.index_select(0, partner), lam, batch.size)
@@ -334,6 +261,38 @@ class AutoMix(LearnedMixer):
             return self.mask_lam
         part = (math.cos(math.pi * (self.progress or 0.0)) + 1) / 2
         return self.mask_lam_end + (self.mask_lam - self.mask_lam_end) * part
+
+
+@register(
+    "automix",
+    paper="AutoMix: Unveiling the Power of Mixup for Stronger Classifiers, ECCV 2022",
+    arxiv="2103.13027",
+)
+class AutoMix(PairMixer):
+    """Masks from a mixing block that learns beside the classifier. Train through MixStep.
+
+    Labels keep the drawn share; ``labeling="area"`` takes the mask's.
+
+    Args:
+        alpha: of Beta(alpha, alpha). Two lambdas and two pairings are drawn, one for the classifier, one for the block.
+        lam_channel: let the mask depend on lam, see :class:`MixBlock`; off in the published CIFAR settings.
+        **shared: mask_lam, mask_lam_end, mask_margin, mask_adjust, reference: see :class:`PairMixer`; all others: see
+            :class:`mixaug.mixer.LearnedMixer`.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(self, alpha: float = 2.0, lam_channel: bool = True, **shared: Any) -> None:
+        super().__init__(alpha=alpha, **shared)
+        self.lam_channel = bool(lam_channel)
+        self.make_known_block()
+
+    def make_block(self, channels: int) -> nn.Module:
+        return MixBlock(channels, self.lam_channel)
+
+    def block_settings(self) -> dict[str, Any]:
+        return {"lam_channel": self.lam_channel}
 
 
 def start_small(block: nn.Module) -> None:

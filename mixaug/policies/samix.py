@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +9,10 @@ from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_probability
-from mixaug.draws import Per
-from mixaug.labeling import Labeling
 from mixaug.losses import MixedCrossEntropy
-from mixaug.mixer import not_negative
+from mixaug.mixer import Upsampling, not_negative
 from mixaug.ops.layout import single_precision
-from mixaug.pairing import Pairing
-from mixaug.policies.automix import AutoMix, Upsampling, attended, start_small, tokens
-from mixaug.ratio import Ratio
+from mixaug.policies.automix import PairMixer, attended, start_small, tokens
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
 
@@ -118,19 +112,21 @@ class SAMixBlock(nn.Module):
     paper="Boosting Discriminative Visual Representation Learning with Scenario-Agnostic Mixup",
     arxiv="2111.15454",
 )
-class SAMix(AutoMix):
+class SAMix(PairMixer):
     """AutoMix with a mixer that sees both maps, a reward for masks that vary, a balanced loss; train through MixStep.
 
     Args:
+        alpha: of Beta(alpha, alpha).
         k: of :func:`rescaled_lam`: 0.25 in the published CIFAR settings, -1 for large data.
         dropout: of the mixer, see :class:`SAMixBlock`.
         eta: weight in [0, 1] of the part of the mixer's loss against all other classes; 1 is the plain loss of the
             step, which is what the released code computes with cross-entropy. Below 1, 0.5 in the paper, labels must
             be class ids and the loss of the step plain cross-entropy.
+        upsampling: of the mask's logits.
         variance: factor of the reward for masks that vary, see :func:`mixaug.policies.automix.mask_loss`.
-        alpha, stage, channels, upsampling, clean_lam, clean_head, mask_lam, mask_lam_end, mask_margin, mask_adjust,
-            lam_margin, momentum, momentum_end, scope, generator_share, generator_probability, mixer, frozen, reference,
-            encoder, ratio, pairing, labeling, per: see :class:`mixaug.policies.AutoMix`.
+        mask_adjust: chance in [0, 1] that the classifier's masks are given the mean lam.
+        **shared: mask_lam, mask_lam_end, mask_margin, reference: see :class:`mixaug.policies.automix.PairMixer`; all
+            others: see :class:`mixaug.mixer.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.
@@ -139,68 +135,22 @@ class SAMix(AutoMix):
     def __init__(
         self,
         alpha: float = 2.0,
-        stage: int | str | None = None,
-        channels: int | None = None,
         k: float = 0.25,
         dropout: float = 0.0,
         eta: float = 1.0,
         upsampling: Upsampling = "bilinear",
-        clean_lam: float = 1.0,
-        clean_head: bool = True,
-        mask_lam: float = 0.1,
-        mask_lam_end: float | None = None,
-        mask_margin: float = 0.1,
         variance: float = 2.0,
         mask_adjust: float = 0.25,
-        lam_margin: float = 0.08,
-        momentum: float = 0.999,
-        momentum_end: float | None = 0.999999,
-        scope: Sequence[float] = (0.1, 1.0),
-        generator_share: float = 1.0,
-        generator_probability: float = 1.0,
-        mixer: str | Path | None = None,
-        frozen: bool | None = None,
-        reference: bool = False,
-        *,
-        encoder: nn.Module | None = None,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "ratio",
-        per: Per = "batch",
+        **shared: Any,
     ) -> None:
+        super().__init__(alpha=alpha, upsampling=upsampling, mask_adjust=mask_adjust, **shared)
         if k != -1 and not k >= 0:
             raise ValueError(f"SAMix expects k >= 0, or -1 to leave lambda as it is, got {k!r}")
-        # Known before the base class makes the block.
         self.k = float(k)
         self.dropout = check_probability("SAMix", "dropout", dropout)
-        super().__init__(
-            alpha=alpha,
-            stage=stage,
-            channels=channels,
-            upsampling=upsampling,
-            clean_lam=clean_lam,
-            clean_head=clean_head,
-            mask_lam=mask_lam,
-            mask_lam_end=mask_lam_end,
-            mask_margin=mask_margin,
-            mask_adjust=mask_adjust,
-            lam_margin=lam_margin,
-            momentum=momentum,
-            momentum_end=momentum_end,
-            scope=scope,
-            generator_share=generator_share,
-            generator_probability=generator_probability,
-            mixer=mixer,
-            frozen=frozen,
-            reference=reference,
-            encoder=encoder,
-            ratio=ratio,
-            pairing=pairing,
-            labeling=labeling,
-            per=per,
-        )
         self.eta = check_probability("SAMix", "eta", eta)
         self.variance = not_negative("SAMix", "variance", variance)
+        self.make_known_block()
 
     def block_settings(self) -> dict[str, Any]:
         return {"k": self.k}
