@@ -93,7 +93,7 @@ def mixed_cross_entropy(
         torch.Size([])
     """
     _check_options("mixed_cross_entropy", label_smoothing, reduction)
-    _check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
+    may_ignore = _check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
     classes = logits.shape[1]
     dtype = _compute_dtype(logits)
     if class_weight is not None:
@@ -116,7 +116,7 @@ def mixed_cross_entropy(
         ids = labels.long()[sources]
         ignored: Tensor | None = None
         # On a CPU a look at the B labels is cheaper than masking what is hardly ever there.
-        if not _can_read(labels) or bool((labels == ignore_index).any()):
+        if may_ignore:
             ignored = ids == ignore_index
             ids = ids.masked_fill(ignored, 0)
         picked = log_probabilities.gather(1, ids)
@@ -663,7 +663,8 @@ def _check_inputs(
     weights: Tensor,
     ignore_index: int | None,
     check_range: bool = True,
-) -> None:
+) -> bool:
+    """Raise for what does not fit. Returns whether a class id may be ``ignore_index``; True where none can be read."""
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"{name} expected logits of shape (B, K), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
@@ -682,6 +683,9 @@ def _check_inputs(
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
         if check_range and _can_read(labels):
+            low, high = (int(value) for value in labels.aminmax())
+            if low >= 0 and high < classes:
+                return ignore_index is not None and low <= ignore_index <= high
             out = (labels < 0) | (labels >= classes)
             if ignore_index is not None:
                 out &= labels != ignore_index
@@ -693,6 +697,7 @@ def _check_inputs(
                 )
     else:
         raise ValueError(f"{name} expected labels of shape (B,) or (B, K), got {tuple(labels.shape)}")
+    return True
 
 
 def _can_read(tensor: Tensor) -> bool:

@@ -105,3 +105,62 @@ def test_gradient_reaches_the_mask_of_large_images(mask_rows):
     expected = (images - images[partner]).sum(1)
     expected = expected.sum(0, keepdim=True) if mask_rows == 1 else expected
     torch.testing.assert_close(mask.grad, expected)
+
+
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("rows", [4, 1])
+@pytest.mark.parametrize("given", [False, True], ids=["fresh", "out"])
+def test_pick_copies_values_as_where_does(dtype, form, rows, given):
+    yes, no = (
+        torch.randint(-99, 99, (4, 3, 5, 6), generator=seeded(n)).to(dtype).to(memory_format=form) for n in range(2)
+    )
+    mask = torch.rand(rows, 1, 5, 6, generator=seeded(2)) < 0.5
+    out = torch.empty_like(yes) if given else None
+    kept = yes.clone(), no.clone()
+    found = layout.pick(mask, yes, no, out)
+    assert torch.equal(found, torch.where(mask, yes, no))
+    assert (found.dtype, found.stride()) == (dtype, yes.stride())
+    assert out is None or found is out
+    assert torch.equal(yes, kept[0]) and torch.equal(no, kept[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("given", [False, True], ids=["fresh", "out"])
+def test_what_is_not_finite_stays_where_it_shows(dtype, value, given):
+    yes, no = torch.full((1, 2, 4, 4), 1.0, dtype=dtype), torch.full((1, 2, 4, 4), 2.0, dtype=dtype)
+    mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    mask[..., :2] = True
+    # One that shows and one that is hidden in each of the two.
+    yes[0, 0, 0, 0] = yes[0, 0, 1, 3] = no[0, 1, 2, 1] = no[0, 1, 3, 2] = value
+    found = layout.pick(mask, yes, no, torch.empty_like(yes) if given else None)
+    assert torch.equal(found.isfinite().logical_not().nonzero(), torch.tensor([[0, 0, 0, 0], [0, 1, 3, 2]]))
+    assert torch.equal(found.nan_to_num(), torch.where(mask, yes, no).nan_to_num())
+
+
+def test_pick_of_values_whose_difference_overflows():
+    yes, no = torch.full((1, 1, 2, 2), 3e38), torch.full((1, 1, 2, 2), -3e38)
+    mask = torch.tensor([[True, False], [False, True]])
+    assert layout.pick(mask, yes, no).tolist() == [
+        [[[yes[0, 0, 0, 0], no[0, 0, 0, 0]], [no[0, 0, 0, 0], yes[0, 0, 0, 0]]]]
+    ]
+
+
+def test_pick_lets_gradients_through():
+    yes, no = (torch.rand(2, 1, 3, 3, generator=seeded(n)).requires_grad_() for n in range(2))
+    mask = torch.rand(2, 1, 3, 3, generator=seeded(2)) < 0.5
+    layout.pick(mask, yes, no).sum().backward()
+    assert torch.equal(yes.grad, mask.float()) and torch.equal(no.grad, (~mask).float())

@@ -7,7 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import column, deliver, each_row, over_channels, prefers_slices, take_rows
+from mixaug.ops.layout import (
+    column,
+    deliver,
+    each_row,
+    over_channels,
+    pick,
+    picker,
+    prefers_slices,
+    reads_freely,
+    take_rows,
+)
 
 
 def blend(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
@@ -41,17 +51,15 @@ def blend_mask(
     """
     if mask.dtype != torch.bool:
         return _lerp(images, partner, over_channels(mask, images), out, inplace)
-    weight = over_channels(mask, images)
+    keep = over_channels(mask, images)
     if prefers_slices(images):
-
-        def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
-            torch.where(weight[row % len(weight)], own, other, out=target)
-
-        return each_row(images, partner, write, out, inplace)
+        return each_row(images, partner, _row_picker(keep, images, inplace), out, inplace)
+    if reads_freely(images):
+        return deliver(pick(keep, images, take_rows(images, partner), out), images, None, inplace)
     if out is None:
-        return deliver(torch.where(weight, images, take_rows(images, partner)), images, None, inplace)
+        return deliver(torch.where(keep, images, take_rows(images, partner)), images, None, inplace)
     take_rows(images, partner, out=out)
-    return torch.where(weight, images, out, out=out)
+    return torch.where(keep, images, out, out=out)
 
 
 def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
@@ -73,6 +81,20 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
     if images.dtype == torch.uint8:
         result.round_()
     return deliver(result.to(images.dtype), images, out, inplace)
+
+
+def _row_picker(keep: Tensor, images: Tensor, inplace: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+    shared = picker(keep[0], images[0]) if len(keep) == 1 else None
+    aside = torch.empty_like(images[0]) if inplace else None
+
+    def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
+        choose = picker(keep[row], own) if shared is None else shared
+        if aside is None:
+            choose(own, other, target)
+        else:
+            target.copy_(choose(own, other, aside))
+
+    return write
 
 
 def _row_writer(weight: Tensor, exact: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import deliver, each_row, over_channels, prefers_slices, reads_freely, take_rows
+from mixaug.ops.layout import deliver, each_row, over_channels, pick, prefers_slices, reads_freely, take_rows
+
+
+def shares_of_sides(share: Tensor, size: Sequence[int]) -> Tensor:
+    """(R, D) int64 side lengths, ``share`` (R,) of each of the D spatial sizes, rounded down."""
+    if _equal(size):
+        return (share * size[0]).long()[:, None].expand(-1, len(size))
+    return torch.stack([(share * side).long() for side in size], dim=1)
 
 
 def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
@@ -24,25 +33,33 @@ def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor
         (R, 2 * D) int64 boxes.
     """
     half = sides // 2
+    corners = torch.cat([centers - half, centers + half], 1)
+    if _equal(size):
+        return corners.clamp_(0, size[0])
     # A bound per axis as a plain number: a tensor made of `size` would cross to the device each call.
-    low = torch.stack([(centers[:, d] - half[:, d]).clamp(0, side) for d, side in enumerate(size)], 1)
-    high = torch.stack([(centers[:, d] + half[:, d]).clamp(0, side) for d, side in enumerate(size)], 1)
-    return torch.cat([low, high], 1)
+    return torch.stack([corners[:, d].clamp(0, side) for d, side in enumerate((*size, *size))], 1)
+
+
+def _equal(size: Sequence[int]) -> bool:
+    """Whether all axes can be computed in one operation; of small tensors the number of operations is the cost."""
+    return len(set(size)) == 1
 
 
 def box_mask(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """(R, *size) bool, True inside the boxes."""
     dims = len(size)
-    inside: Tensor | None = None
-    for d, side in enumerate(size):
-        place = torch.arange(side, device=boxes.device)
-        line = (place >= boxes[:, d, None]) & (place < boxes[:, dims + d, None])
-        shape = [boxes.shape[0]] + [1] * dims
-        shape[1 + d] = side
-        inside = line.reshape(shape) if inside is None else inside & line.reshape(shape)
-    if inside is None:
+    if not size:
         raise ValueError("box_mask needs at least one spatial size")
-    return inside
+    if _equal(size):
+        place = torch.arange(size[0], device=boxes.device)
+        lines = [*((place >= boxes[:, :dims, None]) & (place < boxes[:, dims:, None])).unbind(1)]
+    else:
+        places = [torch.arange(side, device=boxes.device) for side in size]
+        lines = [(p >= boxes[:, d, None]) & (p < boxes[:, dims + d, None]) for d, p in enumerate(places)]
+    shaped = [
+        line.reshape(line.shape[0], *([1] * d), line.shape[1], *([1] * (dims - 1 - d))) for d, line in enumerate(lines)
+    ]
+    return functools.reduce(operator.and_, shaped)
 
 
 def area_kept(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -78,6 +95,8 @@ def paste(
     if prefers_slices(images) or (boxes.shape[0] == 1 and reads_freely(images)):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
+    if reads_freely(images):
+        return deliver(pick(mask, take_rows(images, partner), images, out), images, None, inplace)
     if out is not None and not inplace:
         take_rows(images, partner, out=out)
         return torch.where(mask, out, images, out=out)

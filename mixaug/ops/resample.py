@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixaug.ops.boxes import box_mask
-from mixaug.ops.layout import channels_last_format, each_row, over_channels
+from mixaug.ops.layout import channels_last_format, each_row, over_channels, pick
 
 __all__ = ["cast_pixels", "paste_patches", "paste_sampled"]
 
@@ -49,7 +49,7 @@ def paste_sampled(
             far = _take(values, upper, first + d, rows)
             values = near.to(fraction.dtype).lerp(far.to(fraction.dtype), _along(fraction, first + d, images.ndim))
     values = cast_pixels(values.movedim(-1, 1) if moved else values, images.dtype)
-    return torch.where(over_channels(box_mask(boxes, size), images), values, images)
+    return pick(over_channels(box_mask(boxes, size), images), values, images)
 
 
 def paste_patches(

@@ -21,7 +21,7 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, centred_boxes, paste
+from mixaug.ops.boxes import area_kept, centred_boxes, paste, shares_of_sides
 from mixaug.ops.layout import wide_dtype
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
@@ -52,8 +52,7 @@ def cutmix_boxes(lam: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor:
         )
     share = 1 - lam.to(wide_dtype(lam.device))
     root = share.sqrt() if len(size) == 2 else share ** (1 / len(size))
-    sides = torch.stack([(root * side).long() for side in size], dim=1)
-    return centred_boxes(centers, sides, size)
+    return centred_boxes(centers, shares_of_sides(root, size), size)
 
 
 def cutmix(

@@ -28,7 +28,7 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, centred_boxes
+from mixaug.ops.boxes import area_kept, centred_boxes, shares_of_sides
 from mixaug.ops.layout import (
     deliver,
     prefers_slices,
@@ -68,7 +68,7 @@ def resizemix_boxes(tau: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor
             f"size {tuple(size)}, got {tuple(centers.shape)} {centers.dtype}"
         )
     tau = tau.to(wide_dtype(tau.device))
-    return centred_boxes(centers, torch.stack([(tau * side).long() for side in size], dim=1), size)
+    return centred_boxes(centers, shares_of_sides(tau, size), size)
 
 
 def resizemix(

@@ -37,6 +37,7 @@ from mixaug.ops.layout import (
     deliver,
     each_row,
     over_channels,
+    pick,
     prefers_slices,
     single_precision,
     wide_dtype,
@@ -171,7 +172,7 @@ def move_windows(
     shown = flat.gather(2, places.expand(flat.shape)).reshape(images.shape)
     layout = channels_last_format(images)
     shown = shown if layout is None else shown.contiguous(memory_format=layout)
-    return deliver(torch.where(over_channels(box_mask(boxes, size), images), shown, images), images, out, inplace)
+    return deliver(pick(over_channels(box_mask(boxes, size), images), shown, images), images, out, inplace)
 
 
 def pooled_tokens(features: Tensor, mask: Tensor) -> Tensor:

@@ -65,10 +65,9 @@ def smoothmix_mask(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple
         shape = [rows] + [1] * (len(size) + 1)
         shape[2 + d] = side
         lines.append(line.float().reshape(shape))
-    one = torch.ones((), device=centers.device)
-    # One minus the product in a single pass over the pixels.
-    first = math.prod(lines[:-1], start=one)
-    return torch.addcmul(one, first, lines[-1], value=-1), (1 - mean).float()
+    # Two passes over the pixels, each of which goes many values at a time; a single addcmul of two lines does not.
+    bump = math.prod(lines[:-1], start=-lines[-1])
+    return bump.add_(1), (1 - mean).float()
 
 
 def smoothmix(
