@@ -179,6 +179,7 @@ class LearnedMixer(Policy):
         channels: of that stage; None finds it when the policy is attached to a model.
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
+        clean_share: part of the batch that this loss is the mean over, in (0, 1].
         clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
             code; without it they share the model's.
         lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
@@ -207,6 +208,7 @@ class LearnedMixer(Policy):
         channels: int | None = None,
         upsampling: Upsampling = "nearest",
         clean_lam: float = 1.0,
+        clean_share: float = 1.0,
         clean_head: bool = True,
         lam_margin: float = 0.08,
         momentum: float = 0.999,
@@ -237,6 +239,9 @@ class LearnedMixer(Policy):
         self.momentum_end = None if momentum_end is None else check_probability(what, "momentum_end", momentum_end)
         self.scope = _scope(what, scope)
         self.generator_probability = check_probability(what, "generator_probability", generator_probability)
+        self.clean_share = check_probability(what, "clean_share", clean_share)
+        if self.clean_share == 0:
+            raise ValueError(f"{what} expects clean_share in (0, 1], got 0; clean_lam=0 spares that loss")
         self.generator_share = check_probability(what, "generator_share", generator_share)
         if self.generator_share == 0:
             raise ValueError(f"{what} expects generator_share in (0, 1], got 0; frozen=True never trains the mixer")
@@ -450,6 +455,8 @@ class LearnedMixer(Policy):
 
     def _clean_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> Tensor:
         """Loss of the unmixed images in training mode; its graph is gone when this returns."""
+        count = _rows_of(self.clean_share, len(images))
+        images, labels = images[:count], None if mixed.labels is None else mixed.labels[:count]
         objective = source.step_objective()
         model, learning = source.model, [*source.model.parameters(), *objective_parameters(source)]
         head: dict[str, Tensor] = {}
@@ -460,7 +467,7 @@ class LearnedMixer(Policy):
             learning += list(self.clean_head.parameters())
 
         def learn(outputs: Any) -> Tensor:
-            return taken_now(objective(outputs, unmixed(images, mixed.labels)), learning, half_scale(images))
+            return taken_now(objective(outputs, unmixed(images, labels)), learning, half_scale(images))
 
         # The model's own forward with another classifier: no hook, so a compiled model stays compiled. The gradient is
         # taken inside, where a checkpoint that runs the model again still meets that classifier.
@@ -482,7 +489,7 @@ class LearnedMixer(Policy):
 
     def generator_rows(self, count: int) -> int:
         """How many samples, from the first on, the block learns from in a batch of ``count``."""
-        return min(count, max(2, math.ceil(self.generator_share * count)))
+        return _rows_of(self.generator_share, count)
 
     def on_progress(self, fraction: float) -> None:
         self.progress = fraction
@@ -670,6 +677,11 @@ def objective_parameters(source: ModelSignals) -> list[nn.Parameter]:
     """Parameters of the loss of the step, such as a temperature."""
     objective = source.step_objective()
     return list(objective.parameters()) if isinstance(objective, nn.Module) else []
+
+
+def _rows_of(share: float, count: int) -> int:
+    """Rows in a part of a batch of ``count``: rounded up, and two where there are two, for batch statistics."""
+    return min(count, max(2, math.ceil(share * count)))
 
 
 def _scope(what: str, scope: Sequence[float]) -> tuple[float, float]:

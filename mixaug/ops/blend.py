@@ -98,12 +98,12 @@ def _row_picker(keep: Tensor, images: Tensor, inplace: bool) -> Callable[[int, T
 
 
 def _row_writer(weight: Tensor, exact: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:
-    # A plain number instead of a one-element tensor takes torch's scalar kernel.
+    # A plain number instead of a one-element tensor takes torch's scalar kernel, which computes in float32 inside.
     numbers = weight.flatten().tolist() if weight.numel() == len(weight) else None
 
     def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
         share = weight[row % len(weight)] if numbers is None else numbers[row % len(numbers)]
-        if exact:
+        if exact or (numbers is not None and target.is_floating_point()):
             torch.lerp(other, own, share, out=target)
             return
         mixed = other.float().lerp_(own.float(), share)

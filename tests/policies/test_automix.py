@@ -98,10 +98,11 @@ def one_graph(step, lam, partner, generator_lam, generator_partner, rows=6, lear
     hook.remove()
     pooled = []
     hook = model.fc.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
-    model(IMAGES)
+    clean = math.ceil(6 * policy.clean_share)
+    model(IMAGES[:clean])
     hook.remove()
     head = policy.clean_head or model.fc
-    terms["clean_loss"] = policy.clean_lam * cross_entropy(head(pooled[0]), LABELS)
+    terms["clean_loss"] = policy.clean_lam * cross_entropy(head(pooled[0]), LABELS[:clean])
     own, other = features[:rows], features[generator_partner[:rows]]
     made = policy.masks(own, other, generator_lam, size)
     terms["mask_loss"] = policy.mask_lam * F.mask_loss(made, generator_lam, 0.1, policy.variance)
@@ -126,6 +127,7 @@ DRAWS = (
     ("automix", {}),
     ("automix", {"clean_head": False, "clean_lam": 0.5}),
     ("automix", {"lam_channel": False, "upsampling": "bilinear", "generator_share": 0.6}),
+    ("automix", {"clean_share": 0.5, "generator_share": 0.4}),
     ("samix", {"eta": 1.0}),
     ("samix", {"eta": 1.0, "generator_share": 0.5, "k": -1}),
 ], ids=str)  # fmt: skip
@@ -574,6 +576,7 @@ def test_stages_and_features_that_do_not_fit_are_named():
     ({"scope": 0.1}, "scope as two parts of training, got 0.1"),
     ({"scope": (0.5, 0.2)}, "scope as two parts of training in order"),
     ({"generator_share": 0.0}, r"generator_share in \(0, 1\]"),
+    ({"clean_share": 0.0}, r"clean_share in \(0, 1\]"),
     ({"generator_probability": 2.0}, "generator_probability"),
     ({"upsampling": "cubic"}, "upsampling 'nearest' or 'bilinear', got 'cubic'"),
     ({"mask_adjust": -0.1}, "mask_adjust"),
