@@ -55,8 +55,8 @@ format: $(STAMP)  ## format the code and repair what ruff can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## time every policy against its floor on this machine
-	@$(BIN)/python tools/speed.py
+bench: $(STAMP)  ## time every policy against its floor; fails where a goal is missed by more than the spread
+	@$(BIN)/python tools/speed.py --check
 
 gallery: $(STAMP)  ## a picture sheet of every policy
 	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png

@@ -232,7 +232,8 @@ class Local:
         if self.radius != "auto":
             return torch.full((), float(self.radius), dtype=torch.float64, device=points.device)
         some = points[_spaced(points.shape[0], 1024, points.device)]
-        squared = squared_distances(some, some).fill_diagonal_(math.inf).flatten()
+        place = torch.arange(some.shape[0], device=points.device)
+        squared = squared_distances(some, some).masked_fill(place == place[:, None], math.inf).flatten()
         rank = max(1, round(LOCAL_SHARE * (squared.shape[0] - some.shape[0])))
         # Just beyond the pair of that rank: the radius itself is not within.
         return squared.kthvalue(rank).values.sqrt() * (1 + 1e-9)
@@ -276,12 +277,12 @@ class Nearest:
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         points = _of_batch("Nearest", batch, self.by)
-        squared = squared_distances(points, points).fill_diagonal_(-1.0)
+        own = torch.arange(len(batch), device=batch.device)
+        squared = squared_distances(points, points).masked_fill(own == own[:, None], -1.0)
         # Never more than the others of a batch: the last batch of an epoch is often short.
         count = min(int(self.k_max or 1), len(batch) - 1)
         neighbours = squared.argsort(dim=1, stable=True)[:, 1 : count + 1]
         chosen = self.choose(neighbours, batch, draws)
-        own = torch.arange(len(batch), device=batch.device)
         return torch.where(chosen < 0, own, chosen)
 
     def fit(self, labels: Tensor, inputs: Tensor | None = None) -> PoolPairing:
@@ -494,7 +495,9 @@ def _log_rows(points: Tensor, width: float, kernel: Kernel) -> Tensor:
 
 
 def _spaced(count: int, most: int, device: torch.device) -> Tensor:
-    return torch.linspace(0, count - 1, min(count, most), device=device).round().long().clamp(0, count - 1)
+    if count <= most:
+        return torch.arange(count, device=device)
+    return torch.linspace(0, count - 1, most, device=device).round().long().clamp(0, count - 1)
 
 
 def _warn_extreme(what: str, probabilities: Tensor, width: float, include_self: bool, where: str) -> None:

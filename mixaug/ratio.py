@@ -110,6 +110,7 @@ def positive(name: str, value: float) -> float:
     """``value`` as a float, or a ValueError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} expects a number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
+    # Not math.isfinite: a traced number can only be compared.
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} expects a positive finite number, got {value!r}")
     return float(value)

@@ -9,32 +9,36 @@ from pathlib import Path
 
 import torch
 
-from mixaug.speed import sections
+from mixaug.speed import loaders, sections, steps
 from mixaug.speed.goals import judge, read_goals
+from mixaug.speed.profiles import Profile, profiles
 from mixaug.speed.regime import DTYPES, LAYOUTS, Regime, environment
 from mixaug.speed.report import markdown, table
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
-SECTIONS = ("mixing", "loss", "step", "loader", "pairing", "puzzlemix", "guided", "learned")
-
-
+SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned")
 #: Sections of whole training steps, each for backbones of its own.
-STEPS = {"guided": sections.GUIDED, "learned": sections.LEARNED}
+STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED}
 LABELS = list(
     dict.fromkeys(
-        job.label for jobs in (sections.JOBS, *(step[2] for steps in STEPS.values() for step in steps)) for job in jobs
+        job.label for jobs in (sections.JOBS, *(step[2] for known in STEPS.values() for step in known)) for job in jobs
     )
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print Markdown, write files if asked; 1 when ``--check`` finds a goal missed."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.profile and not {job.label for job in sections.JOBS} & set(options.jobs):
+        parser.error(f"--profile needs --jobs, of {', '.join(repr(job.label) for job in sections.JOBS)}")
     torch.set_num_threads(options.threads)
     known = environment(options.device)
     print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
     jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
     rows: list[sections.Row] = []
+    seen: list[Profile] = []
+    few = max(3, options.rounds // 2)
     for regime in _regimes(options):
         print(f"measuring {regime.name}", file=sys.stderr)
         if "mixing" in options.sections:
@@ -45,9 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 regime, pair, options.per, compiled=options.compiled, rounds=options.rounds
             )
         if regime.dtype != "uint8" and "step" in options.sections and regime.shape[-1] <= options.step_side:
-            rows += sections.training_step(regime, jobs, options.model, max(3, options.rounds // 2))
+            rows += steps.training_step(regime, jobs, options.model, few)
         if regime.dtype == "float32" and regime.layout == "contiguous" and "loader" in options.sections:
-            rows += sections.loaders(regime, max(3, options.rounds // 2))
+            rows += loaders.loaders(regime, options.per, few, options.workers)
+        if options.profile:
+            seen += profiles(regime, jobs, options.per)
+    for shape in options.shapes if "resident" in options.sections else ():
+        if shape[-1] <= options.step_side:
+            regime = Regime(shape, "bfloat16", "channels_last", options.device)
+            rows += steps.resident(
+                regime, jobs, options.model, few, batches=options.batches, compiled=not options.eager
+            )
     if "loss" in options.sections:
         for batch, classes in ((128, 100), (128, 1000), (1024, 1000), (1024, 21841)):
             rows += sections.index_loss(batch, classes, options.device, options.rounds)
@@ -62,11 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [job for job in known_jobs if not options.jobs or job.label in options.jobs]
         if chosen:
             regime = Regime(shape, "float32", "contiguous", options.device)
-            rows += sections.training_step(regime, chosen, model, max(3, options.rounds // 2), memory=True)
-    on_cpu = not options.device.startswith("cuda")
-    float_rows = [row for row in rows if "float32 contiguous" in row.regime]
-    verdicts = judge(float_rows, read_goals()) if on_cpu else []
-    page = markdown(known, rows, verdicts)
+            rows += steps.training_step(regime, chosen, model, few, memory=True)
+    verdicts = judge(rows, read_goals(), torch.device(options.device).type)
+    page = markdown(known, rows, verdicts, seen)
     print(page)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time every policy against the memory floor and other libraries.")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["mixing", "loss"])
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=["mixing", "loss"])
     parser.add_argument("--jobs", nargs="+", choices=LABELS, default=[])
     parser.add_argument("--shapes", nargs="+", type=_shape, default=[_shape(text) for text in SHAPES])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
@@ -91,8 +101,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", default="cifar_resnet18", help="backbone of the step section")
-    parser.add_argument("--step-side", type=int, default=64, help="largest image side of the step section")
+    parser.add_argument("--model", default="cifar_resnet18", help="backbone of the sections step and resident")
+    parser.add_argument(
+        "--step-side", type=int, default=64, help="largest image side of the sections step and resident"
+    )
+    parser.add_argument("--eager", action="store_true", help="leave the resident section uncompiled")
+    parser.add_argument("--batches", type=int, help="of an epoch of the resident section (64 on a GPU, 4 on a CPU)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of every loader")
+    parser.add_argument(
+        "--profile", action="store_true", help="show the operators that mixing in --jobs spends time in"
+    )
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.csv")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is clearly missed")
     return parser

@@ -1,4 +1,4 @@
-"""Rows and verdicts as Markdown and CSV."""
+"""Rows, verdicts and profiles as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import io
 from collections.abc import Mapping, Sequence
 
 from mixaug.speed.goals import Verdict
+from mixaug.speed.profiles import Profile
 from mixaug.speed.sections import Row
 from mixaug.speed.timing import Ratio
 
 COLUMNS = (
     *("section", "regime", "job", "per", "library", "output", "ms"),
-    *("x_floor", "x_floor_low", "x_floor_high", "best_peer", "x_best_peer", "note"),
+    *("x_floor", "x_floor_low", "x_floor_high", "best_peer", "x_best_peer", "x_fresh_lerp", "x_memory", "note"),
 )
 
 
-def markdown(environment: Mapping[str, str], rows: Sequence[Row], verdicts: Sequence[Verdict]) -> str:
-    """One table for every section and regime, then goals reached and missed."""
+def markdown(
+    environment: Mapping[str, str],
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    profiles: Sequence[Profile] = (),
+) -> str:
+    """One table for every section and regime, then goals reached and missed, then profiles."""
     lines = [", ".join(f"{key} {value}" for key, value in environment.items()), ""]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -34,12 +40,24 @@ def markdown(environment: Mapping[str, str], rows: Sequence[Row], verdicts: Sequ
             )
         lines.append("")
     if verdicts:
-        lines += ["### goals", "", "| regime | job | per | goal | measured | |", "|---|---|---|--:|--:|---|"]
+        lines += ["### goals", "", "| section | regime | job | per | output | goal | measured | |"]
+        lines.append("|---|---|---|---|---|--:|--:|---|")
         for verdict in verdicts:
             state = "reached" if verdict.reached else "**missed**" if verdict.missed else "within the spread"
             row = verdict.row
             goal = f"{verdict.goal:g} {verdict.what}"
-            lines.append(f"| {row.regime} | {row.job} | {row.per} | {goal} | {verdict.got:.2f} | {state} |")
+            what = f"{row.goal_section} | {row.regime} | {row.job} | {row.per} | {row.output}"
+            lines.append(f"| {what} | {goal} | {verdict.got:.2f} | {state} |")
+        lines.append("")
+    if profiles:
+        lines += ["Profiles are taken eagerly; the profiler adds some microseconds to every call.", ""]
+    for found in profiles:
+        lines += [f"### profile of {found.job}, per {found.per}, into `out=`: {found.regime}", ""]
+        lines += ["| operator | calls a step | own time, us a step | share |", "|---|--:|--:|--:|"]
+        lines += [
+            f"| {operator.name} | {operator.calls:g} | {operator.microseconds:.1f} | {operator.share:.1%} |"
+            for operator in found.operators
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -53,8 +71,10 @@ def table(rows: Sequence[Row]) -> str:
         ratio = row.against_best_peer
         figures = [f"{value:.4f}" for value in (row.floor.median, row.floor.low, row.floor.high)]
         peer = [row.best_peer, "" if ratio is None else f"{ratio.median:.4f}"]
+        further = [None if row.fresh_lerp is None else row.fresh_lerp.median, row.memory]
+        shown = ["" if value is None else f"{value:.4f}" for value in further]
         where = [row.section, row.regime, row.job, row.per, row.library, row.output]
-        writer.writerow([*where, f"{row.milliseconds:.5f}", *figures, *peer, row.note])
+        writer.writerow([*where, f"{row.milliseconds:.5f}", *figures, *peer, *shown, row.note])
     return file.getvalue()
 
 

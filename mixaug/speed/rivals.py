@@ -60,7 +60,7 @@ def _kornia(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]
     if policy == "mixup":
         mixer = augmentation.RandomMixUpV2(p=1.0, data_keys=["input", "class"])
     else:
-        mixer = augmentation.RandomCutMixV2(p=1.0, data_keys=["input", "class"])
+        mixer = augmentation.RandomCutMixV2(p=1.0, data_keys=["input", "class"], use_correct_lambda=True)
     yield "kornia", mixer
 
 

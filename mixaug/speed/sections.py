@@ -1,40 +1,40 @@
-"""What is timed: mixing alone, mixing with labels and loss, a whole training step, and a loader."""
+"""What is timed of mixing and its loss; training steps and loaders have modules of their own."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import mixaug
-from mixaug import mixer as mixers
 from mixaug.batch import MixedBatch
-from mixaug.loading import DeviceLoader
 from mixaug.losses import mixed_cross_entropy
 from mixaug.neighbours import PoolPairing
-from mixaug.policies import automix
 from mixaug.policy import Policy
 from mixaug.speed.regime import Regime
-from mixaug.speed.rivals import Mixer, dense_targets, installed, rivals
-from mixaug.speed.timing import Ratio, Timing, interleaved
+from mixaug.speed.rivals import Mixer, dense_targets, rivals
+from mixaug.speed.timing import Ratio, interleaved
 
 PLAIN = "mixaug"
+LARGE_SIDE = 128
 
 
 @dataclass(frozen=True)
 class Job:
-    """One policy with its options, under the name that the tables use."""
+    """One policy with its options, under the name that the tables use.
+
+    ``one_graph`` keeps every branch of a learned mixer until one backward pass, as the released code does.
+    """
 
     label: str
     policy: str
     options: dict[str, Any] = field(default_factory=dict)
+    one_graph: bool = False
 
 
 JOBS = (
@@ -54,7 +54,11 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a library doing a job, against the floor of the same run."""
+    """One line of a table: a library doing a job, against the floor of the same run.
+
+    ``fresh_lerp`` is the ratio to a ``lerp`` that allocates its result too, ``memory`` the ratio of peaks to the
+    reference. ``goal_section`` and ``where`` choose the goals of goals.csv that judge the row; an empty section none.
+    """
 
     section: str
     regime: str
@@ -67,11 +71,15 @@ class Row:
     against_best_peer: Ratio | None = None
     best_peer: str = ""
     note: str = ""
+    fresh_lerp: Ratio | None = None
+    memory: float | None = None
+    goal_section: str = ""
+    where: str = ""
 
 
 def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int) -> Iterator[Row]:
     """Mixing alone, labels in each library's own form; ours fresh, into ``out=``, in place and compiled."""
-    images, other, labels = _material(regime)
+    images, other, labels = material(regime)
     for job in jobs:
         for per in pers:
             policy = mixaug.create(job.policy, per=per, **job.options)
@@ -82,6 +90,8 @@ def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled
                 f"{PLAIN}/out": partial(policy, images, labels, out=torch.empty_like(images)),
                 f"{PLAIN}/inplace": partial(policy, images.clone(), labels, inplace=True),
             }
+            if images.is_floating_point():
+                cases["lerp/fresh"] = partial(torch.lerp, images, other, 0.3)
             if compiled:
                 # All policies share one `forward`, of which the compiler keeps a few versions only.
                 torch.compiler.reset()
@@ -89,14 +99,17 @@ def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled
             if not job.options:
                 for name, mixer in rivals(job.policy, per, regime):
                     cases[f"{name}/own"] = partial(mixer, images.clone(), labels)
-            yield from _rows("mixing", regime, job.label, per, cases, rounds)
+            is_judged = regime.dtype == "float32" and regime.layout == "contiguous"
+            yield from _rows(
+                "mixing", regime, job.label, per, cases, rounds, goal_section="mixing" if is_judged else ""
+            )
 
 
 def labels_and_loss(
     regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int
 ) -> Iterator[Row]:
     """Mixing, targets and cross-entropy: our index form against the dense targets of the others."""
-    images, other, labels = _material(regime)
+    images, other, labels = material(regime)
     logits = torch.randn(regime.shape[0], regime.num_classes, device=regime.device)
 
     def ours(policy: Policy) -> Tensor:
@@ -127,14 +140,17 @@ def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[R
     labels = torch.randint(classes, (batch,), device=device)
     mixed = mixaug.create("mixup")(torch.zeros(batch, 1, device=device), labels)
 
-    def ours() -> Tensor:
-        return mixed_cross_entropy(logits, labels, mixed.sources, mixed.weights)
+    def ours(smoothing: float) -> Tensor:
+        return mixed_cross_entropy(logits, labels, mixed.sources, mixed.weights, label_smoothing=smoothing)
 
-    cases: dict[str, Callable[[], object]] = {
-        "floor": lambda: F.log_softmax(logits, dim=1),
-        f"{PLAIN}/index form": ours,
-        "dense/targets and cross_entropy": lambda: F.cross_entropy(logits, mixed.targets(classes)),
-    }
+    def dense(smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, mixed.targets(classes), label_smoothing=smoothing)
+
+    cases: dict[str, Callable[[], object]] = {"floor": lambda: F.log_softmax(logits, dim=1)}
+    for smoothing in (0.0, 0.1):
+        suffix = f", smoothing {smoothing:g}" if smoothing else ""
+        cases[f"{PLAIN}/index form{suffix}"] = partial(ours, smoothing)
+        cases[f"dense/targets and cross_entropy{suffix}"] = partial(dense, smoothing)
     timings = interleaved(cases, rounds=rounds, device=torch.device(device))
     for name, timing in timings.items():
         library, _, output = name.partition("/")
@@ -147,6 +163,8 @@ def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[R
             library=library,
             milliseconds=timing.median * 1e3,
             floor=Ratio.of(timing, timings["floor"]),
+            goal_section="loss",
+            where="large" if batch >= 1024 and classes >= 1000 else "small",
         )
 
 
@@ -286,176 +304,8 @@ def cut_energies(device: str, count: int = 100) -> Iterator[Row]:
                 )
 
 
-#: Policies that look at the model: backbone, shape of a batch, jobs.
-GUIDED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = (
-    (
-        "cifar_resnet18",
-        (32, 3, 32, 32),
-        tuple(
-            Job(name, name)
-            for name in (
-                "manifoldmix",
-                "snapmix",
-                "puzzlemix",
-                "guidedmix",
-                "alignmix",
-                "attentivemix",
-                "comixup",
-                "sumix",
-            )
-        ),
-    ),
-    (
-        "deit_tiny_patch16_224",
-        (8, 3, 224, 224),
-        tuple(
-            Job(name, name) for name in ("cutmix", "transmix", "mixpro", "tlalign", "tokenmix", "smmix", "manifoldmix")
-        ),
-    ),
-)
-
-
-#: Policies that learn to mix: backbone, shape of a batch, jobs. Economy spares the clean pass and half of a branch.
-ECONOMY = {"clean_lam": 0.0, "generator_share": 0.5}
-LEARNED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = tuple(
-    (
-        backbone,
-        shape,
-        (
-            Job("automix", "automix"),
-            Job("automix, one graph", "automix"),
-            Job("automix, economy", "automix", ECONOMY),
-            Job("samix", "samix"),
-            Job("samix, economy", "samix", ECONOMY),
-            Job("samix, frozen", "samix", {"frozen": True}),
-            Job("adautomix", "adautomix"),
-            Job("adamixup", "adamixup"),
-        ),
-    )
-    for backbone, shape in (("cifar_resnet18", (32, 3, 32, 32)), ("deit_tiny_patch16_224", (8, 3, 224, 224)))
-)
-
-
-def training_step(
-    regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int, *, memory: bool = False
-) -> Iterator[Row]:
-    """A whole SGD step of a backbone; the reference is the step of ``none``.
-
-    Args:
-        regime, jobs, rounds: as elsewhere.
-        model_name: see ``mixaug.models.create``.
-        memory: add the peak of the memory that a step holds, beside that of ``none``.
-    """
-    from mixaug import models
-    from mixaug.speed.memory import peak_bytes
-
-    images, _, labels = _material(regime)
-    if regime.dtype == "uint8":
-        raise ValueError("the training step takes floating-point images, got uint8")
-    device = torch.device(regime.device)
-    model = models.create(model_name, num_classes=regime.num_classes).to(device)
-    model.to(memory_format=torch.channels_last if regime.layout == "channels_last" else torch.contiguous_format)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=regime.dtype == "bfloat16")
-
-    def step(mix_step: mixaug.MixStep, optimizer: torch.optim.Optimizer) -> None:
-        with autocast:
-            loss, _ = mix_step(images.float() if regime.dtype == "bfloat16" else images, labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        mix_step.policy.after_step(model)
-
-    def in_one_graph(run: Callable[[], object]) -> None:
-        # As the released code: every branch is kept until the one backward pass.
-        with patch.object(automix, "taken_now", _kept), patch.object(mixers, "taken_now", _kept):
-            run()
-
-    cases: dict[str, Callable[[], object]] = {}
-    for job in (Job("floor", "none"), *jobs):
-        policy = mixaug.create(job.policy, **job.options)
-        mix_step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy()).to(device)
-        name = job.label if job.policy == "none" else f"{PLAIN}/{job.label}"
-        mix_step.policy.set_progress(0.5)
-        learning = [parameter for parameter in mix_step.parameters() if parameter.requires_grad]
-        case = partial(step, mix_step, torch.optim.SGD(learning, lr=1e-3))
-        cases[name] = partial(in_one_graph, case) if job.label.endswith("one graph") else case
-    timings = interleaved(cases, rounds=rounds, round_seconds=0.5, device=device)
-    held = {name: peak_bytes(case, device) for name, case in cases.items()} if memory else {}
-    for name, timing in timings.items():
-        yield Row(
-            section=f"training step of {model_name}, as a multiple of the step without mixing",
-            regime=regime.name,
-            job=name.partition("/")[2] or "none",
-            per="default",
-            output="fresh",
-            library=PLAIN,
-            milliseconds=timing.median * 1e3,
-            floor=Ratio.of(timing, timings["floor"]),
-            note=f"peak memory x {held[name] / held['floor']:.2f}" if memory else "",
-        )
-
-
-def _kept(loss: Tensor, parameters: object, scale: float = 1.0) -> Tensor:
-    return loss
-
-
-def loaders(regime: Regime, rounds: int, workers: int = 2) -> Iterator[Row]:
-    """Images per second of a loader with Mixup: ours on the device against mixing in the collate function."""
-    from torch.utils.data import DataLoader, TensorDataset, default_collate
-
-    count, device = regime.shape[0] * 16, torch.device(regime.device)
-    data = TensorDataset(
-        torch.randint(256, (count, *regime.shape[1:]), dtype=torch.uint8), torch.randint(regime.num_classes, (count,))
-    )
-    mean, std = (0.5,) * regime.shape[1], (0.25,) * regime.shape[1]
-    shift = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
-
-    def plain(collate: Callable[[list[Any]], Any]) -> Any:
-        pinned = device.type == "cuda"
-        return DataLoader(data, regime.shape[0], num_workers=workers, collate_fn=collate, pin_memory=pinned)
-
-    ours = DeviceLoader(plain(default_collate), device, mixaug.create("mixup"), mean=mean, std=std)
-    readers: dict[str, Callable[[], int]] = {f"{PLAIN}/DeviceLoader": lambda: sum(len(batch) for batch in ours)}
-    if installed("torchvision"):
-        from torchvision.transforms import v2
-
-        mixer = v2.MixUp(num_classes=regime.num_classes)
-
-        def collate(samples: list[Any]) -> Any:
-            images, labels = default_collate(samples)
-            return mixer((images.float() / 255 - shift[0]) / shift[1], labels)
-
-        theirs = plain(collate)
-        readers["torchvision/MixUp in the collate function"] = lambda: sum(
-            len(images.to(device, non_blocking=True)) for images, _ in theirs
-        )
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for _ in range(rounds):
-        for name, read in readers.items():
-            start = time.perf_counter()
-            if read() != count:
-                raise RuntimeError(f"{name} did not deliver {count} images")
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
-    reference = timings[f"{PLAIN}/DeviceLoader"]
-    for name, timing in timings.items():
-        library, _, output = name.partition("/")
-        yield Row(
-            section=f"loader with {workers} workers, as a multiple of our time",
-            regime=regime.name,
-            job="mixup",
-            per="sample",
-            output=output,
-            library=library,
-            milliseconds=timing.median * 1e3,
-            floor=Ratio.of(timing, reference),
-            note=f"{count / timing.median:,.0f} images/s",
-        )
-
-
-def _material(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
+def material(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
+    """Two batches of images and one of class ids."""
     labels = torch.randint(regime.num_classes, (regime.shape[0],), generator=torch.Generator().manual_seed(2))
     return regime.images(0), regime.images(1), labels.to(regime.device)
 
@@ -468,15 +318,24 @@ def _floor(images: Tensor, other: Tensor) -> Callable[[], object]:
 
 
 def _rows(
-    section: str, regime: Regime, job: str, per: str, cases: dict[str, Callable[[], object]], rounds: int
+    section: str,
+    regime: Regime,
+    job: str,
+    per: str,
+    cases: dict[str, Callable[[], object]],
+    rounds: int,
+    goal_section: str = "",
 ) -> Iterator[Row]:
     timings = interleaved(cases, rounds=rounds, device=torch.device(regime.device))
-    floor = timings["floor"]
-    peers = {name: timing for name, timing in timings.items() if name != "floor" and not name.startswith(PLAIN)}
+    floor, lerp = timings["floor"], timings.get("lerp/fresh")
+    no_peers = ("floor", "lerp", PLAIN)
+    peers = {name: timing for name, timing in timings.items() if name.partition("/")[0] not in no_peers}
     best = min(peers, key=lambda name: peers[name].median, default=None)
     for name, timing in timings.items():
         library, _, output = name.partition("/")
-        is_ours = library == PLAIN and best is not None
+        is_ours = library == PLAIN
+        allocates = is_ours and output in ("fresh", "compiled")
+        against_lerp = Ratio.of(timing, lerp) if allocates and lerp is not None else None
         yield Row(
             section=section,
             regime=regime.name,
@@ -488,4 +347,8 @@ def _rows(
             floor=Ratio.of(timing, floor),
             against_best_peer=Ratio.of(timing, peers[best]) if is_ours and best is not None else None,
             best_peer=best.partition("/")[0] if best is not None and is_ours else "",
+            note="" if against_lerp is None else f"{against_lerp.median:.2f} fresh lerps",
+            fresh_lerp=against_lerp,
+            goal_section=goal_section,
+            where="large" if regime.shape[-1] >= LARGE_SIDE else "small",
         )

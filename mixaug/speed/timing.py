@@ -73,6 +73,29 @@ def interleaved(
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
+def once_a_round(cases: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Time cases that take long, such as a pass over a loader: one call a round each, in turn.
+
+    Args:
+        cases: functions without arguments, by name; each is called once before the first round.
+        rounds, device: as for :func:`interleaved`.
+    """
+    if rounds < 1:
+        raise ValueError(f"once_a_round expects rounds of at least 1, got {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, case in cases.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            case()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
 def _fastest(case: Callable[[], object], budget: float) -> float:
     best, calls, began = float("inf"), 0, time.perf_counter()
     while calls < 2 or time.perf_counter() - began < budget:

@@ -1,0 +1,147 @@
+"""Policies and steps under `torch.compile`: batches of changing size, the draws of eager code, exact labels."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mixaug
+from helpers import index_images
+
+MODEL_FREE = mixaug.list_policies(needs=())
+#: On a CPU, eager code draws by the chosen policy alone and compiled code by all of them.
+DRAWS_LESS_IN_EAGER = {("deit", "batch"), ("rsb", "batch")}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    # All policies share one `forward`, of which the compiler keeps a few versions.
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def make(name, per):
+    known = mixaug.describe(name).defaults
+    if "per" not in known:
+        if per != "sample":
+            pytest.skip("it draws nothing")
+        return mixaug.create(name)
+    try:
+        return mixaug.create(name, per=per)
+    except ValueError as error:
+        if "not mutual" in str(error):
+            pytest.skip("its pairing is not mutual: no two samples share draws")
+        raise
+
+
+def batch_of(count, size=(12, 18)):
+    generator = torch.Generator().manual_seed(count)
+    return torch.rand(count, 3, *size, generator=generator), torch.arange(count) % 3
+
+
+def called(policy, images, labels):
+    torch.manual_seed(5)
+    return policy(images, labels)
+
+
+def labels_say_what_is_shown(mixed, count, atol):
+    """Image i is i everywhere: the mean of a mixed image is the weighted mean of its sources' numbers."""
+    shown = mixed.inputs.double().flatten(1).mean(1)
+    told = (mixed.weights.double() * mixed.sources).sum(1)
+    torch.testing.assert_close(shown, told, rtol=0, atol=atol * count)
+
+
+@pytest.mark.parametrize("per", ["sample", "batch", "pair"])
+@pytest.mark.parametrize("name", MODEL_FREE)
+def test_one_graph_serves_all_batch_sizes(name, per):
+    policy = make(name, per)
+    counter = CompileCounterWithBackend("eager")
+    traced = torch.compile(policy, fullgraph=True, backend=counter)
+    for count in (8, 7, 6):
+        images, labels = batch_of(count)
+        # What the second size of a run does by itself.
+        torch._dynamo.mark_dynamic(images, 0)
+        torch._dynamo.mark_dynamic(labels, 0)
+        mixed = called(traced, images, labels)
+        torch.testing.assert_close(mixed.inputs, mixed.plan.mix(images), rtol=0, atol=1e-6)
+        if (name, per) in DRAWS_LESS_IN_EAGER:
+            continue
+        eager = called(policy, images, labels)
+        assert torch.equal(mixed.sources, eager.sources)
+        torch.testing.assert_close(mixed.weights, eager.weights, rtol=0, atol=1e-6)
+        torch.testing.assert_close(mixed.inputs, eager.inputs, rtol=0, atol=1e-6)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "deit", "fmix", "knn_mixup", "local_mixup"])
+def test_sizes_change_without_a_word_to_the_compiler(name):
+    policy = make(name, "sample")
+    counter = CompileCounterWithBackend("aot_eager")
+    traced = torch.compile(policy, fullgraph=True, backend=counter)
+    # One graph for the first size, one for any, one for a batch in which nobody can be mixed.
+    for count, graphs in [(8, 1), (6, 2), (7, 2), (1, 3), (8, 3), (1, 3)]:
+        images, labels = batch_of(count)
+        mixed, eager = called(traced, images, labels), called(policy, images, labels)
+        torch.testing.assert_close(mixed.inputs, eager.inputs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(mixed.weights, eager.weights, rtol=0, atol=1e-6)
+        assert counter.frame_count == graphs, f"after a batch of {count}"
+
+
+@pytest.mark.parametrize("name", ["mixup", "fmix", "patchmix"])
+def test_dynamic_everything(name):
+    # Numbers of the policy, such as FMix's decay, are symbols then too.
+    policy = make(name, "batch")
+    traced = torch.compile(policy, fullgraph=True, backend="eager", dynamic=True)
+    for count, size in [(6, (12, 18)), (5, (12, 18)), (4, (16, 9)), (1, (16, 9))]:
+        images, labels = batch_of(count, size)
+        mixed, eager = called(traced, images, labels), called(policy, images, labels)
+        torch.testing.assert_close(mixed.inputs, eager.inputs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(mixed.weights, eager.weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "gridmix"])
+def test_a_step_has_the_gradients_of_eager_code(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(4, 3))
+    objective = mixaug.losses.MixedCrossEntropy(label_smoothing=0.1)
+    step = mixaug.MixStep(model, mixaug.create(name), objective)
+    counter = CompileCounterWithBackend("aot_eager")
+    traced = torch.compile(step, fullgraph=True, backend=counter)
+    for count in (8, 6, 5):
+        found = []
+        for run in (step, traced):
+            model.zero_grad()
+            loss, logs = called(run, *batch_of(count))
+            loss.backward()
+            found.append([loss.detach(), logs["accuracy"], *(p.grad.clone() for p in model.parameters())])
+        torch.testing.assert_close(found[1], found[0])
+        assert found[0][2].abs().sum() > 0
+    assert counter.frame_count == 2
+
+
+def test_several_policies_in_one_process():
+    # Two policies whose batch sizes change stay within the default limit; more need versions of their own.
+    traced = [torch.compile(mixaug.create(name), fullgraph=True, backend="eager") for name in ("mixup", "patchmix")]
+    for count in (8, 6, 7, 1, 8):
+        for policy in traced:
+            assert len(policy(*batch_of(count))) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "per", "atol"), [("mixup", "sample", 1e-6), ("cutmix", "sample", 1e-6), ("fmix", "batch", 1 / 216)]
+)
+def test_labels_are_exact_in_generated_code(name, per, atol):
+    # Its random numbers are its own, so nothing can be compared with eager code. FMix is off by one pixel at most.
+    traced = torch.compile(make(name, per), fullgraph=True, backend="inductor")
+    weights = []
+    for count in (6, 5, 6, 5, 6, 5):
+        images = index_images(count, 3, 12, 18)
+        mixed = traced(images, torch.arange(count) % 3)
+        labels_say_what_is_shown(mixed, count, atol + 1e-6)
+        assert mixed.sources[:, 1].sort().values.tolist() == list(range(count))
+        torch.testing.assert_close(mixed.weights.sum(1), torch.ones(count))
+        weights.append(mixed.lam)
+    assert torch.cat(weights).unique().numel() > 3, "every call draws anew"
