@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -37,6 +37,8 @@ class Draws:
         self.batch_size = batch_size
         self.device = device
         self.generator = generator
+        # Only where there is one: with the argument, None or not, torch traces no draw of a symbolic size.
+        self._given: dict[str, Any] = {} if generator is None else {"generator": generator}
         self.per: Per = per
         self.partner: Tensor | None = None
 
@@ -56,7 +58,7 @@ class Draws:
         """(R, *shape) uniform in [low, high). ``per`` overrides the policy's setting for this draw."""
         dtype = dtype or wide_dtype(self.device)
         size = (self._rows(per), *shape)
-        unit = self._shared(torch.rand(size, generator=self.generator, device=self.device, dtype=dtype), per)
+        unit = self._shared(torch.rand(size, **self._given, device=self.device, dtype=dtype), per)
         if isinstance(low, float) and isinstance(high, float) and (low, high) == (0.0, 1.0):
             return unit
         return low + (high - low) * unit
@@ -66,12 +68,12 @@ class Draws:
     ) -> Tensor:
         """(R, *shape) standard normal."""
         size = (self._rows(per), *shape)
-        return self._shared(torch.randn(size, generator=self.generator, device=self.device, dtype=dtype), per)
+        return self._shared(torch.randn(size, **self._given, device=self.device, dtype=dtype), per)
 
     def integers(self, low: int, high: int, shape: Sequence[int] = (), *, per: Per | None = None) -> Tensor:
         """(R, *shape) int64, uniform in low, ..., high - 1."""
         size = (self._rows(per), *shape)
-        return self._shared(torch.randint(low, high, size, generator=self.generator, device=self.device), per)
+        return self._shared(torch.randint(low, high, size, **self._given, device=self.device), per)
 
     def host_uniform(self) -> float:
         """One number in [0, 1) that Python code may branch on, without waiting for a device.
@@ -80,7 +82,7 @@ class Draws:
         host knows; the stream moves on by one draw. Other devices are waited for.
         """
         if self.device.type != "cuda":
-            return float(torch.rand((), generator=self.generator, device=self.device))
+            return float(torch.rand((), **self._given, device=self.device))
         generator = self.generator
         if generator is None and torch.cuda.is_available():
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -88,7 +90,7 @@ class Draws:
         # Without a GPU, tensors that only pretend to lie on one still get a number.
         seed = torch.initial_seed() if generator is None else generator.initial_seed()
         offset = 0 if generator is None else generator.get_offset()
-        torch.rand(1, generator=self.generator, device=self.device)
+        torch.rand(1, **self._given, device=self.device)
         return random.Random(f"{seed} {offset}").random()
 
     def host_integer(self, high: int) -> int:
@@ -111,7 +113,7 @@ class Draws:
             gamma = torch._standard_gamma(self._shapes(alpha, beta), generator=self.generator)
             return self._shared(gamma[0] / gamma.sum(0), None)
         gamma = torch._standard_gamma(self._shapes(alpha + 1, beta + 1), generator=self.generator)
-        unit = torch.rand(gamma.shape, generator=self.generator, device=self.device, dtype=gamma.dtype)
+        unit = torch.rand(gamma.shape, **self._given, device=self.device, dtype=gamma.dtype)
         # 1 - U lies in (0, 1]: its logarithm is finite.
         boost = torch.log1p(-unit)
         logarithms = gamma.log()
@@ -121,7 +123,7 @@ class Draws:
     def permutation(self) -> Tensor:
         """(B,) int64, uniform over all permutations of the batch."""
         # Sorting random keys needs no host and traces; float64 keys make ties impossible in practice.
-        keys = torch.rand(self.batch_size, generator=self.generator, device=self.device, dtype=wide_dtype(self.device))
+        keys = torch.rand(self.batch_size, **self._given, device=self.device, dtype=wide_dtype(self.device))
         return keys.argsort()
 
     def _shapes(self, first: float, second: float) -> Tensor:

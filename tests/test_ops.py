@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mixaug
 from helpers import seeded
 from mixaug.ops import blend as blends
 from mixaug.ops import layout
@@ -164,3 +165,12 @@ def test_pick_lets_gradients_through():
     mask = torch.rand(2, 1, 3, 3, generator=seeded(2)) < 0.5
     layout.pick(mask, yes, no).sum().backward()
     assert torch.equal(yes.grad, mask.float()) and torch.equal(no.grad, (~mask).float())
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "gridmix", "resizemix", "smoothmix"])
+@pytest.mark.parametrize("side", [8, 160], ids=["small", "large"])
+def test_a_plan_replays_under_vmap(name, side):
+    images = torch.rand(2, 3, 3, side, side, generator=seeded(0))
+    plan = mixaug.create(name).draw(images[0], generator=seeded(1))
+    mixed = torch.func.vmap(plan.mix)(images)
+    torch.testing.assert_close(mixed, torch.stack([plan.mix(images[0]), plan.mix(images[1])]))

@@ -24,11 +24,13 @@ def single_precision(tensor: Tensor) -> Tensor:
 
 
 def reads_freely(*tensors: Tensor) -> bool:
-    """Whether values may steer the work: on a CPU, not while tracing, and with no gradient recorded.
+    """Whether values may steer the work: on a CPU, not while tracing or under vmap, and with no gradient recorded.
 
     A gradient through one slice per sample would mean one graph node for each.
     """
     if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 

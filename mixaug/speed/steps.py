@@ -49,8 +49,8 @@ GUIDED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = (
 )
 
 
-#: Policies that learn to mix: backbone, shape of a batch, jobs. Economy spares the clean pass and half of a branch.
-ECONOMY = {"clean_lam": 0.0, "generator_share": 0.5}
+#: Policies that learn to mix: backbone, shape of a batch, jobs. Economy spares parts of two branches.
+ECONOMY = {"clean_share": 0.5, "generator_share": 0.25}
 LEARNED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = tuple(
     (
         backbone,
