@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixaug
 from helpers import seeded
@@ -174,3 +176,29 @@ def test_a_plan_replays_under_vmap(name, side):
     plan = mixaug.create(name).draw(images[0], generator=seeded(1))
     mixed = torch.func.vmap(plan.mix)(images)
     torch.testing.assert_close(mixed, torch.stack([plan.mix(images[0]), plan.mix(images[1])]))
+
+
+class Counted(TorchDispatchMode):
+    """Operations that a device would launch: all but views, allocations and looks at a tensor's device."""
+
+    FREE = ("device", "view", "reshape", "expand", "squeeze", "select", "slice", "permute", "alias", "empty", "unbind")
+
+    def __init__(self):
+        super().__init__()
+        self.launched = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        self.launched += not any(free in name for free in self.FREE)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("mixup", 10), ("cutmix", 34)])
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_a_device_launches_few_operations(name, most, per):
+    policy = mixaug.create(name, per=per)
+    with FakeTensorMode():
+        images, labels = torch.empty(8, 3, 32, 32, device="cuda"), torch.empty(8, dtype=torch.int64, device="cuda")
+        with Counted() as counted:
+            policy(images, labels)
+    assert 5 <= counted.launched <= most
