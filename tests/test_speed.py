@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mixaug.speed.goals import Goal, judge, read_goals
 from mixaug.speed.memory import peak_bytes
 from mixaug.speed.profiles import PYTHON, profiles, top_operators
 from mixaug.speed.regime import LAYOUTS, Regime
-from mixaug.speed.report import table
+from mixaug.speed.report import markdown, table
 from mixaug.speed.sections import Row
 from mixaug.speed.timing import Ratio, Timing, interleaved, once_a_round
 
@@ -57,6 +58,25 @@ def row(job, per, floor, output="out", where="large", peer=None, section="mixing
 
 def goal(job, per="", where="", **further):
     return Goal(section=further.pop("section", "mixing"), job=job, per=per, where=where, **further)
+
+
+def test_the_short_table_has_a_line_for_every_job():
+    mine = [
+        row("mixup", "sample", floor, output) for floor, output in ((3.0, "fresh"), (1.5, "out"), (1.25, "inplace"))
+    ]
+    others = [
+        replace(mine[0], library="slow", floor=Ratio(9, 9, 9)),
+        replace(mine[0], library="timm", floor=Ratio(4, 4, 4)),
+    ]
+    lerp = replace(mine[0], library="lerp", floor=Ratio(2.5, 2.5, 2.5))
+    page = markdown({}, [*mine, *others, lerp], [])
+    line = next(
+        line
+        for line in page.splitlines()
+        if line.startswith("| mixup | sample |") and "rivals" not in line and "timm" in line and "slow" in line
+    )
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:] == ["3.00", "1.50", "1.25", "", "2.50", "timm 4.00, slow 9.00"]
 
 
 def test_goals_take_the_better_of_out_and_inplace():

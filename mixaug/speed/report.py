@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mixaug.speed.goals import Verdict
 from mixaug.speed.profiles import Profile
-from mixaug.speed.sections import Row
+from mixaug.speed.sections import PLAIN, Row
 from mixaug.speed.timing import Ratio
 
 COLUMNS = (
@@ -23,7 +23,7 @@ def markdown(
     verdicts: Sequence[Verdict],
     profiles: Sequence[Profile] = (),
 ) -> str:
-    """One table for every section and regime, then goals reached and missed, then profiles."""
+    """One table for every section and regime, a line per job of mixing alone, goals reached and missed, profiles."""
     lines = [", ".join(f"{key} {value}" for key, value in environment.items()), ""]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -39,6 +39,7 @@ def markdown(
                 f"{_shown(row.floor)} | {peer} | {row.note} |"
             )
         lines.append("")
+    lines += _summary([row for row in rows if row.section == "mixing"])
     if verdicts:
         lines += ["### goals", "", "| section | regime | job | per | output | goal | measured | |"]
         lines.append("|---|---|---|---|---|--:|--:|---|")
@@ -60,6 +61,28 @@ def markdown(
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Medians alone, a line for every job: our outputs beside a fresh lerp, and every rival."""
+    outputs = ("fresh", "out", "inplace", "compiled")
+    lines: list[str] = []
+    for regime in dict.fromkeys(row.regime for row in rows):
+        lines += [f"### mixing in short, x floor: {regime}", ""]
+        lines.append("| job | per | ms, best | fresh | `out=` | in place | compiled | fresh lerp | rivals |")
+        lines.append("|---|---|--:|--:|--:|--:|--:|--:|---|")
+        for job, per in dict.fromkeys((row.job, row.per) for row in rows if row.regime == regime):
+            members = [row for row in rows if (row.regime, row.job, row.per) == (regime, job, per)]
+            ours = {row.output: row for row in members if row.library == PLAIN}
+            known = {row.library: row.floor.median for row in members}
+            cells = [f"{ours[output].floor.median:.2f}" if output in ours else "" for output in outputs]
+            cells.append(f"{known['lerp']:.2f}" if "lerp" in known else "")
+            rivals = {name: cost for name, cost in known.items() if name not in (PLAIN, "floor", "lerp")}
+            cells.append(", ".join(f"{name} {rivals[name]:.2f}" for name in sorted(rivals, key=rivals.__getitem__)))
+            best = min(row.milliseconds for row in ours.values())
+            lines.append(f"| {job} | {per} | {best:.2f} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
 def table(rows: Sequence[Row]) -> str:
