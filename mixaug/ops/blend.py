@@ -72,6 +72,9 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
     weight = weight.to(images.dtype if exact else torch.float32)
     if prefers_slices(images, weight):
         return each_row(images, partner, _row_writer(weight, exact), out, inplace)
+    if not exact and weight.numel() == 1 and images.is_floating_point() and reads_freely(images, weight):
+        # torch's kernel for a plain number computes half precision in float32 by itself.
+        return deliver(take_rows(images, partner, out=out).lerp_(images, weight.item()), images, None, inplace)
     if exact:
         if inplace:
             return torch.lerp(take_rows(images, partner), images, weight, out=images)
@@ -98,7 +101,7 @@ def _row_picker(keep: Tensor, images: Tensor, inplace: bool) -> Callable[[int, T
 
 
 def _row_writer(weight: Tensor, exact: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:
-    # A plain number instead of a one-element tensor takes torch's scalar kernel, which computes in float32 inside.
+    # A plain number instead of a one-element tensor takes torch's scalar kernel, as above.
     numbers = weight.flatten().tolist() if weight.numel() == len(weight) else None
 
     def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
