@@ -114,12 +114,10 @@ def fine_grained_saliency(images: Tensor, *, channels: Channels = "rgb") -> Tens
     darker: Tensor | None = None
     centre = grey.float()
     for reach in SCALES:
-        y0, y1 = _window(height, reach, grey.device)
-        x0, x1 = _window(width, reach, grey.device)
-        rows = integral.index_select(1, y1) - integral.index_select(1, y0)
-        around = rows.index_select(2, x1) - rows.index_select(2, x0) - grey
+        around = _window_sums(_window_sums(integral, 1, reach), 2, reach).sub_(grey)
         # A window of the pixel alone, in an image of one pixel, has no surroundings: 0 / 1.
-        count = ((y1 - y0)[:, None] * (x1 - x0) - 1).clamp(min=1)
+        lines = _window_sides(height, reach, grey.device), _window_sides(width, reach, grey.device)
+        count = (lines[0][:, None] * lines[1] - 1).clamp(min=1)
         # Whole steps towards zero, the fraction of each scale is lost as in 8-bit arithmetic.
         steps = (centre - around.float() / count.float()).trunc_()
         up, down = steps.clamp(min=0), steps.neg_().clamp_(min=0)
@@ -265,17 +263,33 @@ def _blur(grey: Tensor) -> Tensor:
     """Binomial 3 x 3 blur of (B, H, W) int32, rounded half up; the border is mirrored about its last pixel."""
     for axis in (1, 2):
         side = grey.shape[axis]
-        place = torch.arange(-1, side + 1, device=grey.device).abs()
-        mirrored = torch.where(place >= side, 2 * side - 2 - place, place).clamp(min=0)
-        wide = grey.index_select(axis, mirrored)
-        grey = wide.narrow(axis, 0, side) + 2 * wide.narrow(axis, 1, side) + wide.narrow(axis, 2, side)
+        before, after = grey.narrow(axis, min(1, side - 1), 1), grey.narrow(axis, max(side - 2, 0), 1)
+        wide = torch.cat([before, grey, after], axis)
+        grey = wide.narrow(axis, 0, side) + 2 * grey + wide.narrow(axis, 2, side)
     return (grey + 8) >> 4
 
 
-def _window(side: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First and past-the-last pixel of every pixel's window: reach - 1 before it, reach after it."""
+def _window_sums(integral: Tensor, axis: int, reach: int) -> Tensor:
+    """Sums over every pixel's window along one axis: reach - 1 pixels before it, reach after it, as far as there are.
+
+    Args:
+        integral: sums of all pixels before a place, with side + 1 places along the axis.
+        axis: 1 or 2.
+        reach: positive.
+    """
+    # Slices: fetching by index goes value by value along the last axis.
+    side = integral.shape[axis] - 1
+    reach = min(reach, side)
+    end = integral.narrow(axis, side, 1).expand([reach if d == axis else -1 for d in range(3)])
+    sums = torch.cat([integral.narrow(axis, reach + 1, side - reach), end], axis)
+    sums.narrow(axis, reach, side - reach).sub_(integral.narrow(axis, 1, side - reach))
+    return sums
+
+
+def _window_sides(side: int, reach: int, device: torch.device) -> Tensor:
+    """(side,) int64, pixels in those windows."""
     place = torch.arange(side, device=device)
-    return (place - reach + 1).clamp(min=0), (place + reach + 1).clamp(max=side)
+    return (place + reach + 1).clamp(max=side) - (place - reach + 1).clamp(min=0)
 
 
 def _full_range(total: Tensor) -> Tensor:
