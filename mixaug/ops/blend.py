@@ -11,6 +11,7 @@ from mixaug.ops.layout import (
     column,
     deliver,
     each_row,
+    laid_out_as,
     over_channels,
     pick,
     picker,
@@ -71,6 +72,8 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
     exact = images.dtype in (torch.float32, torch.float64)
     weight = weight.to(images.dtype if exact else torch.float32)
     if prefers_slices(images, weight):
+        if len(weight) == 1 and weight.numel() > 1:
+            weight = laid_out_as(weight[0], images[0])[None]
         return each_row(images, partner, _row_writer(weight, exact), out, inplace)
     if not exact and weight.numel() == 1 and images.is_floating_point() and reads_freely(images, weight):
         # torch's kernel for a plain number computes half precision in float32 by itself.
@@ -87,7 +90,7 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
 
 
 def _row_picker(keep: Tensor, images: Tensor, inplace: bool) -> Callable[[int, Tensor, Tensor, Tensor], None]:
-    shared = picker(keep[0], images[0]) if len(keep) == 1 else None
+    shared = picker(laid_out_as(keep[0], images[0]), images[0]) if len(keep) == 1 else None
     aside = torch.empty_like(images[0]) if inplace else None
 
     def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:

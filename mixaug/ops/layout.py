@@ -86,6 +86,20 @@ def over_channels(mask: Tensor, like: Tensor) -> Tensor:
     return mask.reshape(mask.shape[0], *([1] * (like.ndim - 1 - spatial)), *mask.shape[1:])
 
 
+def laid_out_as(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask for all samples, (1, *size) with or without channels, written out in the order in which ``like`` lies.
+
+    Where channels lie side by side, a mask without them is read three values at a time.
+
+    Args:
+        mask: broadcasts over ``like``; rows of it serve many samples.
+        like: (C, *size), a sample.
+    """
+    if like.stride(-1) == 1:
+        return mask
+    return torch.empty_like(like, dtype=mask.dtype).copy_(mask)
+
+
 #: Integers as wide as a value, whose bits are copied where a kernel for the dtype would go value by value.
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -112,7 +126,7 @@ def picker(mask: Tensor, *of: Tensor) -> Callable[[Tensor, Tensor, Tensor | None
     # torch.where goes value by value on a CPU and guesses at each: up to ten times the cost on a ragged mask.
     if not reads_freely(*of) or like.is_complex():
         return lambda yes, no, out: torch.where(mask, yes, no) if out is None else torch.where(mask, yes, no, out=out)
-    if like.dtype in (torch.float32, torch.float64) and like.stride(-1) == 1:
+    if like.dtype in (torch.float32, torch.float64) and (like.stride(-1) == 1 or mask.stride() == like.stride()):
         # A mask read as bytes is converted several times faster than one of bool.
         share = mask.view(torch.uint8).to(like.dtype)
 
