@@ -115,7 +115,6 @@ def mixed_cross_entropy(
     else:
         ids = labels.long()[sources]
         ignored: Tensor | None = None
-        # On a CPU a look at the B labels is cheaper than masking what is hardly ever there.
         if may_ignore:
             ignored = ids == ignore_index
             ids = ids.masked_fill(ignored, 0)
@@ -683,9 +682,11 @@ def _check_inputs(
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
         if check_range and _can_read(labels):
-            low, high = (int(value) for value in labels.aminmax())
+            # One look at the labels is cheaper than masking what is hardly ever there.
+            low, high = (int(value) for value in labels.long().aminmax())
             if low >= 0 and high < classes:
                 return ignore_index is not None and low <= ignore_index <= high
+            labels = labels.long()
             out = (labels < 0) | (labels >= classes)
             if ignore_index is not None:
                 out &= labels != ignore_index

@@ -179,7 +179,8 @@ class LearnedMixer(Policy):
         channels: of that stage; None finds it when the policy is attached to a model.
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
-        clean_share: part of the batch that this loss is the mean over, in (0, 1].
+        clean_share: part of the batch that this loss is the mean over, in (0, 1]: its first samples, two at least,
+            which are all that batch norm sees of that pass.
         clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
             code; without it they share the model's.
         lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.

@@ -52,8 +52,9 @@ def register(
 ) -> Callable[[FactoryT], FactoryT]:
     """Decorate a Policy class, or a function that returns a Policy, to make it known by ``name``.
 
-    Options are the arguments of the function, or of the class's ``__init__``; where that one ends in ``**shared``,
-    which it hands on, those of its base too.
+    Options are the arguments of the function, or of the class's ``__init__``; where that one ends in ``**shared``, by
+    this name, those of its base too: all of ``shared`` is handed on as it is, and what is handed on beside it is
+    an argument.
 
     Args:
         name: lower case, as users will type it.
@@ -144,8 +145,8 @@ def _identity(target: Callable[..., Any]) -> str:
 def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     """Options of a class or function and their defaults; ``inspect.Parameter.empty`` where there is none.
 
-    A class whose ``__init__`` takes further keywords (``**shared``) hands them to its base: that one's options are its
-    own too.
+    A class whose ``__init__`` ends in ``**shared`` hands that on to its base: what the base has defaults for are its
+    own options too.
     """
     makers: list[Callable[..., Any]] = [target]
     if inspect.isclass(target):
@@ -154,9 +155,10 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     for maker in makers:
         known = list(inspect.signature(maker).parameters.values())[1 if inspect.isclass(target) else 0 :]
         for parameter in known:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and (maker is makers[0] or parameter.default is not parameter.empty):
                 found.setdefault(parameter.name, parameter.default)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        if not any(parameter.kind is parameter.VAR_KEYWORD and parameter.name == "shared" for parameter in known):
             break
     return found
 

@@ -84,6 +84,29 @@ def test_options_handed_on_to_the_base_are_options_too(clean):
         mixaug.create("narrow", depth=1)
 
 
+def test_what_a_class_supplies_to_its_base_is_not_an_option(clean):
+    class Strong(Mixup):
+        def __init__(self, strength: float, /, per: str = "sample"):
+            super().__init__(per=per)
+
+    @mixaug.register("strong", paper="x")
+    class Stronger(Strong):
+        def __init__(self, width: int = 3, **shared):
+            super().__init__(1.0, **shared)
+
+    assert dict(mixaug.describe("strong").defaults) == {"width": 3, "per": "sample"}
+    assert mixaug.create("strong", per="batch").per == "batch"
+
+
+def test_keywords_that_are_not_called_shared_are_not_followed(clean):
+    @mixaug.register("kept", paper="x")
+    class Kept(Mixup):
+        def __init__(self, width: int = 3, **notes):
+            super().__init__()
+
+    assert dict(mixaug.describe("kept").defaults) == {"width": 3}
+
+
 def test_options_end_where_nothing_is_handed_on(clean):
     @mixaug.register("closed", paper="x")
     class Closed(Mixup):

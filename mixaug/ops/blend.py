@@ -13,7 +13,7 @@ from mixaug.ops.layout import (
     each_row,
     laid_out_as,
     over_channels,
-    pick,
+    pick_rows,
     picker,
     prefers_slices,
     reads_freely,
@@ -53,10 +53,10 @@ def blend_mask(
     if mask.dtype != torch.bool:
         return _lerp(images, partner, over_channels(mask, images), out, inplace)
     keep = over_channels(mask, images)
-    if prefers_slices(images):
+    if prefers_slices(images, mask, partner):
         return each_row(images, partner, _row_picker(keep, images, inplace), out, inplace)
-    if reads_freely(images):
-        return deliver(pick(keep, images, take_rows(images, partner), out), images, None, inplace)
+    if reads_freely(images, mask, partner):
+        return deliver(pick_rows(keep, images, partner, own=True, out=out), images, None, inplace)
     if out is None:
         return deliver(torch.where(keep, images, take_rows(images, partner)), images, None, inplace)
     take_rows(images, partner, out=out)
@@ -71,11 +71,11 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
         )
     exact = images.dtype in (torch.float32, torch.float64)
     weight = weight.to(images.dtype if exact else torch.float32)
-    if prefers_slices(images, weight):
+    if prefers_slices(images, weight, partner):
         if len(weight) == 1 and weight.numel() > 1:
             weight = laid_out_as(weight[0], images[0])[None]
         return each_row(images, partner, _row_writer(weight, exact), out, inplace)
-    if not exact and weight.numel() == 1 and images.is_floating_point() and reads_freely(images, weight):
+    if not exact and weight.numel() == 1 and images.is_floating_point() and reads_freely(images, weight, partner):
         # torch's kernel for a plain number computes half precision in float32 by itself.
         return deliver(take_rows(images, partner, out=out).lerp_(images, weight.item()), images, None, inplace)
     if exact:
@@ -94,11 +94,13 @@ def _row_picker(keep: Tensor, images: Tensor, inplace: bool) -> Callable[[int, T
     aside = torch.empty_like(images[0]) if inplace else None
 
     def write(row: int, own: Tensor, other: Tensor, target: Tensor) -> None:
-        choose = picker(keep[row], own) if shared is None else shared
-        if aside is None:
-            choose(own, other, target)
-        else:
-            target.copy_(choose(own, other, aside))
+        mask = keep[row % len(keep)]
+        choose = picker(mask, own) if shared is None else shared
+        result = target if aside is None else aside
+        if not choose(own, other, result):
+            torch.where(mask, own, other, out=result)
+        if aside is not None:
+            target.copy_(aside)
 
     return write
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import deliver, each_row, over_channels, pick, prefers_slices, reads_freely, take_rows
+from mixaug.ops.layout import deliver, each_row, over_channels, pick_rows, prefers_slices, reads_freely, take_rows
 
 
 def shares_of_sides(share: Tensor, size: Sequence[int]) -> Tensor:
@@ -92,11 +92,11 @@ def paste(
         inplace: write the result into ``images``.
     """
     # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
-    if prefers_slices(images) or (boxes.shape[0] == 1 and reads_freely(images)):
+    if prefers_slices(images, boxes, partner) or (boxes.shape[0] == 1 and reads_freely(images, boxes, partner)):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
-    if reads_freely(images):
-        return deliver(pick(mask, take_rows(images, partner), images, out), images, None, inplace)
+    if reads_freely(images, mask, partner):
+        return deliver(pick_rows(mask, images, partner, own=False, out=out), images, None, inplace)
     if out is not None and not inplace:
         take_rows(images, partner, out=out)
         return torch.where(mask, out, images, out=out)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 # Above this size a sample is copied faster by slices than by index arithmetic over the whole
 # batch (measured on CPUs; tools/speed.py shows both sides of it).
@@ -24,13 +26,13 @@ def single_precision(tensor: Tensor) -> Tensor:
 
 
 def reads_freely(*tensors: Tensor) -> bool:
-    """Whether values may steer the work: on a CPU, not while tracing or under vmap, and with no gradient recorded.
+    """Whether values may steer the work: on a CPU, neither traced nor transformed, and with no gradient recorded.
 
     A gradient through one slice per sample would mean one graph node for each.
     """
-    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+    if any(isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
@@ -41,7 +43,8 @@ def prefers_slices(images: Tensor, *others: Tensor) -> bool:
     True only where partners and boxes can be read for free (:func:`reads_freely`, for ``images`` and the
     ``others`` that enter the mix) and samples have at least ``SLICE_BYTES``.
     """
-    return reads_freely(images, *others) and math.prod(images.shape[1:]) * images.element_size() >= SLICE_BYTES
+    large = math.prod(images.shape[1:]) * images.element_size() >= SLICE_BYTES
+    return large and len(images) > 0 and reads_freely(images, *others)
 
 
 def channels_last_format(tensor: Tensor) -> torch.memory_format | None:
@@ -103,47 +106,76 @@ def laid_out_as(mask: Tensor, like: Tensor) -> Tensor:
 #: Integers as wide as a value, whose bits are copied where a kernel for the dtype would go value by value.
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+#: Called with ``yes``, ``no`` and ``out``, which may be one of them: whether ``out`` now holds what was picked.
+Picker = Callable[[Tensor, Tensor, Tensor], bool]
+
 
 def pick(mask: Tensor, yes: Tensor, no: Tensor, out: Tensor | None = None) -> Tensor:
-    """``torch.where(mask, yes, no)``, on a CPU by kernels that take many values at a time.
+    """``torch.where(mask, yes, no)``, up to the sign of zero; on a CPU by kernels that take many values at a time.
+
+    Differentiable without ``out``.
 
     Args:
         mask: bool, broadcasts over ``yes``.
-        yes, no: tensors of one shape and dtype.
+        yes, no: tensors of one shape and dtype, any dtype.
         out: tensor like them that receives the result and does not overlap them.
     """
-    return picker(mask, yes, no)(yes, no, out)
+    if not reads_freely(yes, no, mask):
+        return torch.where(mask, yes, no) if out is None else torch.where(mask, yes, no, out=out)
+    result = torch.empty_like(yes) if out is None else out
+    if not picker(mask, yes)(yes, no, result):
+        torch.where(mask, yes, no, out=result)
+    return result
 
 
-def picker(mask: Tensor, *of: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """:func:`pick` with the mask made ready once: a function of ``yes``, ``no`` and ``out``.
+def pick_rows(mask: Tensor, images: Tensor, partner: Tensor, *, own: bool, out: Tensor | None = None) -> Tensor:
+    """:func:`pick` of every sample and its partner, without a second tensor of the batch's size.
 
     Args:
-        mask: bool, broadcasts over the tensors to pick from.
-        *of: such tensors, or those that they are rows of.
+        mask: bool, broadcasts over ``images``.
+        images: (B, ...), any dtype, with values that may be read (:func:`reads_freely`).
+        partner: (B,) int64.
+        own: True shows the sample itself where the mask is True, False the partner.
+        out: tensor like ``images`` that receives the result and does not overlap it.
     """
-    like = of[0]
-    # torch.where goes value by value on a CPU and guesses at each: up to ten times the cost on a ragged mask.
-    if not reads_freely(*of) or like.is_complex():
-        return lambda yes, no, out: torch.where(mask, yes, no) if out is None else torch.where(mask, yes, no, out=out)
-    if like.dtype in (torch.float32, torch.float64) and (like.stride(-1) == 1 or mask.stride() == like.stride()):
-        # A mask read as bytes is converted several times faster than one of bool.
-        share = mask.view(torch.uint8).to(like.dtype)
+    others = take_rows(images, partner, out=out)
+    yes, no = (images, others) if own else (others, images)
+    if not picker(mask, images)(yes, no, others):
+        others.copy_(take_rows(images, partner))
+        torch.where(mask, yes, no, out=others)
+    return others
 
-        def blended(yes: Tensor, no: Tensor, out: Tensor | None) -> Tensor:
-            result = torch.lerp(no, yes, share, out=out)
-            # Weights of 0 and 1 copy every finite value; what is not finite would spoil the pixel that it is hidden at.
-            return result if math.isfinite(result.sum()) else torch.where(mask, yes, no, out=result)
+
+def picker(mask: Tensor, like: Tensor) -> Picker:
+    """The body of :func:`pick` on a CPU, with the mask made ready once.
+
+    Args:
+        mask: bool, broadcasts over what is picked from.
+        like: that, or a row of it.
+    """
+    # torch.where goes value by value on a CPU and guesses at each: up to ten times the cost on a ragged mask.
+    if like.is_complex() or like.is_neg():
+        return lambda yes, no, out: torch.where(mask, yes, no, out=out) is out
+    # Bytes are converted several times faster than bool; of a mask made elsewhere a True may be any of 255.
+    ones = mask.view(torch.uint8).clamp(max=1)
+    if like.dtype in (torch.float32, torch.float64) and (like.stride(-1) == 1 or mask.stride() == like.stride()):
+        share = ones.to(like.dtype)
+
+        def blended(yes: Tensor, no: Tensor, out: Tensor) -> bool:
+            # Weights of 0 and 1 copy finite values; what is not finite would spoil the pixel that it is hidden at.
+            return math.isfinite(torch.lerp(no, yes, share, out=out).sum())
 
         return blended
     word = WORDS[like.element_size()]
-    bits = mask.view(torch.int8).neg().to(word)
+    bits = ones.view(torch.int8).neg().to(word)
 
-    def merged(yes: Tensor, no: Tensor, out: Tensor | None) -> Tensor:
-        result = torch.empty_like(yes) if out is None else out
-        torch.bitwise_xor(yes.view(word), no.view(word), out=result.view(word))
-        result.view(word).bitwise_and_(bits).bitwise_xor_(no.view(word))
-        return result
+    def merged(yes: Tensor, no: Tensor, out: Tensor) -> bool:
+        # The tensor that is not overwritten comes twice: at first against the other, at last to give its own bits back.
+        kept, use = (yes, ~bits) if out is no else (no, bits)
+        target, kept = out.view(word), kept.view(word)
+        torch.bitwise_xor(yes.view(word), no.view(word), out=target)
+        target.bitwise_and_(use).bitwise_xor_(kept)
+        return True
 
     return merged
 

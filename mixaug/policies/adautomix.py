@@ -228,6 +228,7 @@ class AdAutoMix(LearnedMixer):
     def __init__(
         self,
         alpha: float = 1.0,
+        *,
         n_images: int = 3,
         lam_channel: bool = True,
         upsampling: Upsampling = "bilinear",
@@ -242,8 +243,8 @@ class AdAutoMix(LearnedMixer):
         super().__init__(alpha=alpha, upsampling=upsampling, lam_margin=lam_margin, **shared)
         if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
             raise ValueError(
-                f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got {shared['labeling']!r}; "
-                "n_images=2 takes any"
+                f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got "
+                f"{shared.get('labeling', self.labeling)!r}; n_images=2 takes any"
             )
         self.n_images = n_images
         self.beta = check_probability(what, "beta", beta)

@@ -173,6 +173,7 @@ class PairMixer(LearnedMixer):
 
     def __init__(
         self,
+        *,
         mask_lam: float = 0.1,
         mask_lam_end: float | None = None,
         mask_margin: float = 0.1,
@@ -283,7 +284,7 @@ class AutoMix(PairMixer):
         ValueError: an option out of range.
     """
 
-    def __init__(self, alpha: float = 2.0, lam_channel: bool = True, **shared: Any) -> None:
+    def __init__(self, alpha: float = 2.0, *, lam_channel: bool = True, **shared: Any) -> None:
         super().__init__(alpha=alpha, **shared)
         self.lam_channel = bool(lam_channel)
         self.make_known_block()

@@ -122,7 +122,7 @@ def paste_resized(
 ) -> Tensor:
     """:func:`resizemix` without checks, for any tensor (B, ..., *size); any dtype for ``"nearest"``."""
     # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
-    if prefers_slices(images) or (boxes.shape[0] == 1 and reads_freely(images)):
+    if prefers_slices(images, boxes, partner) or (boxes.shape[0] == 1 and reads_freely(images, boxes, partner)):
         return _paste_slices(images, partner, boxes, len(size), interpolation, out, inplace)
     return deliver(_paste_gather(images, partner, boxes, size, interpolation), images, out, inplace)
 

@@ -135,6 +135,7 @@ class SAMix(PairMixer):
     def __init__(
         self,
         alpha: float = 2.0,
+        *,
         k: float = 0.25,
         dropout: float = 0.0,
         eta: float = 1.0,
