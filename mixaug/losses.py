@@ -107,6 +107,7 @@ def mixed_cross_entropy(
     weights = weights.to(dtype)
     count: Tensor | int = len(logits)
 
+    ignored: Tensor | None = None
     if labels.ndim == 2:
         targets = _mix_rows(labels.to(dtype), sources, weights)
         if class_weight is not None:
@@ -114,7 +115,6 @@ def mixed_cross_entropy(
         own = -(targets * log_probabilities).sum(1)
     else:
         ids = labels.long()[sources]
-        ignored: Tensor | None = None
         if may_ignore:
             ignored = ids == ignore_index
             ids = ids.masked_fill(ignored, 0)
@@ -132,6 +132,8 @@ def mixed_cross_entropy(
     if label_smoothing > 0:
         # Not a matrix product: autocast would run it in half precision.
         uniform = (log_probabilities if class_weight is None else log_probabilities * class_weight).sum(1)
+        if ignored is not None:
+            uniform = uniform.masked_fill(ignored.all(1), 0)
         own = (1 - label_smoothing) * own + label_smoothing * weights.sum(1) * (uniform / -classes)
 
     if reduction == "mean":

@@ -179,8 +179,8 @@ class LearnedMixer(Policy):
         channels: of that stage; None finds it when the policy is attached to a model.
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
-        clean_share: part of the batch that this loss is the mean over, in (0, 1]: its first samples, two at least,
-            which are all that batch norm sees of that pass.
+        clean_share: part of the batch that this loss is taken over, in (0, 1]: the first samples with a label, two at
+            least, which are all that batch norm sees of that pass.
         clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
             code; without it they share the model's.
         lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
@@ -457,7 +457,9 @@ class LearnedMixer(Policy):
     def _clean_loss(self, images: Tensor, mixed: MixedBatch, source: ModelSignals) -> Tensor:
         """Loss of the unmixed images in training mode; its graph is gone when this returns."""
         count = _rows_of(self.clean_share, len(images))
-        images, labels = images[:count], None if mixed.labels is None else mixed.labels[:count]
+        labels = None if mixed.labels is None else mixed.labels[: len(images)]
+        if count < len(images):
+            images, labels = _first_labelled(images, labels, count)
         objective = source.step_objective()
         model, learning = source.model, [*source.model.parameters(), *objective_parameters(source)]
         head: dict[str, Tensor] = {}
@@ -683,6 +685,14 @@ def objective_parameters(source: ModelSignals) -> list[nn.Parameter]:
 def _rows_of(share: float, count: int) -> int:
     """Rows in a part of a batch of ``count``: rounded up, and two where there are two, for batch statistics."""
     return min(count, max(2, math.ceil(share * count)))
+
+
+def _first_labelled(images: Tensor, labels: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first ``count`` samples; those whose class id is negative, as that of ignored ones is, come last."""
+    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        return images[:count], None if labels is None else labels[:count]
+    rows = (labels < 0).to(torch.uint8).argsort(stable=True)[:count]
+    return images.index_select(0, rows), labels.index_select(0, rows)
 
 
 def _scope(what: str, scope: Sequence[float]) -> tuple[float, float]:

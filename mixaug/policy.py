@@ -33,6 +33,9 @@ from mixaug.registry import create, options_of
 from mixaug.signals import ModelSignals, Seen, Signals, is_compiled, resolve
 from mixaug.taps import standing, tapping
 
+#: Options that a policy's ``repr`` shows.
+PLAIN = (int, float, str, tuple)
+
 
 class Policy(nn.Module):
     """Draws a plan for a batch (all randomness) and applies it (none).
@@ -355,7 +358,7 @@ class Policy(nn.Module):
         shown = []
         for name, default in options_of(type(self)).items():
             value = getattr(self, name, default)
-            if isinstance(value, (int, float, str, tuple)) and value != default:
+            if isinstance(value, PLAIN) and not (isinstance(default, PLAIN) and value == default):
                 shown.append(f"{name}={value!r}")
         # Of the plain pairings the name is an option already; the others say what they were made with.
         if type(self.pairing).__repr__ is not object.__repr__:

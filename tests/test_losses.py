@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import seeded
 from mixaug import losses
 from mixaug.losses import (
     MixedBinaryCrossEntropy,
@@ -613,3 +614,21 @@ def test_cuda_equals_cpu_and_reads_nothing_back():
         torch.cuda.set_sync_debug_mode("default")
     for ours, expected in zip(cuda, cpu, strict=True):
         torch.testing.assert_close(ours.cpu(), expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_an_ignored_sample_do_not_matter_to_smoothing():
+    logits = torch.randn(3, 5, generator=seeded(0))
+    logits[0] = float("nan")
+    labels = torch.tensor([-100, 1, 2])
+    loss = mixed_cross_entropy(logits, labels, torch.arange(3)[:, None], torch.ones(3, 1), label_smoothing=0.1)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_wide_unsigned_class_ids(dtype):
+    logits, labels = torch.randn(3, 5, generator=seeded(0)), torch.tensor([0, 4, 2])
+    sources, weights = torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.full((3, 2), 0.5)
+    expected = mixed_cross_entropy(logits, labels, sources, weights)
+    assert mixed_cross_entropy(logits, labels.to(dtype), sources, weights) == expected
+    with pytest.raises(ValueError, match="got 5 at row 1"):
+        mixed_cross_entropy(logits, torch.tensor([0, 5, 2]).to(dtype), sources, weights)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixaug
@@ -262,3 +263,15 @@ def test_any_byte_but_zero_is_true(dtype):
     mask = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).view(torch.bool)
     yes, no = torch.full((4,), 5).to(dtype), torch.full((4,), 7).to(dtype)
     assert layout.pick(mask, yes, no).tolist() == [7, 5, 5, 5]
+
+
+@pytest.mark.parametrize("side", [8, 160], ids=["small", "large"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "gridmix"])
+def test_plans_replay_while_traced(name, side):
+    images, other = (torch.rand(4, 3, side, side, generator=seeded(n)) for n in range(2))
+    plan = mixaug.create(name).draw(images, generator=seeded(2))
+
+    def replayed(tensor):
+        return plan.mix(tensor)
+
+    assert torch.equal(make_fx(replayed)(images)(other), plan.mix(other))

@@ -381,3 +381,26 @@ def test_every_section_runs(capsys):
     printed = capsys.readouterr().out
     for section in ("mixing:", "mixing, labels and loss", "training step", "training cifar", "loader", "log_softmax"):
         assert section in printed
+
+
+def test_a_check_of_nothing_fails(capsys):
+    arguments = ["--sections", "mixing", "--jobs", "maskmix", "--shapes", "4,3,8,8", "--rounds", "1", "--per", "batch"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 1
+    assert "nothing that this run measured has a goal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", ["--rounds 0", "--threads -1", "--batches 0", "--workers -1", "--shapes a,b,c,d"])
+def test_numbers_that_make_no_sense_are_refused_at_once(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    assert f"argument {arguments.split()[0]}: expected" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_measuring(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path / "file" / "below")])
+    assert stopped.value.code == 2
+    assert "--out: " in capsys.readouterr().err

@@ -11,6 +11,7 @@ from mixaug.ops.layout import (
     column,
     deliver,
     each_row,
+    is_transformed,
     laid_out_as,
     over_channels,
     pick_rows,
@@ -81,6 +82,8 @@ def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, i
     if exact:
         if inplace:
             return torch.lerp(take_rows(images, partner), images, weight, out=images)
+        if out is None and is_transformed(weight):
+            return torch.lerp(take_rows(images, partner), images, weight)
         # The gathered partners are the result's own memory: one allocation, no second temporary.
         return take_rows(images, partner, out=out).lerp_(images, weight)
     result = take_rows(images, partner).float().lerp_(images.float(), weight)

@@ -25,6 +25,11 @@ def single_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether ``torch.func`` stands behind a tensor: it may be many, or carry a derivative."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def reads_freely(*tensors: Tensor) -> bool:
     """Whether values may steer the work: on a CPU, neither traced nor transformed, and with no gradient recorded.
 
@@ -32,7 +37,9 @@ def reads_freely(*tensors: Tensor) -> bool:
     """
     if tensors[0].device.type != "cpu" or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
-    if any(isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    if any(isinstance(tensor, FakeTensor) or is_transformed(tensor) for tensor in tensors):
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 

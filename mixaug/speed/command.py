@@ -32,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.profile and not {job.label for job in sections.JOBS} & set(options.jobs):
         parser.error(f"--profile needs --jobs, of {', '.join(repr(job.label) for job in sections.JOBS)}")
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
     torch.set_num_threads(options.threads)
     known = environment(options.device)
     print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
@@ -81,9 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = markdown(known, rows, verdicts, seen)
     print(page)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "speed.md").write_text(page)
         (options.out / "speed.csv").write_text(table(rows))
+    if options.check and not verdicts:
+        print("nothing that this run measured has a goal: name other sections, jobs or shapes", file=sys.stderr)
+        return 1
     missed = [verdict for verdict in verdicts if verdict.missed]
     if options.check and missed:
         print(f"{len(missed)} of {len(verdicts)} goals missed by more than the spread of this run", file=sys.stderr)
@@ -101,15 +108,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--per", nargs="+", choices=["batch", "sample", "pair"], default=["batch", "sample"])
     parser.add_argument("--compiled", action="store_true", help="time torch.compile as well")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--rounds", type=_positive, default=7)
     parser.add_argument("--model", default="cifar_resnet18", help="backbone of the sections step and resident")
     parser.add_argument(
         "--step-side", type=int, default=64, help="largest image side of the sections step and resident"
     )
     parser.add_argument("--eager", action="store_true", help="leave the resident section uncompiled")
-    parser.add_argument("--batches", type=int, help="of an epoch of the resident section (64 on a GPU, 4 on a CPU)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes of every loader")
+    parser.add_argument(
+        "--batches", type=_positive, help="of an epoch of the resident section (64 on a GPU, 4 on a CPU)"
+    )
+    parser.add_argument("--workers", type=_not_negative, default=2, help="worker processes of every loader")
     parser.add_argument(
         "--profile", action="store_true", help="show the operators that mixing in --jobs spends time in"
     )
@@ -127,8 +136,20 @@ def _regimes(options: argparse.Namespace) -> list[Regime]:
     ]
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return int(text)
+
+
 def _shape(text: str) -> tuple[int, int, int, int]:
-    parts = tuple(int(part) for part in text.split(","))
+    parts = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
     if len(parts) != 4 or min(parts) < 1:
         raise argparse.ArgumentTypeError(f"expected B,C,H,W of positive integers, got {text!r}")
     return parts[0], parts[1], parts[2], parts[3]

@@ -153,6 +153,17 @@ def test_a_step_is_the_same_as_with_everything_in_one_graph(name, options):
         torch.testing.assert_close(ours, value, msg=key)
 
 
+def test_a_part_of_the_batch_is_taken_from_the_samples_with_a_label():
+    step = step_of("automix", clean_share=0.3, clean_head=False)
+    labels = torch.tensor([-100, -100, 1, 2, -100, 0])
+    clean = mixaug.ModelSignals(step.model).of(IMAGES, labels)
+    mixed = step.policy(IMAGES, labels, signals=clean, generator=seeded(1))
+    term = step.policy.early_loss(IMAGES, mixed, clean)["clean_loss"]
+    step.model.train()
+    expected = torch.nn.functional.cross_entropy(step.model(IMAGES[2:4]), labels[2:4])
+    torch.testing.assert_close(term.detach(), expected.detach())
+
+
 def test_the_loss_of_the_block_does_not_reach_the_model_and_the_slow_copy_learns_nothing():
     step = step_of("automix", clean_lam=0.0, mask_lam=0.0)
     clean = mixaug.ModelSignals(step.model).of(IMAGES, LABELS)
