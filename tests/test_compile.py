@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import mixaug
 from helpers import index_images
@@ -135,3 +135,14 @@ def test_labels_are_exact_in_generated_code(name, per, atol):
         torch.testing.assert_close(mixed.weights.sum(1), torch.ones(count))
         weights.append(mixed.lam)
     assert torch.cat(weights).unique().numel() > 3, "every call draws anew"
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "resizemix", "gridmix"])
+def test_image_sizes_share_graphs(name):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(mixaug.create(name), backend=counter, fullgraph=True)
+    for size in ((8, 8), (16, 16), (24, 24), (32, 32), (8, 10), (12, 20), (20, 16)):
+        compiled(torch.rand(4, 3, *size))
+    # The first size, any square one, any other.
+    assert counter.frame_count <= 3

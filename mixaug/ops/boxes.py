@@ -42,7 +42,8 @@ def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor
 
 def _equal(size: Sequence[int]) -> bool:
     """Whether all axes can be computed in one operation; of small tensors the number of operations is the cost."""
-    return len(set(size)) == 1
+    # Compared, not put into a set: a hash would tie a compiled graph to one size.
+    return all(side == size[0] for side in size)
 
 
 def box_mask(boxes: Tensor, size: Sequence[int]) -> Tensor:
