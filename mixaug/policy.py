@@ -356,10 +356,17 @@ class Policy(nn.Module):
 
     def extra_repr(self) -> str:
         shown = []
-        for name, default in options_of(type(self)).items():
+        options = options_of(type(self))
+        for name, default in options.items():
             value = getattr(self, name, default)
             if isinstance(value, PLAIN) and not (isinstance(default, PLAIN) and value == default):
                 shown.append(f"{name}={value!r}")
+        ratio, labeling = options.get("ratio"), options.get("labeling")
+        if isinstance(ratio, str) and repr(self.ratio) != repr(ratios.make(ratio, self.alpha)):
+            shown.append(f"ratio={self.ratio!r}")
+        if isinstance(labeling, str) and type(self.labeling) is not type(labelings.make(labeling)):
+            names = {made: name for name, made in labelings.NAMED.items()}
+            shown.append(f"labeling={names.get(type(self.labeling), type(self.labeling).__name__)!r}")
         # Of the plain pairings the name is an option already; the others say what they were made with.
         if type(self.pairing).__repr__ is not object.__repr__:
             shown.append(f"pairing={self.pairing!r}")

@@ -22,6 +22,16 @@ def test_create_passes_options_on():
     assert repr(policy) == "CutMix(alpha=0.3, per='batch')"
 
 
+def test_shares_and_labels_are_in_the_repr_where_they_were_chosen():
+    assert repr(mixaug.create("cutmix", ratio=0.5)) == "CutMix(ratio=Constant(0.5))"
+    assert repr(mixaug.create("cutmix", labeling="ratio", ratio="uniform")) == (
+        "CutMix(ratio=Uniform(0, 1), labeling='ratio')"
+    )
+    assert repr(mixaug.create("fmix", labeling="attention")) == "FMix(labeling='attention')"
+    for name in ("cutmix", "mixup", "automix", "samix", "cmixup"):
+        assert "ratio=" not in repr(mixaug.create(name)) and "labeling=" not in repr(mixaug.create(name))
+
+
 def test_closest_names_are_suggested():
     with pytest.raises(ValueError, match=r"unknown policy 'cutmx'. Did you mean 'cutmix'"):
         mixaug.create("cutmx")
