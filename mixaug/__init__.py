@@ -11,8 +11,9 @@ from mixaug import functional, labeling, losses, pairing, policies, ratio
 from mixaug._version import __version__
 from mixaug.batch import MixedBatch
 from mixaug.loading import DeviceLoader, MixCollate
-from mixaug.policy import OneOf, Policy, Sometimes
-from mixaug.pool import Pooled
+from mixaug.policies.combinations import OneOf, Sometimes
+from mixaug.policies.pooled import Pooled
+from mixaug.policy import Policy
 from mixaug.registry import create, describe, list_policies, register
 from mixaug.signals import ModelSignals, Signals
 from mixaug.step import MixStep

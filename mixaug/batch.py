@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mixaug.ops.nested import map_tensors
 from mixaug.plan import Plan
-
-if TYPE_CHECKING:
-    from mixaug.signals import Signals
+from mixaug.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -200,24 +199,6 @@ def check_class_ids(labels: Tensor, num_classes: int) -> None:
     low, high = labels.aminmax()
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels expects class ids in [0, {num_classes}), got values from {int(low)} to {int(high)}")
-
-
-def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``change`` applied to every tensor of a dict, list or (named) tuple; the rest stays."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, dict):
-        return {key: map_tensors(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return rebuild(inputs, [map_tensors(value, change) for value in inputs])
-    return inputs
-
-
-def rebuild(like: Any, values: list[Any]) -> Any:
-    """``values`` in a list, tuple or named tuple of the type of ``like``."""
-    if hasattr(like, "_fields"):
-        return type(like)(*values)
-    return type(like)(values)
 
 
 def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.policies.guidedmix import spectral_residual
+from mixaug.ops.filters import spectral_residual
 from mixaug.policy import Policy
 from mixaug.registry import create, describe
 from mixaug.signals import ModelSignals, Signals

@@ -26,7 +26,7 @@ class MixStep(nn.Module):
         model: maps mixed inputs to outputs, such as logits (B, K).
         policy: any policy of the registry.
         objective: maps (outputs, MixedBatch) to a scalar loss, such as
-            :class:`mixaug.losses.MixedCrossEntropy`.
+            :class:`mixaug.losses.cross_entropy.MixedCrossEntropy`.
         signals: where the parts of the model are that a policy with ``needs`` looks at, for models of which
             :class:`mixaug.ModelSignals` does not find them by itself.
 

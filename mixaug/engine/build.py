@@ -15,10 +15,9 @@ from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
-from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
-from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, MixedRegressionLoss
-from mixaug.policy import OneOf, Policy
-from mixaug.pool import Pooled
+from mixaug.engine.tasks import REGRESSION, task_of
+from mixaug.policies.pooled import with_training_set
+from mixaug.policy import Policy
 from mixaug.preparation import Preparation
 from mixaug.signals import Loss, ModelSignals
 from mixaug.step import MixStep
@@ -112,7 +111,7 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
         return policy
     inputs, labels = batches.pool()
     try:
-        return Pooled(policy, inputs, labels, candidates=config.pool)
+        return with_training_set(policy, inputs, labels, candidates=config.pool)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"pool={config.pool}: {error}") from error
 
@@ -131,7 +130,8 @@ def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: 
     Raises:
         ConfigError: a policy that asks for something the model does not have.
     """
-    choices = [m for m in policy.modules() if isinstance(m, OneOf) and m.needs - {"hidden"}]
+    parts = [module for module in policy.modules() if isinstance(module, Policy)]
+    choices = [part for part in parts if len(part.members) > 1 and part.needs - {"hidden"}]
     if config.sync_batchnorm and choices:
         raise ConfigError(
             f"policy={config.choices.policy} looks at the model in some batches only, and each process draws its own: "
@@ -140,10 +140,10 @@ def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: 
     loss = _plain_loss(objective) if task_of(data) is REGRESSION else None
     try:
         step = MixStep(model, policy, objective, ModelSignals(model, loss=loss))
-        members = [m for m in policy.modules() if isinstance(m, Policy) and m.needs and not isinstance(m, OneOf)]
-        if not any(isinstance(module, Pooled) for module in policy.modules()):
-            for member in members:
-                _try(copy.deepcopy(model), copy.deepcopy(member), objective, loss, data)
+        # Partners from a training set are like those of a batch: the policy that mixes is tried without them.
+        for part in parts:
+            if part.needs and not part.members:
+                _try(copy.deepcopy(model), copy.deepcopy(part), objective, loss, data)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"policy={config.choices.policy} with model={config.choices.model}: {error}") from error
     return step
@@ -164,9 +164,7 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         ConfigError: a loss on classes for numbers or the other way round, a figure that the task does not have.
     """
     task = task_of(data)
-    kinds = {CLASSIFICATION: (MixedCrossEntropy, MixedBinaryCrossEntropy), REGRESSION: (MixedRegressionLoss,)}
-    wrong = tuple(kind for other, found in kinds.items() if other is not task for kind in found)
-    if isinstance(objective, wrong):
+    if getattr(objective, "task", None) not in (None, task.name):
         fitting = "squared_error, absolute_error or huber" if task is REGRESSION else "cross_entropy"
         raise ConfigError(
             f"objective={config.choices.objective} does not fit the {task.name} data set {data.name}; "

@@ -15,8 +15,8 @@ from typing import Literal
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import LabelKernel, Units
 from mixaug.ops.kernels import Kernel
+from mixaug.pairing.kernel import LabelKernel, Units
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy

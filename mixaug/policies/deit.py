@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mixaug.checks import check_probability
 from mixaug.draws import Per
+from mixaug.policies.combinations import OneOf
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.mixup import Mixup
-from mixaug.policy import OneOf
 from mixaug.registry import register
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Nearest
+from mixaug.pairing.nearest import Nearest
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.ratio import Ratio
 from mixaug.registry import register

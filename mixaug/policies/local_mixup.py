@@ -11,7 +11,8 @@ from typing import Literal
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Local
+from mixaug.pairing.nearest import Local
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.ratio import Ratio
 from mixaug.registry import register

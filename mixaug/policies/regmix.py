@@ -31,8 +31,9 @@ from torch.nn import functional as F
 
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Limits, Nearest, limited_choice, nearest_rows
 from mixaug.ops.blend import blend
+from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.preparation import Preparation
 from mixaug.ratio import Beta, Ratio, positive

@@ -237,6 +237,11 @@ class ResizePaste(Paste):
             inplace=inplace,
         )
 
+    def partner_shown(self, maps: Tensor) -> Tensor:
+        # The box holds the whole partner, however small.
+        total = maps.flatten(1).sum(1).index_select(0, self.partner)
+        return torch.where(self.area() < 1, total, torch.zeros_like(total))
+
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
         mixed = paste_resized(label_map, self.partner, self.boxes, self.size, "nearest")
         return class_planes(mixed, num_classes)

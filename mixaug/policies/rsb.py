@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mixaug.draws import Per
+from mixaug.policies.combinations import OneOf
 from mixaug.policies.deit import deit
-from mixaug.policy import OneOf
 from mixaug.registry import register
 
 

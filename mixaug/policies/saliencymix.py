@@ -28,10 +28,11 @@ from mixaug.batch import Batch
 from mixaug.checks import check_images, check_statistics, per_channel
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.boxes import cutmix_boxes
 from mixaug.ops.layout import take_rows, wide_dtype
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
-from mixaug.policies.cutmix import cutmix, cutmix_boxes
+from mixaug.policies.cutmix import cutmix
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register

@@ -24,10 +24,11 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.boxes import cutmix_boxes
+from mixaug.ops.cells import patch_sides, patch_size_option
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
-from mixaug.policies.cutmix import cutmix, cutmix_boxes
-from mixaug.policies.patchmix import patch_sides, patch_size_option
+from mixaug.policies.cutmix import cutmix
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register

@@ -23,7 +23,7 @@ from mixaug.engine.errors import ConfigError
 from mixaug.engine.evaluate import evaluate_checkpoint, predict
 from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
 from mixaug.engine.train import train
-from mixaug.pool import Pooled
+from mixaug.policies.pooled import Pooled
 
 CPU = torch.device("cpu")
 DIABETES = ("experiment=diabetes", "epochs=3", "device=cpu", "progress=false", "data.split=0")
