@@ -55,13 +55,16 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise
     except OSError as error:
         raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
+        # Before anything else is made of it: a folder cannot be opened as a file.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DamagedFile(f"{path.name} is not an ordinary file")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(most + 1)
-        except OSError as error:
-            raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except OSError as error:
+        raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > most:
         raise DamagedFile(f"{path.name} has more than {most} bytes, which no run writes")
     try:
@@ -123,8 +126,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, DamagedFile):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedFile(f"{path.name} cannot be read: {clean(reason)}") from error
+        # YAML's own first line says what it was doing, `problem` what went wrong.
+        reason = str(getattr(error, "problem", None) or error) or type(error).__name__
+        raise DamagedFile(f"{path.name} cannot be read: {clean(reason.splitlines()[0])}") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path.name}: expected a mapping, got {type(value).__name__}")
     checked: dict[str, Any] = _within_limits(value, path.name, config=True)
@@ -141,6 +145,8 @@ def _check_events(events: Any, name: str) -> None:
             raise DamagedFile(f"{name} has an anchor or alias, which no run writes")
         if getattr(event, "tag", None) is not None:
             raise DamagedFile(f"{name} has the tag {clean(str(event.tag))}, which no run writes")
+        if depth == 0 and isinstance(event, (yaml.ScalarEvent, yaml.SequenceStartEvent)):
+            raise DamagedFile(f"{name}: expected a mapping, got something else")
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             depth += 1
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
