@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,13 +164,18 @@ def _interleaved(shares: list[Tensor]) -> Tensor:
     return whole
 
 
-def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "auto") -> dict[str, float | None]:
+def evaluate_checkpoint(
+    path: Path | str, weights: str = "auto", device: str = "auto", allow_targets: Collection[str] = ()
+) -> dict[str, float | None]:
     """Score a checkpoint on the test set of the run that wrote it.
+
+    The folder may come from anybody: its config builds what a run of mixaug is made of and nothing else.
 
     Args:
         path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
         weights: "model", "ema", or "auto": the averaged weights where the run kept them.
         device: "auto", "cpu", "cuda".
+        allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyModel"``.
 
     Returns:
         Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
@@ -178,13 +183,15 @@ def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "
 
     Raises:
         FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
-        CheckpointError: the file is damaged, or has no averaged weights though they were asked for.
+        CheckpointError: the file is damaged, does not fit the config, or has no averaged weights though they were asked
+            for.
+        ConfigError: the config would run code that is not mixaug's own, or cannot work.
+        DamagedFile: the config cannot be read.
     """
-    from omegaconf import DictConfig, OmegaConf
-
     from mixaug.engine.batches import Batches
     from mixaug.engine.build import build_model, load_data
     from mixaug.engine.distributed import start
+    from mixaug.engine.targets import open_config
     from mixaug.engine.tasks import task_of
 
     if weights not in ("auto", "model", "ema"):
@@ -192,9 +199,7 @@ def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "
     path = Path(path)
     if path.is_dir():
         path = path / checkpoint.LAST
-    config = OmegaConf.load(path.parent / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path.parent / 'config.yaml'} should hold a mapping")
+    config = open_config(path.parent, allow_targets)
     state = checkpoint.load(path)
     if weights == "auto":
         weights = "model" if state.get("ema") is None else "ema"
@@ -203,6 +208,9 @@ def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "
     world = start(device)
     data = load_data(config)
     model = build_model(config, data)
-    model.load_state_dict(state[weights])
+    try:
+        model.load_state_dict(state[weights])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} does not fit the model of its config: {error}") from error
     model.to(world.device)
     return task_of(data).score(model, Batches(config, data, world), "test", config.precision)
