@@ -4,7 +4,7 @@ import argparse
 import json
 
 from mixaug.engine.errors import CheckpointError
-from mixaug.engine.evaluate import evaluate_checkpoint
+from mixaug.engine.stored import evaluate_checkpoint
 
 TRUST = "full name that the run's config may call beside those of mixaug; may be given several times"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
+from mixaug.engine.batches import Batches
 from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
@@ -21,9 +22,6 @@ from mixaug.policy import Policy
 from mixaug.preparation import Preparation
 from mixaug.signals import Loss, ModelSignals
 from mixaug.step import MixStep
-
-if TYPE_CHECKING:
-    from mixaug.engine.batches import Batches
 
 __all__ = [
     "build_model",

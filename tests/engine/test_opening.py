@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from mixaug.engine import checkpoint, run
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import CheckpointError, ConfigError
-from mixaug.engine.evaluate import evaluate_checkpoint
 from mixaug.engine.pictures import open_run
 from mixaug.engine.reading import DamagedFile, read_config, read_object
+from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.targets import check_targets, foreign_targets, open_config
 from mixaug.engine.train import train
 
