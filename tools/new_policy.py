@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import policies
+from catalogue import pictures
 from catalogue.methods import CatalogueError
 from catalogue.scaffold import PLACES, Request, new_policy
 
@@ -41,7 +41,7 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         request = Request(chosen.name, chosen.cls, chosen.paper, chosen.arxiv, chosen.family)
         for path in new_policy(root, request):
             print(f"wrote {path}")
-        for path in [] if chosen.no_picture else policies.draw(root, [chosen.name]):
+        for path in [] if chosen.no_picture else pictures.draw(root, [chosen.name]):
             print(f"drew {path.relative_to(root)}")
     except (CatalogueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

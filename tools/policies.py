@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from catalogue import derived
+from catalogue import derived, pictures
 from catalogue.methods import CatalogueError, read_methods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         for path in derived.update(root):
             print(f"wrote {path}")
         missing = [] if chosen.no_pictures else derived.missing_strips(root)
-        for path in draw(root, sorted({*missing, *chosen.draw})):
+        for path in pictures.draw(root, sorted({*missing, *chosen.draw})):
             print(f"drew {path.relative_to(root)}")
     except (CatalogueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,17 +48,6 @@ def check(root: Path) -> int:
     for path in found:
         print(f"{path} is out of date or missing: make policies", file=sys.stderr)
     return 1 if found else 0
-
-
-def draw(root: Path, names: list[str]) -> list[Path]:
-    """Draw the pictures of these policies and of no others."""
-    if not names:
-        return []
-    # The checkout's own package, whatever is installed beside it, and only now that its lists are whole.
-    sys.path.insert(0, str(root))
-    from mixaug import gallery
-
-    return gallery.draw_strips(names, root / derived.STRIPS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from catalogue.methods import CatalogueError, Method, Module, families, read_methods, read_modules
+from catalogue.methods import CatalogueError, Method, Module, families, methods_of, read_methods, read_modules
 
 FUNCTIONAL = Path("mixaug/functional.py")
 PACKAGE = Path("mixaug/policies/__init__.py")
@@ -28,7 +28,8 @@ def render(root: Path) -> dict[Path, str]:
     Raises:
         CatalogueError: a policy's file that cannot be listed, or a derived file without its markers.
     """
-    modules, methods, common = read_modules(root), read_methods(root), families(root)
+    modules, common = read_modules(root), families(root)
+    methods = methods_of(modules, root)
     grouped = {family: [m for m in methods if m.family == family] for family in common}
     grouped = {family: members for family, members in grouped.items() if members}
     return {

@@ -81,11 +81,16 @@ def read_modules(root: Path) -> list[Module]:
     return sorted((m for m in modules if m.functions or m.method), key=lambda module: module.name)
 
 
+def methods_of(modules: Iterable[Module], root: Path) -> list[Method]:
+    """The policies that these files register, by family and then by name."""
+    order = list(families(root))
+    methods = [module.method for module in modules if module.method is not None]
+    return sorted(methods, key=lambda method: (order.index(method.family), method.name))
+
+
 def read_methods(root: Path) -> list[Method]:
     """The policies of mixaug itself, by family and then by name."""
-    order = list(families(root))
-    methods = [module.method for module in read_modules(root) if module.method is not None]
-    return sorted(methods, key=lambda method: (order.index(method.family), method.name))
+    return methods_of(read_modules(root), root)
 
 
 def _read(path: Path, root: Path, known: Iterable[str]) -> Module:

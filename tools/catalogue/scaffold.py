@@ -12,7 +12,7 @@ from string import Template
 
 from catalogue import derived
 from catalogue.derived import WIDTH
-from catalogue.methods import CatalogueError, families, read_methods, read_modules
+from catalogue.methods import CatalogueError, families, read_modules
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: The template's lines hold names of this length.
@@ -111,10 +111,11 @@ def _check(root: Path, request: Request) -> None:
             raise CatalogueError(f"{name!r} is taken: {path} exists; choose another name, or remove what is there")
     if (root / "mixaug/policies" / name).exists():
         raise CatalogueError(f"{name!r} is taken: mixaug/policies/{name} exists; choose another name")
-    targets = {method.target: method.name for method in read_methods(root)}
+    modules = read_modules(root)
+    targets = {module.method.target: module.method.name for module in modules if module.method is not None}
     if cls in targets:
         raise CatalogueError(f"class {cls} is taken by policy {targets[cls]!r}; name another with --class")
-    taken = {function for module in read_modules(root) for function in module.functions}
+    taken = {function for module in modules for function in module.functions}
     if f"{name}_mask" in taken:
         raise CatalogueError(f"{name!r} is taken: there is a function {name}_mask; choose another name")
 
