@@ -18,6 +18,8 @@ from mixaug.ops.supermodular import comixup_objective, comixup_shares
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.pairing.kernel import label_kernel
 from mixaug.pairing.nearest import nearest_rows
+
+# `make policies` writes what follows, from `__all__` in the files of the policies.
 from mixaug.policies.adamixup import adamixup_gate, adamixup_lam, adamixup_loss, adamixup_rows, truncated_normal
 from mixaug.policies.adautomix import adautomix, adautomix_masks, adautomix_similarity
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan

@@ -17,6 +17,7 @@ pytest.importorskip("timm", reason="the configs need the train extra")
 from omegaconf import DictConfig, OmegaConf
 
 import mixaug
+from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings
 from mixaug.engine.errors import ConfigError
@@ -63,11 +64,6 @@ class Facts:
 
     outputs = 7
     input_shape: tuple[int, ...] = (3, 32, 32)
-
-
-def ours() -> list[str]:
-    """Registered policies, without those of plug-in packages that happen to be installed."""
-    return [n for n in mixaug.list_policies() if mixaug.describe(n).target.__module__.startswith("mixaug.")]
 
 
 def read(group: str, name: str) -> DictConfig:

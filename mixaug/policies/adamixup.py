@@ -40,6 +40,8 @@ from mixaug.registry import register
 from mixaug.signals import CleanSignals, MixedSignals, ModelSignals, Recorder, is_compiled
 from mixaug.signals.hooks import hooked
 
+__all__ = ["AdaMixUp", "adamixup_gate", "adamixup_lam", "adamixup_loss", "adamixup_rows", "truncated_normal"]
+
 #: Standard deviation of the weights that heads start with, as in the authors' code.
 HEAD_STD = 1e-3
 
@@ -240,6 +242,7 @@ class Regions(Blend):
     "adamixup",
     paper="MixUp as Locally Linear Out-of-Manifold Regularization, AAAI 2019",
     arxiv="1809.02499",
+    family="learned",
 )
 class AdaMixUp(Policy):
     """Mixup within a range of lam learned for every pair, with a discriminator of mixtures and real images.

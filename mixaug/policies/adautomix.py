@@ -33,6 +33,8 @@ from mixaug.policy import no_change
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, early_backward, half_scale
 
+__all__ = ["AdAutoMix", "adautomix", "adautomix_masks", "adautomix_similarity"]
+
 
 def adautomix(
     images: Tensor, sources: Tensor, masks: Tensor, *, out: Tensor | None = None, inplace: bool = False
@@ -199,6 +201,7 @@ class LearnedShares(Plan):
     "adautomix",
     paper="Adversarial AutoMixup, ICLR 2024",
     arxiv="2312.11954",
+    family="learned",
 )
 class AdAutoMix(LearnedMixer):
     """Mix two or more images by masks that learn against the classifier. Train through MixStep.

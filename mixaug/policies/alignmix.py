@@ -37,6 +37,8 @@ from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, backbone
 from mixaug.signals.model import model_of
 
+__all__ = ["AlignMix", "alignment_cost", "alignmix", "sinkhorn_plan"]
+
 #: Keeps the logarithm of the marginals finite in the authors' code.
 TINY = 1e-8
 
@@ -224,6 +226,7 @@ class Aligned(Hidden):
     "alignmix",
     paper="AlignMixup: Improving Representations by Interpolating Aligned Features, CVPR 2022",
     arxiv="2103.15375",
+    family="hidden features",
 )
 class AlignMix(Policy):
     """Blend the last features of every sample with its partner's, aligned by transport; or, by a coin, the images.

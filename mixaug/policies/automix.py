@@ -14,6 +14,8 @@ from mixaug.policies.learned.blocks import attended, start_small, tokens, with_c
 from mixaug.policies.learned.pairs import PairMixer
 from mixaug.registry import register
 
+__all__ = ["AutoMix"]
+
 
 class MixBlock(nn.Module):
     """AutoMix's block: cross attention from the own cells to the partner's.
@@ -51,6 +53,7 @@ class MixBlock(nn.Module):
     "automix",
     paper="AutoMix: Unveiling the Power of Mixup for Stronger Classifiers, ECCV 2022",
     arxiv="2103.13027",
+    family="learned",
 )
 class AutoMix(PairMixer):
     """Masks from a mixing block that learns beside the classifier. Train through MixStep.

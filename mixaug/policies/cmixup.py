@@ -23,8 +23,15 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["cmixup"]
 
-@register("cmixup", paper="C-Mixup: Improving Generalization in Regression, NeurIPS 2022", arxiv="2210.05775")
+
+@register(
+    "cmixup",
+    paper="C-Mixup: Improving Generalization in Regression, NeurIPS 2022",
+    arxiv="2210.05775",
+    family="regression",
+)
 def cmixup(
     alpha: float = 2.0,
     bandwidth: float | Literal["auto"] = "auto",

@@ -31,6 +31,8 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.policies.saliency import BySaliency
 from mixaug.registry import register
 
+__all__ = ["CoMixup", "comixup", "comixup_compatibility", "comixup_costs", "comixup_distance", "comixup_prior"]
+
 # Pixels over which the place of an image's saliency is averaged before its peak is sought.
 PEAK_WINDOW = 8
 
@@ -172,6 +174,7 @@ class BlockSources(Plan):
     "comixup",
     paper="Co-Mixup: Saliency Guided Joint Mixup with Supermodular Diversity, ICLR 2021",
     arxiv="2102.03065",
+    family="guided by the model",
 )
 class CoMixup(BySaliency):
     """Show salient blocks of several inputs in every output, chosen jointly so that the outputs differ.

@@ -28,6 +28,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["CutMix", "cutmix"]
+
 
 def cutmix(
     images: Tensor, partner: Tensor, boxes: Tensor, *, out: Tensor | None = None, inplace: bool = False
@@ -61,6 +63,7 @@ def cutmix(
     "cutmix",
     paper="CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
     arxiv="1905.04899",
+    family="cut and paste",
 )
 class CutMix(Policy):
     """Paste one rectangle of the partner into the sample; the label share is the area really kept.

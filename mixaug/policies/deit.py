@@ -9,11 +9,14 @@ from mixaug.policies.cutmix import CutMix
 from mixaug.policies.mixup import Mixup
 from mixaug.registry import register
 
+__all__ = ["deit"]
+
 
 @register(
     "deit",
     paper="Training data-efficient image transformers & distillation through attention, ICML 2021",
     arxiv="2012.12877",
+    family="combinations",
 )
 def deit(
     mixup_alpha: float = 0.8,

@@ -36,6 +36,8 @@ from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.saliency import BySaliency
 from mixaug.registry import register
 
+__all__ = ["GuidedMix", "greedy_cycle", "guided_maps", "guided_mask", "guidedmix", "map_distance"]
+
 Saliency = Literal["gradient", "spectral"]
 
 
@@ -265,6 +267,7 @@ class GreedyCycle:
     "guidedmix",
     paper="GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps, AAAI 2023",
     arxiv="2306.16612",
+    family="guided by the model",
 )
 class GuidedMix(BySaliency):
     """Show of two images at every pixel the more salient one, softly; partners that are salient elsewhere.

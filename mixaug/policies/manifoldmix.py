@@ -31,6 +31,8 @@ from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, backbone
 from mixaug.signals.model import model_of
 
+__all__ = ["ManifoldMix"]
+
 INPUT = "input"
 
 
@@ -72,6 +74,7 @@ def manifold_stages(model: nn.Module | None) -> tuple[str, ...]:
     "manifoldmix",
     paper="Manifold Mixup: Better Representations by Interpolating Hidden States, ICML 2019",
     arxiv="1806.05236",
+    family="hidden features",
 )
 class ManifoldMix(Policy):
     """Blend the hidden features of every sample with its partner's, after a random stage of the model.

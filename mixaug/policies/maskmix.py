@@ -29,6 +29,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["MaskMix", "maskmix"]
+
 
 def maskmix(
     images: Tensor,
@@ -64,6 +66,7 @@ def maskmix(
     "maskmix",
     paper="MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer, ICLR 2023",
     arxiv="2304.12043",
+    family="masks",
 )
 class MaskMix(Policy):
     """Show the partner in random cells of a few tokens each; the label share counts the pixels.

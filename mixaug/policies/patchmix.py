@@ -28,6 +28,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["PatchMix", "patchmix"]
+
 
 def patchmix(
     images: Tensor,
@@ -63,6 +65,7 @@ def patchmix(
     "patchmix",
     paper="Hardwiring ViT Patch Selectivity into CNNs using Patch Mixing, 2023",
     arxiv="2306.17848",
+    family="masks",
 )
 class PatchMix(Policy):
     """Show the partner in random patches of a regular grid; the label share counts the pixels.

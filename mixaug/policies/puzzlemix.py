@@ -46,6 +46,8 @@ from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import CleanSignals
 
+__all__ = ["PuzzleMix", "perturbed_images", "puzzlemix", "puzzlemix_costs", "puzzlemix_energy"]
+
 
 def puzzlemix_costs(
     images: Tensor,
@@ -281,6 +283,7 @@ class Puzzle(Plan):
     "puzzlemix",
     paper="Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup, ICML 2020",
     arxiv="2009.06962",
+    family="guided by the model",
 )
 class PuzzleMix(BySaliency):
     """Blocks of two images by saliency, chosen with a graph cut and moved into sight; labels by the mask's mean.

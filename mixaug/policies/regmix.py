@@ -39,6 +39,8 @@ from mixaug.preparation import Preparation
 from mixaug.ratio import Beta, Ratio, positive
 from mixaug.registry import register
 
+__all__ = ["RegMix"]
+
 CHOICES = (0, 1, 2, 4, 8, 16, 32)
 
 
@@ -236,6 +238,7 @@ def learn_limits(
     "regmix",
     paper="Data Mixing Augmentation for Regression (RegMix; first posted as MixRL), 2021",
     arxiv="2106.03374",
+    family="regression",
 )
 class RegMix(Mixup):
     """Blend every sample with one of its own number of nearest neighbours.

@@ -41,6 +41,8 @@ from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policy import Policy
 from mixaug.registry import register
 
+__all__ = ["ResizeMix", "resizemix", "resizemix_boxes"]
+
 Interpolation = Literal["nearest", "bilinear"]
 INTERPOLATIONS = ("nearest", "bilinear")
 Rule = Literal["uniform", "beta", "area"]
@@ -251,6 +253,7 @@ class ResizePaste(Paste):
     "resizemix",
     paper="ResizeMix: Mixing Data with Preserved Object Information and True Labels, 2020",
     arxiv="2012.11101",
+    family="cut and paste",
 )
 class ResizeMix(Policy):
     """Paste the whole partner, shrunk, into the sample; the label share is the area really kept.

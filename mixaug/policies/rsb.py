@@ -7,8 +7,15 @@ from mixaug.policies.combinations import OneOf
 from mixaug.policies.deit import deit
 from mixaug.registry import register
 
+__all__ = ["rsb"]
 
-@register("rsb", paper="ResNet strikes back: An improved training procedure in timm, 2021", arxiv="2110.00476")
+
+@register(
+    "rsb",
+    paper="ResNet strikes back: An improved training procedure in timm, 2021",
+    arxiv="2110.00476",
+    family="combinations",
+)
 def rsb(
     mixup_alpha: float = 0.1,
     cutmix_alpha: float = 1.0,

@@ -37,6 +37,15 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = [
+    "SaliencyMix",
+    "eight_bit_images",
+    "fine_grained_saliency",
+    "saliency_peak",
+    "saliencymix",
+    "saliencymix_boxes",
+]
+
 Channels = Literal["rgb", "bgr"]
 # Red, green, blue in units of 1 / 2**15.
 GREY_WEIGHTS = (9798, 19235, 3735)
@@ -194,6 +203,7 @@ def saliencymix(
     "saliencymix",
     paper="SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better Regularization, ICLR 2021",
     arxiv="2006.01791",
+    family="cut and paste",
 )
 class SaliencyMix(Policy):
     """Paste the most salient box of the partner into the sample; the label share is the area really kept.

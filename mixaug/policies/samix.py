@@ -18,6 +18,8 @@ from mixaug.policies.learned.pairs import PairMixer
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
 
+__all__ = ["SAMix", "balanced_cross_entropy", "rescaled_lam"]
+
 #: Above it the cubic is the same to three digits.
 LARGEST_CUBIC = 10.0
 
@@ -113,6 +115,7 @@ class SAMixBlock(nn.Module):
     "samix",
     paper="Boosting Discriminative Visual Representation Learning with Scenario-Agnostic Mixup",
     arxiv="2111.15454",
+    family="learned",
 )
 class SAMix(PairMixer):
     """AutoMix with a mixer that sees both maps, a reward for masks that vary, a balanced loss; train through MixStep.

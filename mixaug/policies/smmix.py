@@ -47,6 +47,8 @@ from mixaug.policy import Policy, no_change
 from mixaug.registry import register
 from mixaug.signals import MixedSignals, ModelSignals, backbone
 
+__all__ = ["SMMix", "pooled_tokens", "smmix", "smmix_boxes", "smmix_consistency", "smmix_windows"]
+
 
 def smmix_windows(scores: Tensor, region: Tensor, *, largest: bool) -> Tensor:
     """Where the square of extreme sum lies, of equal ones the first in row-major order.
@@ -233,6 +235,7 @@ class MovedWindows(Plan):
     "smmix",
     paper="SMMix: Self-Motivated Image Mixing for Vision Transformers, ICCV 2023",
     arxiv="2212.12977",
+    family="guided by the model",
 )
 class SMMix(Policy):
     """Cover the least attended square of a sample with the most attended one of its partner.

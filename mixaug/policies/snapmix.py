@@ -43,6 +43,8 @@ from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import Mode
 
+__all__ = ["SnapMix", "snapmix", "snapmix_weights"]
+
 
 def snapmix(
     images: Tensor,
@@ -299,6 +301,7 @@ class SnapPaste(Paste):
     "snapmix",
     paper="SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data, AAAI 2021",
     arxiv="2012.04846",
+    family="guided by the model",
 )
 class SnapMix(Policy):
     """Paste a box of the partner, resized, into another box; class activation in the boxes weighs the labels.

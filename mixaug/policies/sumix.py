@@ -37,6 +37,8 @@ from mixaug.ratio import positive
 from mixaug.registry import create, describe, register
 from mixaug.signals import MixedSignals, ModelSignals, Signals
 
+__all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix_weights"]
+
 Uncertainty = Literal["layer", "logits"]
 #: V beyond e^30 would be a logit that no softmax resolves.
 LARGEST_EXPONENT = 30.0
@@ -164,6 +166,7 @@ def sumix_loss(
     "sumix",
     paper="SUMix: Mixup with Semantic and Uncertain Information, ECCV 2024",
     arxiv="2407.07805",
+    family="guided by the model",
 )
 class SUMix(Policy):
     """Mix by another policy; correct the weights by what the model sees, and add a loss of its uncertainty.

@@ -33,6 +33,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["TLAlign", "patch_grid", "tlalign"]
+
 #: Pixels of a patch where neither the user nor the model says: those of the authors' models.
 USUAL_PATCH = 16
 
@@ -82,7 +84,12 @@ def tlalign(
     return cutmix(images, partner, _in_pixels(token_boxes, grid, size), out=out, inplace=inplace)
 
 
-@register("tlalign", paper="Token-Label Alignment for Vision Transformers, ICCV 2023", arxiv="2210.06455")
+@register(
+    "tlalign",
+    paper="Token-Label Alignment for Vision Transformers, ICCV 2023",
+    arxiv="2210.06455",
+    family="guided by the model",
+)
 class TLAlign(Policy):
     """Paste a box of whole patches of the partner; the label share is carried through the blocks with the tokens.
 

@@ -40,6 +40,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["TokenMix", "content_targets", "tokenmix", "tokenmix_blocks", "tokenmix_count", "tokenmix_replay"]
+
 Mode = Literal["block", "random"]
 
 
@@ -209,6 +211,7 @@ def content_targets(
     "tokenmix",
     paper="TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers, ECCV 2022",
     arxiv="2207.08409",
+    family="guided by the model",
 )
 class TokenMix(Policy):
     """Show the partner in several blocks of tokens; each label counts by the activation that its image still shows.

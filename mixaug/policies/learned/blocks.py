@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["learned_mask"]
+
 Upsampling = Literal["nearest", "bilinear"]
 
 

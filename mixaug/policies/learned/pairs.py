@@ -21,6 +21,8 @@ from mixaug.policies.learned.clean import rows_of
 from mixaug.policies.learned.objective import objective_of, objective_parameters, with_early_gradients
 from mixaug.signals import ModelSignals, early_backward, half_scale
 
+__all__ = ["adjusted_mask", "mask_loss"]
+
 
 def mask_loss(mask: Tensor, lam: Tensor, margin: float = 0.1, variance: float = 0.0) -> Tensor:
     """How far the mean of the masks of a batch lies from lam, beyond a margin; minus a reward for masks that vary.
