@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixaug.signals.backbone import bare
 
-__all__ = ["Auxiliary", "Frozen", "Momentum", "fingerprint"]
+__all__ = ["Auxiliary", "Frozen", "Momentum", "Network", "fingerprint"]
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -28,7 +28,31 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Frozen(nn.Module):
+class Network(nn.Module):
+    """What stands for a network beside the model; :attr:`network` is the network itself."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network without what is wrapped around it here."""
+        raise TypeError(f"{type(self).__name__} does not define network")
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """What the network puts out."""
+        return self.network(*inputs, **keywords)
+
+
+def network_in(module: nn.Module) -> nn.Module:
+    """The network behind a wrapper of this module or of ``torch.compile``; any other module itself."""
+    return bare(module.network if isinstance(module, Network) else module)
+
+
+def check_network(name: str, module: object) -> None:
+    """Raise a TypeError unless a network beside the model is a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"MixStep expects networks[{name!r}] as a torch.nn.Module, got {type(module).__name__}")
+
+
+class Frozen(Network):
     """A network that only answers, such as a teacher: always in evaluation mode, without gradients to its weights.
 
     Its weights are in no optimizer and in no checkpoint. A ``state_dict`` holds their fingerprint and where they came
@@ -56,10 +80,6 @@ class Frozen(nn.Module):
     def network(self) -> nn.Module:
         """The frozen network."""
         return self._held[0]
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """What the network puts out."""
-        return self.network(*inputs, **keywords)
 
     def train(self, mode: bool = True) -> Frozen:
         """Stay in evaluation mode, whatever is asked."""
@@ -89,7 +109,7 @@ class Frozen(nn.Module):
         return self
 
 
-class Momentum(nn.Module):
+class Momentum(Network):
     """A slow copy of the model: a mean teacher (arXiv:1703.01780) or momentum encoder (arXiv:1911.05722).
 
     The copy is made when the step is made. After every optimizer step ``k <- momentum * k + (1 - momentum) * q``.
@@ -118,17 +138,16 @@ class Momentum(nn.Module):
         if self.copied is None:
             self.copied = copy.deepcopy(bare(model)).requires_grad_(False)
 
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """What the copy puts out.
+    @property
+    def network(self) -> nn.Module:
+        """The copy.
 
         Raises:
-            RuntimeError: no copy has been made yet.
+            RuntimeError: it has not been made yet.
         """
         if self.copied is None:
-            raise RuntimeError(
-                "Momentum has no copy yet: give it to mixaug.MixStep(networks=...), or call attach(model)"
-            )
-        return self.copied(*inputs, **keywords)
+            raise RuntimeError("Momentum has no copy yet: pass it to MixStep(networks=...), or call attach(model)")
+        return self.copied
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
@@ -152,7 +171,7 @@ class Momentum(nn.Module):
                 self.copied.get_buffer(name).copy_(buffer)
 
 
-class Auxiliary(nn.Module):
+class Auxiliary(Network):
     """A network that is trained beside the model, by a term of its own in the objective.
 
     Its parameters go to the optimizer and into checkpoints like those of the model.
@@ -168,8 +187,9 @@ class Auxiliary(nn.Module):
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"Auxiliary expects network as a torch.nn.Module, got {type(network).__name__}")
-        self.network = network
+        self.trained = network
 
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """What the network puts out."""
-        return self.network(*inputs, **keywords)
+    @property
+    def network(self) -> nn.Module:
+        """The trained network."""
+        return self.trained

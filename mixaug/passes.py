@@ -17,11 +17,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch, unmixed
+from mixaug.losses import MixedCrossEntropy
+from mixaug.networks import network_in
 from mixaug.ops.nested import concatenated, map_tensors
 from mixaug.plan import JoinedPlan, Plan, Unmixed
 from mixaug.policy import Policy
 from mixaug.signals import CleanSignals, MixedSignals, Mode, ModelSignals, is_compiled
-from mixaug.signals.backbone import bare
 from mixaug.signals.hooks import hooked
 from mixaug.signals.model import in_mode
 
@@ -335,15 +336,11 @@ class Passes:
                     )
                 )
         elif plan is not None and plan.stages:
-            contexts.append(hooked(f"network {how.network!r}", bare(module), plan=plan))
+            contexts.append(hooked(f"network {how.network!r}", network_in(module), plan=plan))
         if how.mode == "eval":
             contexts.append(in_mode(module, how.mode))
-        if not how.grad:
-            contexts.append(torch.no_grad())
-        with contextlib.ExitStack() as stack:
-            for context in contexts:
-                stack.enter_context(context)
-            outputs = module(inputs)
+        with torch.set_grad_enabled(how.grad):
+            outputs = _called(module, inputs, contexts)
         if len(group) == 1:
             return [(group[0], outputs, seen)]
         parts, start = [], 0
@@ -399,6 +396,8 @@ class Objective(nn.Module):
         ...         return {"clean": loss(clean.outputs, clean.batch), "mixed": loss(mixed.outputs, mixed.batch)}
     """
 
+    #: The plain loss, (outputs, MixedBatch) to a scalar, for policies that take a loss of their own passes.
+    loss: Callable[[Any, MixedBatch], Tensor] = MixedCrossEntropy()
     #: What the labels are: "classification", "regression", or None for either.
     task: str | None = "classification"
     #: What it asks for beside the batch, so that what is missing is an error when the step is made.
@@ -438,6 +437,16 @@ def as_objective(objective: Any) -> Objective | OnePass:
             f"{type(objective).__name__}"
         )
     return OnePass(objective)
+
+
+def _called(module: nn.Module, inputs: Any, contexts: list[Any]) -> Any:
+    # Without contexts a plain call: torch.compile traces no stack of them.
+    if not contexts:
+        return module(inputs)
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        return module(inputs)
 
 
 def _plan_of(batch: MixedBatch) -> Plan:

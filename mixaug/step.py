@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch
 from mixaug.losses import mixed_accuracy
-from mixaug.networks import Momentum
+from mixaug.networks import Momentum, check_network
 from mixaug.passes import Outcome, Passes, as_objective, check_there
 from mixaug.policy import Policy
 from mixaug.signals import ModelSignals
@@ -57,6 +57,8 @@ class MixStep(nn.Module):
             )
         if signals is not None and signals.model is not model:
             raise ValueError("MixStep expects signals made of its own model: ModelSignals(model, ...)")
+        for name, network in (networks or {}).items():
+            check_network(name, network)
         self.networks = nn.ModuleDict(networks)
         for name in as_objective(objective).wants.networks:
             check_there("networks", name, networks or {})
@@ -74,7 +76,7 @@ class MixStep(nn.Module):
     def signals(self) -> ModelSignals:
         """What the policy may ask of the model."""
         signals = ModelSignals(self.model, **self.sources)
-        signals.objective = self.objective
+        signals.objective = as_objective(self.objective).loss
         return signals
 
     def forward(

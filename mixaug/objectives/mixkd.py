@@ -1,7 +1,6 @@
 """MIX-KD (arXiv:2211.03946): a student learns from mixed samples and from what a frozen teacher says of them.
 
-    L = gamma CE(s, t) + alpha KL(softmax(z) || softmax(s)),   s and z logits divided by their deviation over the
-    classes
+    L = gamma CE(s, t) + alpha KL(softmax(z) || softmax(s)),   s, z logits over their deviation across the classes
 
 The deviation takes the place of a temperature. The paper finds that a teacher trained without mixing teaches better,
 and that fewer mixed samples serve: its "partial mixup" leaves about 59 % of the samples as they are,
