@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
 
 from mixaug.engine import checkpoint
 from mixaug.engine.batches import Batches
 from mixaug.engine.build import build_model, load_data
+from mixaug.engine.config import plain
 from mixaug.engine.distributed import start
-from mixaug.engine.errors import CheckpointError
+from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import task_of
+from mixaug.networks import Frozen
 
 
 def evaluate_checkpoint(
@@ -39,6 +46,23 @@ def evaluate_checkpoint(
         DamagedFile: the config cannot be read.
     """
 
+    model, config, data = open_model(path, weights, allow_targets)
+    world = start(device)
+    model.to(world.device)
+    return task_of(data).score(model, Batches(config, data, world), "test", config.precision)
+
+
+def open_model(
+    path: Path | str, weights: str = "auto", allow_targets: Collection[str] = ()
+) -> tuple[nn.Module, DictConfig, Any]:
+    """The model of a checkpoint, on the CPU, with the config and the data set of its run.
+
+    Args:
+        path, weights, allow_targets: see :func:`evaluate_checkpoint`.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ConfigError, DamagedFile: see :func:`evaluate_checkpoint`.
+    """
     if weights not in ("auto", "model", "ema"):
         raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
     path = Path(path)
@@ -50,12 +74,36 @@ def evaluate_checkpoint(
         weights = "model" if state.get("ema") is None else "ema"
     if state.get(weights) is None:
         raise CheckpointError(f"checkpoint {path} has no averaged weights: the run kept none (ema.decay is null)")
-    world = start(device)
     data = load_data(config)
     model = build_model(config, data)
     try:
         model.load_state_dict(state[weights])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} does not fit the model of its config: {error}") from error
-    model.to(world.device)
-    return task_of(data).score(model, Batches(config, data, world), "test", config.precision)
+    return model, config, data
+
+
+def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
+    """The networks beside the model that a config names: those of finished runs, frozen.
+
+    Args:
+        config: of the run; ``networks`` maps names to run folders or checkpoints.
+        data: of the run.
+
+    Raises:
+        ConfigError: a folder without a checkpoint, or a network of another number of outputs.
+    """
+    networks = {}
+    for name, folder in plain(config)["networks"].items():
+        try:
+            # What is drawn for weights that are then replaced must not move the stream of the model.
+            with torch.random.fork_rng(devices=[]):
+                network, _, theirs = open_model(str(folder))
+        except (FileNotFoundError, CheckpointError) as error:
+            raise ConfigError(f"networks.{name}={folder}: {error}") from error
+        if theirs.outputs != data.outputs:
+            raise ConfigError(
+                f"networks.{name}={folder} has {theirs.outputs} outputs, but {data.name} needs {data.outputs}"
+            )
+        networks[name] = Frozen(network, folder)
+    return networks
