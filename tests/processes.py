@@ -8,6 +8,7 @@ timm, Hydra and the engine once, so that a start takes milliseconds and not the 
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -20,10 +21,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 CONTEXT = multiprocessing.get_context("forkserver")
+# The engine imports some of these when a run first needs them.
 CONTEXT.set_forkserver_preload(
     [
-        *("hydra", "hydra._internal.utils", "mixaug.engine.train", "mixaug.engine.evaluate", "mixaug.engine.mixers"),
-        *("mixaug.data.loaders", "mixaug.leaderboard.benchmark", "torch.optim", "torch.distributed.nn"),
+        *("hydra", "hydra._internal.utils", "hydra_plugins.hydra_submitit_launcher", "rich.live", "rich.progress"),
+        *("sklearn.datasets", "sklearn.preprocessing", "timm.optim", "timm.scheduler", "torchmetrics.classification"),
+        *("mixaug.data.loaders", "mixaug.engine.mixers", "mixaug.engine.train", "mixaug.leaderboard.benchmark"),
+        *("mixaug.models", "mixaug.policies", "torch.distributed.nn"),
     ]
 )
 
@@ -33,6 +37,8 @@ def _main(script: str, arguments: list[str], environment: dict[str, str], cwd: s
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(target, number)
         os.close(target)
+    # What the server has imported stays; a collection that looked at it would also copy its pages.
+    gc.freeze()
     os.setsid()
     # A shell that runs the tests in the background lets its children ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -76,6 +82,8 @@ class Script:
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
+        # At its own end the test process would wait for one that a failed test has left.
+        atexit.register(self._process.kill)
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
@@ -100,6 +108,7 @@ class Script:
         assert not late, f"no end after {timeout} s\n{out}{err}"
         code = self._process.exitcode
         assert code is not None
+        atexit.unregister(self._process.kill)
         self._folder.cleanup()
         return CompletedProcess([], code, out, err)
 
