@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 
 if TYPE_CHECKING:
@@ -124,11 +125,12 @@ class MixedBatch:
         if self.plan is None:
             raise ValueError("this MixedBatch carries no plan to replay; make it with a policy")
         _check_replay(tensor, self.plan.rows, self.plan.size)
-        if num_classes is None:
-            return self.plan.mix(tensor)
-        if tensor.is_floating_point():
+        if num_classes is not None and tensor.is_floating_point():
             raise TypeError(f"num_classes expects a map of integer class ids, got {tensor.dtype}")
-        return self.plan.mix_label_map(tensor, num_classes)
+        with full_precision(tensor.device):
+            if num_classes is None:
+                return self.plan.mix(tensor)
+            return self.plan.mix_label_map(tensor, num_classes)
 
     def targets(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:
         """Dense targets, label smoothing applied to every source before mixing.

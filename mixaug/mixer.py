@@ -25,6 +25,7 @@ from mixaug.batch import Batch, MixedBatch, unmixed
 from mixaug.checks import check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.precision import callers_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import Unmixed
 from mixaug.policy import Policy, no_change
@@ -114,7 +115,7 @@ class MomentumNetwork(nn.Module):
     def _features(self, images: Tensor, running: Any) -> tuple[Tensor, Any]:
         found: list[Tensor] = []
         outputs = None
-        with torch.no_grad(), running(found):
+        with torch.no_grad(), callers_precision(images.device), running(found):
             outputs = self.model(self._as_weights(images))
         if not found:
             raise ValueError(f"{type(self.model).__name__} ran without calling its module {self.stage!r}")

@@ -19,6 +19,7 @@ from mixaug import backbone
 from mixaug.ops import attention as attentions
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
+from mixaug.ops.precision import callers_precision
 
 if TYPE_CHECKING:
     from mixaug.batch import MixedBatch
@@ -483,7 +484,8 @@ class PassSignals(Signals):
         for module in changed:
             module.training = False
         try:
-            yield
+            with callers_precision(self.images.device):
+                yield
         finally:
             for module in changed:
                 module.training = True

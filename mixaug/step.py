@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from mixaug.batch import MixedBatch
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, mixed_accuracy
+from mixaug.ops.precision import full_precision
 from mixaug.policy import Policy
 from mixaug.signals import ModelSignals
 
@@ -74,21 +75,16 @@ class MixStep(nn.Module):
             The scalar loss, and detached scalars to log: ``loss``, ``accuracy`` (lambda-weighted, in [0, 1]) where
             the outputs are class scores, and the policy's own terms of the loss by their names.
         """
-        policy = self.policy
+        policy, source = self.policy, self.signals()
         known = {} if rows is None else {"rows": rows}
-        if not policy.needs:
-            mixed = policy(images, labels, generator=generator, **known)
+        clean = source.of(images, labels, policy.needs)
+        mixed = policy(images, labels, signals=clean, generator=generator, **known)
+        terms = policy.early_loss(images, mixed, clean)
+        with policy.tap(source, mixed, clean) as seen:
             outputs = self.model(mixed.inputs)
-            terms: dict[str, Tensor] = {}
-        else:
-            source = self.signals()
-            clean = source.of(images, labels, policy.needs)
-            mixed = policy(images, labels, signals=clean, generator=generator, **known)
-            terms = policy.early_loss(images, mixed, clean)
-            with policy.tap(source, mixed, clean) as seen:
-                outputs = self.model(mixed.inputs)
+        with full_precision(mixed.weights.device):
             mixed = policy.relabel(mixed, seen)
-            terms = terms | policy.auxiliary_loss(mixed, seen)
+        terms = terms | policy.auxiliary_loss(mixed, seen)
         loss = self.objective(outputs, mixed)
         for term in terms.values():
             loss = loss + term

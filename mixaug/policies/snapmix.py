@@ -305,6 +305,8 @@ class ActivationShare:
     """
 
     needs: frozenset[str] = frozenset({"cam"})
+    #: Two shares of two maps.
+    normalised = False
 
     def __init__(self, mode: Mode = "train") -> None:
         if mode not in get_args(Mode):
