@@ -39,6 +39,7 @@ class Subject:
         model: Callable[[], nn.Module] | None,
         device: torch.device,
         size: tuple[int, ...],
+        pretended: bool = False,
     ) -> None:
         self.promise = self.says = ""
         self.options, self.given, self.device, self.size = options, signals, device, size
@@ -47,6 +48,8 @@ class Subject:
         self.make: Callable[..., Policy] = (
             (lambda **chosen: mixaug.create(make, **chosen)) if isinstance(make, str) else make
         )
+        # Making a policy moves the device's own generator where it draws parameters there.
+        self.forked = [device] if device.type == "cuda" and not pretended else []
         self.attaches = False
         first = self.policy()
         self.name = self.name if isinstance(make, str) else repr(first).split("\n")[0]
@@ -66,7 +69,7 @@ class Subject:
 
     def policy(self, **options: Any) -> Policy:
         """A new policy, attached to a model where it asks for that."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=self.forked), torch.device(self.device):
             torch.manual_seed(0)
             policy = self.make(**options)
             if not isinstance(policy, Policy):
@@ -127,7 +130,7 @@ class Subject:
         if "hidden" in policy.needs or (self.attaches and "features" in policy.needs):
             # Made-up features would not be those of the stage that the policy chose.
             if self._model is None:
-                with torch.random.fork_rng(devices=[]), torch.device(self.device):
+                with torch.random.fork_rng(devices=self.forked), torch.device(self.device):
                     self._model = self.make_model()
             return self._model
         return _made_up(images, alike)

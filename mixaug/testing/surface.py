@@ -140,9 +140,11 @@ def randomness(s: Subject) -> None:
     """The generator decides everything: the same seed gives the same bits, and no global state is read or changed."""
     for per, policy in s.each_per():
         images = s.pictures()
-        before = _global_state()
+        before = _global_state(s.device)
         first = s.mix(policy, images, seed=5)
-        s.require(before == _global_state(), f"a call with a generator moved a global one, {per}", "it untouched")
+        s.require(
+            before == _global_state(s.device), f"a call with a generator moved a global one, {per}", "it untouched"
+        )
         torch.manual_seed(77)
         random.seed(77)
         np.random.seed(77)  # noqa: NPY002
@@ -315,7 +317,7 @@ def device(s: Subject) -> None:
         return
     counts: dict[int, int] = {}
     with _pretended_cuda():
-        fake = Subject(s.make, {}, None, s.make_model, torch.device("cuda"), s.size)
+        fake = Subject(s.make, {}, None, s.make_model, torch.device("cuda"), s.size, pretended=True)
         # A pairing may be a search from one sample to the next: the operators are counted with a plain one.
         policy = fake.offers(pairing="shift") or fake.policy()
         for count in (24, 36):
@@ -330,12 +332,27 @@ def device(s: Subject) -> None:
                 where = tensor.device.type
                 s.require(where == "cuda", f"{what} on {where} for images on a GPU", "the images' device")
             mixed.targets(10)
+    if s.device.type == "cuda":
+        _waits_for_nothing(s)
     few, many = counts.values()
     s.require(
         few == many,
         f"{few} operators for 24 samples and {many} for 36: a Python loop over samples",
         "a number of operators that does not grow with the batch",
     )
+
+
+def _waits_for_nothing(s: Subject) -> None:
+    images, labels = s.pictures(), s.labels()
+    for _, policy in s.each_per():
+        signals, generator = given(s, policy, images), s.seeded(17)
+        policy(images, labels, generator=generator, **signals)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            policy(images, labels, generator=generator, **signals)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def _pretended_batch(count: int, size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -397,7 +414,8 @@ def _reads_model(s: Subject, policy: Policy) -> bool:
     return found is not None and not isinstance(found, Signals) and bool(policy.needs - {"hidden"})
 
 
-def _global_state() -> tuple[bytes, ...]:
+def _global_state(device: torch.device) -> tuple[bytes, ...]:
     """Of all generators that a policy might touch by mistake."""
-    state = torch.get_rng_state().numpy().tobytes()
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    state = b"".join(state.numpy().tobytes() for state in states)
     return state, repr(random.getstate()).encode(), pickle.dumps(np.random.get_state())  # noqa: NPY002
