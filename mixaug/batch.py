@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixaug.ops.nested import first_tensor, map_tensors
+from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
-
-
-def _nothing() -> Mapping[str, Any]:
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class Batch:
     labels: Tensor | None = None
     signals: Signals | None = None
     rows: Tensor | None = None
-    metadata: Mapping[str, Tensor] = field(default_factory=_nothing)
-    views: Mapping[str, Tensor] = field(default_factory=_nothing)
-    streams: Mapping[str, Batch] = field(default_factory=_nothing)
+    metadata: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Mapping[str, Batch] = field(default_factory=dict)
 
     @property
     def images(self) -> Tensor:
@@ -95,7 +91,7 @@ class MixedBatch:
     plan: Plan | None = None
     uniform: Tensor | None = None
     importance: Tensor | None = None
-    metadata: Mapping[str, Tensor] = field(default_factory=_nothing)
+    metadata: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.sources.shape[0]
@@ -148,11 +144,12 @@ class MixedBatch:
         if self.plan is None:
             raise ValueError("this MixedBatch carries no plan to replay; make it with a policy")
         _check_replay(tensor, self.plan.rows, self.plan.size)
-        if num_classes is None:
-            return self.plan.mix(tensor)
-        if tensor.is_floating_point():
+        if num_classes is not None and tensor.is_floating_point():
             raise TypeError(f"num_classes expects a map of integer class ids, got {tensor.dtype}")
-        return self.plan.mix_label_map(tensor, num_classes)
+        with full_precision(tensor.device):
+            if num_classes is None:
+                return self.plan.mix(tensor)
+            return self.plan.mix_label_map(tensor, num_classes)
 
     def targets(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:
         """Dense targets, label smoothing applied to every source before mixing.

@@ -20,6 +20,7 @@ from mixaug.batch import Batch, MixedBatch, unmixed
 from mixaug.losses import MixedCrossEntropy
 from mixaug.networks import network_in
 from mixaug.ops.nested import concatenated, map_tensors
+from mixaug.ops.precision import full_precision
 from mixaug.plan import JoinedPlan, Plan, Unmixed
 from mixaug.policy import Policy
 from mixaug.signals import CleanSignals, MixedSignals, Mode, ModelSignals, is_compiled
@@ -305,7 +306,8 @@ class Passes:
             done = batch
             for term, drawn in zip(early, learning, strict=True):
                 if drawn is batch and seen is not None:
-                    done = policy.relabel(batch, seen)
+                    with full_precision(batch.weights.device):
+                        done = policy.relabel(batch, seen)
                     self._terms.append(term | policy.auxiliary_loss(done, seen))
             outcome = Outcome(outputs, done, seen)
             self._runs.append(_Run(batch, group, how.network, how.grad, how.mode, how.reads, outcome))
@@ -388,20 +390,29 @@ def check_there(kind: str, name: str, there: Mapping[str, Any]) -> None:
 class Objective(nn.Module):
     """What is run in a step and what is minimised. A subclass defines :meth:`forward`.
 
+    Args:
+        loss: of one pass, (outputs, MixedBatch) to a scalar; None takes the cross-entropy.
+
     Example:
         >>> class Both(Objective):
         ...     def forward(self, passes):
         ...         clean, mixed = passes.run(passes.clean, passes.mixed)
-        ...         loss = mixaug.losses.MixedCrossEntropy()
-        ...         return {"clean": loss(clean.outputs, clean.batch), "mixed": loss(mixed.outputs, mixed.batch)}
+        ...         return {
+        ...             "clean": self.loss(clean.outputs, clean.batch),
+        ...             "mixed": self.loss(mixed.outputs, mixed.batch),
+        ...         }
     """
 
-    #: The plain loss, (outputs, MixedBatch) to a scalar, for policies that take a loss of their own passes.
-    loss: Callable[[Any, MixedBatch], Tensor] = MixedCrossEntropy()
+    #: The plain loss, (outputs, MixedBatch) to a scalar, also for policies that take a loss of their own passes.
+    loss: Callable[[Any, MixedBatch], Tensor]
     #: What the labels are: "classification", "regression", or None for either.
     task: str | None = "classification"
     #: What it asks for beside the batch, so that what is missing is an error when the step is made.
     wants: Wants = Wants()
+
+    def __init__(self, loss: Callable[[Any, MixedBatch], Tensor] | None = None) -> None:
+        super().__init__()
+        self.loss = MixedCrossEntropy() if loss is None else loss
 
     def forward(self, passes: Passes) -> Tensor | Mapping[str, Tensor]:
         """The loss: a scalar, or weighted terms by the names to log, which are added up."""

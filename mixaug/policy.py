@@ -18,6 +18,7 @@ from mixaug.checks import check_generator, check_images, check_labels, check_out
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
+from mixaug.ops.precision import full_precision
 from mixaug.options import options_of
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Unmixed
@@ -34,7 +35,8 @@ class Policy(nn.Module):
     """Draws a plan for a batch (all randomness) and applies it (none).
 
     A subclass implements :meth:`sample`. It acts whenever it is called, in ``train()`` and ``eval()``
-    mode alike: leave it out of validation.
+    mode alike: leave it out of validation. Autocast changes nothing of what it draws: it is off in there,
+    but for passes of a model.
 
     Args:
         alpha: own share lam ~ Beta(alpha, alpha), positive.
@@ -120,7 +122,8 @@ class Policy(nn.Module):
         batch = Batch(images, labels, resolve(type(self).__name__, signals, images, labels, self.needs))
         self.check(batch)
         check_generator(type(self).__name__, generator, images.device)
-        return self.plan(batch, generator)
+        with full_precision(images.device):
+            return self.plan(batch, generator)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
@@ -156,7 +159,8 @@ class Policy(nn.Module):
                 raise TypeError(f"{type(self).__name__}.apply expects (images, plan); draw a plan first")
             return super().apply(images)
         check_out(type(self).__name__, images, out, inplace)
-        return plan.mix(images, out=out, inplace=inplace)
+        with full_precision(images.device):
+            return plan.mix(images, out=out, inplace=inplace)
 
     def forward(
         self,

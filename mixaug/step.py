@@ -107,8 +107,8 @@ class MixStep(nn.Module):
         loss: Tensor = functools.reduce(operator.add, found.values()) if isinstance(found, Mapping) else found
         for term in passes.terms.values():
             loss = loss + term
-        scores = _scores(passes.shown, getattr(self.objective, "task", None))
-        return loss, {"loss": loss.detach(), **scores, **{name: term.detach() for name, term in terms.items()}}
+        logs = {"loss": loss.detach(), **_scores(passes.shown, getattr(self.objective, "task", None))}
+        return loss, logs | {name: term.detach() for name, term in terms.items()}
 
     def set_progress(self, fraction: float) -> None:
         """Tell the policy how much of training is done: 0 at the start, 1 at the end."""

@@ -14,6 +14,8 @@ import torch
 import helpers
 
 ROOT = Path(__file__).resolve().parents[1]
+# A package of its own, with tests of its own: tests/test_packaging.py installs it and runs them.
+collect_ignore = ["example_plugin"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -154,8 +154,10 @@ def test_plugin_package_is_found_once_installed(tmp_path):
         "assert others.any() and torch.equal(own[others].float().mean((1, 2, 3)), mixed.lam[others])\n"
         "print(mixaug.describe('stripes').paper)\n"
     )
-    assert "package of its own" in run("-c", code, PYTHONPATH=str(target))
-    assert "stripes" not in mixaug.list_policies()
+    path = os.pathsep.join([str(target), str(ROOT)])
+    assert "package of its own" in run("-c", code, PYTHONPATH=path)
+    assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests"), PYTHONPATH=path)
+    assert "stripes" not in run("-c", "import mixaug; print(mixaug.list_policies())")
 
 
 @pytest.mark.parametrize("code", examples(README), ids=["own_loop", "collate", "numbers", "guided", "timm"])
@@ -167,7 +169,7 @@ def test_readme_example_runs(code):
 
 def test_contributing_example_runs(tmp_path):
     # In a process of its own, for it registers a policy.
-    (code,) = examples(ROOT / "CONTRIBUTING.md")
+    code = "".join(examples(ROOT / "CONTRIBUTING.md"))
     check = (
         "assert torch.equal(mixed.lam, torch.full((4,), 0.5))\n"
         "assert mixaug.describe('halfmix').defaults['left'] == 0.5\n"

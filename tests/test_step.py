@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixaug
 import processes  # noqa: F401  the fork server imports torch once for all tests
@@ -323,3 +324,64 @@ def test_two_processes_average_the_gradients_of_one(tmp_path):
         assert got.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+class Terms(Mixup):
+    """Needs nothing of the model, and acts at every moment of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def early_loss(self, images, mixed, clean):
+        return {"early": 0.25 * images.mean() + 2.0}
+
+    def relabel(self, mixed, seen):
+        return dataclasses.replace(mixed, weights=mixed.weights.flip(1))
+
+    def auxiliary_loss(self, mixed, seen):
+        return {"late": self.weight * mixed.lam.mean()}
+
+
+def test_a_policy_without_needs_acts_at_every_moment_too():
+    model, policy = resnet(), Terms()
+    step = step_of(model, policy)
+    loss, logs = step(IMAGES, LABELS, generator=seeded(1))
+    mixed = policy(IMAGES, LABELS, generator=seeded(1))
+    logits = model(mixed.inputs)
+    late = dataclasses.replace(mixed, weights=mixed.weights.flip(1))
+    plain = losses.MixedCrossEntropy()(logits, late)
+    early, added = 0.25 * IMAGES.mean() + 2.0, 0.5 * late.lam.mean()
+    torch.testing.assert_close(loss, plain + early + added)
+    torch.testing.assert_close(logs["early"], early)
+    torch.testing.assert_close(logs["late"], added.detach())
+    loss.backward()
+    torch.testing.assert_close(policy.weight.grad, late.lam.mean())
+
+
+class Operators(TorchDispatchMode):
+    """Names of all operators that are run."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "fmix"])
+def test_a_plain_policy_costs_a_step_no_operator(name):
+    model, policy, objective = resnet(), mixaug.create(name), losses.MixedCrossEntropy()
+    step = MixStep(model, policy, objective)
+    with Operators() as used:
+        step(IMAGES, LABELS, generator=seeded(1))
+    with Operators() as least:
+        mixed = policy(IMAGES, LABELS, generator=seeded(1))
+        outputs = model(mixed.inputs)
+        loss = objective(outputs, mixed)
+        loss.detach()
+        with torch.no_grad():
+            losses.mixed_accuracy(outputs.detach(), mixed)
+    assert used.names == least.names

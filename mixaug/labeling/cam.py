@@ -31,6 +31,8 @@ class ClassActivation:
     """
 
     needs: frozenset[str] = frozenset({"cam"})
+    #: The weights are two shares of two maps.
+    normalised = False
 
     def __init__(self, mode: Mode = "train") -> None:
         if mode not in get_args(Mode):

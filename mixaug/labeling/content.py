@@ -27,6 +27,9 @@ class Content:
         ValueError: another source.
     """
 
+    #: The weights are two shares of two maps.
+    normalised = False
+
     def __init__(self, source: Source = "attention") -> None:
         if source not in ("attention", "cam"):
             raise ValueError(f"content labels expect the source 'attention' or 'cam', got {source!r}")

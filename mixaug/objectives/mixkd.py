@@ -48,11 +48,10 @@ class MixKD(Objective):
     wants = Wants(networks=("teacher",))
 
     def __init__(self, gamma: float = 0.1, alpha: float = 0.9, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(MixedCrossEntropy(label_smoothing))
         if not 0 <= gamma < float("inf") or not 0 <= alpha < float("inf"):
             raise ValueError(f"MixKD expects gamma and alpha that are not negative, got {gamma!r} and {alpha!r}")
         self.gamma, self.alpha = float(gamma), float(alpha)
-        self.loss = MixedCrossEntropy(label_smoothing)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         student = passes.run(passes.mixed)

@@ -108,7 +108,7 @@ class RankMixup(Objective):
         label_smoothing: float = 0.0,
         reference: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(MixedCrossEntropy(label_smoothing))
         if form not in get_args(Form):
             raise ValueError(f"RankMixup expects form in {list(get_args(Form))}, got {form!r}")
         if isinstance(draws, bool) or not isinstance(draws, int) or not 1 <= draws <= 64:
@@ -118,7 +118,6 @@ class RankMixup(Objective):
         self.form: Form = form
         self.draws = draws if form == "ndcg" else 1
         self.weight, self.margin = float(weight), float(margin)
-        self.loss = MixedCrossEntropy(label_smoothing)
         self.reference = bool(reference)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:

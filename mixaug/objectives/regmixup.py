@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
-from mixaug.losses import MixedCrossEntropy
 from mixaug.passes import Objective, Passes
 
 
@@ -38,11 +37,10 @@ class RegMixup(Objective):
         loss: Callable[[Any, MixedBatch], Tensor] | None = None,
         reference: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(loss)
         if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta < float("inf"):
             raise ValueError(f"RegMixup expects eta as a number that is not negative, got {eta!r}")
         self.eta = float(eta)
-        self.loss = MixedCrossEntropy() if loss is None else loss
         self.task = getattr(self.loss, "task", None)
         self.scale = 0.5 if reference else 1.0
 

@@ -33,6 +33,7 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_partner
 from mixaug.draws import Draws
 from mixaug.ops.layout import single_precision
+from mixaug.ops.precision import callers_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import Blend, Plan
 from mixaug.policy import Policy, no_change
@@ -198,7 +199,8 @@ class RegionGenerator(nn.Module):
         head = self.network.get_submodule(self.head_name)
         hook = head.register_forward_hook(lambda module, inputs, output: found.append(output))
         try:
-            self.network(gated)
+            with callers_precision(gated.device):
+                self.network(gated)
         finally:
             hook.remove()
         if len(found) != 1 or found[0].ndim != 2:

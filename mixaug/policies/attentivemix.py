@@ -142,7 +142,7 @@ class AttentiveMix(Policy):
     """Show the partner outside the sample's most attentive cells; the label share counts the pixels.
 
     Args:
-        alpha: lam ~ Beta(alpha, alpha), used by ``k=None`` alone; 2.0 is OpenMixup's value for ImageNet.
+        alpha: lam ~ Beta(alpha, alpha), with ``k=None`` alone; 2.0 is OpenMixup's value for ImageNet.
         k: own cells of each sample, 6 of 49 in the paper; None makes it int(cells lam), at least 1.
         network: the network whose last feature map is the attention: a module, or
             :class:`mixaug.ModelSignals` that say where the map is. It is frozen in place and always runs in ``eval()``
@@ -151,7 +151,8 @@ class AttentiveMix(Policy):
         network_size: (H, W) or one side to which the network's images are resized, bilinearly; None leaves them.
         attention: ``"mean"`` over the channels of the map, or the ``"last"`` channel.
         ratio, pairing, labeling, per: see :class:`mixaug.Policy`. ``labeling="ratio"`` is k / cells, and the drawn
-            lam for ``k=None``.
+            lam for ``k=None``. With a number ``k`` nothing but partners is drawn, so that ``ratio`` and
+            ``per="batch"`` are refused.
 
     Raises:
         ValueError: an option out of range; when mixing, more cells than the feature map has.
@@ -177,6 +178,11 @@ class AttentiveMix(Policy):
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
             raise ValueError(f"AttentiveMix expects k as a positive integer or None, got {k!r}")
+        if k is not None and (alpha != 2.0 or ratio != "beta" or per == "batch"):
+            raise ValueError(
+                f"AttentiveMix draws no share with k={k}: leave out alpha={alpha!r}, ratio={ratio!r} and per={per!r}, "
+                "or take k=None"
+            )
         if attention not in get_args(Attention):
             raise ValueError(f"AttentiveMix expects attention in {list(get_args(Attention))}, got {attention!r}")
         if network is not None and not isinstance(network, nn.Module | ModelSignals):

@@ -72,7 +72,7 @@ class CutMix(Policy):
         alpha: lam ~ Beta(alpha, alpha); 1.0 is the paper's value for CIFAR and ImageNet.
         minmax: (low, high) fractions of the sides, 0 <= low < high <= 1: boxes of independent uniform
             sides, always inside the image, in place of the ones above (timm's ``cutmix_minmax``).
-            ``alpha`` and ``ratio`` then have no say.
+            ``alpha`` and ``ratio`` are refused then.
         ratio, pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the drawn lam.
 
     Raises:
@@ -92,6 +92,11 @@ class CutMix(Policy):
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
         if minmax is not None and (len(minmax) != 2 or not 0 <= minmax[0] < minmax[1] <= 1):
             raise ValueError(f"CutMix expects minmax as fractions (low, high), 0 <= low < high <= 1, got {minmax!r}")
+        if minmax is not None and (alpha != 1.0 or ratio != "beta"):
+            raise ValueError(
+                f"CutMix draws the sides between minmax={minmax!r}, not from lam: leave out alpha={alpha!r} and "
+                f"ratio={ratio!r}, or minmax"
+            )
         self.minmax = None if minmax is None else (float(minmax[0]), float(minmax[1]))
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:

@@ -270,17 +270,19 @@ def _amplitude(axes: list[Tensor], size: tuple[int, ...], decay: float) -> Tenso
 
 def _synthesis(values: Tensor, axes: list[Tensor], size: tuple[int, ...]) -> Tensor:
     """The inverse transform of a few low frequencies: one matrix product for each axis."""
-    for d, (line, side) in enumerate(zip(axes[:-1], size[:-1], strict=True)):
-        angle = 2 * math.pi * torch.outer(torch.arange(side, device=line.device, dtype=line.dtype), line)
-        waves = torch.polar(torch.ones_like(angle), angle)
-        values = torch.movedim(torch.tensordot(values, waves, dims=([1 + d], [1])), -1, 1 + d)
-    side = size[-1]
-    angle = 2 * math.pi * torch.outer(axes[-1], torch.arange(side, device=values.device, dtype=axes[-1].dtype))
-    # Every column but the ones without a conjugate stands for two waves.
-    columns = torch.arange(axes[-1].shape[0], device=values.device)
-    pair = torch.where((columns == 0) | (2 * columns == side), 1.0, 2.0).to(angle.dtype)[:, None]
-    waves = torch.cat([angle.cos() * pair, -angle.sin() * pair])
-    return torch.cat([values.real, values.imag], dim=-1) @ waves
+    # In half precision the waves are off by whole pixels, and torch has no complex product at all.
+    with torch.autocast(values.device.type, enabled=False):
+        for d, (line, side) in enumerate(zip(axes[:-1], size[:-1], strict=True)):
+            angle = 2 * math.pi * torch.outer(torch.arange(side, device=line.device, dtype=line.dtype), line)
+            waves = torch.polar(torch.ones_like(angle), angle)
+            values = torch.movedim(torch.tensordot(values, waves, dims=([1 + d], [1])), -1, 1 + d)
+        side = size[-1]
+        angle = 2 * math.pi * torch.outer(axes[-1], torch.arange(side, device=values.device, dtype=axes[-1].dtype))
+        # Every column but the ones without a conjugate stands for two waves.
+        columns = torch.arange(axes[-1].shape[0], device=values.device)
+        pair = torch.where((columns == 0) | (2 * columns == side), 1.0, 2.0).to(angle.dtype)[:, None]
+        waves = torch.cat([angle.cos() * pair, -angle.sin() * pair])
+        return torch.cat([values.real, values.imag], dim=-1) @ waves
 
 
 def fmix(images: Tensor, partner: Tensor, mask: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:

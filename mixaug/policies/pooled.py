@@ -15,6 +15,7 @@ from mixaug.checks import check_generator
 from mixaug.draws import Draws
 from mixaug.ops.layout import reads_freely
 from mixaug.ops.nested import entries, replaced
+from mixaug.ops.precision import full_precision
 from mixaug.pairing import Pairing
 from mixaug.pairing.base import PoolPairing
 from mixaug.plan import Plan
@@ -209,7 +210,9 @@ class Pooled(Policy):
         rows: Tensor | None = None,
     ) -> PooledPlan:
         """Draw partners and a plan for :meth:`apply`; arguments and errors as of :meth:`forward`."""
-        return self._draw(self._batch(images, labels, signals), generator, rows)[0]
+        batch = self._batch(images, labels, signals)
+        with full_precision(batch.device):
+            return self._draw(batch, generator, rows)[0]
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         return self.policy.hidden_stages(signals)
@@ -224,7 +227,8 @@ class Pooled(Policy):
             raise ValueError("Pooled makes new tensors: inplace= and out= have no meaning")
         if not isinstance(plan, PooledPlan):
             raise TypeError(f"Pooled.apply expects a plan that it drew, got {type(plan).__name__}")
-        return plan.mix(torch.cat([images, self._fetch(plan.pool_rows, images)]))
+        with full_precision(images.device):
+            return plan.mix(torch.cat([images, self._fetch(plan.pool_rows, images)]))
 
     def forward(
         self,
@@ -263,10 +267,12 @@ class Pooled(Policy):
             if len(tensors) > 1:
                 raise ValueError(f"Pooled has one training input for each row, so it mixes one entry, got keys={keys}")
         [(key, tensor)] = tensors.items()
-        plan, joined = self._draw(self._batch(tensor, labels, signals), generator, rows)
-        if plan.weights is None:
-            raise ValueError(f"{type(self.policy).__name__} drew a plan without weights")
-        mixed: Any = plan.mix(joined.images)
+        batch = self._batch(tensor, labels, signals)
+        with full_precision(batch.device):
+            plan, joined = self._draw(batch, generator, rows)
+            if plan.weights is None:
+                raise ValueError(f"{type(self.policy).__name__} drew a plan without weights")
+            mixed: Any = plan.mix(joined.images)
         if not isinstance(images, Tensor):
             mixed = replaced(images, {key: mixed})
         return MixedBatch(inputs=mixed, labels=joined.labels, sources=plan.sources, weights=plan.weights, plan=plan)

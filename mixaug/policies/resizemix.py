@@ -259,7 +259,7 @@ class ResizeMix(Policy):
     """Paste the whole partner, shrunk, into the sample; the label share is the area really kept.
 
     Args:
-        alpha: concentration of the Beta in the rules ``"beta"`` and ``"area"``; without effect in ``"uniform"``.
+        alpha: concentration of the Beta in the rules ``"beta"`` and ``"area"``; refused in ``"uniform"``.
         rule: how the box is drawn: ``"uniform"`` (side, the paper), ``"beta"`` (side, OpenMixup's configs) or
             ``"area"`` (mmpretrain), see the module.
         scope: (low, high), 0 <= low < high <= 1: the side of the box as a share of the image's, and for ``"area"``
@@ -288,6 +288,11 @@ class ResizeMix(Policy):
             raise ValueError(f"ResizeMix expects rule in {list(RULES)}, got {rule!r}")
         if len(scope) != 2 or not 0 <= scope[0] < scope[1] <= 1:
             raise ValueError(f"ResizeMix expects scope as (low, high), 0 <= low < high <= 1, got {scope!r}")
+        if rule == "uniform" and alpha != 1.0:
+            raise ValueError(
+                f"ResizeMix draws nothing from a Beta with rule='uniform': leave out alpha={alpha!r}, or choose "
+                "rule='beta' or 'area'"
+            )
         _check_interpolation("ResizeMix", interpolation)
         self.rule: Rule = rule
         self.scope = (float(scope[0]), float(scope[1]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
+from mixaug.ops.precision import callers_precision
 from mixaug.signals import backbone
 from mixaug.signals.backbone import ModelParts, is_compiled
 from mixaug.signals.given import Mode, Signals
@@ -133,7 +134,7 @@ class CleanSignals(Signals):
     def gradient_at(self, images: Tensor, *, mode: Mode = "eval") -> Tensor:
         """(B, C, H, W) gradient of the loss of the batch's labels with respect to other images of the same shape."""
         labels = self._labels("a gradient")
-        with in_mode(self.source.model, mode), torch.enable_grad():
+        with callers_precision(self.images.device), in_mode(self.source.model, mode), torch.enable_grad():
             images = self._checked(images.detach()).requires_grad_()
             scale = half_scale(images)
             loss = self.source.loss(self.source.model(images), labels)
@@ -184,7 +185,7 @@ class CleanSignals(Signals):
         if "saliency" in wanted and not grad and not self._saliency and self.labels is not None:
             # One pass for both. Its mode is the one that the first question names.
             return self._run_for_saliency(mode, False, wanted)
-        with in_mode(self.source.model, mode), torch.set_grad_enabled(grad):
+        with callers_precision(self.images.device), in_mode(self.source.model, mode), torch.set_grad_enabled(grad):
             found = _Pass(self.source, frozenset(wanted), self._checked(self.images.detach()), grad)
         self._passes[mode], self.wanted = found, wanted
         return found
@@ -192,7 +193,7 @@ class CleanSignals(Signals):
     def _run_for_saliency(self, mode: Mode, keep_loss: bool, wanted: set[str]) -> _Pass:
         labels = self._labels("saliency")
         parameters = [p for p in self.source.model.parameters() if p.requires_grad] if keep_loss else []
-        with in_mode(self.source.model, mode), torch.enable_grad():
+        with callers_precision(self.images.device), in_mode(self.source.model, mode), torch.enable_grad():
             images = self._checked(self.images.detach()).requires_grad_()
             found = _Pass(self.source, frozenset(wanted), images, True)
             loss = self.source.loss(found.recorder.outputs(True), labels)

@@ -146,3 +146,9 @@ def test_bad_options():
         mixaug.create("cutmix", minmax=(0.8, 0.2))
     with pytest.raises(ValueError, match="expects centers"):
         F.cutmix_boxes(torch.tensor([0.5]), torch.tensor([[1, 2, 3]]), (8, 8))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.2}, {"ratio": 0.5}])
+def test_a_lam_that_minmax_does_not_use_is_refused(options):
+    with pytest.raises(ValueError, match=r"minmax=\(0.2, 0.8\), not from lam: leave out alpha"):
+        mixaug.create("cutmix", minmax=(0.2, 0.8), **options)

@@ -183,3 +183,9 @@ def test_mean_side_of_the_beta_rule():
     theory = (density * grid).sum() + (1 - density.sum()) * 0.45
     tau = (1 - draw_plans(rule="beta", alpha=3.0).lam.double()).sqrt()
     assert abs(tau.mean() - theory) < 4 * tau.std() / math.sqrt(len(tau))
+
+
+def test_an_alpha_that_nothing_draws_by_is_refused():
+    with pytest.raises(ValueError, match=r"rule='uniform': leave out alpha=0.2, or choose rule='beta' or 'area'"):
+        mixaug.create("resizemix", alpha=0.2)
+    assert mixaug.create("resizemix", alpha=0.2, rule="beta").alpha == 0.2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.checks import check_probability
+from mixaug.ops.precision import callers_precision
 from mixaug.signals import backbone
 from mixaug.signals.hooks import hooked
 
@@ -90,9 +91,10 @@ class MomentumNetwork(nn.Module):
         number = backbone.stage_number(self.model, self.stage)
         if number is None:
             return self.features_and_outputs(images)[0]
-        (maps,) = self.model.forward_intermediates(  # type: ignore[operator]
-            self._as_weights(images), indices=[number], stop_early=True, intermediates_only=True, output_fmt="NCHW"
-        )
+        with callers_precision(images.device):
+            (maps,) = self.model.forward_intermediates(  # type: ignore[operator]
+                self._as_weights(images), indices=[number], stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            )
         found: Tensor = maps
         return found
 
@@ -101,7 +103,7 @@ class MomentumNetwork(nn.Module):
         """:meth:`features` and the outputs, from one whole pass."""
         what = type(self.model).__name__
         recorder = StageRecorder(self.stage)
-        with hooked(what, self.model, recorder=recorder):
+        with hooked(what, self.model, recorder=recorder), callers_precision(images.device):
             outputs = self.model(self._as_weights(images))
         if recorder.shown is None:
             raise ValueError(f"{what} ran without calling its module {self.stage!r}")
