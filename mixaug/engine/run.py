@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mixaug.engine import lock
 from mixaug.engine.config import config_hash, plain
 from mixaug.engine.errors import RunFolderError
 
@@ -74,8 +75,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], previous: Path
 
     Raises:
         RunFolderError: a full disk, missing rights or another fault of the file system. ``path`` is then as it
-            was, or, had the fault come between the renames, at ``previous``.
+            was, or, had the fault come between the renames, at ``previous``. Also where another process may have taken
+            the folder from this one.
     """
+    lock.check(path.parent)
     beside = path.with_name(path.name + ".part")
     try:
         try:
@@ -116,8 +119,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line and flush it to the disk.
 
     Raises:
-        RunFolderError: the file cannot be written.
+        RunFolderError: the file cannot be written, or another process may have taken its folder from this one.
     """
+    lock.check(path.parent)
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

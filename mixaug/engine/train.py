@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mixaug.engine import build, checkpoint, distributed, run
+from mixaug.engine import build, checkpoint, distributed, lock, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
@@ -48,6 +48,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a value that cannot work; nothing has been created.
+        RunHeld: another process works on this run; its folder is untouched.
         RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
         TrainingDiverged: the loss became infinite or not a number.
         CheckpointError: no checkpoint of the folder can be read.
@@ -59,10 +60,16 @@ def train(config: DictConfig) -> dict[str, Any]:
     if config.sync_batchnorm and world.device.type != "cuda":
         raise ConfigError("sync_batchnorm=true needs GPUs: torch has no synchronised batch norm on the CPU")
     folder = run.run_folder(config)
-    with Log(run.run_name(config), active=world.is_main, progress=config.progress) as log:
-        if run.status(folder) == "finished":
+    with (
+        Log(run.run_name(config), active=world.is_main, progress=config.progress) as log,
+        lock.RunLock(folder, log.say) as own,
+    ):
+        if distributed.on_main(world, lambda: run.status(folder) == "finished"):
             log.say(f"{folder} is finished; skipped")
             return run.read_json(folder / "result.json")
+        if distributed.on_main(world, folder.is_dir):
+            # Before the data is read: a second process on a folder need not wait for its answer.
+            distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         # All processes start from the same weights.
@@ -76,9 +83,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         policy = build.with_pool(config, build.build_policy(config), batches)
         step = build.build_step(config, model, policy, objective, data)
         build.check_mixer(config, step)
-        if world.is_main:
-            run.prepare(folder, config, world.device, world.size)
-        world.barrier()
+        distributed.on_main(world, own.take)
+        if distributed.on_main(world, lambda: run.status(folder) == "finished"):
+            log.say(f"{folder} was finished by another process meanwhile; skipped")
+            return run.read_json(folder / "result.json")
+        distributed.on_main(world, lambda: run.prepare(folder, config, world.device, world.size))
         state: TrainingState | None = None
         try:
             begun = perf_counter()
