@@ -162,11 +162,13 @@ class RunLock:
 
     def _drop(self, descriptor: int) -> None:
         # Removed before the lock ends: whoever takes the name then makes a file of its own.
-        # A file that cannot be removed is no lock either.
-        with contextlib.suppress(OSError):
-            if _is_at(descriptor, self.path):
-                self.path.unlink()
-        os.close(descriptor)
+        try:
+            # A file that cannot be removed is no lock either.
+            with contextlib.suppress(OSError):
+                if _is_at(descriptor, self.path):
+                    self.path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def check(folder: Path) -> None:

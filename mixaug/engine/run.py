@@ -7,6 +7,8 @@ are written beside their place, flushed to the disk and renamed, so that none is
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
@@ -24,6 +26,9 @@ from mixaug.engine.config import config_hash, plain
 from mixaug.engine.errors import RunFolderError
 
 __all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
+
+BESIDE = ".part"
+"""Behind the name of a file while it is written."""
 
 _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", "hydra-core")
 
@@ -79,27 +84,23 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], previous: Path
             the folder from this one.
     """
     lock.check(path.parent)
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(path.name + BESIDE)
     try:
         try:
             with open(beside, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(beside, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(beside, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise _explained(path, error) from error
-    except RuntimeError as error:
-        # torch.save reports a short write of its archive as a RuntimeError.
-        if "write" not in str(error).lower():
-            raise
-        raise RunFolderError(f"cannot write {path}: {error}") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -108,8 +109,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content = json.loads(path.read_text())
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file holds something else, or is cut off.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a JSON object, got {type(content).__name__}")
     return content
@@ -166,13 +174,16 @@ def _git_commit() -> str | None:
     return shown.stdout.strip() or None
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system lets a folder be opened."""
+def flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system lets a folder be opened and flushed."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Benchmark", "LineDisplay", "Outcome", "TableDisplay", "cores", "default_jobs", "gpus", "run_grid"]
 
 ENDED = ("finished", "skipped", "failed", "stopped")
+
+#: Bytes; with less room than this on the disk a run cannot write why it failed.
+LEAST_SPACE = 2**16
 
 #: Seconds between two looks at a cell that another process works on.
 HELD_PAUSE = 2.0
@@ -235,7 +239,12 @@ def _reason(outcome: Outcome, code: int, started: float) -> str:
     # A traceback ends with the error, but libraries print advice behind it.
     errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Diverged)\b", line)]
     said = (errors or lines)[-1:]
-    return f"{said[0]} (exit code {code})" if said else f"exit code {code}, nothing logged"
+    if said:
+        return f"{said[0]} (exit code {code})"
+    full = shutil.disk_usage(outcome.log.parent).free < LEAST_SPACE
+    return f"exit code {code}, nothing logged" + (
+        f": no space left on the disk of {outcome.log.parent}" if full else ""
+    )
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
