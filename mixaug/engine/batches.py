@@ -8,9 +8,12 @@ therefore be resumed at any batch of any epoch, and the position is two numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -71,23 +74,46 @@ class SeededDraws(Dataset[tuple[Tensor, int]]):
     """A data set whose random transforms draw from a stream of (seed, epoch, sample).
 
     Args:
-        data: yields (uint8 tensor, label); transforms inside draw from torch's global generator, which is put
-            back afterwards.
+        data: yields (uint8 tensor, label); transforms inside draw from torch's global generator, Python's ``random`` or
+            NumPy's, which are put back afterwards.
         seed: the run's seed.
+        purpose: what the draws are for; each purpose has streams of its own.
     """
 
-    def __init__(self, data: Dataset[Any], seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Dataset[Any], seed: int, purpose: str = "augmentation") -> None:
+        self.data, self.seed, self.purpose = data, seed, purpose
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]  # map data sets have a length
 
     def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> list[tuple[Tensor, int]]:
+        """The samples of a batch; a ``DataLoader`` asks for them all at once."""
+        samples = []
+        with _global_draws_put_back():
+            for key in keys:
+                epoch, index = key if isinstance(key, tuple) else (0, key)
+                seed = stream_seed(self.seed, f"{self.purpose}/{epoch}/{index}")
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002 (transforms draw from it)
+                image, label = self.data[index]
+                samples.append((image, label))
+        return samples
+
+
+@contextmanager
+def _global_draws_put_back() -> Iterator[None]:
+    """Leave torch's, Python's and NumPy's global generators of the CPU as they were; a model draws from them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream_seed(self.seed, f"augmentation/{epoch}/{index}"))
-            image, label = self.data[index]
-        return image, label
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 class _WithEpoch:
@@ -158,6 +184,9 @@ class Batches:
             )
         if config.channels_last and len(data.input_shape) != 3:
             raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
+        # A DataLoader draws a number from the global generator for every pass, unless it has one of its own. The global
+        # one belongs to the model's dropout and is in every checkpoint.
+        self._loading = torch.Generator()
         self._train: Any = self._resident() if data.in_memory else self._read()
 
     def __len__(self) -> int:
@@ -174,6 +203,7 @@ class Batches:
             self._train.load_state_dict({**self._train.state_dict(), "epoch": epoch, "position": first})
             return iter(self._train)
         self._order.epoch, self._order.first = epoch, first
+        self._loading.manual_seed(stream_seed(self.config.seed, f"loading/{epoch}", self.world.rank))
         return iter(self._train)
 
     def held_out(self, split: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
@@ -263,6 +293,7 @@ class Batches:
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
             persistent_workers=self.config.workers > 0,
+            generator=self._loading,
         )
         return self._to_device(loader)
 
@@ -290,11 +321,12 @@ class Batches:
     def _held_from_files(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(self.world.rank, len(samples), self.world.size)
         loader: DataLoader[Any] = DataLoader(
-            samples,
+            SeededDraws(samples, self.config.seed, "evaluation"),
             batch_size=self.config.eval_batch_size,
             sampler=mine,
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
+            generator=torch.Generator(),
         )
         yield from self._to_device(loader)
 

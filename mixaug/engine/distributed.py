@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["World", "gather_objects", "gather_rows", "start", "stream_seed"]
+__all__ = ["World", "gather_objects", "gather_rows", "on_main", "start", "stream_seed"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,3 +136,28 @@ def gather_objects(own: Any, world: World) -> list[Any]:
     found: list[Any] = [None] * world.size
     dist.all_gather_object(found, own)
     return found
+
+
+def on_main(world: World, action: Callable[[], T]) -> T:
+    """Let the first process do something that concerns all; every process gets what came of it, or the error.
+
+    Args:
+        world: this process among all; every process must ask.
+        action: called in the first process only; what it returns or raises is pickled for the others.
+
+    Returns:
+        What ``action`` returned.
+    """
+    if world.size == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, device=world.device)
+    if outcome[1] is not None:
+        raise outcome[1]
+    done: T = outcome[0]
+    return done

@@ -1,6 +1,6 @@
 """What can go wrong in a run, by name."""
 
-__all__ = ["CheckpointError", "ConfigError", "RunFolderError", "TrainingDiverged"]
+__all__ = ["CheckpointError", "ConfigError", "RunFolderError", "RunHeld", "TrainingDiverged"]
 
 
 class ConfigError(ValueError):
@@ -9,6 +9,10 @@ class ConfigError(ValueError):
 
 class RunFolderError(OSError):
     """The run folder cannot be created or written; earlier checkpoints are left as they were."""
+
+
+class RunHeld(RunFolderError):
+    """Another process works on the run folder; nothing in it was touched."""
 
 
 class CheckpointError(RuntimeError):

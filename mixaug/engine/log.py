@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from mixaug.engine.errors import RunFolderError
 from mixaug.engine.tasks import Task
 
 __all__ = ["Log"]
@@ -16,6 +20,8 @@ __all__ = ["Log"]
 
 class Log:
     """Reports of one run; silent on all processes but the first.
+
+    Every method raises RunFolderError, with path and reason, where a report cannot be written.
 
     Args:
         name: what the run is called.
@@ -28,6 +34,7 @@ class Log:
         self._bar: Any = None
         self._task: Any = None
         self._writer: Any = None
+        self._folder: Path | None = None
         self._want_bar = active and progress and sys.stdout.isatty()
 
     def __enter__(self) -> Log:
@@ -39,7 +46,13 @@ class Log:
         if self._bar is not None:
             self._bar.stop()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                with _named(str(self._folder)):
+                    self._writer.close()
+            except RunFolderError:
+                # The error on its way out says more.
+                if error is None:
+                    raise
 
     def start(self, total_steps: int, done: int, tensorboard: Path | None = None) -> None:
         """Show how far the run is; open the TensorBoard file if a folder is given."""
@@ -54,7 +67,9 @@ class Log:
         if self.active and tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(tensorboard), purge_step=done)
+            self._folder = tensorboard
+            with _named(str(tensorboard)):
+                self._writer = SummaryWriter(str(tensorboard), purge_step=done)
 
     def say(self, text: str) -> None:
         """One line."""
@@ -63,7 +78,8 @@ class Log:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            with _named(_standard_output()):
+                print(text, flush=True)
 
     def step(self, number: int) -> None:
         """The run has finished this many steps."""
@@ -73,13 +89,15 @@ class Log:
     def curves(self, values: dict[str, float], step: int) -> None:
         """Points of TensorBoard curves."""
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            with _named(str(self._folder)):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         """A picture (3, H, W) with values in [0, 1], in TensorBoard."""
         if self._writer is not None:
-            self._writer.add_image(name, image, step)
+            with _named(str(self._folder)):
+                self._writer.add_image(name, image, step)
 
     def epoch(self, record: dict[str, Any], epochs: int, scores: str) -> None:
         """A finished epoch; ``scores`` says how the model did."""
@@ -105,3 +123,19 @@ class Log:
     @staticmethod
     def _number(value: float | None, digits: int) -> str:
         return "none" if value is None else f"{value:.{digits}f}"
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Say where it is that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"cannot write {place}: {error.strerror or error}") from error
+
+
+def _standard_output() -> str:
+    try:
+        return f"the standard output, {os.readlink('/proc/self/fd/1')}"
+    except OSError:
+        return "the standard output"

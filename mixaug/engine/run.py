@@ -7,6 +7,8 @@ are written beside their place, flushed to the disk and renamed, so that none is
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
@@ -19,11 +21,15 @@ from typing import Any, BinaryIO
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mixaug.engine import lock
 from mixaug.engine.config import config_hash, plain
 from mixaug.engine.errors import RunFolderError
 from mixaug.engine.reading import DamagedFile, read_object
 
 __all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
+
+BESIDE = ".part"
+"""Behind the name of a file while it is written."""
 
 _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", "hydra-core")
 
@@ -75,29 +81,27 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], previous: Path
 
     Raises:
         RunFolderError: a full disk, missing rights or another fault of the file system. ``path`` is then as it
-            was, or, had the fault come between the renames, at ``previous``.
+            was, or, had the fault come between the renames, at ``previous``. Also where another process may have taken
+            the folder from this one.
     """
-    beside = path.with_name(path.name + ".part")
+    lock.check(path.parent)
+    beside = path.with_name(path.name + BESIDE)
     try:
         try:
             with open(beside, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(beside, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(beside, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise _explained(path, error) from error
-    except RuntimeError as error:
-        # torch.save reports a short write of its archive as a RuntimeError.
-        if "write" not in str(error).lower():
-            raise
-        raise RunFolderError(f"cannot write {path}: {error}") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -121,8 +125,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line and flush it to the disk.
 
     Raises:
-        RunFolderError: the file cannot be written.
+        RunFolderError: the file cannot be written, or another process may have taken its folder from this one.
     """
+    lock.check(path.parent)
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -167,13 +172,16 @@ def _git_commit() -> str | None:
     return shown.stdout.strip() or None
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system lets a folder be opened."""
+def flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system lets a folder be opened and flushed."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -9,6 +10,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -21,7 +23,10 @@ __all__ = ["Meters", "Part", "Position", "Schedules", "Streams", "TrainingState"
 
 
 class Streams:
-    """The random streams of this process: mixing, and torch's own for dropout and stochastic depth.
+    """The random streams of this process: mixing, and the global generators for dropout and stochastic depth.
+
+    Besides torch's, the global generators are those of Python's ``random`` and of NumPy, which nothing of mixaug draws
+    from while it trains, but a model of one's own may.
 
     Args:
         seed: the run's seed; each rank gets its own streams from it.
@@ -32,10 +37,17 @@ class Streams:
         self.world = world
         self.mixing = torch.Generator(world.device).manual_seed(stream_seed(seed, "mixing", world.rank))
         torch.manual_seed(stream_seed(seed, "model", world.rank))
+        random.seed(stream_seed(seed, "model/python", world.rank))
+        np.random.seed(stream_seed(seed, "model/numpy", world.rank) % 2**32)  # noqa: NPY002
 
     def state_dict(self) -> dict[str, Tensor]:
         """States of all processes, one row each; every process must ask."""
-        states = {"mixing": self.mixing.get_state(), "cpu": torch.get_rng_state()}
+        states = {
+            "mixing": self.mixing.get_state(),
+            "cpu": torch.get_rng_state(),
+            "python": _python_state(),
+            "numpy": _numpy_state(),
+        }
         if self.world.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.world.device)
         return {name: gather_rows(state, self.world) for name, state in states.items()}
@@ -54,6 +66,36 @@ class Streams:
         torch.set_rng_state(own["cpu"])
         if self.world.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], self.world.device)
+        # Checkpoints of earlier versions have no more than torch's.
+        if "python" in own:
+            _set_python_state(own["python"])
+        if "numpy" in own:
+            _set_numpy_state(own["numpy"])
+
+
+def _python_state() -> Tensor:
+    """The state of ``random`` as (627,) float64, which holds its 32-bit words exactly."""
+    _, words, gauss = random.getstate()
+    return torch.tensor([*words, gauss is not None, gauss or 0.0], dtype=torch.float64)
+
+
+def _set_python_state(state: Tensor) -> None:
+    *words, has_gauss, gauss = state.tolist()
+    random.setstate((3, tuple(map(int, words)), gauss if has_gauss else None))
+
+
+def _numpy_state() -> Tensor:
+    """The state of ``numpy.random`` as (627,) float64."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert isinstance(state, dict)  # as legacy=False promises
+    inner = state["state"]
+    return torch.tensor([*inner["key"].tolist(), inner["pos"], state["has_gauss"], state["gauss"]], dtype=torch.float64)
+
+
+def _set_numpy_state(state: Tensor) -> None:
+    *words, place, has_gauss, gauss = state.tolist()
+    key = np.array(words, dtype=np.uint32)
+    np.random.set_state(("MT19937", key, int(place), int(has_gauss), gauss))  # noqa: NPY002
 
 
 @dataclass

@@ -11,7 +11,7 @@ import json
 import math
 import resource
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mixaug.engine import build, checkpoint, distributed, run
+from mixaug.engine import build, checkpoint, distributed, lock, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
@@ -49,6 +49,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a value that cannot work; nothing has been created.
+        RunHeld: another process works on this run; its folder is untouched.
         RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
         TrainingDiverged: the loss became infinite or not a number.
         CheckpointError: no checkpoint of the folder can be read.
@@ -60,10 +61,17 @@ def train(config: DictConfig) -> dict[str, Any]:
     if config.sync_batchnorm and world.device.type != "cuda":
         raise ConfigError("sync_batchnorm=true needs GPUs: torch has no synchronised batch norm on the CPU")
     folder = run.run_folder(config)
-    with Log(run.run_name(config), active=world.is_main, progress=config.progress) as log:
-        if run.status(folder) == "finished":
+    with (
+        Log(run.run_name(config), active=world.is_main, progress=config.progress) as log,
+        lock.RunLock(folder, log.say) as own,
+    ):
+        finished = distributed.on_main(world, lambda: _finished(folder, log))
+        if finished is not None:
             log.say(f"{folder} is finished; skipped")
-            return run.read_json(folder / "result.json")
+            return finished
+        if distributed.on_main(world, folder.is_dir):
+            # Before the data is read: a second process on a folder need not wait for its answer.
+            distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         # All processes start from the same weights.
@@ -77,9 +85,12 @@ def train(config: DictConfig) -> dict[str, Any]:
         policy = build.with_pool(config, build.build_policy(config), batches)
         step = build.build_step(config, model, policy, objective, data, frozen_networks(config, data))
         build.check_mixer(config, step)
-        if world.is_main:
-            run.prepare(folder, config, world.device, world.size)
-        world.barrier()
+        distributed.on_main(world, own.take)
+        finished = distributed.on_main(world, lambda: _finished(folder, log))
+        if finished is not None:
+            log.say(f"{folder} was finished by another process meanwhile; skipped")
+            return finished
+        distributed.on_main(world, lambda: run.prepare(folder, config, world.device, world.size))
         state: TrainingState | None = None
         try:
             begun = perf_counter()
@@ -87,9 +98,12 @@ def train(config: DictConfig) -> dict[str, Any]:
             prepared = perf_counter() - begun
             state, forward = _assemble(config, step, world, len(batches))
             state.prepare_seconds = prepared
+            distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
             found = checkpoint.load_latest(folder, log.say)
             if found is not None:
                 state.load_state_dict(found)
+            _agree(state, world)
+            if found is not None:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
@@ -98,6 +112,31 @@ def train(config: DictConfig) -> dict[str, Any]:
             if world.is_main:
                 _record_failure(folder, config, state, error)
             raise
+
+
+def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
+    """The result of a finished run; None where there is none, or none that can be read."""
+    if run.status(folder) != "finished":
+        return None
+    try:
+        return run.read_json(folder / "result.json")
+    except ValueError as error:
+        log.say(f"{error}; it is made again from the newest checkpoint")
+        return None
+
+
+def _agree(state: TrainingState, world: World) -> None:
+    """Make sure that all processes go on from one place; each has read the checkpoint by itself.
+
+    Raises:
+        CheckpointError: in every process.
+    """
+    steps = distributed.gather_objects(state.position.step, world)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes read checkpoints of different steps, {', '.join(map(str, steps))}: some of them cannot "
+            "read the newest one; give the same command again, or remove it from the run's folder"
+        )
 
 
 def _assemble(
@@ -330,4 +369,5 @@ def _record_failure(folder: Path, config: DictConfig, state: TrainingState | Non
         )
     except RunFolderError as second:
         # A full disk takes this file too; the error that is raised says so.
-        print(f"the failure could not be recorded: {second}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"the failure could not be recorded: {second}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mixaug.engine.lock import EXIT_HELD, holder
 from mixaug.engine.tasks import TASKS, task_named
 from mixaug.leaderboard.collect import read_epochs, read_run
 from mixaug.leaderboard.grid import Cell
@@ -30,12 +32,20 @@ __all__ = ["Benchmark", "LineDisplay", "Outcome", "TableDisplay", "cores", "defa
 
 ENDED = ("finished", "skipped", "failed", "stopped")
 
+#: Bytes; with less room than this on the disk a run cannot write why it failed.
+LEAST_SPACE = 2**16
+
+#: Seconds between two looks at a cell that another process works on.
+HELD_PAUSE = 2.0
+
 
 @dataclass
 class Outcome:
-    """Where one cell stands: ``"waiting"``, ``"running"``, ``"finished"``, ``"skipped"``, ``"failed"``, ``"stopped"``.
+    """Where one cell stands: ``"waiting"``, ``"running"``, ``"held"``, ``"finished"``, ``"skipped"``, ``"failed"``,
+    ``"stopped"``.
 
-    ``epoch`` and ``score`` are those of the last finished epoch, ``reason`` says why it failed.
+    A cell is held while another process works on its folder. ``epoch`` and ``score`` are those of the last finished
+    epoch, ``reason`` says why it failed or who holds it.
     """
 
     cell: Cell
@@ -47,6 +57,20 @@ class Outcome:
     seconds: float = 0.0
     resumed_at: int = 0
     _size: int = field(default=-1, repr=False)
+    _again: float = field(default=0.0, repr=False)
+
+    def hold(self, reason: str) -> None:
+        """Leave the cell to the process that holds it, and look again later."""
+        self.state, self.reason, self._again = "held", reason, time.monotonic() + HELD_PAUSE
+
+    def can_start(self) -> bool:
+        """Whether no other process works on the cell, as far as is known; one that does makes it held."""
+        if time.monotonic() < self._again:
+            return False
+        who = holder(self.cell.folder)
+        if who is not None:
+            self.hold(f"held by {who}")
+        return who is None
 
     def look(self) -> bool:
         """Read the progress from the run folder if its epoch file has changed; whether it has."""
@@ -110,9 +134,7 @@ class Benchmark:
         waiting = []
         for outcome in self.outcomes:
             outcome.look()
-            if (outcome.cell.folder / "result.json").is_file():
-                outcome.state = "skipped"
-            else:
+            if not _skipped(outcome):
                 outcome.resumed_at = outcome.epoch
                 waiting.append(outcome)
         running: dict[int, tuple[Outcome, Job, float]] = {}  # by slot
@@ -120,10 +142,12 @@ class Benchmark:
             with terminate_as_interrupt():
                 while waiting or running:
                     for slot in range(self.jobs):
-                        if slot not in running and waiting:
-                            self._start(slot, waiting.pop(0), running)
+                        chosen = None if slot in running else _next(waiting)
+                        if chosen is not None:
+                            self._start(slot, chosen, running)
                     self.display(self.outcomes)
-                    time.sleep(self.refresh)
+                    if waiting or running:
+                        time.sleep(self.refresh)
                     for slot, (outcome, job, started) in list(running.items()):
                         outcome.look()
                         outcome.seconds = time.time() - started
@@ -131,6 +155,8 @@ class Benchmark:
                         if code is not None:
                             del running[slot]
                             self._settle(outcome, code, started)
+                            if outcome.state == "held":
+                                waiting.append(outcome)
         except BaseException:
             for outcome, _, _ in running.values():
                 outcome.state = "stopped"
@@ -153,15 +179,40 @@ class Benchmark:
         except OSError as error:
             outcome.state, outcome.reason = "failed", f"could not be started: {error}"
             return
-        outcome.state = "running"
+        outcome.state, outcome.reason = "running", ""
         running[slot] = (outcome, job, started)
 
     def _settle(self, outcome: Outcome, code: int, started: float) -> None:
         outcome.look()
+        if code == EXIT_HELD:
+            outcome.hold(f"held by {holder(outcome.cell.folder) or 'another process'}")
+            return
         if code == 0 and (outcome.cell.folder / "result.json").is_file():
             outcome.state = "finished"
             return
         outcome.state, outcome.reason = "failed", _reason(outcome, code, started)
+
+
+def _next(waiting: list[Outcome]) -> Outcome | None:
+    """Take the first cell that can be started; cells that other processes have finished leave the list."""
+    for outcome in list(waiting):
+        if outcome.state == "held":
+            outcome.look()
+        if _skipped(outcome):
+            waiting.remove(outcome)
+            continue
+        if outcome.can_start():
+            waiting.remove(outcome)
+            return outcome
+    return None
+
+
+def _skipped(outcome: Outcome) -> bool:
+    """Whether the cell has a result already."""
+    if not (outcome.cell.folder / "result.json").is_file():
+        return False
+    outcome.state, outcome.reason = "skipped", ""
+    return True
 
 
 def _reason(outcome: Outcome, code: int, started: float) -> str:
@@ -188,7 +239,12 @@ def _reason(outcome: Outcome, code: int, started: float) -> str:
     # A traceback ends with the error, but libraries print advice behind it.
     errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Diverged)\b", line)]
     said = (errors or lines)[-1:]
-    return f"{said[0]} (exit code {code})" if said else f"exit code {code}, nothing logged"
+    if said:
+        return f"{said[0]} (exit code {code})"
+    full = shutil.disk_usage(outcome.log.parent).free < LEAST_SPACE
+    return f"exit code {code}, nothing logged" + (
+        f": no space left on the disk of {outcome.log.parent}" if full else ""
+    )
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
@@ -242,7 +298,7 @@ class LineDisplay:
 
 
 def _details(outcome: Outcome) -> str:
-    if outcome.state == "failed":
+    if outcome.state in ("failed", "held"):
         return f"  {outcome.reason}"
     if outcome.state == "running" and outcome.resumed_at:
         return f"  continues after epoch {outcome.resumed_at}"
@@ -272,6 +328,7 @@ class TableDisplay:
     MARKS: ClassVar[dict[str, str]] = {
         "waiting": "[dim]·[/]",
         "running": "[cyan]▶[/]",
+        "held": "[yellow]▷[/]",
         "finished": "[green]✓[/]",
         "skipped": "[green dim]✓[/]",
         "failed": "[red]✗[/]",
@@ -327,7 +384,7 @@ class TableDisplay:
             return list(outcomes)
         # What moves and what went wrong comes first, then the latest results, then what comes next.
         ended = [o for o in outcomes if o.state in ("finished", "skipped", "stopped")]
-        urgent = [o for o in outcomes if o.state in ("running", "failed")]
+        urgent = [o for o in outcomes if o.state in ("running", "held", "failed")]
         kept = [*urgent, *reversed(ended), *(o for o in outcomes if o.state == "waiting")][:room]
         chosen = {id(outcome) for outcome in kept}
         return [outcome for outcome in outcomes if id(outcome) in chosen]

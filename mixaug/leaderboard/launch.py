@@ -115,12 +115,18 @@ class _Forked:
 
 
 def train_cell(config: dict[str, Any]) -> None:
-    """Train one composed config."""
+    """Train one composed config; exit code `EXIT_HELD` if another process works on its folder."""
     from omegaconf import OmegaConf
 
+    from mixaug.engine.errors import RunHeld
+    from mixaug.engine.lock import EXIT_HELD
     from mixaug.engine.train import train
 
-    train(OmegaConf.create(config))
+    try:
+        train(OmegaConf.create(config))
+    except RunHeld as error:
+        print(error)
+        sys.exit(EXIT_HELD)
 
 
 def _run_forked(
