@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint format bench gallery clean
+.PHONY: help demo test test-slow test-gpu lint format policies bench gallery clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ lint: $(STAMP)  ## ruff and mypy
 format: $(STAMP)  ## format the code and repair what ruff can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+policies: $(STAMP)  ## bring the lists of policies up to date, and draw pictures that are missing
+	@$(BIN)/python tools/policies.py
 
 bench: $(STAMP)  ## time every policy against its floor; fails where a goal is missed by more than the spread
 	@$(BIN)/python tools/speed.py --check

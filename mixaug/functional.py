@@ -1,7 +1,6 @@
 """The pure functions of every method: no randomness, no state, all draws are arguments."""
 
-from mixaug.neighbours import label_kernel, nearest_rows
-from mixaug.ops.activation import class_activation_map
+from mixaug.ops.activation import class_activation_map, content_map, content_shares
 from mixaug.ops.attention import (
     attention_lam,
     mask_at_tokens,
@@ -10,46 +9,32 @@ from mixaug.ops.attention import (
     token_label_share,
     token_label_shares,
 )
+from mixaug.ops.boxes import cutmix_boxes
+from mixaug.ops.cells import pooled_saliency, puzzlemix_blend
+from mixaug.ops.filters import gaussian_blur, spectral_residual
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
+from mixaug.ops.supermodular import comixup_objective, comixup_shares
+from mixaug.ops.transport import puzzlemix_moves
+from mixaug.pairing.kernel import label_kernel
+from mixaug.pairing.nearest import nearest_rows
+
+# `make policies` writes what follows, from `__all__` in the files of the policies.
 from mixaug.policies.adamixup import adamixup_gate, adamixup_lam, adamixup_loss, adamixup_rows, truncated_normal
 from mixaug.policies.adautomix import adautomix, adautomix_masks, adautomix_similarity
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
-from mixaug.policies.automix import adjusted_mask, learned_mask, mask_loss
-from mixaug.policies.comixup import (
-    comixup,
-    comixup_compatibility,
-    comixup_costs,
-    comixup_distance,
-    comixup_objective,
-    comixup_prior,
-    comixup_shares,
-)
-from mixaug.policies.cutmix import cutmix, cutmix_boxes
+from mixaug.policies.comixup import comixup, comixup_compatibility, comixup_costs, comixup_distance, comixup_prior
+from mixaug.policies.cutmix import cutmix
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
 from mixaug.policies.gridmix import gridmix, gridmix_mask
-from mixaug.policies.guidedmix import (
-    gaussian_blur,
-    greedy_cycle,
-    guided_maps,
-    guided_mask,
-    guidedmix,
-    map_distance,
-    spectral_residual,
-)
+from mixaug.policies.guidedmix import greedy_cycle, guided_maps, guided_mask, guidedmix, map_distance
+from mixaug.policies.learned.blocks import learned_mask
+from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
 from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
-from mixaug.policies.puzzlemix import (
-    perturbed_images,
-    pooled_saliency,
-    puzzlemix,
-    puzzlemix_blend,
-    puzzlemix_costs,
-    puzzlemix_energy,
-    puzzlemix_moves,
-)
+from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliencymix import (
     eight_bit_images,
@@ -64,15 +49,7 @@ from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
 from mixaug.policies.sumix import sumix_distances, sumix_loss, sumix_uncertainty, sumix_weights
 from mixaug.policies.tlalign import patch_grid, tlalign
-from mixaug.policies.tokenmix import (
-    content_map,
-    content_shares,
-    content_targets,
-    tokenmix,
-    tokenmix_blocks,
-    tokenmix_count,
-    tokenmix_replay,
-)
+from mixaug.policies.tokenmix import content_targets, tokenmix, tokenmix_blocks, tokenmix_count, tokenmix_replay
 
 __all__ = [
     "adamixup_gate",

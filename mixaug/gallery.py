@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.policies.guidedmix import spectral_residual
+from mixaug.ops.filters import spectral_residual
 from mixaug.policy import Policy
 from mixaug.registry import create, describe
 from mixaug.signals import ModelSignals, Signals
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OWN_COLOUR, PARTNER_COLOUR = "#1f6f8b", "#e07a3f"
+#: Side of the photographs in the documentation's pictures, in pixels.
+STRIP_SIZE = 128
 #: Channels of the feature maps that stand in for a model's.
 CHANNELS = 8
 
@@ -150,6 +152,30 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
 def draw(names: Sequence[str], images: Tensor, path: Path, *, colours: int = 256, seed: int = 0) -> None:
     """Write :func:`sheet` as a PNG; see :func:`save`."""
     save(sheet(names, images, seed=seed), path, colours=colours)
+
+
+def draw_strips(names: Sequence[str], folder: Path, images: Tensor | None = None, *, seed: int = 0) -> list[Path]:
+    """Write the picture of each policy, ``<name>.png``, and touch no other file: the same bytes whenever it is drawn.
+
+    Args:
+        names: policies of the registry.
+        folder: made where it is missing.
+        images: (2, C, H, W) uint8; None takes :func:`photographs` of 128 pixels, as the documentation does.
+        seed: of the draws.
+
+    Returns:
+        The files, in the order of ``names``.
+
+    Raises:
+        ValueError: unknown name, before anything is written.
+    """
+    for name in names:
+        describe(name)
+    images = photographs(STRIP_SIZE) if images is None else images
+    paths = [folder / f"{name}.png" for name in names]
+    for name, path in zip(names, paths, strict=True):
+        draw([name], images, path, seed=seed)
+    return paths
 
 
 def save(figure: Figure, path: Path, *, colours: int = 256) -> None:

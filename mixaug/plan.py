@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixaug.ops.blend import blend, blend_mask
-from mixaug.ops.boxes import area_kept, box_mask, paste
+from mixaug.ops.boxes import area_kept, box_mask, paste, sum_inside
 from mixaug.ops.layout import deliver, reads_freely
 
 PlanT = TypeVar("PlanT", bound="Plan")
@@ -43,6 +43,20 @@ class Plan:
     route: tuple[int, ...] = ()
 
     @property
+    def mixes(self) -> bool:
+        """Whether anything is mixed at all."""
+        return True
+
+    @property
+    def members(self) -> tuple[Plan, ...]:
+        """The plans that this one is made of; none for most plans."""
+        return ()
+
+    def rejoined(self, members: Sequence[Plan]) -> Plan:
+        """The same plan made of other members, one for each of :attr:`members`."""
+        raise TypeError(f"{type(self).__name__} is made of no other plans")
+
+    @property
     def sources(self) -> Tensor:
         """(B, M) int64 rows that went into each sample, the sample itself first."""
         own = torch.arange(self.partner.shape[0], device=self.partner.device)
@@ -58,6 +72,15 @@ class Plan:
         """Names of the model's modules whose outputs go through :meth:`mix_hidden`; none for most plans."""
         return ()
 
+    @property
+    def drawn_stage(self) -> str | None:
+        """The one module inside the model where samples are mixed; None for a plan that mixes the inputs.
+
+        Raises:
+            ValueError: a plan that mixes some samples here and others there.
+        """
+        return None
+
     def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
         """Mix what the module named ``stage`` put out, (B, ...), where the method acts inside the model."""
         return features
@@ -69,6 +92,22 @@ class Plan:
     def own_mask(self) -> Tensor | None:
         """(R, *size) bool or float share of the own sample per pixel, where the method has a mask."""
         return None
+
+    def shown(self, maps: Tensor) -> Tensor:
+        """How much of each source's map the mixed sample shows, for pairs.
+
+        Args:
+            maps: (B, *size) floating point, one for each unmixed sample.
+
+        Returns:
+            (B, 2) sums over the own pixels that are seen and over the partner's, in the dtype of ``maps``.
+        """
+        mask = self.own_mask()
+        if mask is None:
+            own, total = self.area().to(maps.dtype).expand(len(maps)), maps.flatten(1).sum(1)
+            return torch.stack([own * total, (1 - own) * total.index_select(0, self.partner)], dim=1)
+        own = (maps * mask).flatten(1).sum(1)
+        return torch.stack([own, self.mix(maps).flatten(1).sum(1) - own], dim=1)
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         """Mix a tensor (B, ..., *size). No randomness.
@@ -96,6 +135,10 @@ class Plan:
 @dataclass(frozen=True, kw_only=True)
 class Unmixed(Plan):
     """Every sample stays as it is."""
+
+    @property
+    def mixes(self) -> bool:
+        return False
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         return tensor if inplace else deliver(tensor, tensor, out, False)
@@ -156,6 +199,16 @@ class Paste(Plan):
     def own_mask(self) -> Tensor:
         return ~box_mask(self.boxes, self.size)
 
+    def shown(self, maps: Tensor) -> Tensor:
+        own = maps.flatten(1).sum(1) - sum_inside(maps, self.boxes)
+        return torch.stack([own, self.partner_shown(maps)], dim=1)
+
+    def partner_shown(self, maps: Tensor) -> Tensor:
+        """(B,) sum of the partner's map over what is pasted of it."""
+        if self.boxes.shape[0] == 1:
+            return sum_inside(maps, self.boxes).index_select(0, self.partner)
+        return sum_inside(maps.index_select(0, self.partner), self.boxes)
+
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         return paste(tensor, self.partner, self.boxes, self.size, out=out, inplace=inplace)
 
@@ -183,6 +236,11 @@ class Hidden(Plan):
     def knows_stage(self) -> bool:
         """Whether the drawn stage can be read without waiting for a device."""
         return len(self.eligible) == 1 or reads_freely(self.stage)
+
+    @property
+    def drawn_stage(self) -> str | None:
+        name = self.eligible[self.chosen()]
+        return None if name == "input" else name
 
     def chosen(self) -> int:
         """Index of the drawn stage; waits for the device where that is not known."""
@@ -234,6 +292,13 @@ class Select(Plan):
         )
 
     @property
+    def members(self) -> tuple[Plan, ...]:
+        return self.plans
+
+    def rejoined(self, members: Sequence[Plan]) -> Select:
+        return Select.of(self.choice, members)
+
+    @property
     def sources(self) -> Tensor:
         every = [plan.sources for plan in self.plans]
         columns = max(sources.shape[1] for sources in every)
@@ -248,6 +313,12 @@ class Select(Plan):
     @property
     def stages(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(stage for plan in self.plans for stage in plan.stages))
+
+    @property
+    def drawn_stage(self) -> str | None:
+        if self.stages:
+            raise ValueError("a choice per sample between plans of which one mixes inside the model has no one stage")
+        return None
 
     def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
         result = features
@@ -282,6 +353,58 @@ class Select(Plan):
             chosen = (self.choice == index).reshape(-1, *([1] * (result.ndim - 1)))
             result = torch.where(chosen, plan.mix_label_map(label_map, num_classes), result)
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedPlan(Plan):
+    """Plans of several batches that go through the model as one: each acts on its own rows inside the model.
+
+    Attributes:
+        plans: in the order of the batches.
+    """
+
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> JoinedPlan:
+        """Join plans of batches.
+
+        Raises:
+            ValueError: a plan that hands more rows to the model than remain.
+        """
+        for plan in plans:
+            if plan.rows != plan.sources.shape[0]:
+                raise ValueError(
+                    "a batch that hands its partners on into the model (Pooled around a policy that mixes inside) "
+                    "cannot share a pass with another batch: run each alone, joined=False"
+                )
+        starts = [sum(plan.rows for plan in plans[:index]) for index in range(len(plans))]
+        return cls(
+            partner=torch.cat([plan.partner + start for plan, start in zip(plans, starts, strict=True)]),
+            lam=torch.cat([plan.lam.float().expand(plan.rows) for plan in plans]),
+            plans=tuple(plans),
+        )
+
+    @property
+    def members(self) -> tuple[Plan, ...]:
+        return self.plans
+
+    @property
+    def mixes(self) -> bool:
+        return any(plan.mixes for plan in self.plans)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stage for plan in self.plans for stage in plan.stages))
+
+    def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
+        parts = features.split([plan.rows for plan in self.plans])
+        return torch.cat(
+            [
+                plan.mix_hidden(stage, part) if stage in plan.stages else part
+                for plan, part in zip(self.plans, parts, strict=True)
+            ]
+        )
 
 
 def class_planes(label_map: Tensor, num_classes: int) -> Tensor:

@@ -1,10 +1,9 @@
-"""`Policy`: the base class of every mixing method, and the two ways to combine policies."""
+"""`Policy`: the base class of every mixing method."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,24 +13,18 @@ from torch import Generator, Tensor, nn
 from mixaug import labeling as labelings
 from mixaug import pairing as pairings
 from mixaug import ratio as ratios
-from mixaug.batch import Batch, MixedBatch, rebuild
-from mixaug.checks import (
-    check_generator,
-    check_images,
-    check_labels,
-    check_out,
-    check_per,
-    check_probability,
-)
+from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import check_generator, check_images, check_labels, check_out, check_per, check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.nested import entries, replaced
+from mixaug.options import options_of
 from mixaug.pairing import Pairing
-from mixaug.plan import Plan, Select, Unmixed
+from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
-from mixaug.registry import create, options_of
-from mixaug.signals import ModelSignals, Seen, Signals, is_compiled, resolve
-from mixaug.taps import standing, tapping
+from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled, resolve
+from mixaug.signals.hooks import hooked
 
 #: Options that a policy's ``repr`` shows.
 PLAIN = (int, float, str, tuple)
@@ -231,6 +224,11 @@ class Policy(nn.Module):
             )
 
     @property
+    def members(self) -> tuple[Policy, ...]:
+        """The policies that this one is made of; none for most policies."""
+        return ()
+
+    @property
     def needs_labels(self) -> bool:
         """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
         return bool(getattr(self.pairing, "needs_labels", False))
@@ -246,7 +244,9 @@ class Policy(nn.Module):
         """Hook for policies whose parameters have the model's sizes. Does nothing by default."""
 
     @contextlib.contextmanager
-    def tap(self, model: nn.Module | ModelSignals, mixed: MixedBatch, clean: Signals | None = None) -> Iterator[Seen]:
+    def tap(
+        self, model: nn.Module | ModelSignals, mixed: MixedBatch, clean: Signals | None = None
+    ) -> Iterator[MixedSignals]:
         """Take part in the mixed pass: ``with policy.tap(model, mixed) as seen: logits = model(mixed.inputs)``.
 
         ``mixed`` comes from ``policy(images, labels, signals=model)``. Forward hooks mix hidden features where the plan
@@ -263,25 +263,23 @@ class Policy(nn.Module):
             ValueError: the model has no module of a name in the plan, or ran without calling it.
         """
         source = model if isinstance(model, ModelSignals) else ModelSignals(model)
-        seen = Seen(source, self.reads, clean)
-        what, model = type(self).__name__, source.inner
-        looks = bool(self.reads or self.needs - {"hidden"})
-        with contextlib.ExitStack() as stack:
-            if is_compiled(source.model):
-                recorder = seen.recorder if looks else None
-                stack.enter_context(standing(what, model, self.hidden_stages(source), mixed.plan, recorder))
-            else:
-                if mixed.plan is not None and mixed.plan.stages:
-                    stack.enter_context(tapping(what, model, mixed.plan))
-                if looks:
-                    stack.enter_context(seen.recorder.watching())
+        seen = MixedSignals(source, self.reads, clean)
+        compiled = is_compiled(source.model)
+        with hooked(
+            type(self).__name__,
+            source.inner,
+            plan=mixed.plan,
+            recorder=seen.recorder if self.reads or self.needs - {"hidden"} else None,
+            persistent=compiled,
+            stages=self.hidden_stages(source) if compiled else (),
+        ):
             yield seen
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         """Names of all modules of the model whose outputs a plan of this policy may mix; none for most policies."""
         return ()
 
-    def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
+    def relabel(self, mixed: MixedBatch, seen: MixedSignals) -> MixedBatch:
         """The batch with the weights that only the mixed pass could tell; the same batch for most policies.
 
         Args:
@@ -289,7 +287,7 @@ class Policy(nn.Module):
             seen: from :meth:`tap`, after the model has run.
         """
         plan = mixed.plan
-        if plan is None or isinstance(plan, Unmixed) or not getattr(self.labeling, "reads", None):
+        if plan is None or not plan.mixes or not getattr(self.labeling, "reads", None):
             return mixed
         weights: Tensor = self.labeling.after(plan, mixed, seen)  # type: ignore[attr-defined]
         return dataclasses.replace(mixed, weights=weights)
@@ -298,7 +296,7 @@ class Policy(nn.Module):
         """Terms of the loss that do not wait for the mixed pass: scalars, weighted, by the names to log.
 
         Called before the mixed pass, so that what a term keeps for its gradient can be gone when that pass begins:
-        see :func:`mixaug.signals.taken_now`. :class:`mixaug.MixStep` asks policies with :attr:`needs`. None by default.
+        see :func:`mixaug.signals.early_backward`. None by default.
 
         Args:
             images: (B, C, *size) unmixed.
@@ -307,7 +305,7 @@ class Policy(nn.Module):
         """
         return {}
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         """Terms that the policy adds to the loss of the step: scalars, weighted, by the names to log. None by default.
 
         Args:
@@ -320,6 +318,8 @@ class Policy(nn.Module):
         """Parameters of a learned mixer, which an optimizer may give settings of their own; none for most policies."""
         return []
 
+    #: Whether one pairing, its own, serves all its members.
+    shares_partner: bool = False
     #: Whether partners mean anything to it: not to one that never mixes.
     has_partners: ClassVar[bool] = True
     #: Whether ``inplace=True`` and ``out=`` can be asked for.
@@ -373,207 +373,9 @@ class Policy(nn.Module):
         return ", ".join(shown)
 
 
-class OneOf(Policy):
-    """Mix with one of several policies, chosen at random: DeiT's and RSB's Mixup/CutMix switch.
-
-    Args:
-        policies: policies, or names of the registry.
-        probabilities: one weight for each, not negative; equal when None. They are normalised.
-        per: ``"batch"`` chooses once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
-        pairing: partners shared by all the policies; None lets each draw its own (``per="pair"``
-            always shares, random pairs by default).
-
-    Raises:
-        ValueError: no policies, or probabilities that do not fit them.
-    """
-
-    def __init__(
-        self,
-        policies: Sequence[Policy | str] = ("mixup", "cutmix"),
-        probabilities: Sequence[float] | None = None,
-        *,
-        per: Per = "batch",
-        pairing: str | Pairing | None = None,
-    ) -> None:
-        super().__init__(per=per, pairing=pairing)
-        if isinstance(policies, str) or not len(policies):
-            raise ValueError(f"OneOf expects a sequence of at least one policy, got {policies!r}")
-        built = [create(policy) if isinstance(policy, str) else policy for policy in policies]
-        for policy in built:
-            if not isinstance(policy, Policy):
-                raise TypeError(f"OneOf expects policies or their names, got {type(policy).__name__}")
-        self.policies = nn.ModuleList(built)
-        self.probabilities = _normalised(probabilities, len(built))
-        self.shares_partner = pairing is not None or per == "pair"
-        self.needs = frozenset().union(*(policy.needs for policy in built))
-        self.reads = frozenset().union(*(policy.reads for policy in built))
-
-    @property
-    def needs_labels(self) -> bool:
-        members = any(policy.needs_labels for policy in self._members()) and not self.shares_partner
-        return members or super().needs_labels
-
-    def check(self, batch: Batch) -> None:
-        for policy in self._members():
-            policy.check(batch)
-        if self.needs_labels and batch.labels is None:
-            raise ValueError(f"{type(self).__name__} pairs by labels: pass labels with the images")
-
-    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
-        if len(batch) == 1:
-            return Unmixed.of(1, batch.device)
-        draws = Draws(len(batch), batch.device, generator, self.per)
-        if partner is None and self.shares_partner:
-            partner = self.pairing(batch, draws)
-        if partner is not None:
-            draws.pair_with(partner)
-        if self.needs and self.per == "batch":
-            # A policy that was not chosen must not cost a pass of the model.
-            return self._chosen(self._index(draws.host_uniform()), batch, generator, partner)
-        unit = draws.uniform()
-        choice = torch.zeros_like(unit, dtype=torch.int64)
-        for passed in self._borders():
-            choice = choice + (unit >= passed)
-        if choice.shape[0] == 1 and choice.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Reading one number is free on a CPU and saves drawing and mixing by every policy.
-            return self._chosen(int(choice), batch, generator, partner)
-        return Select.of(choice, [policy.plan(batch, generator, partner) for policy in self._members()])
-
-    def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
-        plan = mixed.plan
-        if not self.reads or plan is None:
-            return mixed
-        if isinstance(plan, Select):
-            each = [policy.relabel(_as_drawn(mixed, plan, i), seen) for i, policy in enumerate(self._members())]
-            again = [dataclasses.replace(own, weights=m.weights) for own, m in zip(plan.plans, each, strict=True)]
-            weights = Select.of(plan.choice, again).weights
-            assert weights is not None  # a Select joins the weights of its plans
-            return dataclasses.replace(mixed, weights=weights)
-        if not plan.route:
-            return mixed
-        index, *deeper = plan.route
-        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
-        return dataclasses.replace(self._members()[index].relabel(inner, seen), plan=plan)
-
-    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
-        plan = mixed.plan
-        if isinstance(plan, Select):
-            for index, policy in enumerate(self._members()):
-                if policy.early_loss(images, _as_drawn(mixed, plan, index), clean):
-                    raise _for_whole_batches(policy)
-            return {}
-        if plan is None or not plan.route:
-            return {}
-        index, *deeper = plan.route
-        inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
-        return self._members()[index].early_loss(images, inner, clean)
-
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
-        plan = mixed.plan
-        if isinstance(plan, Select):
-            terms: dict[str, Tensor] = {}
-            for index, policy in enumerate(self._members()):
-                for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
-                    # The clean batch is the same whoever mixes it; every other term is of the mixed samples.
-                    if name != "clean_loss":
-                        raise _for_whole_batches(policy)
-                    terms[name] = term + terms.get(name, 0)
-            return terms
-        if plan is None:
-            return {}
-        index, *deeper = plan.route or (-1,)
-        terms, idle = {}, [policy for i, policy in enumerate(self._members()) if i != index]
-        if plan.route:
-            inner = dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
-            terms = self._members()[index].auxiliary_loss(inner, seen)
-        unused = [p for policy in idle for p in policy.parameters() if p.requires_grad]
-        if unused:
-            terms = terms | {"not_drawn": no_change(unused)}
-        return terms
-
-    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
-        every = [name for policy in self._members() for name in policy.hidden_stages(signals)]
-        return tuple(dict.fromkeys(every))
-
-    def _borders(self) -> list[float]:
-        return list(itertools.accumulate(self.probabilities[:-1]))
-
-    def _index(self, unit: float) -> int:
-        return sum(unit >= passed for passed in self._borders())
-
-    def _chosen(self, index: int, batch: Batch, generator: Generator | None, partner: Tensor | None) -> Plan:
-        plan = self._members()[index].plan(batch, generator, partner)
-        return dataclasses.replace(plan, route=(index, *plan.route))
-
-    def extra_repr(self) -> str:
-        return f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
-
-    def _members(self) -> list[Policy]:
-        return [policy for policy in self.policies if isinstance(policy, Policy)]
-
-
-class Sometimes(OneOf):
-    """Mix with a probability, and, if asked, only during the first part of training.
-
-    Early-stopped mixup (arXiv:2303.08433) is ``Sometimes(policy, until=0.5)``; CutMix on CIFAR
-    (arXiv:1905.04899) is ``Sometimes("cutmix", 0.5)``.
-
-    Args:
-        policy: a policy, or a name of the registry.
-        probability: chance to mix, in [0, 1].
-        until: fraction of training in (0, 1] after which nothing is mixed any more; the training loop
-            must then call :meth:`set_progress` (the engine does).
-        per: ``"batch"`` decides once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
-
-    Raises:
-        ValueError: a probability or fraction out of range.
-        RuntimeError: when drawing, if ``until`` is set and ``set_progress`` was never called.
-    """
-
-    def __init__(
-        self,
-        policy: Policy | str = "mixup",
-        probability: float = 1.0,
-        until: float | None = None,
-        *,
-        per: Per = "batch",
-    ) -> None:
-        probability = check_probability("Sometimes", "probability", probability)
-        if until is not None and not 0.0 < until <= 1.0:
-            raise ValueError(f"Sometimes expects until in (0, 1], got {until!r}")
-        super().__init__([policy, "none"], [probability, 1.0 - probability], per=per)
-        self.probability = probability
-        self.until = until
-        self.active: bool | None = None if until is not None else True
-
-    def on_progress(self, fraction: float) -> None:
-        # A flag that flips once, not the fraction: a compiled step would be compiled anew each time.
-        self.active = self.until is None or fraction < self.until
-
-    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
-        if self.active is None:
-            raise RuntimeError(
-                f"Sometimes(until={self.until}) does not know how far training is: "
-                "call policy.set_progress(step / total_steps) before each step"
-            )
-        if not self.active:
-            return Unmixed.of(len(batch), batch.device)
-        return super().plan(batch, generator, partner)
-
-    def extra_repr(self) -> str:
-        return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
-
-
 def no_change(parameters: Iterable[Tensor]) -> Tensor:
     """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
-
-
-def _for_whole_batches(policy: Policy) -> ValueError:
-    return ValueError(
-        f"{type(policy).__name__} adds a loss for whole batches, so it cannot be one of several for each sample: "
-        'OneOf(per="batch")'
-    )
 
 
 def _inside(module: nn.Module) -> Iterator[Policy]:
@@ -583,41 +385,6 @@ def _inside(module: nn.Module) -> Iterator[Policy]:
             yield child
         else:
             yield from _inside(child)
-
-
-def _as_drawn(mixed: MixedBatch, plan: Select, index: int) -> MixedBatch:
-    """The batch as the member ``index`` of a OneOf alone had drawn it."""
-    own = plan.plans[index]
-    weights = mixed.weights if own.weights is None else own.weights
-    return dataclasses.replace(mixed, plan=own, sources=own.sources, weights=weights)
-
-
-def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:
-    if probabilities is None:
-        return [1.0 / count] * count
-    values = [float(p) for p in probabilities]
-    if len(values) != count or not sum(values) > 0 or not all(0 <= p < float("inf") for p in values):
-        raise ValueError(
-            f"OneOf expects {count} probabilities, not negative and not all zero, got {list(probabilities)}"
-        )
-    return [p / sum(values) for p in values]
-
-
-def entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Tensor]:
-    """The tensors that ``keys`` names in a dict, list or tuple, the images first."""
-    if not isinstance(inputs, (dict, list, tuple)):
-        raise TypeError(f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__}")
-    known = list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
-    if not keys or isinstance(keys, str):
-        raise ValueError(f"{what}: name the entries to mix, images first, as in keys={known[:1]}; got keys={keys!r}")
-    missing = [key for key in keys if key not in known]
-    if missing:
-        raise ValueError(f"{what}: keys names {missing[0]!r}, but the batch has {known}")
-    found = {key: inputs[key] for key in keys}
-    for key, value in found.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{what}: entry {key!r} is a {type(value).__name__}, not a tensor")
-    return found
 
 
 def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, plan: Plan) -> None:
@@ -630,10 +397,3 @@ def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, pl
             raise ValueError(
                 f"{what}: entry {key!r} has shape {tuple(tensor.shape)}, but must end in the images' size {plan.size}"
             )
-
-
-def replaced(inputs: Any, done: dict[Any, Tensor]) -> Any:
-    """A dict, list or tuple with some of its entries replaced."""
-    if isinstance(inputs, dict):
-        return {key: done.get(key, value) for key, value in inputs.items()}
-    return rebuild(inputs, [done.get(index, value) for index, value in enumerate(inputs)])

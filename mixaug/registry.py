@@ -6,23 +6,41 @@ import difflib
 import fnmatch
 import importlib.metadata
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from mixaug.policy import Policy
+from mixaug.options import options_of
+from mixaug.policy import Policy
 
 ENTRY_POINT_GROUP = "mixaug.policies"
+
+#: Families of methods, in the order in which lists show them, and what is common to the members of each.
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "baseline": "What every method is compared with.",
+        "blends": "Every pixel is a weighted mean of both images.",
+        "cut and paste": "One rectangle shows the partner.",
+        "masks": "A mask of another shape decides, pixel by pixel, which image shows.",
+        "guided by the model": "Saliency, class activation or attention decides what shows, or what the labels say.",
+        "hidden features": "Features inside the model are mixed, instead of or beside its input.",
+        "learned": "A network that learns beside the classifier decides how to mix.",
+        "regression": "Partners are near ones, in their labels or in their inputs.",
+        "combinations": "One of several methods, drawn for every batch.",
+    }
+)
+#: Columns of a card that :func:`describe` prints.
+CARD_WIDTH = 120
 
 FactoryT = TypeVar("FactoryT", bound="Callable[..., Policy]")
 
 
 @dataclass(frozen=True)
 class PolicyInfo:
-    """What is known of a policy without building it.
+    """What is known of a policy without building it; ``print`` shows it as a card.
 
     Attributes:
         name: its name in the registry.
@@ -32,6 +50,7 @@ class PolicyInfo:
         defaults: every option and its default.
         needs: the signals it asks of a model with these defaults; empty for a model-free policy.
         summary: first line of its documentation.
+        family: one of ``mixaug.registry.FAMILIES``; None where the policy does not say.
     """
 
     name: str
@@ -41,6 +60,32 @@ class PolicyInfo:
     defaults: Mapping[str, Any]
     needs: frozenset[str]
     summary: str
+    family: str | None = None
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{option}={value!r}" for option, value in self.defaults.items())
+        rows = {
+            self.name: self.summary,
+            "family": self.family or "",
+            "paper": self.paper,
+            "arXiv": f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else "",
+            "needs": f"{', '.join(sorted(self.needs))} (of the model)" if self.needs else "nothing of the model",
+            "options": options or "none",
+            "import": f"from {self.target.__module__} import {self.target.__qualname__}",
+        }
+        column = max(map(len, rows)) + 2
+        return "\n".join(
+            textwrap.fill(
+                text,
+                CARD_WIDTH,
+                initial_indent=head.ljust(column),
+                subsequent_indent=" " * column,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for head, text in rows.items()
+            if text
+        )
 
 
 _registered: dict[str, PolicyInfo] = {}
@@ -48,7 +93,12 @@ _entry_points_loaded = False
 
 
 def register(
-    name: str, *, paper: str, arxiv: str | None = None, needs: Iterable[str] | None = None
+    name: str,
+    *,
+    paper: str,
+    arxiv: str | None = None,
+    needs: Iterable[str] | None = None,
+    family: str | None = None,
 ) -> Callable[[FactoryT], FactoryT]:
     """Decorate a Policy class, or a function that returns a Policy, to make it known by ``name``.
 
@@ -61,10 +111,12 @@ def register(
         paper: title and venue of the source.
         arxiv: arXiv id where there is one.
         needs: signals it asks of a model; None reads the class attribute ``needs``.
+        family: one of :data:`FAMILIES`, under which lists show it.
 
     Raises:
-        ValueError: the name is taken by something else, or an option has no default.
+        ValueError: the name is taken by something else, the family is unknown, or an option has no default.
     """
+    _check_family("register", family)
 
     def decorate(target: FactoryT) -> FactoryT:
         known = _registered.get(name)
@@ -78,6 +130,7 @@ def register(
             defaults=MappingProxyType(_defaults(name, target)),
             needs=frozenset(getattr(target, "needs", ()) if needs is None else needs),
             summary=(inspect.getdoc(target) or "").split("\n", 1)[0],
+            family=family,
         )
         return target
 
@@ -105,16 +158,23 @@ def create(name: str, **options: Any) -> Policy:
     return info.target(**options)
 
 
-def list_policies(pattern: str = "*", needs: str | Iterable[str] | None = None) -> list[str]:
+def list_policies(pattern: str = "*", needs: str | Iterable[str] | None = None, family: str | None = None) -> list[str]:
     """Names of all policies, sorted.
 
     Args:
         pattern: shell-style pattern, such as ``"*mix"``.
         needs: keep policies that need at least these signals; ``()`` keeps the model-free ones;
             None keeps all.
+        family: keep policies of this one of ``mixaug.registry.FAMILIES``; None keeps all.
+
+    Raises:
+        ValueError: unknown family.
     """
+    _check_family("list_policies", family)
     _load_entry_points()
     names = fnmatch.filter(sorted(_registered), pattern)
+    if family is not None:
+        names = [name for name in names if _registered[name].family == family]
     if needs is None:
         return names
     wanted = frozenset([needs] if isinstance(needs, str) else needs)
@@ -124,10 +184,19 @@ def list_policies(pattern: str = "*", needs: str | Iterable[str] | None = None) 
 
 
 def describe(name: str) -> PolicyInfo:
-    """Paper, defaults and needs of a policy.
+    """Paper, family, defaults and needs of a policy.
 
     Raises:
         ValueError: unknown name, with the closest ones.
+
+    >>> print(describe("mixup"))
+    mixup    Blend every sample with its partner, lam ~ Beta(alpha, alpha). Works on any tensor (B, ...).
+    family   blends
+    paper    mixup: Beyond Empirical Risk Minimization, ICLR 2018
+    arXiv    https://arxiv.org/abs/1710.09412
+    needs    nothing of the model
+    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample'
+    import   from mixaug.policies.mixup import Mixup
     """
     if name not in _registered:
         _load_entry_points()
@@ -142,25 +211,9 @@ def _identity(target: Callable[..., Any]) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
-def options_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Options of a class or function and their defaults; ``inspect.Parameter.empty`` where there is none.
-
-    A class whose ``__init__`` ends in ``**shared`` hands that on to its base: what the base has defaults for are its
-    own options too.
-    """
-    makers: list[Callable[..., Any]] = [target]
-    if inspect.isclass(target):
-        makers = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
-    found: dict[str, Any] = {}
-    for maker in makers:
-        known = list(inspect.signature(maker).parameters.values())[1 if inspect.isclass(target) else 0 :]
-        for parameter in known:
-            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if named and (maker is makers[0] or parameter.default is not parameter.empty):
-                found.setdefault(parameter.name, parameter.default)
-        if not any(parameter.kind is parameter.VAR_KEYWORD and parameter.name == "shared" for parameter in known):
-            break
-    return found
+def _check_family(what: str, family: str | None) -> None:
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"{what} expects family as one of {list(FAMILIES)} or None, got {family!r}")
 
 
 def _defaults(name: str, target: Callable[..., Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+
+import mixaug
 
 
 def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -18,6 +20,28 @@ def index_images(count: int, *shape: int, dtype: torch.dtype = torch.float32) ->
     """Images (count, *shape) whose every value is the image's index: a mixed pixel names its parent."""
     ramp = torch.arange(count, dtype=dtype).view(count, *(1,) * len(shape))
     return ramp.expand(count, *shape).contiguous()
+
+
+def ours(names: Iterable[str] | None = None) -> list[str]:
+    """Policies of mixaug itself: a package may register others, of which there are no config, card, picture or test.
+
+    Args:
+        names: of the registry; None takes all.
+    """
+    every = mixaug.list_policies() if names is None else names
+    return [name for name in every if mixaug.describe(name).target.__module__.startswith("mixaug.")]
+
+
+def check_contract(name: str, *, options: Mapping[str, Any]) -> None:
+    """That labels tell what pixels show, and that each of the policy's own options changes something."""
+    images = index_images(6, 3, 12, 18)
+    labels = torch.arange(6)
+    mixed = mixaug.create(name)(images, labels, generator=seeded(0))
+    told = (mixed.weights * mixed.sources).sum(1)
+    torch.testing.assert_close(mixed.inputs.mean((1, 2, 3)), told, rtol=0, atol=1e-4)
+    for option, value in options.items():
+        other = mixaug.create(name, **{option: value})(images, labels, generator=seeded(0))
+        assert not torch.equal(other.inputs, mixed.inputs), f"{name}: {option}={value!r} changes nothing"
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -6,9 +6,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import mixaug
-from helpers import index_images
+from helpers import index_images, ours
 
-MODEL_FREE = mixaug.list_policies(needs=())
+MODEL_FREE = ours(mixaug.list_policies(needs=()))
 #: Every policy with its own draws for each sample (with per="batch", eager code on a CPU draws by DeiT's chosen policy
 #: alone, compiled code by both), and the other ways to draw where they take other paths.
 CASES = [(name, "sample") for name in MODEL_FREE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,11 @@ pytest.importorskip("timm", reason="the configs need the train extra")
 from omegaconf import DictConfig, OmegaConf
 
 import mixaug
+from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
+from mixaug.passes import as_objective
 from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -65,11 +68,6 @@ class Facts:
     input_shape: tuple[int, ...] = (3, 32, 32)
 
 
-def ours() -> list[str]:
-    """Registered policies, without those of plug-in packages that happen to be installed."""
-    return [n for n in mixaug.list_policies() if mixaug.describe(n).target.__module__.startswith("mixaug.")]
-
-
 def read(group: str, name: str) -> DictConfig:
     config = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
     assert isinstance(config, DictConfig)
@@ -108,10 +106,11 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     parameters = inspect.signature(type(objective)).parameters
     for key, value in build.options(config.objective).items():
         assert parameters[key].default == value, key
-    numbers = isinstance(objective, mixaug.losses.MixedRegressionLoss)
-    labels = torch.randn(4, 7) if numbers else torch.tensor([0, 1, 2, 3])
-    mixed = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), labels)
-    assert objective(torch.randn(4, 7), mixed).ndim == 0
+    labels = torch.randn(4, 7) if objective.task == "regression" else torch.tensor([0, 1, 2, 3])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+    beside = {name: copy.deepcopy(model) for name in as_objective(objective).wants.networks}
+    step = MixStep(model, mixaug.create("mixup"), objective, networks=beside)
+    assert step(torch.rand(4, 3, 8, 8), labels)[0].ndim == 0
 
 
 @pytest.mark.parametrize("name", list_choices("data"))

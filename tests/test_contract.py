@@ -1,4 +1,4 @@
-"""The contract that every registered policy keeps. A new policy is tested here by being registered."""
+"""The contract that every policy of mixaug keeps. A new policy is tested here by being registered."""
 
 import copy
 import io
@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixaug
 import mixaug.models
-from helpers import index_images, seeded
+from helpers import index_images, ours, seeded
 
-POLICIES = mixaug.list_policies()
-MODEL_FREE = mixaug.list_policies(needs=())
+POLICIES = ours()
+MODEL_FREE = ours(mixaug.list_policies(needs=()))
 #: The weights of a sample's labels need not sum to one; each stays below two.
 UNNORMALISED = {"snapmix", "tokenmix"}
 PER = ["sample", "batch", "pair"]

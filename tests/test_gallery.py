@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import mixaug
-from helpers import seeded
+from helpers import ours, seeded
 from mixaug import gallery, models, registry
 from mixaug.plan import Blend, MaskBlend
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=seeded(0))
-NAMES = mixaug.list_policies()
+NAMES = ours()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,34 @@ def test_tool_writes_the_sheet_and_a_strip_for_each(tool, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["all.png", "cutmix.png", "mixup.png"]
     assert tool.main([*arguments, "--policies", "cutmx"]) == 2
     assert "Did you mean 'cutmix'" in capsys.readouterr().err
+
+
+def test_tool_draws_one_strip_and_touches_nothing_else(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "one" / "cutmix.png"
+    other.parent.mkdir()
+    other.write_bytes(b"as it was")
+    assert tool.main(["--only", "mixup", "--strips", "one", "--size", "32"]) == 0
+    assert capsys.readouterr().out.split() == ["wrote", "one/mixup.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["cutmix.png", "mixup.png"]
+    assert other.read_bytes() == b"as it was"
+    for wrong in (["--only", "mixup"], ["--only", "mixup", "--strips", "one", "--policies", "cutmix"]):
+        with pytest.raises(SystemExit):
+            tool.main(wrong)
+        assert "--only says which" in capsys.readouterr().err
+
+
+def test_a_strip_has_the_same_bytes_whatever_was_drawn_before(tmp_path):
+    names = ["fmix", "automix"]
+    first = [path.read_bytes() for path in gallery.draw_strips(names, tmp_path / "first", IMAGES)]
+    torch.manual_seed(1234)
+    gallery.draw_strips(["saliencymix"], tmp_path, IMAGES)
+    again = [path.read_bytes() for path in gallery.draw_strips(names[::-1], tmp_path / "again", IMAGES)]
+    assert first == again[::-1]
+    assert first[0] != first[1]
+    with pytest.raises(ValueError, match="unknown policy 'fmx'"):
+        gallery.draw_strips(["mixup", "fmx"], tmp_path / "none", IMAGES)
+    assert not (tmp_path / "none").exists()
 
 
 def test_photographs_are_real_and_square():

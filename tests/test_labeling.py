@@ -14,7 +14,7 @@ from helpers import seeded
 from mixaug import functional
 from mixaug.labeling import Attention, Progressive, TokenLabels
 from mixaug.losses import MixedCrossEntropy
-from mixaug.signals import BlockAttention, ModelSignals, Seen, Signals
+from mixaug.signals import BlockAttention, MixedSignals, ModelSignals, Signals
 
 vision_transformer = pytest.importorskip("timm.models.vision_transformer", reason="needs the train extra")
 
@@ -440,6 +440,6 @@ def test_progressive_needs_classes_and_the_clean_signals():
     mixed = own(images, labels, signals=model)
     with own.tap(model, mixed) as seen:
         model(mixed.inputs)
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, MixedSignals)
     with pytest.raises(ValueError, match="own images' attention"):
         own.relabel(mixed, seen)

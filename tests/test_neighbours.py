@@ -12,9 +12,9 @@ from helpers import index_images, seeded
 from mixaug.batch import Batch
 from mixaug.draws import Draws
 from mixaug.functional import label_kernel
-from mixaug.neighbours import nearest_rows
 from mixaug.ops.kernels import KernelSampler, as_points, draw_index, rule_of_thumb, total_variance
 from mixaug.pairing import LabelKernel, Local, Nearest
+from mixaug.pairing.nearest import nearest_rows
 
 CPU = torch.device("cpu")
 ROUNDS = 100
@@ -255,7 +255,7 @@ def test_nearest_rows_in_blocks(monkeypatch):
     fitted = Nearest(7).fit(torch.zeros(50), rows)
     batch = Batch(rows, torch.zeros(50))
     drawn = fitted.draw(batch, Draws(50, CPU, seeded(1)), torch.arange(50))
-    monkeypatch.setattr("mixaug.neighbours.CHUNK", 170)
+    monkeypatch.setattr("mixaug.pairing.nearest.CHUNK", 170)
     assert torch.equal(nearest_rows(rows, 7), whole)
     assert torch.equal(fitted.draw(batch, Draws(50, CPU, seeded(1)), torch.arange(50)), drawn)
 
@@ -550,7 +550,7 @@ def test_neighbours_of_a_known_row_are_searched_once(monkeypatch):
 
     first = draw(fitted, rows)
     assert torch.equal(first, draw(fresh, None))  # no row is doubled, so the sample itself is known by its distance 0
-    monkeypatch.setattr("mixaug.neighbours.squared_distances", None)
+    monkeypatch.setattr("mixaug.pairing.nearest.squared_distances", None)
     assert torch.equal(draw(fitted, rows), first)
 
 

@@ -1,7 +1,4 @@
-"""What a user installs: dependencies, version, package data, the README.
-
-`python tests/test_packaging.py` rewrites the README's list of policies.
-"""
+"""What a user installs: dependencies, version, package data, the README."""
 
 from __future__ import annotations
 
@@ -78,20 +75,6 @@ def imported(path: Path) -> set[str]:
 
 def examples(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-
-
-def policy_rows() -> str:
-    """The README's rows, one per policy of mixaug itself, from the registry."""
-    rows = []
-    for name in mixaug.list_policies():
-        info = mixaug.describe(name)
-        if info.target.__module__.split(".")[0] == "mixaug":
-            paper = f"[{info.paper}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.paper
-            rows.append(f"| `{name}` | {info.summary} | {paper} |\n")
-    return "".join(rows)
-
-
-TABLE = re.compile(r"(\| policy \|.*\n\|---\|---\|---\|\n)(.*?)(<!-- end of policies -->)", flags=re.DOTALL)
 
 
 def test_import_brings_torch_and_numpy_alone_and_takes_well_under_a_second_beyond_them():
@@ -194,15 +177,5 @@ def test_contributing_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_readme_lists_every_policy():
-    rows = TABLE.search(README.read_text(encoding="utf-8"))[2]
-    assert rows == policy_rows(), "bring the list up to date: python tests/test_packaging.py"
-
-
 def imported_of(code: str) -> set[str]:
     return set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))
-
-
-if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    README.write_text(TABLE.sub(lambda found: found[1] + policy_rows() + found[3], text), encoding="utf-8")

@@ -15,6 +15,14 @@ def clean(monkeypatch):
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """A registry of these alone, whatever else there is."""
+    mixaug.list_policies()
+    names = ("cutmix", "fmix", "mixup", "none", "puzzlemix", "snapmix")
+    monkeypatch.setattr(registry, "_registered", {name: registry._registered[name] for name in names})
+
+
 def test_create_passes_options_on():
     policy = mixaug.create("cutmix", alpha=0.3, per="batch")
     assert isinstance(policy, CutMix)
@@ -51,24 +59,64 @@ def test_describe():
     assert info.defaults["alpha"] == 1.0
     assert info.needs == frozenset()
     assert info.target is CutMix
+    assert info.family == "cut and paste"
     with pytest.raises(TypeError):
         info.defaults["alpha"] = 2
 
 
-def test_list_filters(clean):
+def test_list_filters(few):
     @mixaug.register("guided_by_two", paper="x")
     class Guided(Mixup):
         needs = frozenset({"cam", "saliency"})
 
-    names = mixaug.list_policies()
-    assert names == sorted(names)
-    assert {"mixup", "cutmix", "none", "guided_by_two"} <= set(names)
-    assert mixaug.list_policies("*mix", needs=())[:2] == ["cutmix", "fmix"]
+    assert mixaug.list_policies() == ["cutmix", "fmix", "guided_by_two", "mixup", "none", "puzzlemix", "snapmix"]
+    assert mixaug.list_policies("*mix", needs=()) == ["cutmix", "fmix"]
     assert mixaug.list_policies(needs="cam") == ["guided_by_two", "snapmix"]
     assert mixaug.list_policies(needs=["cam", "saliency"]) == ["guided_by_two"]
     assert mixaug.list_policies(needs=["cam", "attention"]) == []
-    assert "guided_by_two" not in mixaug.list_policies(needs=())
+    assert mixaug.list_policies(needs=()) == ["cutmix", "fmix", "mixup", "none"]
     assert mixaug.list_policies("nothing*") == []
+    assert mixaug.list_policies(family="guided by the model") == ["puzzlemix", "snapmix"]
+    assert mixaug.list_policies("p*", needs="saliency", family="guided by the model") == ["puzzlemix"]
+    with pytest.raises(ValueError, match=r"list_policies expects family as one of \['baseline', .* got 'mask'"):
+        mixaug.list_policies(family="mask")
+
+
+def test_a_family_is_one_of_those_there_are(clean):
+    with pytest.raises(ValueError, match=r"register expects family as one of .* or None, got 'blend'"):
+        mixaug.register("other", paper="x", family="blend")(Mixup)
+    assert "other" not in mixaug.list_policies()
+    mixaug.register("other", paper="x")(Mixup)
+    assert mixaug.describe("other").family is None
+
+
+def test_a_printed_description_is_a_card(clean):
+    assert str(mixaug.describe("cutmix")).splitlines() == [
+        "cutmix   Paste one rectangle of the partner into the sample; the label share is the area really kept.",
+        "family   cut and paste",
+        "paper    CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
+        "arXiv    https://arxiv.org/abs/1905.04899",
+        "needs    nothing of the model",
+        "options  alpha=1.0, minmax=None, ratio='beta', pairing=None, labeling='area', per='sample'",
+        "import   from mixaug.policies.cutmix import CutMix",
+    ]
+
+    @mixaug.register("a_long_name", paper="a journal")
+    class Guided(Mixup):
+        """Something."""
+
+        needs = frozenset({"saliency", "cam"})
+
+        def __init__(self, width: str = "w" * 90, depth: str = "d" * 20) -> None:
+            super().__init__()
+
+    assert str(mixaug.describe("a_long_name")).splitlines()[:-1] == [
+        "a_long_name  Something.",
+        "paper        a journal",
+        "needs        cam, saliency (of the model)",
+        f"options      width='{'w' * 90}',",
+        f"             depth='{'d' * 20}'",
+    ]
 
 
 def test_names_are_taken_once(clean):

@@ -1,4 +1,4 @@
-"""`Signals`, `ModelSignals`, `Seen`: what a model says of a batch, and that asking leaves no trace."""
+"""`Signals`, `ModelSignals`, `MixedSignals`: what a model says of a batch, and that asking leaves no trace."""
 
 import copy
 
@@ -11,9 +11,9 @@ from torch import nn
 import mixaug
 from helpers import seeded
 from mixaug import ModelSignals, Signals, models
-from mixaug.backbone import attention_blocks, classifier_name, stage_name, token_grid
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.attention import attended, class_attention, received_attention
+from mixaug.signals.backbone import attention_blocks, classifier_name, stage_name, token_grid
 
 LABELS = torch.tensor([0, 3, 1, 4])
 

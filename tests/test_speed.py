@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import mixaug
-from mixaug.speed import goals as goal_files
-from mixaug.speed import loaders, rivals, sections, steps
-from mixaug.speed.command import main
-from mixaug.speed.goals import Goal, judge, read_goals
-from mixaug.speed.memory import peak_bytes
-from mixaug.speed.profiles import PYTHON, profiles, top_operators
-from mixaug.speed.regime import LAYOUTS, Regime
-from mixaug.speed.report import markdown, table
-from mixaug.speed.sections import Row
-from mixaug.speed.timing import Ratio, Timing, interleaved, once_a_round
+from speed import goals as goal_files
+from speed import loaders, rivals, sections, steps
+from speed.command import main
+from speed.goals import Goal, judge, read_goals
+from speed.memory import peak_bytes
+from speed.profiles import PYTHON, profiles, top_operators
+from speed.regime import LAYOUTS, Regime
+from speed.report import markdown, table
+from speed.sections import Row
+from speed.timing import Ratio, Timing, interleaved, once_a_round
 
 
 def test_every_case_runs_once_a_round_in_turn():

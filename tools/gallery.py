@@ -1,12 +1,15 @@
 """Pictures of what policies do, and of what a trained model sees: python tools/gallery.py --out runs/gallery.png
 
 Takes scikit-learn's two photographs, or two images of CIFAR-100: --sheets /path/to/cifar100_sheets --pick 10 2010.
+One picture for each of some policies and nothing else: --only mixup cutmix --strips docs/images/policies.
 Of a run of tools/train.py, its model's signals and its policy's mixed images: --run runs/<run> --samples 6.
 """
 
 import argparse
 import sys
 from pathlib import Path
+
+TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
 
 
 def main(arguments: list[str]) -> int:
@@ -17,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
     parser.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
     parser.add_argument("--strips", type=Path, help="folder for one PNG per policy")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="draw the PNGs of these in --strips, and no sheet")
     parser.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
     parser.add_argument("--pick", type=int, nargs=2, default=(10, 2010), help="rows of the training images of --sheets")
     parser.add_argument("--size", type=int, default=128, help="side of the photographs in pixels")
@@ -24,13 +28,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=6, help="images of --run, at least 2")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="set of --run that they are from")
     parser.add_argument("--device", default="auto", help="of --run")
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
     parser.add_argument("--seed", type=int, default=0, help="of the draws, and of the choice of samples")
     chosen = parser.parse_args(arguments)
-    if chosen.run is not None and (chosen.policies or chosen.strips or chosen.sheets):
-        parser.error("--run takes policy and images from the run: leave out --policies, --strips and --sheets")
+    if chosen.run is None and chosen.trust:
+        parser.error("--trust says what the config of --run may call: give --run too")
+    if chosen.run is not None and (chosen.policies or chosen.only or chosen.strips or chosen.sheets):
+        parser.error("--run takes policy and images from the run: leave out --policies, --only, --strips and --sheets")
+    if chosen.only and (chosen.policies or chosen.strips is None):
+        parser.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
     try:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -40,7 +49,7 @@ def draw_policies(chosen: argparse.Namespace) -> int:
     import mixaug
     from mixaug import gallery
 
-    names = chosen.policies or mixaug.list_policies()
+    names = chosen.only or chosen.policies or mixaug.list_policies()
     for name in names:
         mixaug.describe(name)
     if chosen.sheets is None:
@@ -49,10 +58,12 @@ def draw_policies(chosen: argparse.Namespace) -> int:
         from mixaug import data
 
         images = data.load("image_sheets", root=chosen.sheets).train.images[list(chosen.pick)]
-    gallery.draw(names, images, chosen.out, seed=chosen.seed)
-    print(f"wrote {chosen.out}")
-    for name in names if chosen.strips else []:
-        gallery.draw([name], images, chosen.strips / f"{name}.png", seed=chosen.seed)
+    if not chosen.only:
+        gallery.draw(names, images, chosen.out, seed=chosen.seed)
+        print(f"wrote {chosen.out}")
+    if chosen.strips is not None:
+        for path in gallery.draw_strips(names, chosen.strips, images, seed=chosen.seed):
+            print(f"wrote {path}")
     return 0
 
 
@@ -63,7 +74,7 @@ def draw_run(chosen: argparse.Namespace) -> int:
 
     if chosen.samples < 2:
         raise ValueError(f"--samples expects at least 2 images, which can be mixed, got {chosen.samples}")
-    run = open_run(chosen.run, chosen.device)
+    run = open_run(chosen.run, chosen.device, allow_targets=chosen.trust)
     images, labels = run.samples(chosen.split, chosen.samples, chosen.seed)
     config, data = run.config, run.batches.data
     figure = gallery.signal_sheet(

@@ -2,7 +2,7 @@
 
 import sys
 
-from mixaug.speed.command import main
+from speed.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

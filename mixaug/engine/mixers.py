@@ -12,7 +12,7 @@ from mixaug.batch import MixedBatch
 from mixaug.engine.pictures import OpenRun, some_samples
 from mixaug.gallery import undisturbed
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies.automix import PairMixer
+from mixaug.policies.learned.pairs import PairMixer
 from mixaug.policy import Policy
 
 __all__ = ["MaskReport", "mask_reports"]

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.batch import MixedBatch, map_tensors
+from mixaug.batch import MixedBatch
 from mixaug.loading.collate import MixCollate, check_free_policy
 from mixaug.loading.normalize import Normalize
 from mixaug.loading.samples import Layout
 from mixaug.loading.streams import process_rank, stream_key
+from mixaug.ops.nested import map_tensors
 from mixaug.policy import Policy
 
 __all__ = ["DeviceLoader"]

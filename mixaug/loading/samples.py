@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mixaug.batch import MixedBatch, rebuild
+from mixaug.batch import MixedBatch
+from mixaug.ops.nested import rebuild
 from mixaug.policy import Policy
 
 __all__ = ["Layout"]

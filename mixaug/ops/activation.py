@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixaug.ops.layout import single_precision
+from mixaug.ops.layout import reads_freely, single_precision
 
 __all__ = ["class_activation_map", "normalised_map"]
 
@@ -79,3 +79,65 @@ def normalised_map(maps: Tensor, size: Sequence[int], scale: Tensor | None = Non
     flat = high - low <= FLAT * scale
     total = raised.sum((1, 2)).masked_fill(flat, torch.nan)
     return raised / total[:, None, None]
+
+
+def content_shares(maps: Tensor, mixed_maps: Tensor, own_mask: Tensor) -> Tensor:
+    """How much of what matters in each source can be seen in the mixed image.
+
+    ``w = sum(m a)`` and ``w' = sum((1 - m) a[partner])``, where the mixed map is ``m a + (1 - m) a[partner]``.
+
+    Args:
+        maps: (B, h, w) where the class of each sample is, see :func:`content_map`.
+        mixed_maps: (B, h, w) the maps, mixed like the images.
+        own_mask: (B, h, w) or (1, h, w) bool or float share of the own image.
+
+    Returns:
+        (B, 2) float32 in [0, 1], own weight first; rows need not sum to 1.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if maps.ndim != 3 or mixed_maps.shape != maps.shape or own_mask.shape[-2:] != maps.shape[-2:]:
+        raise ValueError(
+            f"content_shares expects maps and mixed_maps (B, h, w) and own_mask of that size, got {tuple(maps.shape)}, "
+            f"{tuple(mixed_maps.shape)} and {tuple(own_mask.shape)}"
+        )
+    own = (maps * own_mask).flatten(1).sum(1)
+    return torch.stack([own, mixed_maps.flatten(1).sum(1) - own], dim=1).clamp(0, 1).float()
+
+
+def content_map(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps at another size, each of sum 1.
+
+    Args:
+        maps: (B, h, w) floating point. Negative and non-finite values count as 0; a map without any other says
+            nothing and becomes even.
+        size: rows and columns of the result; values are averaged over cells that do not match.
+
+    Returns:
+        (B, *size) float32.
+    """
+    values = single_precision(maps.detach())
+    values = torch.where(values.isfinite(), values, torch.zeros_like(values)).clamp(min=0)
+    largest = values.flatten(1).amax(1)[:, None, None]
+    empty = largest <= 0
+    values = torch.where(empty, torch.ones_like(values), values / torch.where(empty, torch.ones_like(largest), largest))
+    if tuple(maps.shape[1:]) != tuple(size):
+        values = F.adaptive_avg_pool2d(values[:, None], (size[0], size[1]))[:, 0]
+    return (values / values.sum((1, 2), keepdim=True)).float()
+
+
+def check_activation_maps(what: str, cam: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Raise unless ``cam`` is (B, H, W) floating point, of ``shape`` where one is given."""
+    if not isinstance(cam, Tensor) or not cam.is_floating_point():
+        came = cam.dtype if isinstance(cam, Tensor) else type(cam).__name__
+        raise TypeError(f"{what} expects cam (B, H, W) floating point, got {came}")
+    if cam.ndim != 3 or (shape is not None and tuple(cam.shape) != shape):
+        expected = "(B, H, W)" if shape is None else f"{shape}, the batch and size of the images"
+        raise ValueError(f"{what} expects cam of shape {expected}, got {tuple(cam.shape)}")
+
+
+def check_not_negative(what: str, cam: Tensor) -> None:
+    """Raise for negative values, where they can be read for free."""
+    if reads_freely(cam) and bool((cam < 0).any()):
+        raise ValueError(f"{what} expects cam >= 0, got values down to {float(cam[cam < 0].min())}")

@@ -6,6 +6,7 @@ softmax(scale * q k^T), the attention before dropout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixaug.backbone import token_grid
 from mixaug.ops.layout import single_precision
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Propagates(Protocol):
-    """Attention of one block that multiplies without being stored: :class:`mixaug.signals.BlockAttention`."""
+    """Attention of one block that multiplies without being stored: :class:`mixaug.signals.recorder.BlockAttention`."""
 
     def times(self, values: Tensor) -> Tensor: ...
 
@@ -76,6 +76,20 @@ def attended(query: Tensor, key: Tensor, scale: float, values: Tensor) -> Tensor
         # Fused kernels want values as wide as the keys, and their own memory.
         v = values.to(q.dtype)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[-1]).contiguous()
         return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., 0].mean(1)
+
+
+def square_grid(count: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of ``count`` tokens that tile an image of ``size`` (H, W) in its proportions.
+
+    Raises:
+        ValueError: no grid of the image's proportions has that many cells.
+    """
+    rows = max(round(math.sqrt(count * size[0] / size[1])), 1)
+    if count % rows:
+        raise ValueError(
+            f"{count} image tokens do not form a grid over images of {size[0]} x {size[1]}; pass attention (B, h, w)"
+        )
+    return rows, count // rows
 
 
 def mask_at_tokens(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -267,7 +281,7 @@ def _rows_at_tokens(what: str, attention: Tensor, mask: Tensor) -> tuple[Tensor,
         if attention.ndim == 3:
             grid = (attention.shape[1], attention.shape[2])
         else:
-            grid = token_grid(None, attention.shape[1], mask.shape[-2:])
+            grid = square_grid(attention.shape[1], mask.shape[-2:])
         mask = mask_at_tokens(mask, grid).flatten(1)
     rows = single_precision(attention).flatten(1)
     if mask.shape[0] not in (1, rows.shape[0]) or mask.shape[1] != rows.shape[1]:

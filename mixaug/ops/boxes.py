@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.ops.layout import deliver, each_row, over_channels, pick_rows, prefers_slices, reads_freely, take_rows
+from mixaug.ops.layout import (
+    deliver,
+    each_row,
+    over_channels,
+    pick_rows,
+    prefers_slices,
+    reads_freely,
+    take_rows,
+    wide_dtype,
+)
 
 
 def shares_of_sides(share: Tensor, size: Sequence[int]) -> Tensor:
@@ -126,3 +135,37 @@ def _paste_slices(
     for i, (j, window) in enumerate(zip(rows, windows, strict=True)):
         target[i][window] = images[j][window]
     return target
+
+
+def cutmix_boxes(lam: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes of area about 1 - lam around given centres, clipped to the image.
+
+    Args:
+        lam: (B,) floating point in [0, 1]; float64 gives the authors' integers exactly.
+        centers: (B, 2) int64 pixels y, x (one column for each spatial axis).
+        size: (H, W), or as many spatial sizes as there are.
+
+    Returns:
+        (B, 4) int64 boxes y0, x0, y1, x1, half open. Sides are even before clipping, and a side below
+        2 pixels gives an empty box, as in the authors' code.
+
+    Raises:
+        ValueError: centers that do not fit lam and size.
+    """
+    if centers.ndim != 2 or centers.shape != (lam.shape[0], len(size)) or centers.is_floating_point():
+        raise ValueError(
+            f"cutmix_boxes expects centers ({lam.shape[0]}, {len(size)}) int64 for lam {tuple(lam.shape)} and "
+            f"size {tuple(size)}, got {tuple(centers.shape)} {centers.dtype}"
+        )
+    share = 1 - lam.to(wide_dtype(lam.device))
+    root = share.sqrt() if len(size) == 2 else share ** (1 / len(size))
+    return centred_boxes(centers, shares_of_sides(root, size), size)
+
+
+def sum_inside(maps: Tensor, boxes: Tensor) -> Tensor:
+    """(B,) sum of each map (B, H, W) inside its box, (B, 4) or (1, 4) for all."""
+    if boxes.shape[0] == 1 and reads_freely(maps):
+        y0, x0, y1, x1 = boxes[0].tolist()
+        return maps[:, y0:y1, x0:x1].sum((1, 2))
+    # Plain sums rather than an integral image: a running sum of floats is not reproducible on a GPU.
+    return torch.where(box_mask(boxes, maps.shape[1:]), maps, torch.zeros_like(maps)).sum((1, 2))

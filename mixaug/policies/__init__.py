@@ -1,5 +1,6 @@
 """Every mixing method, one file each. Importing this package registers them all."""
 
+# `make policies` writes what follows, from `__all__` in the files of the policies.
 from mixaug.policies.adamixup import AdaMixUp
 from mixaug.policies.adautomix import AdAutoMix
 from mixaug.policies.alignmix import AlignMix

@@ -34,10 +34,13 @@ from mixaug.checks import check_partner
 from mixaug.draws import Draws
 from mixaug.ops.layout import single_precision
 from mixaug.pairing import Pairing
-from mixaug.plan import Blend, Plan, Unmixed
+from mixaug.plan import Blend, Plan
 from mixaug.policy import Policy, no_change
 from mixaug.registry import register
-from mixaug.signals import ModelSignals, PassSignals, Recorder, Seen, is_compiled
+from mixaug.signals import CleanSignals, MixedSignals, ModelSignals, Recorder, is_compiled
+from mixaug.signals.hooks import hooked
+
+__all__ = ["AdaMixUp", "adamixup_gate", "adamixup_lam", "adamixup_loss", "adamixup_rows", "truncated_normal"]
 
 #: Standard deviation of the weights that heads start with, as in the authors' code.
 HEAD_STD = 1e-3
@@ -239,6 +242,7 @@ class Regions(Blend):
     "adamixup",
     paper="MixUp as Locally Linear Out-of-Manifold Regularization, AAAI 2019",
     arxiv="1809.02499",
+    family="learned",
 )
 class AdaMixUp(Policy):
     """Mixup within a range of lam learned for every pair, with a discriminator of mixtures and real images.
@@ -323,9 +327,9 @@ class AdaMixUp(Policy):
         partners, lam = adamixup_rows(partner, adamixup_lam(region, unit))
         return Regions(partner=partners, lam=lam, start=region[:, 0], length=region[:, 1])
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         plan = mixed.plan
-        if plan is None or isinstance(plan, Unmixed):
+        if plan is None or not plan.mixes:
             learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return {"not_mixed": no_change(learning)} if learning else {}
         if self.intrusion is None:
@@ -334,7 +338,7 @@ class AdaMixUp(Policy):
         loss = adamixup_loss(logits, plan.partner[: len(logits) // 3], reference=self.reference)
         return {"intrusion": self.discriminator * loss}
 
-    def intrusion_logits(self, mixed: MixedBatch, seen: Seen) -> Tensor:
+    def intrusion_logits(self, mixed: MixedBatch, seen: MixedSignals) -> Tensor:
         """What the discriminator makes of a batch, in one more pass of the model with gradient.
 
         Args:
@@ -349,7 +353,7 @@ class AdaMixUp(Policy):
         """
         if self.intrusion is None:
             raise ValueError("AdaMixUp has no discriminator: none was asked for, or no model is attached")
-        if not isinstance(seen.clean, PassSignals):
+        if not isinstance(seen.clean, CleanSignals):
             raise ValueError(
                 "AdaMixUp's discriminator looks at the unmixed images: train through mixaug.MixStep, or pass "
                 "ModelSignals(model).of(images, labels) to tap(model, mixed, clean)"
@@ -365,7 +369,7 @@ def _pooled(source: ModelSignals, images: Tensor) -> Tensor:
     recorder = Recorder(source, frozenset({"pooled"}))
     # Code compiled before the hooks were there would not see them.
     eager = torch.compiler.set_stance("force_eager") if is_compiled(source.model) else contextlib.nullcontext()
-    with recorder.watching(), eager:
+    with hooked("AdaMixUp", source.inner, recorder=recorder), eager:
         source.model(images)
     return recorder.pooled(True)
 

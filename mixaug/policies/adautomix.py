@@ -22,13 +22,18 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_probability
 from mixaug.draws import Draws
 from mixaug.labeling import Area, Drawn
-from mixaug.mixer import LearnedMixer, objective_parameters
 from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
 from mixaug.plan import Plan
-from mixaug.policies.automix import Upsampling, attended, start_small, tokens, upsampled
+from mixaug.policies.learned.base import LearnedMixer
+from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens, upsampled
+from mixaug.policies.learned.branch import block_draws, block_learns
+from mixaug.policies.learned.clean import rows_of
+from mixaug.policies.learned.objective import objective_of, objective_parameters, with_early_gradients
 from mixaug.policy import no_change
 from mixaug.registry import register
-from mixaug.signals import ModelSignals, Signals, half_scale, taken_now
+from mixaug.signals import ModelSignals, Signals, early_backward, half_scale
+
+__all__ = ["AdAutoMix", "adautomix", "adautomix_masks", "adautomix_similarity"]
 
 
 def adautomix(
@@ -196,6 +201,7 @@ class LearnedShares(Plan):
     "adautomix",
     paper="Adversarial AutoMixup, ICLR 2024",
     arxiv="2312.11954",
+    family="learned",
 )
 class AdAutoMix(LearnedMixer):
     """Mix two or more images by masks that learn against the classifier. Train through MixStep.
@@ -219,7 +225,7 @@ class AdAutoMix(LearnedMixer):
         reference: the released code's two faults: push the mixtures' outputs away from those of their images, and, of
             three or more images, give the classifier a plain blend wherever 1 minus the sample's share is above
             ``lam_margin``, which is nearly always.
-        **shared: all others: see :class:`mixaug.mixer.LearnedMixer`.
+        **shared: all others: see :class:`mixaug.policies.learned.base.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.
@@ -280,9 +286,9 @@ class AdAutoMix(LearnedMixer):
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
         inputs = generator_inputs = self._rows(batch, partner, draws)
         shares = generator_shares = self._shares(draws)
-        learns = self.learns_now(draws)
+        learns = block_learns(self.generator_probability, draws, frozen=self.frozen)
         if not self.frozen:
-            others, other = self.other_branch(batch, draws)
+            others, other = block_draws(self.pairing, batch, draws)
             generator_inputs = self._rows(batch, other, others)
             if self.n_images == 2:
                 generator_shares = self._shares(others)
@@ -341,11 +347,11 @@ class AdAutoMix(LearnedMixer):
 
     def _seen(self, batch: Batch, with_outputs: bool) -> tuple[Tensor, Any]:
         """Features, and the momentum network's outputs of the same pass where they are asked for."""
-        if not with_outputs or batch.ask(type(self).__name__).model is None:
+        model = batch.ask(type(self).__name__).model
+        if not with_outputs or model is None:
             return self.features_of(batch), None
-        self._mirror(batch.ask(type(self).__name__).model)
-        features, outputs = self.slow_network().features_and_outputs(batch.images)
-        return self._checked(features), outputs
+        features, outputs = self.network_in_modes_of(model).features_and_outputs(batch.images)
+        return self.checked_features(features), outputs
 
     def masks(self, features: Tensor, sources: Tensor, shares: Tensor, size: Sequence[int]) -> Tensor:
         """(n, N, H, W) shares of sum 1 over N, with gradients to the block.
@@ -378,12 +384,12 @@ class AdAutoMix(LearnedMixer):
             raise ValueError(f"{type(self).__name__} expects a batch of its own, got a plan {type(plan).__name__}")
         if not plan.learns:
             return {"not_learned": no_change(self.mixer_parameters())}
-        count = self.generator_rows(len(images))
+        count = rows_of(self.generator_share, len(images))
         sources, shares = plan.generator_inputs[:count], plan.generator_shares[:count]
         masks = self.masks(plan.features, sources, shares, images.shape[2:])
         blended = adautomix(images, sources, masks)
         outputs = self.slow_network()(blended)
-        loss = source.step_objective()(outputs, _mixture(blended, mixed.labels, sources, shares))
+        loss = objective_of(source)(outputs, _mixture(blended, mixed.labels, sources, shares))
         if plan.adversarial:
             loss = -self.beta * loss
             if self.beta < 1:
@@ -391,7 +397,8 @@ class AdAutoMix(LearnedMixer):
                 loss = loss + (1 - self.beta) * (similarity if self.reference else -similarity)
         # Only as far as the masks: the network is done with before the block's own backward pass.
         learning = [masks, *objective_parameters(source)]
-        return self.taken({"generator_loss": taken_now(loss, learning, half_scale(images))}, source)
+        terms = {"generator_loss": early_backward(loss, learning, half_scale(images))}
+        return with_early_gradients(terms, [*self.mixer_parameters(), *objective_parameters(source)])
 
 
 def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, source: ModelSignals) -> Tensor:
@@ -401,7 +408,7 @@ def _linear_loss(images: Tensor, labels: Tensor | None, plan: LearnedShares, sou
     model = source.model
     mixture = _mixture(blended, labels, plan.inputs, plan.shares)
     learning = [*model.parameters(), *objective_parameters(source)]
-    return taken_now(source.step_objective()(model(blended), mixture), learning, half_scale(images))
+    return early_backward(objective_of(source)(model(blended), mixture), learning, half_scale(images))
 
 
 def _mixture(blended: Tensor, labels: Tensor | None, sources: Tensor, shares: Tensor) -> MixedBatch:

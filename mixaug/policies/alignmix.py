@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug import backbone
 from mixaug.batch import Batch
 from mixaug.checks import check_partner, check_probability, check_share
 from mixaug.draws import Draws, Per
@@ -32,11 +31,13 @@ from mixaug.ops.blend import blend
 from mixaug.ops.layout import column, single_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import Blend, Hidden, Plan
-from mixaug.policies.manifoldmix import model_of
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
-from mixaug.signals import ModelSignals, Signals
+from mixaug.signals import ModelSignals, Signals, backbone
+from mixaug.signals.model import model_of
+
+__all__ = ["AlignMix", "alignment_cost", "alignmix", "sinkhorn_plan"]
 
 #: Keeps the logarithm of the marginals finite in the authors' code.
 TINY = 1e-8
@@ -225,6 +226,7 @@ class Aligned(Hidden):
     "alignmix",
     paper="AlignMixup: Improving Representations by Interpolating Aligned Features, CVPR 2022",
     arxiv="2103.15375",
+    family="hidden features",
 )
 class AlignMix(Policy):
     """Blend the last features of every sample with its partner's, aligned by transport; or, by a coin, the images.

@@ -35,6 +35,8 @@ from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
 
+__all__ = ["AttentiveMix", "attentive_cells", "attentivemix", "feature_attention"]
+
 Attention = Literal["mean", "last"]
 
 
@@ -134,6 +136,7 @@ def attentivemix(
     paper="Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning Based Image Classification, "
     "ICASSP 2020",
     arxiv="2003.13048",
+    family="guided by the model",
 )
 class AttentiveMix(Policy):
     """Show the partner outside the sample's most attentive cells; the label share counts the pixels.

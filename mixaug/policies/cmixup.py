@@ -15,16 +15,23 @@ from typing import Literal
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import LabelKernel, Units
 from mixaug.ops.kernels import Kernel
+from mixaug.pairing.kernel import LabelKernel, Units
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["cmixup"]
 
-@register("cmixup", paper="C-Mixup: Improving Generalization in Regression, NeurIPS 2022", arxiv="2210.05775")
+
+@register(
+    "cmixup",
+    paper="C-Mixup: Improving Generalization in Regression, NeurIPS 2022",
+    arxiv="2210.05775",
+    family="regression",
+)
 def cmixup(
     alpha: float = 2.0,
     bandwidth: float | Literal["auto"] = "auto",

@@ -21,38 +21,14 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, centred_boxes, paste, shares_of_sides
-from mixaug.ops.layout import wide_dtype
+from mixaug.ops.boxes import area_kept, cutmix_boxes, paste
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
-
-def cutmix_boxes(lam: Tensor, centers: Tensor, size: Sequence[int]) -> Tensor:
-    """Boxes of area about 1 - lam around given centres, clipped to the image.
-
-    Args:
-        lam: (B,) floating point in [0, 1]; float64 gives the authors' integers exactly.
-        centers: (B, 2) int64 pixels y, x (one column for each spatial axis).
-        size: (H, W), or as many spatial sizes as there are.
-
-    Returns:
-        (B, 4) int64 boxes y0, x0, y1, x1, half open. Sides are even before clipping, and a side below
-        2 pixels gives an empty box, as in the authors' code.
-
-    Raises:
-        ValueError: centers that do not fit lam and size.
-    """
-    if centers.ndim != 2 or centers.shape != (lam.shape[0], len(size)) or centers.is_floating_point():
-        raise ValueError(
-            f"cutmix_boxes expects centers ({lam.shape[0]}, {len(size)}) int64 for lam {tuple(lam.shape)} and "
-            f"size {tuple(size)}, got {tuple(centers.shape)} {centers.dtype}"
-        )
-    share = 1 - lam.to(wide_dtype(lam.device))
-    root = share.sqrt() if len(size) == 2 else share ** (1 / len(size))
-    return centred_boxes(centers, shares_of_sides(root, size), size)
+__all__ = ["CutMix", "cutmix"]
 
 
 def cutmix(
@@ -87,6 +63,7 @@ def cutmix(
     "cutmix",
     paper="CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
     arxiv="1905.04899",
+    family="cut and paste",
 )
 class CutMix(Policy):
     """Paste one rectangle of the partner into the sample; the label share is the area really kept.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from mixaug.checks import check_probability
 from mixaug.draws import Per
+from mixaug.policies.combinations import OneOf
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.mixup import Mixup
-from mixaug.policy import OneOf
 from mixaug.registry import register
+
+__all__ = ["deit"]
 
 
 @register(
     "deit",
     paper="Training data-efficient image transformers & distillation through attention, ICML 2021",
     arxiv="2012.12877",
+    family="combinations",
 )
 def deit(
     mixup_alpha: float = 0.8,

@@ -40,6 +40,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio, positive
 from mixaug.registry import register
 
+__all__ = ["FMix", "fmix", "fourier_image", "fourier_mask", "fourier_noise_shape"]
+
 Spectrum = Literal["isotropic", "reference"]
 SPECTRA = ("isotropic", "reference")
 
@@ -312,7 +314,7 @@ def fmix(images: Tensor, partner: Tensor, mask: Tensor, *, out: Tensor | None = 
     return blend_mask(images, partner, mask.squeeze(1), out=out, inplace=inplace)
 
 
-@register("fmix", paper="FMix: Enhancing Mixed Sample Data Augmentation, 2020", arxiv="2002.12047")
+@register("fmix", paper="FMix: Enhancing Mixed Sample Data Augmentation, 2020", arxiv="2002.12047", family="masks")
 class FMix(Policy):
     """Copy irregular blobs of the partner into the sample; the label share is the drawn lam.
 

@@ -35,6 +35,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["GridMix", "gridmix", "gridmix_mask"]
+
 
 def gridmix_mask(
     lam: Tensor,
@@ -160,7 +162,11 @@ def gridmix(
     return mixed, kept.expand(images.shape[0])
 
 
-@register("gridmix", paper="GridMix: Strong regularization through local context mapping, Pattern Recognition 2021")
+@register(
+    "gridmix",
+    paper="GridMix: Strong regularization through local context mapping, Pattern Recognition 2021",
+    family="masks",
+)
 class GridMix(Policy):
     """Show the partner through a lattice of holes; the label share is the area really kept.
 

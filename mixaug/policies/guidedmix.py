@@ -16,7 +16,6 @@ maps are zero theirs divides 0 by 0; here both images show alike.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,88 +27,24 @@ from torch import Generator, Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_images, check_partner
 from mixaug.draws import Draws
-from mixaug.guidance import BySaliency
 from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
+from mixaug.ops.filters import check_blur, gaussian_blur, spectral_residual
 from mixaug.ops.layout import reads_freely, single_precision
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
+from mixaug.policies.saliency import BySaliency
 from mixaug.registry import register
 
+__all__ = ["GuidedMix", "greedy_cycle", "guided_maps", "guided_mask", "guidedmix", "map_distance"]
+
 Saliency = Literal["gradient", "spectral"]
+
+
 Distance = Literal["l2", "l1", "cosine"]
+
+
 DISTANCES = ("l2", "l1", "cosine")
-# Red, green, blue, as torchvision has them.
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)
-LARGEST_SIDE = 128
-TINY = 1e-10
-
-
-def gaussian_blur(maps: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Tensor:
-    """Separable Gaussian blur. The border is mirrored about its last pixel, or repeated where a side is too short.
-
-    Args:
-        maps: (B, H, W) floating point.
-        kernel_size: odd; 1 leaves the maps as they are.
-        sigma: in pixels, positive.
-
-    Returns:
-        (B, H, W) float32 (float64 for float64).
-
-    Raises:
-        ValueError: another shape, an even kernel, a sigma that is not positive.
-    """
-    if maps.ndim != 3 or not maps.is_floating_point():
-        raise ValueError(f"gaussian_blur expects maps (B, H, W) floating point, got {tuple(maps.shape)} {maps.dtype}")
-    _check_blur("gaussian_blur", kernel_size, sigma)
-    reach = kernel_size // 2
-    blurred = single_precision(maps)[:, None]
-    weights = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-reach, reach + 1)]
-    for axis, padding in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
-        side = blurred.shape[axis]
-        wide = F.pad(blurred, padding, mode="reflect" if side > reach else "replicate")
-        # Not a convolution: on a GPU it would round to TF32.
-        blurred = wide.narrow(axis, 0, side) * (weights[0] / sum(weights))
-        for place, weight in enumerate(weights[1:], start=1):
-            blurred.add_(wide.narrow(axis, place, side), alpha=weight / sum(weights))
-    return blurred[:, 0]
-
-
-def spectral_residual(images: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Tensor:
-    """Saliency without a model: what stands out of the smooth part of an image's log spectrum (Hou and Zhang, 2007).
-
-    The amplitude becomes exp(log amplitude - its 3 x 3 mean), the phase stays; the magnitude of the inverse transform
-    is blurred. Sides above 128 pixels are computed at 128; the authors shrink only images more than 128 pixels high,
-    and then both sides.
-
-    Args:
-        images: (B, C, H, W) floating point or uint8. Three channels become grey by the usual weights, any other
-            number is averaged.
-        kernel_size, sigma: of the blur.
-
-    Returns:
-        (B, H, W) float32 (float64 for float64) >= 0. No gradient flows.
-
-    Raises:
-        ValueError: another shape.
-    """
-    check_images("spectral_residual", images, (2,))
-    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        pixels = single_precision(images.detach())
-        grey = pixels.mean(1)
-        if images.shape[1] == 3:
-            grey = sum(weight * pixels[:, c] for c, weight in enumerate(GREY_WEIGHTS))  # type: ignore[assignment]
-        size, small = grey.shape[1:], [min(side, LARGEST_SIDE) for side in grey.shape[1:]]
-        if list(size) != small:
-            grey = _resized(grey, small)
-        spectrum = torch.fft.fft2(grey)
-        amplitude = (spectrum.real.square() + spectrum.imag.square() + TINY).sqrt()
-        logarithm = amplitude.log()
-        smooth = F.avg_pool2d(F.pad(logarithm[:, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[:, 0]
-        maps = gaussian_blur(
-            torch.fft.ifft2(spectrum * ((logarithm - smooth).exp() / amplitude)).abs(), kernel_size, sigma
-        )
-        return maps if list(size) == small else _resized(maps, size).clamp_(min=0)
 
 
 def guided_maps(saliency: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Tensor:
@@ -332,6 +267,7 @@ class GreedyCycle:
     "guidedmix",
     paper="GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps, AAAI 2023",
     arxiv="2306.16612",
+    family="guided by the model",
 )
 class GuidedMix(BySaliency):
     """Show of two images at every pixel the more salient one, softly; partners that are salient elsewhere.
@@ -372,7 +308,7 @@ class GuidedMix(BySaliency):
         super().__init__(pairing=greedy if pairing is None else pairing, labeling=labeling)
         if saliency not in ("gradient", "spectral"):
             raise ValueError(f"GuidedMix expects saliency 'gradient' or 'spectral', got {saliency!r}")
-        _check_blur("GuidedMix", blur_size, blur_sigma)
+        check_blur("GuidedMix", blur_size, blur_sigma)
         self.keep_clean(clean_lam)
         if saliency == "spectral" and clean_lam:
             raise ValueError(
@@ -404,14 +340,3 @@ class GuidedMix(BySaliency):
         else:
             found = self.saliency_of(batch)
         return guided_maps(found, self.blur_size, self.blur_sigma)
-
-
-def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:
-    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", antialias=True, align_corners=False)[:, 0]
-
-
-def _check_blur(what: str, kernel_size: int, sigma: float) -> None:
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{what} expects an odd number of pixels to blur over, got {kernel_size!r}")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"{what} expects a positive sigma of the blur, got {sigma!r}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Nearest
+from mixaug.pairing.nearest import Nearest
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["knn_mixup"]
 
-@register("knn_mixup", paper="a baseline without a paper of its own")
+
+@register("knn_mixup", paper="a baseline without a paper of its own", family="regression")
 def knn_mixup(
     alpha: float = 2.0,
     k: int = 5,

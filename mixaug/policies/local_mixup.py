@@ -11,13 +11,21 @@ from typing import Literal
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Local
+from mixaug.pairing.nearest import Local
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["local_mixup"]
 
-@register("local_mixup", paper="Preventing Manifold Intrusion with Locality: Local Mixup, 2022", arxiv="2201.04368")
+
+@register(
+    "local_mixup",
+    paper="Preventing Manifold Intrusion with Locality: Local Mixup, 2022",
+    arxiv="2201.04368",
+    family="regression",
+)
 def local_mixup(
     alpha: float = 1.0,
     radius: float | Literal["auto"] = "auto",

@@ -20,7 +20,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mixaug import backbone
 from mixaug.batch import Batch
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
@@ -29,9 +28,14 @@ from mixaug.plan import Hidden, Plan
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
-from mixaug.signals import ModelSignals, Signals
+from mixaug.signals import ModelSignals, Signals, backbone
+from mixaug.signals.model import model_of
+
+__all__ = ["ManifoldMix"]
 
 INPUT = "input"
+
+
 #: What the authors mix in ResNets: the input and the first two stages.
 OF_RESNETS = (INPUT, "layer1", "layer2")
 
@@ -70,6 +74,7 @@ def manifold_stages(model: nn.Module | None) -> tuple[str, ...]:
     "manifoldmix",
     paper="Manifold Mixup: Better Representations by Interpolating Hidden States, ICML 2019",
     arxiv="1806.05236",
+    family="hidden features",
 )
 class ManifoldMix(Policy):
     """Blend the hidden features of every sample with its partner's, after a random stage of the model.
@@ -141,11 +146,6 @@ class ManifoldMix(Policy):
 
 
 _resolved: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...] | None, tuple[str, ...]]] = WeakKeyDictionary()
-
-
-def model_of(signals: Signals | ModelSignals | None) -> nn.Module | None:
-    """The model behind signals, without torch.compile's wrapper; None for given tensors."""
-    return signals.inner if isinstance(signals, ModelSignals) else getattr(signals, "model", None)
 
 
 def _checked(stages: Sequence[int | str]) -> tuple[int | str, ...]:

@@ -21,13 +21,15 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.cells import mix_cells, patch_sides, patch_size_option
 from mixaug.ops.masks import cells_to_pixels, grid_size, random_cells, share_of_cells
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policies.patchmix import mix_cells, patch_sides, patch_size_option
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
+
+__all__ = ["MaskMix", "maskmix"]
 
 
 def maskmix(
@@ -64,6 +66,7 @@ def maskmix(
     "maskmix",
     paper="MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer, ICLR 2023",
     arxiv="2304.12043",
+    family="masks",
 )
 class MaskMix(Policy):
     """Show the partner in random cells of a few tokens each; the label share counts the pixels.

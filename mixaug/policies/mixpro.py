@@ -26,11 +26,14 @@ from mixaug.policies.maskmix import MaskMix
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["MixPro"]
+
 
 @register(
     "mixpro",
     paper="MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer, ICLR 2023",
     arxiv="2304.12043",
+    family="guided by the model",
 )
 class MixPro(MaskMix):
     """Show the partner in random cells of a few tokens each; labels go from area to attention as predictions improve.

@@ -22,6 +22,8 @@ from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["Mixup", "mixup"]
+
 
 def mixup(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
     """Blend every sample with its partner.
@@ -49,7 +51,7 @@ def mixup(images: Tensor, partner: Tensor, lam: Tensor, *, out: Tensor | None = 
     return blend(images, partner, lam, out=out, inplace=inplace)
 
 
-@register("mixup", paper="mixup: Beyond Empirical Risk Minimization, ICLR 2018", arxiv="1710.09412")
+@register("mixup", paper="mixup: Beyond Empirical Risk Minimization, ICLR 2018", arxiv="1710.09412", family="blends")
 class Mixup(Policy):
     """Blend every sample with its partner, lam ~ Beta(alpha, alpha). Works on any tensor (B, ...).
 

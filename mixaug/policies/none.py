@@ -10,8 +10,10 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.policy import Policy
 from mixaug.registry import register
 
+__all__ = ["NoMix"]
 
-@register("none", paper="no mixing")
+
+@register("none", paper="no mixing", family="baseline")
 class NoMix(Policy):
     """Leaves every sample as it is: weights 1 and 0, the sample its own partner."""
 

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.ops.blend import blend_mask
+from mixaug.ops.cells import mix_cells, patch_sides, patch_size_option
 from mixaug.ops.masks import cells_to_pixels, grid_size, random_cells, share_of_cells
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
+
+__all__ = ["PatchMix", "patchmix"]
 
 
 def patchmix(
@@ -65,6 +65,7 @@ def patchmix(
     "patchmix",
     paper="Hardwiring ViT Patch Selectivity into CNNs using Patch Mixing, 2023",
     arxiv="2306.17848",
+    family="masks",
 )
 class PatchMix(Policy):
     """Show the partner in random patches of a regular grid; the label share counts the pixels.
@@ -111,58 +112,3 @@ class PatchMix(Policy):
             mask=cells_to_pixels(patches, sides, size),
             share=share_of_cells(patches, sides, size),
         )
-
-
-def mix_cells(
-    what: str,
-    images: Tensor,
-    partner: Tensor,
-    cells: Tensor,
-    cell_size: int | Sequence[int],
-    out: Tensor | None,
-    inplace: bool,
-) -> tuple[Tensor, Tensor]:
-    """:func:`patchmix` under the name of the caller, for all methods that mix in cells."""
-    check_images(what, images, (1, 2, 3))
-    check_partner(what, partner, images.shape[0])
-    check_out(what, images, out, inplace)
-    size = tuple(images.shape[2:])
-    sides = patch_sides(what, cell_size, size)
-    grid = grid_size(sides, size)
-    if cells.dtype != torch.bool:
-        raise TypeError(
-            f"{what} expects patches of dtype torch.bool, True where the own image shows, got {cells.dtype}"
-        )
-    if cells.shape[:1] not in ((1,), (images.shape[0],)) or tuple(cells.shape[1:]) != (1, *grid):
-        raise ValueError(
-            f"{what} expects patches {(images.shape[0], 1, *grid)}, or one row for all, for images of size {size} and "
-            f"patches of {sides} pixels, got {tuple(cells.shape)}"
-        )
-    cells = cells.squeeze(1)
-    mixed = blend_mask(images, partner, cells_to_pixels(cells, sides, size), out=out, inplace=inplace)
-    return mixed, share_of_cells(cells, sides, size).expand(images.shape[0])
-
-
-def patch_size_option(what: str, patch_size: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    """The option ``patch_size`` as plain numbers, or a ValueError."""
-    if patch_size is None:
-        return None
-    sides = list(patch_size) if isinstance(patch_size, Sequence) else [patch_size]
-    if (
-        not sides
-        or any(not isinstance(side, (int, float)) for side in sides)
-        or any(isinstance(side, bool) or int(side) != side or side < 1 for side in sides)
-    ):
-        raise ValueError(
-            f"{what} expects patch_size as positive integers, one or one for each axis, got {patch_size!r}"
-        )
-    return int(patch_size) if isinstance(patch_size, int) else tuple(int(side) for side in sides)
-
-
-def patch_sides(what: str, patch_size: int | Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    """Pixels of a patch along each spatial axis, or a ValueError."""
-    checked = patch_size_option(what, patch_size)
-    sides = (checked,) * len(size) if isinstance(checked, int) else tuple(checked or ())
-    if len(sides) != len(size):
-        raise ValueError(f"{what} got {len(sides)} patch sizes {patch_size!r} for images of size {tuple(size)}")
-    return sides

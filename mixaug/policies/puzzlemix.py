@@ -22,78 +22,31 @@ mover keeps its block; theirs turns black.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import (
-    check_images,
-    check_partner,
-    check_probability,
-    check_share,
-    check_statistics,
-    per_channel,
-)
+from mixaug.checks import check_images, check_partner, check_probability, check_share, check_statistics, per_channel
 from mixaug.draws import Draws, Per
-from mixaug.guidance import BySaliency
 from mixaug.labeling import Labeling
-from mixaug.ops.blend import blend_mask
+from mixaug.ops.borders import border_cells, border_difference, per_channel_column
+from mixaug.ops.cells import Moves, largest_divisor, pooled_saliency, puzzlemix_blend
 from mixaug.ops.gridcut import grid_cut
-from mixaug.ops.layout import (
-    SLICE_BYTES,
-    channels_last_format,
-    deliver,
-    over_channels,
-    reads_freely,
-    single_precision,
-    take_rows,
-)
+from mixaug.ops.layout import deliver, single_precision
 from mixaug.ops.masks import cells_to_pixels
+from mixaug.ops.transport import puzzlemix_moves
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan
+from mixaug.policies.saliency import BySaliency
 from mixaug.ratio import Ratio
 from mixaug.registry import register
-from mixaug.signals import PassSignals
+from mixaug.signals import CleanSignals
 
-Moves = tuple[Tensor, Tensor]
-#: Share of cells that show both images from which on blending all of them is faster than those alone (on a CPU).
-MANY_BLENDED = 0.3
-
-
-def pooled_saliency(saliency: Tensor, grid: int | Sequence[int]) -> Tensor:
-    """Saliency per cell of a grid, each map with the sum 1.
-
-    Args:
-        saliency: (B, H, W) floating point; negative and non-finite values count as 0.
-        grid: cells along each axis, which must divide H and W.
-
-    Returns:
-        (B, *grid) float32; even where a map has no saliency at all.
-
-    Raises:
-        ValueError: a shape or grid that does not fit.
-    """
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    if saliency.ndim != 3 or saliency.shape[1] % rows or saliency.shape[2] % columns:
-        raise ValueError(
-            f"pooled_saliency expects maps (B, H, W) whose sides are multiples of {(rows, columns)}, "
-            f"got {tuple(saliency.shape)}"
-        )
-    height, width = saliency.shape[1] // rows, saliency.shape[2] // columns
-    maps = single_precision(saliency.detach()).float()
-    cells = maps.unflatten(1, (rows, height)).sum(2).unflatten(2, (columns, width)).sum(3)
-    cells = cells.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
-    # By the largest first: neither tiny nor huge gradients may leave the range of float32.
-    cells = cells / cells.amax((1, 2), keepdim=True).clamp(min=torch.finfo(cells.dtype).tiny)
-    total = cells.sum((1, 2), keepdim=True)
-    return torch.where(total > 0.5, cells / total.clamp(min=0.5), 1 / (rows * columns))
+__all__ = ["PuzzleMix", "perturbed_images", "puzzlemix", "puzzlemix_costs", "puzzlemix_energy"]
 
 
 def puzzlemix_costs(
@@ -132,11 +85,11 @@ def puzzlemix_costs(
     own = pooled_saliency(saliency, block_num)
     keep_own, keep_partner = own.index_select(0, partner), own.clone()
     borders = []
-    for axis, (before, after) in enumerate(_border_cells(images.detach(), block_num, neigh_size, std), start=1):
+    for axis, (before, after) in enumerate(border_cells(images.detach(), block_num, neigh_size, std), start=1):
         # Own or partner's block first, own or partner's second.
-        own_own = _border_difference(before, after)
-        partner_own = _border_difference(before.index_select(0, partner), after)
-        own_partner = _border_difference(before, after.index_select(0, partner))
+        own_own = border_difference(before, after)
+        partner_own = border_difference(before.index_select(0, partner), after)
+        own_partner = border_difference(before, after.index_select(0, partner))
         weight = beta * gamma / (16 * block_num)
         oo, po, op, pp = (
             weight * d if axis == 1 else weight * d.mT
@@ -189,90 +142,6 @@ def puzzlemix_energy(
     )
 
 
-def puzzlemix_moves(saliency: Tensor, visible: Tensor, *, t_eps: float = 0.8) -> Tensor:
-    """Which cell moves to each place: salient cells go where they are seen, near ones first.
-
-    Cell i gains its saliency at a visible place and pays ``t_eps`` times the squared distance as a share of the
-    grid's sides. In each of t rounds, the longer side of the grid, every cell without a place asks for the cheapest
-    one that has not refused it, if that costs less than nothing; places keep the cheapest who asked.
-
-    Args:
-        saliency: (B, t, u), each with the sum 1, from :func:`pooled_saliency`.
-        visible: (B, t, u) bool: where the image is seen, the mask above 0.
-        t_eps: price of distance.
-
-    Returns:
-        (B, t, u) int64: the cell, counted row by row, that a place shows; itself where nothing moved there.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if saliency.ndim != 3 or saliency.shape != visible.shape:
-        raise ValueError(
-            f"puzzlemix_moves expects saliency and visible (B, t, u), got {tuple(saliency.shape)} and "
-            f"{tuple(visible.shape)}"
-        )
-    # Two bodies, one result: on a CPU only the cells without a place are looked at, elsewhere all of them.
-    if reads_freely(saliency, visible):
-        return torch.from_numpy(_moves_of_few(saliency.numpy(), visible.numpy(), t_eps))
-    return _moves_of_all(saliency, visible, t_eps)
-
-
-def puzzlemix_blend(
-    images: Tensor,
-    partner: Tensor,
-    blocks: Tensor,
-    moves: Moves | None = None,
-    *,
-    out: Tensor | None = None,
-    inplace: bool = False,
-) -> Tensor:
-    """Put the blocks together. Differentiable.
-
-    Args:
-        images: (B, ..., H, W); floating point or uint8, for boolean blocks of any dtype.
-        partner: (B,) int64.
-        blocks: (B, n, n) share of the own image per block, bool or floating point in [0, 1].
-        moves: (B, t, u) int64 for the own images and for the partners, from :func:`puzzlemix_moves`; t and u are
-            multiples of n. None moves nothing.
-        out: tensor like ``images`` that receives the result and does not overlap it.
-        inplace: write the result into ``images``.
-
-    Returns:
-        Mixed images, dtype and memory format of ``images``.
-
-    Raises:
-        ValueError: shapes that do not fit.
-        TypeError: a dtype that cannot be blended.
-    """
-    grid = tuple((blocks if moves is None else moves[0]).shape[1:])
-    size = tuple(images.shape[-2:])
-    if (
-        blocks.ndim != 3
-        or images.ndim < 3
-        or any(side % count or count % block for side, count, block in zip(size, grid, blocks.shape[1:], strict=True))
-    ):
-        raise ValueError(
-            f"puzzlemix_blend expects blocks and moves whose sides divide those of the images, got blocks "
-            f"{tuple(blocks.shape)}, moves {grid}, images {tuple(images.shape)}"
-        )
-    copies = blocks.dtype == torch.bool
-    if not copies and not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
-            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
-        )
-    # Two bodies, one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered.
-    if reads_freely(images, blocks) and (moves is not None or images[0].numel() >= SLICE_BYTES // 4):
-        return deliver(_blend_rows(images, partner, blocks, moves, grid), images, out, inplace)
-    share = cells_to_pixels(blocks, [side // n for side, n in zip(size, blocks.shape[1:], strict=True)], size)
-    if moves is None:
-        return blend_mask(images, partner, share, out=out, inplace=inplace)
-    own = _gathered(images, moves[0])
-    other = _gathered(take_rows(images, partner), moves[1])
-    return deliver(_weighed(own, other, over_channels(share, images)), images, out, inplace)
-
-
 def perturbed_images(
     images: Tensor, noise: Tensor, *, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> Tensor:
@@ -294,7 +163,9 @@ def perturbed_images(
     statistics = check_statistics("perturbed_images", mean, std)
     if statistics is None:
         raise ValueError("perturbed_images expects mean and std, got None")
-    shift, scale = (_column(values, images) for values in per_channel("perturbed_images", statistics, images.shape[1]))
+    shift, scale = (
+        per_channel_column(values, images) for values in per_channel("perturbed_images", statistics, images.shape[1])
+    )
     pixels = (single_precision(images) * scale + shift + noise).clamp(0, 1)
     return ((pixels - shift) / scale).to(images.dtype)
 
@@ -412,6 +283,7 @@ class Puzzle(Plan):
     "puzzlemix",
     paper="Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup, ICML 2020",
     arxiv="2009.06962",
+    family="guided by the model",
 )
 class PuzzleMix(BySaliency):
     """Blocks of two images by saliency, chosen with a graph cut and moved into sight; labels by the mask's mean.
@@ -544,21 +416,16 @@ class PuzzleMix(BySaliency):
     def _perturbation(self, batch: Batch, draws: Draws) -> Tensor:
         """One step of the fast gradient sign method from a random start, times U(0, 1): (B, C, H, W)."""
         signals = batch.ask("PuzzleMix")
-        if not isinstance(signals, PassSignals) or batch.labels is None or self.statistics is None:
+        if not isinstance(signals, CleanSignals) or batch.labels is None or self.statistics is None:
             raise ValueError("PuzzleMix with adv_p above 0 needs labels and a model: pass signals=model, not tensors")
         images = batch.images.detach()
-        mean, std = (_column(values, images) for values in self.statistics)
+        mean, std = (per_channel_column(values, images) for values in self.statistics)
         start = draws.uniform(-self.adv_eps, self.adv_eps, images.shape[1:], dtype=torch.float32, per="sample")
         pixels = images.float() * std + mean
         start = (pixels + start).clamp(0, 1) - pixels
         gradient = signals.gradient_at(images + (start / std).to(images.dtype))
         stepped = start + (self.adv_eps + 2 / 255) * gradient.sign().float()
         return stepped.clamp(-self.adv_eps, self.adv_eps) * draws.uniform(dtype=torch.float32, per="batch")
-
-
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of ``number`` that is not above ``most``."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def _check_material(what: str, images: Tensor, partner: Tensor, saliency: Tensor) -> None:
@@ -593,77 +460,6 @@ def _check_options(
             raise ValueError(f"{what} expects {name} as a positive number of pixels, got {pixels!r}")
 
 
-def _column(values: Sequence[float], images: Tensor) -> Tensor:
-    """(C, 1, 1) float32 of one number per channel or one for all, without a copy from the host."""
-    many = list(values) * images.shape[1] if len(values) == 1 else list(values)
-    ones = torch.ones(1, 1, 1, device=images.device)
-    return torch.cat([value * ones for value in many])
-
-
-def _pixel_scales(images: Tensor, std: float | Sequence[float] | None) -> Tensor:
-    """(C, 1, 1) or (1, 1, 1) factors that bring differences of images to those of pixels in [0, 1]."""
-    if images.dtype == torch.uint8:
-        return torch.full((1, 1, 1), 1 / 255, device=images.device)
-    if std is not None:
-        return _column((std,) if isinstance(std, (int, float)) else std, images)
-    low, high = images.detach().aminmax()
-    extent = single_precision(high) - single_precision(low)
-    # A range that is not finite measures nothing: no border terms then.
-    return torch.where(extent.isfinite() & (extent > 0), 1 / extent, 0.0).float().reshape(1, 1, 1)
-
-
-def _border_cells(
-    images: Tensor, blocks: int, neigh_size: int, std: float | Sequence[float] | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Means of cells at both sides of every border, in units of pixels in [0, 1].
-
-    For borders between a block and the one below, then to the right: the cells before and after, (B, C, n - 1, n, k)
-    each, k cells along a block's side.
-    """
-    sides = [side // blocks for side in images.shape[2:]]
-    cell = [largest_divisor(side, neigh_size) for side in sides]
-    scales = _pixel_scales(images, std) / math.prod(cell)
-    along = [side // pixels for side, pixels in zip(sides, cell, strict=True)]
-    if all(count <= 2 for count in along):
-        # Every cell lies at a border: all are made once.
-        means = _cell_sums(images, 2, cell[0])
-        means = _cell_sums(means, 3, cell[1]) * scales
-        rows, columns = means.unflatten(2, (blocks, along[0])), means.unflatten(3, (blocks, along[1]))
-        down = rows[:, :, :-1, -1], rows[:, :, 1:, 0]
-        right = columns[:, :, :, :-1, -1].mT, columns[:, :, :, 1:, 0].mT
-    else:
-        rows, columns = images.unflatten(2, (blocks, sides[0])), images.unflatten(3, (blocks, sides[1]))
-        strips = rows[:, :, :-1, -cell[0] :], rows[:, :, 1:, : cell[0]]
-        down = _pair(_cell_sums(_sum_over(strip, 3), 3, cell[1]) * scales for strip in strips)
-        strips = columns[:, :, :, :-1, -cell[1] :], columns[:, :, :, 1:, : cell[1]]
-        right = _pair((_cell_sums(_sum_over(strip, 4), 2, cell[0]) * scales).mT for strip in strips)
-    return [
-        (before.unflatten(3, (blocks, count)), after.unflatten(3, (blocks, count)))
-        for (before, after), count in ((down, along[1]), (right, along[0]))
-    ]
-
-
-def _pair(tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    first, second = tensors
-    return first, second
-
-
-def _cell_sums(images: Tensor, axis: int, pixels: int) -> Tensor:
-    """Sums over cells of some pixels along an axis."""
-    return _sum_over(images.unflatten(axis, (-1, pixels)), axis + 1)
-
-
-def _sum_over(values: Tensor, axis: int) -> Tensor:
-    """Sum over a short axis in float32: as a few additions of large tensors, since short reductions are slow."""
-    return functools.reduce(torch.add, [part.float() for part in values.unbind(axis)])
-
-
-def _border_difference(before: Tensor, after: Tensor) -> Tensor:
-    """(B, n - 1, n) mean difference over channels and cells."""
-    total = _sum_over((before - after).abs_(), 1) / before.shape[1]
-    return total.squeeze(3) if total.shape[3] == 1 else total.mean(3)
-
-
 def _moves(
     saliency: Tensor, partner: Tensor, blocks: Tensor, size: tuple[int, int], t_size: int | None, t_eps: float
 ) -> Moves:
@@ -678,177 +474,6 @@ def _moves(
     both = torch.cat([own, own.index_select(0, partner)])
     first, second = puzzlemix_moves(both, torch.cat([shown > 0, shown < 1]), t_eps=t_eps).chunk(2)
     return first, second
-
-
-def _moves_of_all(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
-    rows, columns = saliency.shape[1:]
-    places = torch.arange(rows * columns, device=saliency.device)
-    height, width = max(rows - 1, 1), max(columns - 1, 1)
-    # Whole numbers first: places at equal distances must stay equal, the first of them is asked.
-    y, x = places // columns * width, places % columns * height
-    distance = ((y[:, None] - y).square() + (x[:, None] - x).square()) / (height * width) ** 2
-    gain = saliency.flatten(1)[:, :, None] * visible.flatten(1)[:, None]
-    cost = t_eps * distance - gain  # B, cell, place
-    for _ in range(max(rows, columns)):
-        least, choice = cost.min(2)
-        asked = torch.where(least < 0, least, torch.inf)
-        taken = torch.full_like(asked, torch.inf).scatter_reduce(1, choice, asked, "amin")
-        first = asked.isfinite() & (asked == taken.gather(1, choice))
-        # Of equal ones the first cell.
-        cell = torch.where(first, places, len(places))
-        winner = torch.full_like(cell, len(places)).scatter_reduce(1, choice, cell, "amin")
-        lost = winner.gather(1, choice) != places
-        cost.scatter_add_(2, choice[..., None], lost[..., None].to(cost.dtype))
-    return torch.where(winner < len(places), winner, places).reshape(visible.shape)
-
-
-@functools.lru_cache(maxsize=32)
-def _offsets(rows: int, columns: int) -> tuple[Any, Any, Any]:
-    """Ways from a cell to a place, the shortest first, then in the order of places: dy, dx, squared length."""
-    dy, dx = (grid.ravel() for grid in np.mgrid[1 - rows : rows, 1 - columns : columns])
-    height, width = max(rows - 1, 1), max(columns - 1, 1)
-    exact = (dy * width) ** 2 + (dx * height) ** 2
-    order = np.argsort(exact, kind="stable")
-    dy, dx = dy[order], dx[order]
-    return dy, dx, (exact[order] / (height * width) ** 2).astype(np.float32)
-
-
-def _moves_of_few(saliency: Any, visible: Any, t_eps: float) -> Any:
-    """:func:`puzzlemix_moves` in NumPy: after the first round only cells that were refused ask again."""
-    batch, rows, columns = saliency.shape
-    cells = rows * columns
-    gain = saliency.reshape(-1)
-    seen = visible.reshape(-1)
-    dy, dx, length = _offsets(rows, columns)
-    price = np.float32(t_eps) * length
-    reach = int(np.searchsorted(price, gain.max(initial=0.0), side="left"))
-    dy, dx, price = dy[:reach], dx[:reach], price[:reach]
-    holder = np.tile(np.arange(cells), batch)
-    moves = holder.reshape(batch, rows, columns)
-    if reach < 2:
-        return moves
-    # Each visible place is first asked for by its own cell, which it takes: that leaves the cells out of sight.
-    held = np.where(seen, -gain, np.float32(0))
-    margin_y, margin_x = int(np.abs(dy).max()), int(np.abs(dx).max())
-    padded = np.zeros((batch, rows + 2 * margin_y, columns + 2 * margin_x), dtype=bool)
-    padded[:, margin_y : margin_y + rows, margin_x : margin_x + columns] = visible
-    step, flat = padded.shape[2], padded.reshape(-1)
-    way, shift = dy * step + dx, dy * columns + dx
-    asking = np.flatnonzero(~seen & (gain > price[1]))
-    next_way = np.ones(batch * cells, dtype=np.int64)
-    for _ in range(max(rows, columns)):
-        if not len(asking):
-            break
-        sample, cell = asking // cells, asking % cells
-        corner = sample * padded[0].size + (cell // columns + margin_y) * step + cell % columns + margin_x
-        most = int(np.searchsorted(price, gain[asking].max(), side="left"))
-        open_ = flat[corner[:, None] + way[:most]]
-        open_ &= np.arange(most) >= next_way[asking, None]
-        open_ &= price[:most] < gain[asking, None]
-        wish = open_.argmax(1)
-        some = open_[np.arange(len(asking)), wish]
-        asking, wish = asking[some], wish[some]
-        next_way[asking] = wish + 1
-        place, cost = asking + shift[wish], price[wish] - gain[asking]
-        order = np.lexsort((asking, cost, place))
-        asking, place, cost = asking[order], place[order], cost[order]
-        best = np.ones(len(place), dtype=bool)
-        best[1:] = place[1:] != place[:-1]
-        before = place - place % cells + holder[place]
-        wins = best & ((cost < held[place]) | ((cost == held[place]) & (asking < before)))
-        won = place[wins]
-        # Who held a place has been refused there; its next way comes after the one that led to it.
-        ousted = before[wins]
-        holder[won], held[won] = asking[wins] % cells, cost[wins]
-        asking = np.concatenate([asking[~wins], ousted])
-    return moves
-
-
-def _blend_rows(images: Tensor, partner: Tensor, blocks: Tensor, moves: Moves | None, grid: tuple[int, ...]) -> Tensor:
-    """Copy rows of cells, and blend those that show both images."""
-    last = channels_last_format(images)
-    source = images.movedim(1, -1) if last is not None else images.contiguous()
-    source = source.flatten(3) if last is not None else source.reshape(len(images), -1, *images.shape[-2:])
-    # A row of a cell is memory in one piece: (sample, [channels], y, column of cells) of W / columns pixels.
-    inner = source.shape[3] if last is not None else 1
-    planes = 1 if last is not None else source.shape[1]
-    height, width = images.shape[-2:]
-    rows, columns = grid
-    tall = height // rows
-    memory = source.reshape(-1, width // columns * inner)
-    share = blocks.numpy().astype(np.float32)
-    share = share.repeat(rows // share.shape[1], 1).repeat(columns // share.shape[2], 2)
-
-    def lines(sample: Any, move: Tensor | None) -> Any:
-        """Row of ``memory`` for each (sample, cell): (B, rows, columns), of its first plane's first row."""
-        cell = np.arange(rows * columns).reshape(rows, columns) if move is None else move.numpy()
-        return sample[:, None, None] * (planes * height * columns) + cell // columns * (tall * columns) + cell % columns
-
-    first = lines(np.arange(len(images)), None if moves is None else moves[0])
-    second = lines(partner.numpy(), None if moves is None else moves[1])
-    within = (np.arange(planes)[:, None] * height + np.arange(tall)) * columns
-    values = _as_numpy(memory)
-
-    def all_rows(cells: Any) -> Any:
-        # (B, rows, columns) to (B, planes, rows, tall, columns), the order of memory.
-        return cells[:, None, :, None, :] + within[:, None, :, None]
-
-    def taken(rows_: Any) -> Tensor:
-        return _as_torch(np.take(values, rows_.reshape(-1), axis=0, mode="clip"), images.dtype)
-
-    both = (share > 0) & (share < 1)
-    if both.mean() > MANY_BLENDED:
-        weight = torch.from_numpy(share)[:, None, :, None, :, None]
-        weight = weight.expand(len(images), planes, rows, tall, columns, values.shape[1] if width < 8 * columns else 1)
-        pair = [taken(all_rows(cells)) for cells in (first, second)]
-        mixed = _weighed(pair[0], pair[1], weight.reshape(len(pair[0]), -1))
-    else:
-        mixed = taken(all_rows(np.where(share >= 0.5, first, second)))
-        if both.any():
-            b, r, c = (index[:, None, None] for index in np.nonzero(both))
-            where = (((b * planes + np.arange(planes)[:, None]) * rows + r) * tall + np.arange(tall)) * columns + c
-            pair = [taken(cells[both][:, None, None] + within) for cells in (first, second)]
-            weight = torch.from_numpy(np.broadcast_to(share[both][:, None, None], where.shape).reshape(-1, 1).copy())
-            _as_numpy(mixed)[where.reshape(-1)] = _as_numpy(_weighed(pair[0], pair[1], weight))
-    mixed = mixed.reshape(source.shape)
-    if last is None:
-        return mixed.reshape(images.shape)
-    return mixed.reshape(images.movedim(1, -1).shape).movedim(-1, 1)
-
-
-def _as_numpy(tensor: Tensor) -> Any:
-    """The same memory; bfloat16, which NumPy lacks, as 16-bit integers."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _as_torch(array: Any, dtype: torch.dtype) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
-
-
-def _gathered(images: Tensor, moves: Tensor) -> Tensor:
-    """Images (B, ..., H, W) with cell ``moves[b, r, c]`` at the place r, c."""
-    height, width = images.shape[-2:]
-    rows, columns = moves.shape[1:]
-    tall, wide = height // rows, width // columns
-    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    cell = cells_to_pixels(moves, (tall, wide), (height, width))
-    pixel = (cell // columns * tall + (y % tall)[:, None]) * width + cell % columns * wide + x % wide
-    flat = images.reshape(images.shape[0], -1, height * width)
-    moved = flat.gather(2, pixel.reshape(len(images), 1, -1).expand_as(flat)).reshape(images.shape)
-    format_ = channels_last_format(images)
-    return moved if format_ is None else moved.contiguous(memory_format=format_)
-
-
-def _weighed(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """``share * own + (1 - share) * other``; half precision and uint8 in float32, uint8 rounded half to even."""
-    if share.dtype == torch.bool:
-        return torch.where(share, own, other)
-    if own.dtype in (torch.float32, torch.float64):
-        return torch.lerp(other, own, share.to(own.dtype))
-    mixed = torch.lerp(other.float(), own.float(), share.float())
-    return (mixed.round() if own.dtype == torch.uint8 else mixed).to(own.dtype)
 
 
 def _blend_noisy(

@@ -31,12 +31,15 @@ from torch.nn import functional as F
 
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
-from mixaug.neighbours import By, Limits, Nearest, limited_choice, nearest_rows
 from mixaug.ops.blend import blend
+from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
+from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.preparation import Preparation
 from mixaug.ratio import Beta, Ratio, positive
 from mixaug.registry import register
+
+__all__ = ["RegMix"]
 
 CHOICES = (0, 1, 2, 4, 8, 16, 32)
 
@@ -235,6 +238,7 @@ def learn_limits(
     "regmix",
     paper="Data Mixing Augmentation for Regression (RegMix; first posted as MixRL), 2021",
     arxiv="2106.03374",
+    family="regression",
 )
 class RegMix(Mixup):
     """Blend every sample with one of its own number of nearest neighbours.

@@ -41,6 +41,8 @@ from mixaug.plan import Paste, Plan, class_planes
 from mixaug.policy import Policy
 from mixaug.registry import register
 
+__all__ = ["ResizeMix", "resizemix", "resizemix_boxes"]
+
 Interpolation = Literal["nearest", "bilinear"]
 INTERPOLATIONS = ("nearest", "bilinear")
 Rule = Literal["uniform", "beta", "area"]
@@ -237,6 +239,11 @@ class ResizePaste(Paste):
             inplace=inplace,
         )
 
+    def partner_shown(self, maps: Tensor) -> Tensor:
+        # The box holds the whole partner, however small.
+        total = maps.flatten(1).sum(1).index_select(0, self.partner)
+        return torch.where(self.area() < 1, total, torch.zeros_like(total))
+
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
         mixed = paste_resized(label_map, self.partner, self.boxes, self.size, "nearest")
         return class_planes(mixed, num_classes)
@@ -246,6 +253,7 @@ class ResizePaste(Paste):
     "resizemix",
     paper="ResizeMix: Mixing Data with Preserved Object Information and True Labels, 2020",
     arxiv="2012.11101",
+    family="cut and paste",
 )
 class ResizeMix(Policy):
     """Paste the whole partner, shrunk, into the sample; the label share is the area really kept.

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from mixaug.draws import Per
+from mixaug.policies.combinations import OneOf
 from mixaug.policies.deit import deit
-from mixaug.policy import OneOf
 from mixaug.registry import register
 
+__all__ = ["rsb"]
 
-@register("rsb", paper="ResNet strikes back: An improved training procedure in timm, 2021", arxiv="2110.00476")
+
+@register(
+    "rsb",
+    paper="ResNet strikes back: An improved training procedure in timm, 2021",
+    arxiv="2110.00476",
+    family="combinations",
+)
 def rsb(
     mixup_alpha: float = 0.1,
     cutmix_alpha: float = 1.0,

@@ -28,13 +28,23 @@ from mixaug.batch import Batch
 from mixaug.checks import check_images, check_statistics, per_channel
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.boxes import cutmix_boxes
 from mixaug.ops.layout import take_rows, wide_dtype
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
-from mixaug.policies.cutmix import cutmix, cutmix_boxes
+from mixaug.policies.cutmix import cutmix
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
+
+__all__ = [
+    "SaliencyMix",
+    "eight_bit_images",
+    "fine_grained_saliency",
+    "saliency_peak",
+    "saliencymix",
+    "saliencymix_boxes",
+]
 
 Channels = Literal["rgb", "bgr"]
 # Red, green, blue in units of 1 / 2**15.
@@ -193,6 +203,7 @@ def saliencymix(
     "saliencymix",
     paper="SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better Regularization, ICLR 2021",
     arxiv="2006.01791",
+    family="cut and paste",
 )
 class SaliencyMix(Policy):
     """Paste the most salient box of the partner into the sample; the label share is the area really kept.

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_probability
 from mixaug.losses import MixedCrossEntropy
-from mixaug.mixer import Upsampling, not_negative
 from mixaug.ops.layout import single_precision
-from mixaug.policies.automix import PairMixer, attended, start_small, tokens
+from mixaug.policies.learned.base import not_negative
+from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens
+from mixaug.policies.learned.objective import objective_of
+from mixaug.policies.learned.pairs import PairMixer
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
+
+__all__ = ["SAMix", "balanced_cross_entropy", "rescaled_lam"]
 
 #: Above it the cubic is the same to three digits.
 LARGEST_CUBIC = 10.0
@@ -111,6 +115,7 @@ class SAMixBlock(nn.Module):
     "samix",
     paper="Boosting Discriminative Visual Representation Learning with Scenario-Agnostic Mixup",
     arxiv="2111.15454",
+    family="learned",
 )
 class SAMix(PairMixer):
     """AutoMix with a mixer that sees both maps, a reward for masks that vary, a balanced loss; train through MixStep.
@@ -123,10 +128,10 @@ class SAMix(PairMixer):
             step, which is what the released code computes with cross-entropy. Below 1, 0.5 in the paper, labels must
             be class ids and the loss of the step plain cross-entropy.
         upsampling: of the mask's logits.
-        variance: factor of the reward for masks that vary, see :func:`mixaug.policies.automix.mask_loss`.
+        variance: factor of the reward for masks that vary, see :func:`mixaug.policies.learned.pairs.mask_loss`.
         mask_adjust: chance in [0, 1] that the classifier's masks are given the mean lam.
-        **shared: mask_lam, mask_lam_end, mask_margin, reference: see :class:`mixaug.policies.automix.PairMixer`; all
-            others: see :class:`mixaug.mixer.LearnedMixer`.
+        **shared: mask_lam, mask_lam_end, mask_margin, reference: see :class:`mixaug.policies.learned.PairMixer`; all
+            others: see :class:`mixaug.policies.learned.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.
@@ -162,7 +167,7 @@ class SAMix(PairMixer):
     def generator_objective(self, outputs: Tensor, pair: MixedBatch, source: ModelSignals) -> Tensor:
         if self.eta == 1:
             return super().generator_objective(outputs, pair, source)
-        labels, objective = pair.labels, source.step_objective()
+        labels, objective = pair.labels, objective_of(source)
         if (
             not isinstance(objective, MixedCrossEntropy)
             or objective.label_smoothing

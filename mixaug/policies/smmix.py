@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixaug import backbone
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_probability
 from mixaug.draws import Draws, Per
@@ -43,10 +42,12 @@ from mixaug.ops.layout import (
     wide_dtype,
 )
 from mixaug.pairing import Pairing
-from mixaug.plan import Plan, Unmixed
+from mixaug.plan import Plan
 from mixaug.policy import Policy, no_change
 from mixaug.registry import register
-from mixaug.signals import ModelSignals, Seen
+from mixaug.signals import MixedSignals, ModelSignals, backbone
+
+__all__ = ["SMMix", "pooled_tokens", "smmix", "smmix_boxes", "smmix_consistency", "smmix_windows"]
 
 
 def smmix_windows(scores: Tensor, region: Tensor, *, largest: bool) -> Tensor:
@@ -234,6 +235,7 @@ class MovedWindows(Plan):
     "smmix",
     paper="SMMix: Self-Motivated Image Mixing for Vision Transformers, ICCV 2023",
     arxiv="2212.12977",
+    family="guided by the model",
 )
 class SMMix(Policy):
     """Cover the least attended square of a sample with the most attended one of its partner.
@@ -302,7 +304,7 @@ class SMMix(Policy):
         lam = (cells - region.square()).float() / cells
         return MovedWindows(partner=partner, lam=lam, boxes=boxes, corners=corners, size=size)
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         plan = mixed.plan
         head = self.token_head
         if self.fine_grained and head is None:
@@ -310,7 +312,7 @@ class SMMix(Policy):
                 "SMMix has no head for its fine-grained loss yet: train through mixaug.MixStep, call "
                 "policy.attach(model), or leave that loss out with fine_grained=0"
             )
-        if plan is None or isinstance(plan, Unmixed):
+        if plan is None or not plan.mixes:
             return {} if head is None else {"fine_grained": no_change(head.parameters())}
         terms: dict[str, Tensor] = {}
         if head is not None and self.fine_grained:
@@ -323,7 +325,7 @@ class SMMix(Policy):
             terms["consistency"] = self.consistency * divergence
         return terms
 
-    def _fine_grained(self, head: nn.Linear, mixed: MixedBatch, plan: Plan, seen: Seen) -> Tensor:
+    def _fine_grained(self, head: nn.Linear, mixed: MixedBatch, plan: Plan, seen: MixedSignals) -> Tensor:
         labels, own = mixed.labels, plan.own_mask()
         if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
             came = None if labels is None else tuple(labels.shape)

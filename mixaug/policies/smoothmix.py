@@ -30,6 +30,8 @@ from mixaug.plan import MaskBlend, Plan
 from mixaug.policy import Policy
 from mixaug.registry import register
 
+__all__ = ["SmoothMix", "smoothmix", "smoothmix_mask"]
+
 
 def smoothmix_mask(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Share of the own image per pixel: one minus a Gaussian bump.
@@ -113,6 +115,7 @@ def smoothmix(
 @register(
     "smoothmix",
     paper="SmoothMix: a Simple Yet Effective Data Augmentation to Train Robust Classifiers, CVPR Workshops 2020",
+    family="masks",
 )
 class SmoothMix(Policy):
     """Blend in the partner under a Gaussian bump; the label share is the mean share of the pixels.

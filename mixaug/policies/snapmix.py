@@ -15,9 +15,10 @@ the same where their rows are equal.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_labels, check_out, check_partner
 from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
-from mixaug.ops.boxes import area_kept, box_mask
+from mixaug.labeling import ClassActivation, Labeling
+from mixaug.ops.activation import check_activation_maps, check_not_negative
+from mixaug.ops.boxes import area_kept, cutmix_boxes, sum_inside
 from mixaug.ops.layout import (
     deliver,
     prefers_slices,
@@ -36,11 +38,12 @@ from mixaug.ops.layout import (
 from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
-from mixaug.policies.cutmix import cutmix_boxes
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 from mixaug.signals import Mode
+
+__all__ = ["SnapMix", "snapmix", "snapmix_weights"]
 
 
 def snapmix(
@@ -83,8 +86,8 @@ def snapmix(
     check_boxes("snapmix", partner_boxes, images.shape[0], size, "partner_boxes")
     check_labels("snapmix", labels, images)
     check_out("snapmix", images, out, inplace)
-    _check_maps("snapmix", cam, (images.shape[0], *size))
-    _check_sign("snapmix", cam)
+    check_activation_maps("snapmix", cam, (images.shape[0], *size))
+    check_not_negative("snapmix", cam)
     weights = _weights(cam, partner, boxes, partner_boxes, labels)
     targets = pasted_boxes(boxes, partner_boxes)
     return paste_box(images, partner, targets, partner_boxes, size, out=out, inplace=inplace), weights
@@ -110,8 +113,8 @@ def snapmix_weights(
         ValueError: shapes that do not fit, boxes outside the map, partners outside the batch, negative maps.
         TypeError: maps that are not floating point.
     """
-    _check_maps("snapmix_weights", cam, None)
-    _check_sign("snapmix_weights", cam)
+    check_activation_maps("snapmix_weights", cam, None)
+    check_not_negative("snapmix_weights", cam)
     check_partner("snapmix_weights", partner, cam.shape[0])
     check_boxes("snapmix_weights", boxes, cam.shape[0], cam.shape[1:])
     check_boxes("snapmix_weights", partner_boxes, cam.shape[0], cam.shape[1:], "partner_boxes")
@@ -154,11 +157,11 @@ def _weights(cam: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor,
     boxes = pasted_boxes(boxes, partner_boxes)
     total = maps.sum((1, 2))
     total = torch.where((total > 0) & total.isfinite(), total, torch.full_like(total, torch.nan))
-    own = 1 - (_inside(maps, boxes) / total).clamp(0, 1)
+    own = 1 - (sum_inside(maps, boxes) / total).clamp(0, 1)
     if partner_boxes.shape[0] == 1:
-        inside = _inside(maps, partner_boxes).index_select(0, partner)
+        inside = sum_inside(maps, partner_boxes).index_select(0, partner)
     else:
-        inside = _inside(maps.index_select(0, partner), partner_boxes)
+        inside = sum_inside(maps.index_select(0, partner), partner_boxes)
     other = (inside / total.index_select(0, partner)).clamp(0, 1)
     if labels is not None:
         same = (labels == labels.index_select(0, partner)).reshape(len(labels), -1).all(1)
@@ -171,14 +174,6 @@ def _weights(cam: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor,
     pasted = kept < 1
     own = torch.where(pasted, own, torch.ones_like(own))
     return torch.stack([own, torch.where(pasted, other, torch.zeros_like(other))], dim=1).float()
-
-
-def _inside(maps: Tensor, boxes: Tensor) -> Tensor:
-    """(B,) sum of each map inside its box."""
-    if boxes.shape[0] == 1 and reads_freely(maps):
-        return maps[_window(boxes[0].tolist())].sum((1, 2))
-    # Plain sums rather than an integral image: a running sum of floats is not reproducible on a GPU.
-    return torch.where(box_mask(boxes, maps.shape[1:]), maps, torch.zeros_like(maps)).sum((1, 2))
 
 
 def _paste_gather(
@@ -285,6 +280,14 @@ class SnapPaste(Paste):
         picture = tensor.is_floating_point() or (tensor.dtype == torch.uint8 and tensor.ndim > 1 + len(self.size))
         return self._paste(tensor, not picture, out=out, inplace=inplace)
 
+    def partner_shown(self, maps: Tensor) -> Tensor:
+        if self.partner_boxes.shape[0] == 1:
+            shown = sum_inside(maps, self.partner_boxes).index_select(0, self.partner)
+        else:
+            shown = sum_inside(maps.index_select(0, self.partner), self.partner_boxes)
+        # Where there is no place to paste nothing is shown.
+        return torch.where(self.area() < 1, shown, torch.zeros_like(shown))
+
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
         return class_planes(self._paste(label_map, True), num_classes)
 
@@ -294,42 +297,11 @@ class SnapPaste(Paste):
         )
 
 
-class ActivationShare:
-    """SnapMix's weights for any policy that pastes boxes: ``create("cutmix", labeling=ActivationShare())``.
-
-    Args:
-        mode: how the model stands during the clean pass, ``"train"`` or ``"eval"``.
-
-    Raises:
-        ValueError: another mode.
-    """
-
-    needs: frozenset[str] = frozenset({"cam"})
-
-    def __init__(self, mode: Mode = "train") -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"ActivationShare expects mode in {list(get_args(Mode))}, got {mode!r}")
-        self.mode: Mode = mode
-
-    def __call__(self, plan: Plan, batch: Batch) -> Tensor:
-        if not isinstance(plan, SnapPaste) and type(plan) is not Paste:
-            raise TypeError(
-                f"ActivationShare weighs what pasted boxes hide and show, but {type(plan).__name__} is no paste of "
-                "boxes; it fits snapmix, cutmix and saliencymix"
-            )
-        if batch.signals is None:
-            raise ValueError("ActivationShare needs cam of the model: pass signals=")
-        height, width = batch.size
-        cam = batch.signals.cam((height, width), mode=self.mode)
-        sources = plan.partner_boxes if isinstance(plan, SnapPaste) else plan.boxes
-        _check_maps("ActivationShare", cam, (len(batch), height, width))
-        return _weights(cam, plan.partner, plan.boxes, sources, batch.labels)
-
-
 @register(
     "snapmix",
     paper="SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data, AAAI 2021",
     arxiv="2012.04846",
+    family="guided by the model",
 )
 class SnapMix(Policy):
     """Paste a box of the partner, resized, into another box; class activation in the boxes weighs the labels.
@@ -341,8 +313,8 @@ class SnapMix(Policy):
             as in the authors' code, so that batch statistics count them, or ``"eval"``.
         ratio, pairing, per: see :class:`mixaug.Policy`; two independent draws of ``ratio``. The authors draw the two
             boxes once per batch.
-        labeling: None for :class:`ActivationShare`; ``"area"`` (of the filled box) and ``"ratio"`` (its lam) need
-            nothing of the model.
+        labeling: None for ``"cam"``, see :class:`mixaug.labeling.ClassActivation`; ``"area"`` (of the filled box) and
+            ``"ratio"`` (its lam) need nothing of the model.
 
     Raises:
         ValueError: an option out of range; when mixing, a model without a class activation map.
@@ -361,8 +333,8 @@ class SnapMix(Policy):
         labeling: str | Labeling | None = None,
         per: Per = "batch",
     ) -> None:
-        activation = ActivationShare(mode)
-        chosen = activation if labeling is None else labeling
+        # The name stands for the maps of this policy's own mode.
+        chosen = ClassActivation(mode) if labeling in (None, "cam") else labeling
         super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=chosen, per=per)
         self.mode: Mode = mode
         # The images need nothing of the model: another labeling frees the policy of it.
@@ -382,15 +354,13 @@ class SnapMix(Policy):
         )
 
 
-def _check_maps(what: str, cam: Tensor, shape: tuple[int, ...] | None) -> None:
-    if not isinstance(cam, Tensor) or not cam.is_floating_point():
-        came = cam.dtype if isinstance(cam, Tensor) else type(cam).__name__
-        raise TypeError(f"{what} expects cam (B, H, W) floating point, got {came}")
-    if cam.ndim != 3 or (shape is not None and tuple(cam.shape) != shape):
-        expected = "(B, H, W)" if shape is None else f"{shape}, the batch and size of the images"
-        raise ValueError(f"{what} expects cam of shape {expected}, got {tuple(cam.shape)}")
-
-
-def _check_sign(what: str, cam: Tensor) -> None:
-    if reads_freely(cam) and bool((cam < 0).any()):
-        raise ValueError(f"{what} expects cam >= 0, got values down to {float(cam[cam < 0].min())}")
+def __getattr__(name: str) -> Any:
+    if name != "ActivationShare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "mixaug.policies.snapmix.ActivationShare is now mixaug.labeling.ClassActivation, or labeling='cam'; the old "
+        "name goes in the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return ClassActivation

@@ -31,11 +31,13 @@ from mixaug.checks import check_partner
 from mixaug.draws import Per
 from mixaug.ops.layout import single_precision
 from mixaug.pairing import Pairing
-from mixaug.plan import Plan, Unmixed
+from mixaug.plan import Plan
 from mixaug.policy import Policy, no_change
 from mixaug.ratio import positive
 from mixaug.registry import create, describe, register
-from mixaug.signals import ModelSignals, Seen, Signals
+from mixaug.signals import MixedSignals, ModelSignals, Signals
+
+__all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix_weights"]
 
 Uncertainty = Literal["layer", "logits"]
 #: V beyond e^30 would be a logit that no softmax resolves.
@@ -164,6 +166,7 @@ def sumix_loss(
     "sumix",
     paper="SUMix: Mixup with Semantic and Uncertain Information, ECCV 2024",
     arxiv="2407.07805",
+    family="guided by the model",
 )
 class SUMix(Policy):
     """Mix by another policy; correct the weights by what the model sees, and add a loss of its uncertainty.
@@ -241,9 +244,9 @@ class SUMix(Policy):
         if self._has_layer:
             self.layer = signals.like_classifier("SUMix", self.layer)
 
-    def relabel(self, mixed: MixedBatch, seen: Seen) -> MixedBatch:
+    def relabel(self, mixed: MixedBatch, seen: MixedSignals) -> MixedBatch:
         drawn = self.policy.relabel(mixed, seen)
-        if mixed.plan is None or isinstance(mixed.plan, Unmixed):
+        if mixed.plan is None or not mixed.plan.mixes:
             return drawn
         partner, labels, distances = self._distances(drawn, seen)
         weights = sumix_weights(distances, labels, partner, drawn.weights, reference=self.reference)
@@ -252,9 +255,9 @@ class SUMix(Policy):
     def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
         return self.policy.early_loss(images, mixed, clean)
 
-    def auxiliary_loss(self, mixed: MixedBatch, seen: Seen) -> dict[str, Tensor]:
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         plan = mixed.plan
-        unmixed = plan is None or isinstance(plan, Unmixed)
+        unmixed = plan is None or not plan.mixes
         as_drawn = mixed if plan is None or plan.weights is None else dataclasses.replace(mixed, weights=plan.weights)
         drawn = self.policy.relabel(as_drawn, seen)
         terms = dict(self.policy.auxiliary_loss(drawn, seen))
@@ -274,7 +277,7 @@ class SUMix(Policy):
         terms["uncertainty"] = self.gamma * sumix_loss(clean, blend, distances, labels, partner, drawn.weights)
         return terms
 
-    def _distances(self, mixed: MixedBatch, seen: Seen) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _distances(self, mixed: MixedBatch, seen: MixedSignals) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Partners (B,), class ids (B,) and the two semantic distances."""
         labels = mixed.labels
         if mixed.sources.shape[1] != 2:
@@ -288,7 +291,7 @@ class SUMix(Policy):
         pair = sumix_distances(clean, seen.outputs(), labels, partner, scale=self.scale, reference=self.reference)
         return partner, labels, pair
 
-    def _uncertainty(self, seen: Seen) -> tuple[Tensor, Tensor]:
+    def _uncertainty(self, seen: MixedSignals) -> tuple[Tensor, Tensor]:
         clean_pass = _clean_of(seen)
         if self.layer is None:
             return clean_pass.outputs(mode="train", grad=True), seen.outputs(grad=True)
@@ -297,7 +300,7 @@ class SUMix(Policy):
         return sumix_uncertainty(clean), sumix_uncertainty(self.layer(seen.pooled(grad=True).to(dtype)))
 
 
-def _clean_of(seen: Seen) -> Signals:
+def _clean_of(seen: MixedSignals) -> Signals:
     if seen.clean is None:
         raise ValueError("SUMix compares with the clean outputs: pass them to tap(model, mixed, clean)")
     return seen.clean

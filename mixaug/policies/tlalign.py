@@ -24,13 +24,16 @@ from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.ops.boxes import cutmix_boxes
+from mixaug.ops.cells import patch_sides, patch_size_option
 from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
-from mixaug.policies.cutmix import cutmix, cutmix_boxes
-from mixaug.policies.patchmix import patch_sides, patch_size_option
+from mixaug.policies.cutmix import cutmix
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
+
+__all__ = ["TLAlign", "patch_grid", "tlalign"]
 
 #: Pixels of a patch where neither the user nor the model says: those of the authors' models.
 USUAL_PATCH = 16
@@ -81,7 +84,12 @@ def tlalign(
     return cutmix(images, partner, _in_pixels(token_boxes, grid, size), out=out, inplace=inplace)
 
 
-@register("tlalign", paper="Token-Label Alignment for Vision Transformers, ICCV 2023", arxiv="2210.06455")
+@register(
+    "tlalign",
+    paper="Token-Label Alignment for Vision Transformers, ICCV 2023",
+    arxiv="2210.06455",
+    family="guided by the model",
+)
 class TLAlign(Policy):
     """Paste a box of whole patches of the partner; the label share is carried through the blocks with the tokens.
 

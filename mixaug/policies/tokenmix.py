@@ -25,26 +25,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixaug import labeling as labelings
 from mixaug.batch import Batch
 from mixaug.checks import check_images, check_out, check_partner
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
+from mixaug.labeling.content import Content, Source
 from mixaug.ops.blend import blend_mask
-from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
+from mixaug.ops.cells import patch_sides, patch_size_option
+from mixaug.ops.layout import reads_freely, wide_dtype
 from mixaug.ops.masks import cells_to_size, top_mask
 from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policies.patchmix import patch_sides, patch_size_option
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["TokenMix", "content_targets", "tokenmix", "tokenmix_blocks", "tokenmix_count", "tokenmix_replay"]
+
 Mode = Literal["block", "random"]
-Source = Literal["attention", "cam"]
+
+
 #: Blocks that one mask may have; on 14 x 14 tokens fewer than one mask in ten thousand would take more.
 ROUNDS = 40
+
+
 PROPOSALS = 10
+
+
 LOG_ASPECT = math.log(1 / 0.3)
 
 
@@ -179,52 +186,6 @@ def tokenmix(
     return mixed, _share_of_pixels(own, size).expand(images.shape[0])
 
 
-def content_shares(maps: Tensor, mixed_maps: Tensor, own_mask: Tensor) -> Tensor:
-    """How much of what matters in each source can be seen in the mixed image.
-
-    ``w = sum(m a)`` and ``w' = sum((1 - m) a[partner])``, where the mixed map is ``m a + (1 - m) a[partner]``.
-
-    Args:
-        maps: (B, h, w) where the class of each sample is, see :func:`content_map`.
-        mixed_maps: (B, h, w) the maps, mixed like the images.
-        own_mask: (B, h, w) or (1, h, w) bool or float share of the own image.
-
-    Returns:
-        (B, 2) float32 in [0, 1], own weight first; rows need not sum to 1.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if maps.ndim != 3 or mixed_maps.shape != maps.shape or own_mask.shape[-2:] != maps.shape[-2:]:
-        raise ValueError(
-            f"content_shares expects maps and mixed_maps (B, h, w) and own_mask of that size, got {tuple(maps.shape)}, "
-            f"{tuple(mixed_maps.shape)} and {tuple(own_mask.shape)}"
-        )
-    own = (maps * own_mask).flatten(1).sum(1)
-    return torch.stack([own, mixed_maps.flatten(1).sum(1) - own], dim=1).clamp(0, 1).float()
-
-
-def content_map(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps at another size, each of sum 1.
-
-    Args:
-        maps: (B, h, w) floating point. Negative and non-finite values count as 0; a map without any other says
-            nothing and becomes even.
-        size: rows and columns of the result; values are averaged over cells that do not match.
-
-    Returns:
-        (B, *size) float32.
-    """
-    values = single_precision(maps.detach())
-    values = torch.where(values.isfinite(), values, torch.zeros_like(values)).clamp(min=0)
-    largest = values.flatten(1).amax(1)[:, None, None]
-    empty = largest <= 0
-    values = torch.where(empty, torch.ones_like(values), values / torch.where(empty, torch.ones_like(largest), largest))
-    if tuple(maps.shape[1:]) != tuple(size):
-        values = F.adaptive_avg_pool2d(values[:, None], (size[0], size[1]))[:, 0]
-    return (values / values.sum((1, 2), keepdim=True)).float()
-
-
 def content_targets(
     weights: Tensor, labels: Tensor, sources: Tensor, num_classes: int, label_smoothing: float = 0.0
 ) -> Tensor:
@@ -246,50 +207,11 @@ def content_targets(
     return target.scatter_add_(1, labels.long()[sources], weights - label_smoothing / 2)
 
 
-class Content:
-    """Weigh every source by the share of its activation that the mixed image shows (TokenMix, arXiv:2207.08409).
-
-    For any policy that mixes images (B, C, H, W); one without a mask (mixup) shows the same share of every pixel, and
-    keeps its weights. Weights lie in [0, 1]; their sum lies between 0 and 2.
-
-    Args:
-        source: ``"attention"`` of the class token, or ``"cam"``, class activation, both of the clean images.
-
-    Raises:
-        ValueError: another source.
-    """
-
-    def __init__(self, source: Source = "attention") -> None:
-        if source not in ("attention", "cam"):
-            raise ValueError(f"content labels expect the source 'attention' or 'cam', got {source!r}")
-        self.source: Source = source
-        self.needs: frozenset[str] = frozenset({source})
-
-    def __call__(self, plan: Plan, batch: Batch) -> Tensor:
-        if batch.images.ndim != 4:
-            raise ValueError(f"labeling 'content' expects images (B, C, H, W), got shape {tuple(batch.images.shape)}")
-        mask = plan.own_mask()
-        if mask is None:
-            own = plan.area().float().expand(len(batch))
-            return torch.stack([own, 1 - own], dim=1)
-        if batch.signals is None:
-            raise ValueError(f"labeling 'content' needs {self.source} of the clean images: pass signals=")
-        size = (batch.size[0], batch.size[1])
-        found = batch.signals.attention(size) if self.source == "attention" else batch.signals.cam(size)
-        maps = content_map(found, size)
-        return content_shares(maps, plan.mix(maps), mask)
-
-    def __repr__(self) -> str:
-        return f"Content({self.source!r})"
-
-
-labelings.NAMED.setdefault("content", Content)
-
-
 @register(
     "tokenmix",
     paper="TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers, ECCV 2022",
     arxiv="2207.08409",
+    family="guided by the model",
 )
 class TokenMix(Policy):
     """Show the partner in several blocks of tokens; each label counts by the activation that its image still shows.

@@ -22,8 +22,15 @@ from mixaug.policies.cutmix import CutMix
 from mixaug.ratio import Ratio
 from mixaug.registry import register
 
+__all__ = ["TransMix"]
 
-@register("transmix", paper="TransMix: Attend to Mix for Vision Transformers, CVPR 2022", arxiv="2111.09833")
+
+@register(
+    "transmix",
+    paper="TransMix: Attend to Mix for Vision Transformers, CVPR 2022",
+    arxiv="2111.09833",
+    family="guided by the model",
+)
 class TransMix(CutMix):
     """Paste one rectangle of the partner into the sample; the label share is half area, half attention.
 

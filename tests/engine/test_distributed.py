@@ -82,7 +82,7 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
 def test_two_processes_score_every_row_of_a_regression_set_once(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixaug.engine.evaluate import evaluate_checkpoint
+    from mixaug.engine.stored import evaluate_checkpoint
 
     overrides = ("experiment=diabetes", "policy=cmixup", "epochs=2", "device=cpu", "progress=false", "data.split=0")
     two = (*overrides, "policy.stages=[layer1]", f"root={tmp_path}")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mixaug.engine import run
 from mixaug.engine.errors import CheckpointError
-from mixaug.engine.evaluate import evaluate, evaluate_checkpoint
+from mixaug.engine.evaluate import evaluate
+from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
 from processes import run_script
 

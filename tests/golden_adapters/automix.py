@@ -8,8 +8,10 @@ from torch import nn
 import mixaug
 from golden_adapters import adapter
 from mixaug.losses import MixedCrossEntropy
-from mixaug.mixer import momentum_at
-from mixaug.policies.automix import MixBlock, attended, learned_mask, mask_loss, tokens
+from mixaug.policies.automix import MixBlock
+from mixaug.policies.learned.blocks import attended, learned_mask, tokens
+from mixaug.policies.learned.momentum import momentum_at
+from mixaug.policies.learned.pairs import mask_loss
 
 
 class Recorded:
@@ -150,7 +152,7 @@ def replay_step(a, stem):
     loss.backward()
     policy.after_step(model)
     learned = model.recorded("q") | own
-    # Seen by the networks: clean by the slow one, clean by the model, the block's mixture, the classifier's mixture.
+    # The networks saw: the clean batch (slow copy, then model), the block's mixture, the classifier's mixture.
     result = [
         ("loss", loss.detach(), a["loss_total"], 1e-5),
         ("clean loss", scalars["clean_loss"], a["loss_one_q"], 1e-5),

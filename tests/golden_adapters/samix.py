@@ -7,7 +7,8 @@ import torch
 from golden_adapters import adapter
 from golden_adapters.automix import load, of_array
 from mixaug import functional
-from mixaug.policies.automix import attended, learned_mask, mask_loss, tokens
+from mixaug.policies.learned.blocks import attended, learned_mask, tokens
+from mixaug.policies.learned.pairs import mask_loss
 from mixaug.policies.samix import SAMixBlock
 
 BLOCK = {

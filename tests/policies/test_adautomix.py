@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import weakref
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mixaug.data.loaders import digits
 from mixaug.losses import MixedCrossEntropy
 from mixaug.models import create as create_model
 from mixaug.policies.adautomix import AdaptiveMask
+from mixaug.policies.learned.clean import rows_of
 from mixaug.signals import Signals
 
 IMAGES = torch.randn(6, 3, 16, 24, generator=seeded(0))
@@ -27,7 +29,9 @@ LABELS = torch.tensor([0, 3, 1, 4, 2, 0])
 
 
 class Net(nn.Module):
-    """Batch norm before and behind the stage."""
+    """Batch norm before and behind the stage; runs as far as the stage when asked, by timm's conventions."""
+
+    feature_info: ClassVar = [{"module": "stage", "num_chs": 8, "reduction": 2}]
 
     def __init__(self):
         super().__init__()
@@ -37,6 +41,10 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(self.rest(self.stage(x)).mean((2, 3)))
+
+    def forward_intermediates(self, x, indices, stop_early, intermediates_only, output_fmt):
+        assert (indices, stop_early, intermediates_only, output_fmt) == ([0], True, True, "NCHW")
+        return [self.stage(x)]
 
 
 class Given:
@@ -175,7 +183,7 @@ def twin(step, images, labels, plan):
     """The sheet's loss, all of it in one graph with one backward; and the networks with their running statistics."""
     policy, objective = copy.deepcopy(step.policy), step.objective
     model, slow = copy.deepcopy(step.model), policy.network.model
-    number, count = plan.inputs.shape[1], policy.generator_rows(len(images))
+    number, count = plan.inputs.shape[1], rows_of(policy.generator_share, len(images))
     adversarial = policy.steps % 2 == 0
 
     def soft(outputs, sources, shares):

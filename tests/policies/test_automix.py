@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 import mixaug
 from helpers import seeded
 from mixaug import functional as F
-from mixaug import mixer, models
+from mixaug import models
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies import automix as module
+from mixaug.policies.learned import MomentumNetwork, blocks, loop, momentum_at
+from mixaug.signals import backbone
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=seeded(0))
 LABELS = torch.tensor([0, 3, 1, 4, 2, 2])
@@ -306,7 +307,7 @@ def test_a_fresh_block_mixes_half_and_half():
 def test_fused_attention_is_the_same():
     query, key = torch.randn(2, 3, 20, 16, generator=seeded(1), dtype=torch.float64)
     value = torch.randn(3, 20, 1, generator=seeded(2), dtype=torch.float64, requires_grad=True)
-    plain, fused = module.attended(query, key, value), module.fused_attention(query, key, value)
+    plain, fused = blocks.attended(query, key, value), blocks.fused_attention(query, key, value)
     torch.testing.assert_close(fused, plain)
     assert fused.shape == (3, 20, 1)
     ours, theirs = (torch.autograd.grad(x.square().sum(), value)[0] for x in (fused, plain))
@@ -361,10 +362,10 @@ def test_what_follows_the_stage_is_not_run_for_the_features_and_no_hook_stays():
 
 
 def test_momentum_rises_by_a_cosine_that_is_entered_late():
-    assert mixer.momentum_at(0.05, 0.9, 1.0) == 0.9
-    assert mixer.momentum_at(0.1, 0.9, 1.0) == pytest.approx(1 - 0.1 * (math.cos(0.1 * math.pi) + 1) / 2)
-    assert mixer.momentum_at(1.0, 0.9, 1.0) == 1.0
-    assert mixer.momentum_at(0.8, 0.9, 1.0, (0.1, 0.8)) == 1.0
+    assert momentum_at(0.05, 0.9, 1.0) == 0.9
+    assert momentum_at(0.1, 0.9, 1.0) == pytest.approx(1 - 0.1 * (math.cos(0.1 * math.pi) + 1) / 2)
+    assert momentum_at(1.0, 0.9, 1.0) == 1.0
+    assert momentum_at(0.8, 0.9, 1.0, (0.1, 0.8)) == 1.0
 
 
 def test_the_slow_copy_follows_weights_and_not_buffers():
@@ -391,7 +392,7 @@ def test_the_slow_copy_is_reached_inside_other_policies_too():
 
 
 def test_loops_that_forget_something_are_told(monkeypatch):
-    monkeypatch.setattr(mixer, "PATIENCE", 3)
+    monkeypatch.setattr(loop, "STEPS_WITHOUT_AFTER_STEP", 3)
     step = step_of("automix")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -721,7 +722,7 @@ def test_a_parameter_of_the_loss_learns_from_every_term(name, options):
 
 
 def test_an_optimizer_that_does_not_know_the_mixer_is_noticed(monkeypatch):
-    monkeypatch.setattr(mixer, "STILL", 3)
+    monkeypatch.setattr(loop, "STEPS_WITHOUT_CHANGE", 3)
     for known in (True, False):
         step = step_of("automix")
         step.policy.set_progress(0.1)
@@ -761,7 +762,7 @@ def test_half_precision_does_not_overflow_with_large_losses():
     # The factor that lifts small gradients must give way where the loss itself is large.
     parameter = nn.Parameter(torch.ones((), dtype=torch.float16))
     for size in (1e-4, 1.0, 1e3):
-        handed = mixaug.signals.taken_now(parameter.float() * size, [parameter], 2.0**14)
+        handed = mixaug.signals.early_backward(parameter.float() * size, [parameter], 2.0**14)
         handed.backward()
         assert float(parameter.grad) == pytest.approx(size, rel=2e-3)
         parameter.grad = None
@@ -775,3 +776,33 @@ def test_classifiers_that_cannot_be_copied_have_a_way_out():
     mixaug.MixStep(model, mixaug.create("automix", clean_head=False), MixedCrossEntropy())(IMAGES, LABELS)
     with pytest.raises(ValueError, match="clean_head=False lets"):
         mixaug.create("automix", stage="0", channels=4).attach(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet10t", "efficientnet_b0", "vit_tiny_patch16_224", "convnext_atto", "regnetx_002", "mobilenetv3_small_050",
+     "cifar_resnet8", "cifar_preact_resnet18", "swin_tiny_patch4_window7_224"],
+)  # fmt: skip
+def test_features_of_a_partial_pass_equal_those_of_a_whole_one(name):
+    timm = pytest.importorskip("timm")
+    side = 224 if "224" in name else 64
+    model = timm.create_model(name, num_classes=3).eval() if not name.startswith("cifar") else models.create(name, 3)
+    stage = backbone.middle_stage(model)
+    assert backbone.stage_number(model, stage) is not None
+    network = MomentumNetwork(model.eval(), stage, backbone.stage_channels(model, stage))
+    images = torch.rand(2, 3, side, side, generator=seeded(4))
+    assert torch.equal(network.features(images), network.features_and_outputs(images)[0])
+
+
+def test_a_model_without_stages_runs_to_its_end_for_its_features():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.rest = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.rest(self.body(x)).mean((2, 3))
+
+    model, images = Plain(), torch.rand(2, 3, 8, 8, generator=seeded(5))
+    # The module behind the stage works in place: what was recorded must not change with it.
+    torch.testing.assert_close(MomentumNetwork(model, "body", 4).features(images), model.body(images).detach())

@@ -7,7 +7,7 @@ from torch import nn
 
 import mixaug
 from helpers import seeded
-from mixaug.neighbours import limited_choice, nearest_rows
+from mixaug.pairing.nearest import limited_choice, nearest_rows
 from mixaug.policies.regmix import CHOICES, LimitNetwork, learn_limits, policy_gradient_loss
 
 INPUTS = torch.randn(16, 3, generator=seeded(0))

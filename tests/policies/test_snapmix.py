@@ -10,11 +10,10 @@ from torch import nn
 import mixaug
 from helpers import seeded
 from mixaug import functional as F
-from mixaug import models
+from mixaug import labeling, models
 from mixaug.losses import MixedCrossEntropy
 from mixaug.ops import layout
 from mixaug.policies import snapmix as module
-from mixaug.policies.snapmix import ActivationShare
 
 PARTNER = torch.tensor([3, 3, 2, 0, 5, 4])
 # The whole image, one pixel, one line, one column, a plain box, an empty one.
@@ -288,6 +287,55 @@ def test_step_under_autocast(form):
     torch.testing.assert_close(loss, plain, rtol=0.05, atol=0.05)
 
 
+def assert_cam_labels_equal_a_loop(images, labels, cam):
+    """Any mask, and a blend without one: what is seen of each map, sample by sample."""
+    maps = mixaug.Signals(cam=cam).cam((12, 12))
+    for name, options in (("fmix", {}), ("gridmix", {}), ("smoothmix", {}), ("mixup", {}), ("resizemix", {})):
+        policy = mixaug.create(name, labeling="cam", **options)
+        mixed = policy(images, labels, signals=mixaug.Signals(cam=cam), generator=seeded(28))
+        for i, (own, other) in enumerate(mixed.weights.tolist()):
+            partner, area = int(mixed.partner[i]), float(mixed.plan.area().expand(6)[i])
+            mask = torch.full((12, 12), area) if mixed.mask is None else mixed.mask[i, 0]
+            seen = 1.0 if name == "resizemix" else float((maps[partner] * (1 - mask)).sum())
+            expected = float((maps[i] * mask).sum()), seen
+            if partner == i:
+                expected = (sum(expected),) * 2
+            if area == 1:
+                expected = (1.0, 0.0)
+            assert (own, other) == pytest.approx(expected, abs=1e-5), (name, i)
+
+
+def test_cam_labels_without_a_map_count_the_area_and_do_not_spread():
+    images, labels = torch.rand(4, 3, 8, 8, generator=seeded(29)), torch.arange(4)
+    cam = torch.rand(4, 8, 8, generator=seeded(30)) + 0.1
+    cam[1] = 1.0
+    policy = mixaug.create("fmix", labeling="cam", pairing="shift")
+    mixed = policy(images, labels, signals=mixaug.Signals(cam=cam), generator=seeded(31))
+    area = mixed.plan.area()
+    torch.testing.assert_close(mixed.weights[1, 0], area[1])
+    torch.testing.assert_close(mixed.weights[2, 1], 1 - area[2])
+    maps = mixaug.Signals(cam=cam).cam((8, 8))
+    torch.testing.assert_close(mixed.weights[2, 0], (maps[2] * mixed.mask[2, 0]).sum())
+    assert mixed.weights.isfinite().all()
+
+
+def test_cam_labels_say_what_they_cannot_weigh():
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.raises(ValueError, match="weighs pairs; these samples have"):
+        features = mixaug.Signals(features=torch.rand(4, 8, 4, 4))
+        plan = mixaug.create("adautomix", n_images=3, channels=8).draw(images, signals=features)
+        batch = mixaug.batch.Batch(images, None, mixaug.Signals(cam=torch.rand(4, 8, 8)))
+        labeling.ClassActivation()(plan, batch)
+    with pytest.raises(ValueError, match=r"expects images \(B, C, H, W\)"):
+        mixaug.create("mixup", labeling="cam")(torch.rand(4, 8), signals=mixaug.Signals(cam=torch.rand(4, 8, 8)))
+
+
+def test_the_old_name_of_the_labeling_still_works():
+    with pytest.warns(DeprecationWarning, match="ClassActivation"):
+        from mixaug.policies.snapmix import ActivationShare
+    assert ActivationShare is labeling.ClassActivation
+
+
 def test_other_labelings_and_other_policies():
     images, labels = torch.rand(6, 3, 12, 12, generator=seeded(21)), torch.arange(6)
     free = mixaug.create("snapmix", labeling="area")
@@ -300,16 +348,14 @@ def test_other_labelings_and_other_policies():
         mixaug.create("snapmix")(images, labels)
 
     cam = torch.rand(6, 12, 12, generator=seeded(23)) + 0.1
-    cut = mixaug.create("cutmix", pairing="shift", labeling=ActivationShare())
+    cut = mixaug.create("cutmix", pairing="shift", labeling="cam")
     mixed = cut(images, labels, signals=mixaug.Signals(cam=cam), generator=seeded(24))
     plain = mixaug.create("cutmix", pairing="shift")(images, labels, generator=seeded(24))
     assert torch.equal(mixed.inputs, plain.inputs)
     kept = (cam - cam.amin((1, 2), keepdim=True)) * mixed.mask[:, 0]
     share = kept.sum((1, 2)) / (cam - cam.amin((1, 2), keepdim=True)).sum((1, 2))
     torch.testing.assert_close(mixed.lam, share)
-    for other in ("mixup", "resizemix"):
-        with pytest.raises(TypeError, match="no paste of boxes"):
-            mixaug.create(other, labeling=ActivationShare())(images, labels, signals=mixaug.Signals(cam=cam))
+    assert_cam_labels_equal_a_loop(images, labels, cam)
     switch = mixaug.Sometimes("snapmix", 0.0)
     assert torch.equal(switch(images, labels, signals=mixaug.Signals(cam=cam)).inputs, images)
 

@@ -1,0 +1,23 @@
+"""How much of each label: from what a policy drew to the weights of the sources."""
+
+from mixaug.labeling.attention import Attention
+from mixaug.labeling.base import Labeling
+from mixaug.labeling.cam import ClassActivation
+from mixaug.labeling.content import Content
+from mixaug.labeling.named import NAMED, make
+from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.shares import Area, Drawn
+from mixaug.labeling.token_labels import TokenLabels
+
+__all__ = [
+    "NAMED",
+    "Area",
+    "Attention",
+    "ClassActivation",
+    "Content",
+    "Drawn",
+    "Labeling",
+    "Progressive",
+    "TokenLabels",
+    "make",
+]

@@ -1,0 +1,39 @@
+"""Labelings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixaug.labeling.attention import Attention
+from mixaug.labeling.base import Labeling
+from mixaug.labeling.cam import ClassActivation
+from mixaug.labeling.content import Content
+from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.shares import Area, Drawn
+from mixaug.labeling.token_labels import TokenLabels
+
+NAMED: dict[str, Callable[[], Labeling]] = {
+    "area": Area,
+    "ratio": Drawn,
+    "attention": Attention,
+    "progressive": Progressive,
+    "token_labels": TokenLabels,
+    "cam": ClassActivation,
+    "content": Content,
+}
+
+
+def make(labeling: str | Labeling) -> Labeling:
+    """The :class:`Labeling` that a policy's options ask for: a name of ``NAMED``, or an object.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: neither a name nor a Labeling.
+    """
+    if isinstance(labeling, str):
+        if labeling not in NAMED:
+            raise ValueError(f"unknown labeling {labeling!r}; expected one of {list(NAMED)} or a Labeling object")
+        return NAMED[labeling]()
+    if not callable(labeling):
+        raise TypeError(f"labeling expects a name or a Labeling, got {type(labeling).__name__}")
+    return labeling

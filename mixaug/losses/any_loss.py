@@ -1,0 +1,103 @@
+"""Any per-sample loss, for mixed samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mixaug.batch import MixedBatch
+from mixaug.losses.checks import check_mixing, check_options, check_per_sample, labels_of, refuse_uniform
+
+
+def mixed_loss(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    sources: Tensor,
+    weights: Tensor,
+    *,
+    reduction: str = "mean",
+    importance: Tensor | None = None,
+) -> Tensor:
+    """Mix any per-sample loss: ``sum_m w[b, m] * loss(logits, labels[sources[:, m]])[b]``.
+
+    Args:
+        loss: called M times as ``loss(logits, labels)``, must return one value per sample, (B,).
+        logits: (B, ...) whatever ``loss`` takes.
+        labels: (B, ...) whatever ``loss`` takes: class ids, dense targets, regression targets.
+        sources: (B, M) int64 rows of the batch that went into each sample.
+        weights: (B, M) floating share of each source's label.
+        reduction: "none" gives (B,); "mean" over the batch; "sum".
+        importance: (B,) floating factor of each sample's loss, or None.
+
+    Returns:
+        (B,) for "none", else a scalar, in the dtype ``loss`` returns (at least float32).
+
+    Raises:
+        ValueError: mismatched shapes, or ``loss`` does not return (B,).
+    """
+    check_options("mixed_loss", 0.0, reduction)
+    check_mixing("mixed_loss", logits, labels, sources, weights)
+    check_per_sample("mixed_loss", "importance", importance, len(logits))
+    total: Tensor | None = None
+    for source, weight in zip(sources.unbind(1), weights.unbind(1), strict=True):
+        value = loss(logits, labels[source])
+        if not isinstance(value, Tensor) or value.shape != (len(logits),):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"mixed_loss expected {_name(loss)} to return one loss per sample, shape ({len(logits)},); "
+                f"got {got}; build it with reduction='none'"
+            )
+        share = weight.to(torch.promote_types(value.dtype, torch.float32)) * value
+        total = share if total is None else total + share
+    assert total is not None  # check_mixing requires M >= 1
+    if importance is not None:
+        total = total * importance.to(total.dtype)
+    if reduction == "mean":
+        return total.mean()
+    return total.sum() if reduction == "sum" else total
+
+
+class MixedLoss(nn.Module):
+    """Turns any per-sample loss into one for mixed samples; ``forward(logits, mixed)`` takes a MixedBatch.
+
+    Args:
+        loss: a module or function ``(logits, labels) -> (B,)``, such as
+            ``nn.CrossEntropyLoss(reduction="none")`` or a focal loss without reduction.
+        reduction: "none", "mean" or "sum".
+
+    Example:
+        >>> criterion = MixedLoss(nn.MultiMarginLoss(reduction="none"))
+    """
+
+    #: Any labels that the loss takes.
+    task: ClassVar[str | None] = None
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], reduction: str = "mean") -> None:
+        super().__init__()
+        if not callable(loss):
+            raise TypeError(f"MixedLoss expected a callable (logits, labels) -> (B,), got {type(loss).__name__}")
+        check_options("MixedLoss", 0.0, reduction)
+        self.loss = loss
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, ...) against the labels of ``mixed``."""
+        labels = labels_of("MixedLoss", mixed)
+        refuse_uniform("MixedLoss", mixed)
+        return mixed_loss(
+            self.loss,
+            logits,
+            labels,
+            mixed.sources,
+            mixed.weights,
+            reduction=self.reduction,
+            importance=mixed.importance,
+        )
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)

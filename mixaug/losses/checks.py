@@ -1,0 +1,132 @@
+"""What the losses check before they compute, and sums that they share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixaug.batch import MixedBatch
+
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def mix_rows(rows: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+    """(B, K) weighted sums of rows, in one pass: indexing would copy (B, K) once per source."""
+    return F.embedding_bag(sources, rows, mode="sum", per_sample_weights=weights)
+
+
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def labels_of(name: str, mixed: MixedBatch) -> Tensor:
+    if isinstance(mixed, Tensor):
+        raise TypeError(
+            f"{name} expected a MixedBatch, got {type(mixed).__name__}; for plain labels use the loss of torch.nn"
+        )
+    if mixed.labels is None:
+        raise ValueError(f"{name} needs labels, but the MixedBatch has none; pass labels to the policy")
+    return mixed.labels
+
+
+def check_options(name: str, label_smoothing: float, reduction: str) -> None:
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{name} expected label_smoothing in [0, 1], got {label_smoothing}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{name} expected reduction one of {_REDUCTIONS}, got {reduction!r}")
+
+
+def check_mixing(
+    name: str, outputs: Tensor, labels: Tensor, sources: Tensor, weights: Tensor, what: str = "logits"
+) -> None:
+    batch = len(outputs)
+    if batch == 0:
+        raise ValueError(f"{name} got an empty batch: {what} of shape {tuple(outputs.shape)}")
+    # There may be more rows of labels (partners from outside the batch) or fewer (several mixtures of one sample).
+    if labels.ndim == 0 or len(labels) == 0:
+        raise ValueError(f"{name} got {what} of {batch} samples, but labels of shape {tuple(labels.shape)}")
+    if sources.ndim != 2 or len(sources) != batch or sources.shape[1] == 0:
+        raise ValueError(f"{name} expected sources of shape ({batch}, M), M >= 1; got {tuple(sources.shape)}")
+    if sources.dtype != torch.int64:
+        raise TypeError(f"{name} expected sources of dtype int64, got {sources.dtype}")
+    if weights.shape != sources.shape:
+        raise ValueError(
+            f"{name} expected weights shaped like sources, {tuple(sources.shape)}; got {tuple(weights.shape)}"
+        )
+    if not weights.is_floating_point():
+        raise TypeError(f"{name} expected floating weights, got {weights.dtype}")
+    if _can_read(sources):
+        low, high = (int(value) for value in sources.aminmax())
+        if low < 0 or high >= len(labels):
+            raise ValueError(f"{name} expected sources in [0, {len(labels)}), got values from {low} to {high}")
+
+
+def check_inputs(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    sources: Tensor,
+    weights: Tensor,
+    ignore_index: int | None,
+    check_range: bool = True,
+) -> bool:
+    """Raise for what does not fit. Returns whether a class id may be ``ignore_index``; True where none can be read."""
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"{name} expected logits of shape (B, K), got {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"{name} expected floating logits, got {logits.dtype}")
+    check_mixing(name, logits, labels, sources, weights)
+    classes = logits.shape[1]
+    if labels.ndim == 2:
+        if not labels.is_floating_point():
+            raise TypeError(
+                f"{name} got {labels.dtype} labels of shape {tuple(labels.shape)}; pass class ids (B,) or "
+                "floating dense targets (B, K), for example F.one_hot(ids, K).float()"
+            )
+        if labels.shape[1] != classes:
+            raise ValueError(f"{name} got logits of {classes} classes, but dense labels of {labels.shape[1]}")
+    elif labels.ndim == 1:
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
+        if check_range and _can_read(labels):
+            # One look at the labels is cheaper than masking what is hardly ever there.
+            low, high = (int(value) for value in labels.long().aminmax())
+            if low >= 0 and high < classes:
+                return ignore_index is not None and low <= ignore_index <= high
+            labels = labels.long()
+            out = (labels < 0) | (labels >= classes)
+            if ignore_index is not None:
+                out &= labels != ignore_index
+            if bool(out.any()):
+                row = int(out.nonzero()[0])
+                excused = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
+                raise ValueError(
+                    f"{name} expected class ids in [0, {classes}){excused}; got {int(labels[row])} at row {row}"
+                )
+    else:
+        raise ValueError(f"{name} expected labels of shape (B,) or (B, K), got {tuple(labels.shape)}")
+    return True
+
+
+def _can_read(tensor: Tensor) -> bool:
+    """Whether values can be looked at without stopping a device or breaking a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_per_sample(name: str, argument: str, values: Tensor | None, batch: int) -> None:
+    """Raise unless ``values`` is None or (B,) floating point."""
+    if values is None:
+        return
+    if not isinstance(values, Tensor) or values.shape != (batch,) or not values.is_floating_point():
+        got = f"{tuple(values.shape)} {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} expected {argument} ({batch},) floating, got {got}")
+
+
+def refuse_uniform(name: str, mixed: MixedBatch) -> None:
+    """Raise for a batch with shares that are spread over classes, for a loss that knows no classes."""
+    if mixed.uniform is not None:
+        raise ValueError(
+            f"{name} knows no classes to spread a share of the label over (MixedBatch.uniform); use MixedCrossEntropy "
+            "or MixedBinaryCrossEntropy"
+        )

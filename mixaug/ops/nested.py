@@ -1,0 +1,78 @@
+"""Batches that are dicts, lists or tuples: what is done to the tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``change`` applied to every tensor of a dict, list or (named) tuple; the rest stays."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {key: map_tensors(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return rebuild(inputs, [map_tensors(value, change) for value in inputs])
+    return inputs
+
+
+def first_tensor(inputs: Any) -> Tensor:
+    """The first tensor of a dict, list or tuple; a tensor itself.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs
+    values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (list, tuple)) else ()
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError(f"expected a tensor, or a dict, list or tuple that holds one, got {type(inputs).__name__}")
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Tensors, or dicts, lists or tuples of tensors of one structure, joined along the first axis."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: concatenated([part[key] for part in parts]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return rebuild(first, [concatenated(values) for values in zip(*parts, strict=True)])
+    raise TypeError(f"inputs of several batches are joined where they are tensors, got {type(first).__name__}")
+
+
+def rebuild(like: Any, values: list[Any]) -> Any:
+    """``values`` in a list, tuple or named tuple of the type of ``like``."""
+    if hasattr(like, "_fields"):
+        return type(like)(*values)
+    return type(like)(values)
+
+
+def entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Tensor]:
+    """The tensors that ``keys`` names in a dict, list or tuple, the images first."""
+    if not isinstance(inputs, (dict, list, tuple)):
+        raise TypeError(f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__}")
+    known = list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
+    if not keys or isinstance(keys, str):
+        raise ValueError(f"{what}: name the entries to mix, images first, as in keys={known[:1]}; got keys={keys!r}")
+    missing = [key for key in keys if key not in known]
+    if missing:
+        raise ValueError(f"{what}: keys names {missing[0]!r}, but the batch has {known}")
+    found = {key: inputs[key] for key in keys}
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what}: entry {key!r} is a {type(value).__name__}, not a tensor")
+    return found
+
+
+def replaced(inputs: Any, done: dict[Any, Tensor]) -> Any:
+    """A dict, list or tuple with some of its entries replaced."""
+    if isinstance(inputs, dict):
+        return {key: done.get(key, value) for key, value in inputs.items()}
+    return rebuild(inputs, [done.get(index, value) for index, value in enumerate(inputs)])

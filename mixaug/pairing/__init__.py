@@ -1,0 +1,28 @@
+"""Who is mixed with whom: partner maps over a batch, and over a training set."""
+
+from mixaug.pairing.base import Pairing, PoolPairing
+from mixaug.pairing.kernel import FittedKernel, LabelKernel, label_kernel
+from mixaug.pairing.named import NAMED, make
+from mixaug.pairing.nearest import FittedNearest, Local, Nearest, limited_choice, nearest_rows
+from mixaug.pairing.within_batch import AnyRow, Derangement, Permutation, RandomPairs, Reversed, Shift
+
+__all__ = [
+    "NAMED",
+    "AnyRow",
+    "Derangement",
+    "FittedKernel",
+    "FittedNearest",
+    "LabelKernel",
+    "Local",
+    "Nearest",
+    "Pairing",
+    "Permutation",
+    "PoolPairing",
+    "RandomPairs",
+    "Reversed",
+    "Shift",
+    "label_kernel",
+    "limited_choice",
+    "make",
+    "nearest_rows",
+]

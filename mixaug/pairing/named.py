@@ -1,0 +1,50 @@
+"""Pairings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixaug.pairing.base import Pairing
+from mixaug.pairing.kernel import LabelKernel
+from mixaug.pairing.nearest import Local, Nearest
+from mixaug.pairing.within_batch import Derangement, Permutation, RandomPairs, Reversed, Shift
+
+NAMED: dict[str, Callable[[], Pairing]] = {
+    "permutation": Permutation,
+    "derangement": Derangement,
+    "reversed": Reversed,
+    "shift": Shift,
+    "random_pairs": RandomPairs,
+    "label_kernel": LabelKernel,
+    "nearest": Nearest,
+    "local": Local,
+}
+
+
+def make(pairing: str | Pairing | None, per: str) -> Pairing:
+    """The :class:`Pairing` that a policy's options ask for.
+
+    Args:
+        pairing: a name of ``NAMED``, a :class:`Pairing`, or None for the default: a random permutation,
+            and random pairs for ``per="pair"``.
+        per: ``"sample"``, ``"batch"`` or ``"pair"``.
+
+    Raises:
+        ValueError: unknown name, or ``per="pair"`` with a pairing that is not mutual.
+        TypeError: neither a name nor a Pairing.
+    """
+    if pairing is None:
+        return RandomPairs() if per == "pair" else Permutation()
+    if isinstance(pairing, str):
+        if pairing not in NAMED:
+            raise ValueError(f"unknown pairing {pairing!r}; expected one of {list(NAMED)} or a Pairing object")
+        pairing = NAMED[pairing]()
+    if not callable(pairing):
+        raise TypeError(f"pairing expects a name or a Pairing, got {type(pairing).__name__}")
+    if per == "pair" and not pairing.involution:
+        mutual = [name for name, made in NAMED.items() if made().involution]
+        raise ValueError(
+            f'per="pair" shares draws between two samples that mix with each other, but '
+            f"{type(pairing).__name__} is not mutual; use one of {mutual}"
+        )
+    return pairing

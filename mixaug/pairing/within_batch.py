@@ -1,0 +1,81 @@
+"""Partners in the batch by chance or by order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.draws import Draws
+from mixaug.pairing.base import PoolPairing
+
+
+class AnyRow:
+    """Any row of a training set of ``count`` rows, with replacement."""
+
+    wants_rows = False
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
+        """(B,) int64 rows of the training set."""
+        return draws.integers(0, self.count, per="sample")
+
+
+class Permutation:
+    """A uniformly random permutation, as in most published code. On average one sample meets itself."""
+
+    involution = False
+
+    def fit(self, labels: Tensor, inputs: Tensor | None = None) -> PoolPairing:
+        """Over a training set of N labels: any of its rows, with replacement."""
+        return AnyRow(labels.shape[0])
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        return draws.permutation()
+
+
+class Derangement:
+    """A random permutation that is one single cycle: nobody meets itself, and, in a batch of three or
+    more, no two samples meet each other. Uniform over such permutations.
+
+    What Midpoint Mixup (arXiv:2210.13512) wants, where mutual pairs would be identical samples.
+    """
+
+    involution = False
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        order = draws.permutation()
+        return torch.empty_like(order).scatter_(0, order, order.roll(-1))
+
+
+class Reversed:
+    """Sample i with sample B - 1 - i, as timm does. The middle sample of an odd batch meets itself."""
+
+    involution = True
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        return torch.arange(draws.batch_size - 1, -1, -1, device=draws.device)
+
+
+class Shift:
+    """Sample i with sample i - 1, as torchvision does: as good as random behind a shuffled loader."""
+
+    involution = False
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        return torch.arange(draws.batch_size, device=draws.device).roll(1)
+
+
+class RandomPairs:
+    """A uniformly random matching: the batch falls into pairs that mix with each other.
+
+    In an odd batch one sample meets itself.
+    """
+
+    involution = True
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        order = draws.permutation()
+        return torch.empty_like(order).scatter_(0, order, order.flip(0))

@@ -1,0 +1,238 @@
+"""Policies made of policies: one of several, or one with a probability."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import check_probability
+from mixaug.draws import Draws, Per
+from mixaug.pairing import Pairing
+from mixaug.plan import Plan, Select, Unmixed
+from mixaug.policy import Policy, no_change
+from mixaug.registry import create
+from mixaug.signals import MixedSignals, ModelSignals, Signals
+
+
+class OneOf(Policy):
+    """Mix with one of several policies, chosen at random: DeiT's and RSB's Mixup/CutMix switch.
+
+    Args:
+        policies: policies, or names of the registry.
+        probabilities: one weight for each, not negative; equal when None. They are normalised.
+        per: ``"batch"`` chooses once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
+        pairing: partners shared by all the policies; None lets each draw its own (``per="pair"``
+            always shares, random pairs by default).
+
+    Raises:
+        ValueError: no policies, or probabilities that do not fit them.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy | str] = ("mixup", "cutmix"),
+        probabilities: Sequence[float] | None = None,
+        *,
+        per: Per = "batch",
+        pairing: str | Pairing | None = None,
+    ) -> None:
+        super().__init__(per=per, pairing=pairing)
+        if isinstance(policies, str) or not len(policies):
+            raise ValueError(f"OneOf expects a sequence of at least one policy, got {policies!r}")
+        built = [create(policy) if isinstance(policy, str) else policy for policy in policies]
+        for policy in built:
+            if not isinstance(policy, Policy):
+                raise TypeError(f"OneOf expects policies or their names, got {type(policy).__name__}")
+        self.policies = nn.ModuleList(built)
+        self.probabilities = _normalised(probabilities, len(built))
+        self.shares_partner = pairing is not None or per == "pair"
+        self.needs = frozenset().union(*(policy.needs for policy in built))
+        self.reads = frozenset().union(*(policy.reads for policy in built))
+
+    @property
+    def members(self) -> tuple[Policy, ...]:
+        return tuple(policy for policy in self.policies if isinstance(policy, Policy))
+
+    @property
+    def needs_labels(self) -> bool:
+        members = any(policy.needs_labels for policy in self.members) and not self.shares_partner
+        return members or super().needs_labels
+
+    def check(self, batch: Batch) -> None:
+        for policy in self.members:
+            policy.check(batch)
+        if self.needs_labels and batch.labels is None:
+            raise ValueError(f"{type(self).__name__} pairs by labels: pass labels with the images")
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        if len(batch) == 1:
+            return Unmixed.of(1, batch.device)
+        draws = Draws(len(batch), batch.device, generator, self.per)
+        if partner is None and self.shares_partner:
+            partner = self.pairing(batch, draws)
+        if partner is not None:
+            draws.pair_with(partner)
+        if self.needs and self.per == "batch":
+            # A policy that was not chosen must not cost a pass of the model.
+            return self._chosen(self._index(draws.host_uniform()), batch, generator, partner)
+        unit = draws.uniform()
+        choice = torch.zeros_like(unit, dtype=torch.int64)
+        for passed in self._borders():
+            choice = choice + (unit >= passed)
+        if choice.shape[0] == 1 and choice.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Reading one number is free on a CPU and saves drawing and mixing by every policy.
+            return self._chosen(int(choice), batch, generator, partner)
+        return Select.of(choice, [policy.plan(batch, generator, partner) for policy in self.members])
+
+    def relabel(self, mixed: MixedBatch, seen: MixedSignals) -> MixedBatch:
+        plan = mixed.plan
+        if plan is None or not self.reads:
+            return mixed
+        if plan.route:
+            policy, inner = self._chosen_member(mixed, plan)
+            return dataclasses.replace(policy.relabel(inner, seen), plan=plan)
+        if not plan.members:
+            return mixed
+        each = [policy.relabel(_as_drawn(mixed, plan, i), seen) for i, policy in enumerate(self.members)]
+        again = [dataclasses.replace(own, weights=m.weights) for own, m in zip(plan.members, each, strict=True)]
+        weights = plan.rejoined(again).weights
+        assert weights is not None  # joined plans have the weights of their members
+        return dataclasses.replace(mixed, weights=weights)
+
+    def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
+        plan = mixed.plan
+        if plan is not None and plan.route:
+            policy, inner = self._chosen_member(mixed, plan)
+            return policy.early_loss(images, inner, clean)
+        if plan is not None and plan.members:
+            for index, policy in enumerate(self.members):
+                if policy.early_loss(images, _as_drawn(mixed, plan, index), clean):
+                    raise _for_whole_batches(policy)
+        return {}
+
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
+        plan = mixed.plan
+        if plan is None:
+            return {}
+        terms: dict[str, Tensor] = {}
+        if plan.members and not plan.route:
+            for index, policy in enumerate(self.members):
+                for name, term in policy.auxiliary_loss(_as_drawn(mixed, plan, index), seen).items():
+                    # The clean batch is the same whoever mixes it; every other term is of the mixed samples.
+                    if name != "clean_loss":
+                        raise _for_whole_batches(policy)
+                    terms[name] = term + terms.get(name, 0)
+            return terms
+        idle = list(self.members)
+        if plan.route:
+            policy, inner = self._chosen_member(mixed, plan)
+            idle.remove(policy)
+            terms = policy.auxiliary_loss(inner, seen)
+        unused = [p for policy in idle for p in policy.parameters() if p.requires_grad]
+        if unused:
+            terms = terms | {"not_drawn": no_change(unused)}
+        return terms
+
+    def _chosen_member(self, mixed: MixedBatch, plan: Plan) -> tuple[Policy, MixedBatch]:
+        """The member that drew the batch, and the batch as it alone had drawn it."""
+        index, *deeper = plan.route
+        return self.members[index], dataclasses.replace(mixed, plan=dataclasses.replace(plan, route=tuple(deeper)))
+
+    def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
+        every = [name for policy in self.members for name in policy.hidden_stages(signals)]
+        return tuple(dict.fromkeys(every))
+
+    def _borders(self) -> list[float]:
+        return list(itertools.accumulate(self.probabilities[:-1]))
+
+    def _index(self, unit: float) -> int:
+        return sum(unit >= passed for passed in self._borders())
+
+    def _chosen(self, index: int, batch: Batch, generator: Generator | None, partner: Tensor | None) -> Plan:
+        plan = self.members[index].plan(batch, generator, partner)
+        return dataclasses.replace(plan, route=(index, *plan.route))
+
+    def extra_repr(self) -> str:
+        return f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
+
+
+class Sometimes(OneOf):
+    """Mix with a probability, and, if asked, only during the first part of training.
+
+    Early-stopped mixup (arXiv:2303.08433) is ``Sometimes(policy, until=0.5)``; CutMix on CIFAR
+    (arXiv:1905.04899) is ``Sometimes("cutmix", 0.5)``.
+
+    Args:
+        policy: a policy, or a name of the registry.
+        probability: chance to mix, in [0, 1].
+        until: fraction of training in (0, 1] after which nothing is mixed any more; the training loop
+            must then call :meth:`set_progress` (the engine does).
+        per: ``"batch"`` decides once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
+
+    Raises:
+        ValueError: a probability or fraction out of range.
+        RuntimeError: when drawing, if ``until`` is set and ``set_progress`` was never called.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str = "mixup",
+        probability: float = 1.0,
+        until: float | None = None,
+        *,
+        per: Per = "batch",
+    ) -> None:
+        probability = check_probability("Sometimes", "probability", probability)
+        if until is not None and not 0.0 < until <= 1.0:
+            raise ValueError(f"Sometimes expects until in (0, 1], got {until!r}")
+        super().__init__([policy, "none"], [probability, 1.0 - probability], per=per)
+        self.probability = probability
+        self.until = until
+        self.active: bool | None = None if until is not None else True
+
+    def on_progress(self, fraction: float) -> None:
+        # A flag that flips once, not the fraction: a compiled step would be compiled anew each time.
+        self.active = self.until is None or fraction < self.until
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        if self.active is None:
+            raise RuntimeError(
+                f"Sometimes(until={self.until}) does not know how far training is: "
+                "call policy.set_progress(step / total_steps) before each step"
+            )
+        if not self.active:
+            return Unmixed.of(len(batch), batch.device)
+        return super().plan(batch, generator, partner)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+
+
+def _for_whole_batches(policy: Policy) -> ValueError:
+    return ValueError(
+        f"{type(policy).__name__} adds a loss for whole batches, so it cannot be one of several for each sample: "
+        'OneOf(per="batch")'
+    )
+
+
+def _as_drawn(mixed: MixedBatch, plan: Plan, index: int) -> MixedBatch:
+    """The batch as the member ``index`` of a OneOf alone had drawn it."""
+    own = plan.members[index]
+    weights = mixed.weights if own.weights is None else own.weights
+    return dataclasses.replace(mixed, plan=own, sources=own.sources, weights=weights)
+
+
+def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:
+    if probabilities is None:
+        return [1.0 / count] * count
+    values = [float(p) for p in probabilities]
+    if len(values) != count or not sum(values) > 0 or not all(0 <= p < float("inf") for p in values):
+        raise ValueError(
+            f"OneOf expects {count} probabilities, not negative and not all zero, got {list(probabilities)}"
+        )
+    return [p / sum(values) for p in values]

@@ -1,0 +1,64 @@
+"""`BySaliency`: what policies share that mix by the gradient of the loss and may keep the loss of that pass."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from mixaug.batch import Batch, MixedBatch
+from mixaug.policy import Policy
+from mixaug.signals import MixedSignals
+
+__all__ = ["BySaliency"]
+
+
+class BySaliency(Policy):
+    """A policy that asks for saliency.
+
+    A subclass sets ``clean_lam``, the weight of the clean batch's loss in the step. With 0 the saliency is taken in
+    evaluation mode and its gradients are dropped; above 0 the pass is one of training and the loss is kept.
+    """
+
+    needs = frozenset({"saliency"})
+    spatial = (2,)
+    clean_lam: float = 0.0
+
+    def keep_clean(self, clean_lam: float) -> None:
+        """Set ``clean_lam``.
+
+        Raises:
+            ValueError: negative or not finite.
+        """
+        if not 0 <= clean_lam < math.inf:
+            raise ValueError(
+                f"{type(self).__name__} expects clean_lam as a number that is not negative, got {clean_lam!r}"
+            )
+        self.clean_lam = float(clean_lam)
+
+    def saliency_of(self, batch: Batch) -> Tensor:
+        """(B, H, W) float32 on the images' device, without gradient; the loss is kept where a model can give it.
+
+        Raises:
+            ValueError: no signals, or saliency of another size than the images.
+        """
+        signals = batch.ask(type(self).__name__)
+        keeps = self.clean_lam > 0 and signals.model is not None
+        found = signals.saliency(mode="train", keep_loss=True) if keeps else signals.saliency()
+        if tuple(found.shape) != (len(batch), *batch.size):
+            raise ValueError(
+                f"{type(self).__name__} expects saliency {(len(batch), *batch.size)}, a value per pixel, got "
+                f"{tuple(found.shape)}"
+            )
+        return found.detach().to(batch.device)
+
+    def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
+        if self.clean_lam == 0 or mixed.plan is None or not mixed.plan.mixes:
+            return {}
+        if seen.clean is None or seen.clean.model is None:
+            raise ValueError(
+                f"{type(self).__name__}(clean_lam={self.clean_lam:g}) adds the loss of the clean batch, which comes "
+                "with a saliency taken from a model: train through mixaug.MixStep, hand the signals to policy.tap, or "
+                "set clean_lam=0"
+            )
+        return {"clean_loss": self.clean_lam * seen.clean.clean_loss()}

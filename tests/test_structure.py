@@ -1,0 +1,147 @@
+"""Imports point one way: no circles, deferred and type-checking imports included; a layer knows only those below.
+
+`python tests/test_structure.py` prints the graph of packages.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Layers from the ground up. A module imports from its own layer and those before it.
+LAYERS = [
+    ["_version", "checks", "options"],
+    ["ops"],
+    ["draws", "ratio"],
+    ["plan"],
+    ["signals"],
+    ["batch"],
+    ["pairing", "labeling", "losses", "preparation", "regression_metrics"],
+    ["policy"],
+    ["registry"],
+    ["policies"],
+    ["networks"],
+    ["passes"],
+    ["functional", "step", "testing", "objectives"],
+    ["loading"],
+    ["models"],
+    ["integrations", "gallery", "data"],
+    ["engine"],
+    ["leaderboard"],
+]
+#: What the core may import beside the standard library.
+CORE_PACKAGES = {"mixaug", "numpy", "torch"}
+#: The exact cut, with which the fast one is compared, imports scipy when it is called.
+ALSO = {"mixaug.ops.gridcut": {"scipy"}}
+CORE = {name for layer in LAYERS[: LAYERS.index(["loading"]) + 1] for name in layer}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted((ROOT / "mixaug").rglob("*.py"))}
+
+
+def imported(name: str) -> set[str]:
+    """Every module of mixaug that a module imports, wherever in the file the import stands."""
+    found = set()
+    package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                start = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*start, *([node.module] if node.module else [])])
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {one if one in FILES else base for one in inside}
+    return {one for one in found if one in FILES and one != name}
+
+
+GRAPH = {name: imported(name) for name in FILES}
+
+
+def layer_of(name: str) -> int:
+    top = name.split(".")[1] if "." in name else ""
+    return next((index for index, layer in enumerate(LAYERS) if top in layer), -1)
+
+
+def test_no_circles():
+    try:
+        list(graphlib.TopologicalSorter(GRAPH).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_every_module_has_a_layer():
+    assert [name for name in FILES if name != "mixaug" and layer_of(name) < 0] == []
+
+
+def test_imports_point_downwards():
+    # `mixaug` itself is the front door, through which nothing of the core comes in.
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in GRAPH.items()
+        for other in others
+        if name != "mixaug" and (layer_of(other) > layer_of(name) if other != "mixaug" else name.split(".")[1] in CORE)
+    ]
+    assert upwards == []
+
+
+def test_the_core_imports_torch_and_numpy_alone():
+    foreign = []
+    for name in FILES:
+        if name != "mixaug" and name.split(".")[1] not in CORE:
+            continue
+        for node in ast.walk(ast.parse(FILES[name].read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            foreign += [
+                f"{name} imports {one}"
+                for one in names
+                if one.split(".")[0] not in CORE_PACKAGES | set(sys.stdlib_module_names) | ALSO.get(name, set())
+            ]
+    assert foreign == []
+
+
+def test_no_file_and_no_class_grows_into_a_world_of_its_own():
+    # models/small.py is a table of architectures, one after the other.
+    reasons = {"mixaug.models.small"}
+    long = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert {name: count for name, count in long.items() if count > 520 and name not in reasons} == {}
+    crowded = {
+        f"{name}.{node.name}": methods
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and (methods := sum(isinstance(item, ast.FunctionDef) for item in node.body)) > 25
+    }
+    assert crowded == {}
+
+
+if __name__ == "__main__":
+    for layer in LAYERS:
+        for top in layer:
+            uses = sorted(
+                {
+                    other.split(".")[1]
+                    for name, others in GRAPH.items()
+                    if name.split(".")[1:2] == [top]
+                    for other in others
+                    if "." in other and other.split(".")[1] != top
+                }
+            )
+            print(f"{top:20} -> {', '.join(uses) or '-'}")
+    order = list(graphlib.TopologicalSorter(GRAPH).static_order())
+    print(f"{len(order)} modules, {sum(map(len, GRAPH.values()))} imports, no circles")

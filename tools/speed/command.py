@@ -1,0 +1,155 @@
+"""The command line of tools/speed.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from speed import loaders, sections, steps
+from speed.goals import judge, read_goals
+from speed.profiles import Profile, profiles
+from speed.regime import DTYPES, LAYOUTS, Regime, environment
+from speed.report import markdown, table
+
+SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
+SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned")
+#: Sections of whole training steps, each for backbones of its own.
+STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED}
+LABELS = list(
+    dict.fromkeys(
+        job.label for jobs in (sections.JOBS, *(step[2] for known in STEPS.values() for step in known)) for job in jobs
+    )
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print Markdown, write files if asked; 1 when ``--check`` finds a goal missed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.profile and not {job.label for job in sections.JOBS} & set(options.jobs):
+        parser.error(f"--profile needs --jobs, of {', '.join(repr(job.label) for job in sections.JOBS)}")
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
+    torch.set_num_threads(options.threads)
+    known = environment(options.device)
+    print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
+    jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
+    rows: list[sections.Row] = []
+    seen: list[Profile] = []
+    few = max(3, options.rounds // 2)
+    for regime in _regimes(options):
+        print(f"measuring {regime.name}", file=sys.stderr)
+        if "mixing" in options.sections:
+            rows += sections.mixing(regime, jobs, options.per, compiled=options.compiled, rounds=options.rounds)
+        if regime.dtype != "uint8" and "loss" in options.sections:
+            pair = [job for job in jobs if job.label in ("mixup", "cutmix")]
+            rows += sections.labels_and_loss(
+                regime, pair, options.per, compiled=options.compiled, rounds=options.rounds
+            )
+        if regime.dtype != "uint8" and "step" in options.sections and regime.shape[-1] <= options.step_side:
+            rows += steps.training_step(regime, jobs, options.model, few)
+        if regime.dtype == "float32" and regime.layout == "contiguous" and "loader" in options.sections:
+            rows += loaders.loaders(regime, options.per, few, options.workers)
+        if options.profile:
+            seen += profiles(regime, jobs, options.per)
+    for shape in options.shapes if "resident" in options.sections else ():
+        if shape[-1] <= options.step_side:
+            # Few CPUs have units for bfloat16; the others take ten times as long.
+            dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
+            regime = Regime(shape, dtype, "channels_last", options.device)
+            rows += steps.resident(
+                regime, jobs, options.model, few, batches=options.batches, compiled=not options.eager
+            )
+    if "loss" in options.sections:
+        for batch, classes in ((128, 100), (128, 1000), (1024, 1000), (1024, 21841)):
+            rows += sections.index_loss(batch, classes, options.device, options.rounds)
+    if "pairing" in options.sections:
+        for count, columns in ((1_000, 1), (40_000, 1), (1_000_000, 1), (7_588, 8), (1_000_000, 2)):
+            rows += sections.pairing(count, columns, options.device, options.rounds)
+    if "puzzlemix" in options.sections:
+        for shape in ((100, 3, 32, 32), (64, 3, 224, 224)):
+            rows += sections.puzzlemix(shape, options.device, options.rounds)
+        rows += sections.cut_energies(options.device)
+    for model, shape, known_jobs in [step for name in STEPS if name in options.sections for step in STEPS[name]]:
+        chosen = [job for job in known_jobs if not options.jobs or job.label in options.jobs]
+        if chosen:
+            regime = Regime(shape, "float32", "contiguous", options.device)
+            rows += steps.training_step(regime, chosen, model, few, memory=True)
+    verdicts = judge(rows, read_goals(), torch.device(options.device).type)
+    page = markdown(known, rows, verdicts, seen)
+    print(page)
+    if options.out is not None:
+        (options.out / "speed.md").write_text(page)
+        (options.out / "speed.csv").write_text(table(rows))
+    if options.check and not verdicts:
+        print("nothing that this run measured has a goal: name other sections, jobs or shapes", file=sys.stderr)
+        return 1
+    missed = [verdict for verdict in verdicts if verdict.missed]
+    if options.check and missed:
+        print(f"{len(missed)} of {len(verdicts)} goals missed by more than the spread of this run", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time every policy against the memory floor and other libraries.")
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=["mixing", "loss"])
+    parser.add_argument("--jobs", nargs="+", choices=LABELS, default=[])
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=[_shape(text) for text in SHAPES])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
+    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["contiguous"])
+    parser.add_argument("--per", nargs="+", choices=["batch", "sample", "pair"], default=["batch", "sample"])
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile as well")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--rounds", type=_positive, default=7)
+    parser.add_argument("--model", default="cifar_resnet18", help="backbone of the sections step and resident")
+    parser.add_argument(
+        "--step-side", type=int, default=64, help="largest image side of the sections step and resident"
+    )
+    parser.add_argument("--eager", action="store_true", help="leave the resident section uncompiled")
+    parser.add_argument(
+        "--batches", type=_positive, help="of an epoch of the resident section (64 on a GPU, 4 on a CPU)"
+    )
+    parser.add_argument("--workers", type=_not_negative, default=2, help="worker processes of every loader")
+    parser.add_argument(
+        "--profile", action="store_true", help="show the operators that mixing in --jobs spends time in"
+    )
+    parser.add_argument("--out", type=Path, help="folder for speed.md and speed.csv")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is clearly missed")
+    return parser
+
+
+def _regimes(options: argparse.Namespace) -> list[Regime]:
+    return [
+        Regime(shape, dtype, layout, options.device)
+        for shape in options.shapes
+        for dtype in options.dtypes
+        for layout in options.layouts
+    ]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    parts = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    if len(parts) != 4 or min(parts) < 1:
+        raise argparse.ArgumentTypeError(f"expected B,C,H,W of positive integers, got {text!r}")
+    return parts[0], parts[1], parts[2], parts[3]

@@ -1,0 +1,71 @@
+"""Other libraries doing the same job, where they are installed. Each mixes its labels as it always does."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from speed.regime import Regime
+
+Mixer = Callable[[Tensor, Tensor], object]
+
+
+def rivals(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+    """(name, function of images and labels) of every installed library that offers this policy."""
+    for library in (_torchvision, _timm, _kornia):
+        yield from library(policy, per, regime)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _torchvision(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+    if not installed("torchvision") or per != "batch" or policy not in ("mixup", "cutmix"):
+        return
+    if policy == "mixup" and regime.dtype == "uint8":
+        return  # it raises
+    from torchvision.transforms import v2
+
+    kind = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[policy]
+    yield "torchvision", kind(num_classes=regime.num_classes)
+
+
+def _timm(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+    if not installed("timm") or policy not in ("mixup", "cutmix") or regime.shape[0] % 2:
+        return
+    if policy == "mixup" and regime.dtype == "uint8":
+        return  # it raises, or truncates without a word
+    from timm.data import Mixup
+
+    mixer = Mixup(
+        mixup_alpha=1.0 if policy == "mixup" else 0.0,
+        cutmix_alpha=1.0 if policy == "cutmix" else 0.0,
+        mode={"batch": "batch", "pair": "pair", "sample": "elem"}[per],
+        label_smoothing=0.0,
+        num_classes=regime.num_classes,
+    )
+    yield "timm", mixer
+
+
+def _kornia(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+    if not installed("kornia") or per != "sample" or policy not in ("mixup", "cutmix") or regime.dtype == "uint8":
+        return
+    augmentation = importlib.import_module("kornia.augmentation")
+    if policy == "mixup":
+        mixer = augmentation.RandomMixUpV2(p=1.0, data_keys=["input", "class"])
+    else:
+        mixer = augmentation.RandomCutMixV2(p=1.0, data_keys=["input", "class"], use_correct_lambda=True)
+    yield "kornia", mixer
+
+
+def dense_targets(result: object) -> Tensor:
+    """The dense (B, K) targets that torchvision and timm return beside the images."""
+    if not isinstance(result, (tuple, list)) or not isinstance(result[1], torch.Tensor):
+        raise TypeError(f"expected (images, targets), got {type(result).__name__}")
+    return result[1]
