@@ -35,9 +35,16 @@ demo: $(STAMP)  ## compare mixing policies on digits and on diabetes data, a few
 	@echo "and .html (open the page in a browser)"
 	@echo "Policies in pictures: $(RUNS)/gallery.png"
 
-test: lint  ## lint, then the tests that need neither a GPU nor much time
-	@echo "Running the tests (without those marked slow or gpu)"
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 -q -m "not slow and not gpu"
+# Side by side: the checks take one core for half a minute at most, and what they say comes after the tests' progress.
+test: $(STAMP)  ## lint, beside the tests that need neither a GPU nor much time
+	@echo "Checking style and types, and running the tests (without those marked slow or gpu)"
+	@said=$$(mktemp); trap 'rm -f $$said' EXIT; $(MAKE) --no-print-directory lint > $$said 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist worksteal -q --durations 10 \
+	  -m "not slow and not gpu"; tests=$$?; \
+	wait $$lint; lint=$$?; cat $$said; \
+	if [ $$tests -ne 0 ]; then echo "make test: tests failed"; fi; \
+	if [ $$lint -ne 0 ]; then echo "make test: style or types failed, see above"; fi; \
+	[ $$tests -eq 0 ] && [ $$lint -eq 0 ]
 
 test-slow: $(STAMP)  ## the tests that take more than a few seconds each
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

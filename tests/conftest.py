@@ -6,7 +6,9 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,12 +33,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Tests that start processes come first: they are long, and one worker's fork server serves most of them.
+    items.sort(key=lambda item: not starts_processes(getattr(item, "module", None)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@cache
+def starts_processes(module: ModuleType | None) -> bool:
+    """Whether a test module has anything of `processes.py`."""
+    values = vars(module).values() if module is not None else ()
+    return any(getattr(value, "__module__", getattr(value, "__name__", "")) == "processes" for value in values)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

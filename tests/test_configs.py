@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import mixaug
 from helpers import ours
 from mixaug.engine import build
-from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings
+from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
 from mixaug.passes import as_objective
 from mixaug.step import MixStep
@@ -172,8 +172,19 @@ def test_protocol_composes_with_every_model_and_policy_and_builds(name: str) -> 
         config = compose([*base, f"model={model}"])
         assert config.protocol.name == name
         built_model(config)
+    # Policies are composed as their file and the rules say, which a whole composition agrees with for one of them.
+    model = PROTOCOL_MODELS[name][0]
+    usual = OmegaConf.to_container(compose([*base, f"model={model}", "policy=none"]))
+    assert isinstance(usual, dict)
+    whole = compose([*base, f"model={model}", "policy=cutmix"])
     for policy in list_choices("policy"):
-        config = compose([*base, f"model={PROTOCOL_MODELS[name][0]}", f"policy={policy}"])
+        config = OmegaConf.create({**usual, "policy": read("policy", policy)})
+        for key, value in rules_of(name, model, policy).items():
+            assert OmegaConf.select(config, key, default=Facts) is not Facts, key
+            OmegaConf.update(config, key, value, merge=False)
+        if policy == "cutmix":
+            assert (config.policy, config.optimizer, config.schedule) == (whole.policy, whole.optimizer, whole.schedule)
+        validate(config)
         build.build_policy(config)
         if name in ALPHAS and policy in {*ALPHAS[name], "resizemix", "smoothmix", "deit"}:
             assert config.policy.per == "batch"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
   "-m venv") mkdir -p .venv/bin
-             printf '#!/bin/sh\\necho "$@" >> log\\ntest ! -e broken\\n' > .venv/bin/python
+             printf '#!/bin/sh\\necho "$@" >> log\\ntest ! -e broken -a ! -e "broken-$2"\\n' > .venv/bin/python
              cp .venv/bin/python .venv/bin/ruff
              chmod +x .venv/bin/python .venv/bin/ruff;;
 esac
@@ -88,10 +88,18 @@ def test_old_python_is_named_and_nothing_is_made(checkout):
     assert not (checkout / ".venv").exists()
 
 
-def test_failing_check_fails_make_test(checkout):
+@pytest.mark.parametrize(("broken", "said"), [("pytest", "tests failed"), ("mypy", "style or types failed")])
+def test_failing_check_fails_make_test_and_the_others_run_to_their_end(checkout, broken, said):
     make(checkout, "lint")
-    (checkout / "broken").touch()
-    assert make(checkout, "test").returncode != 0
+    assert make(checkout, "test").returncode == 0
+    (checkout / f"broken-{broken}").touch()
+    (checkout / "log").unlink()
+    done = make(checkout, "test")
+    assert done.returncode != 0
+    assert said in done.stdout
+    calls = (checkout / "log").read_text()
+    assert "-m pytest" in calls
+    assert "-m mypy" in calls
 
 
 def test_ci_runs_make_test():

@@ -80,9 +80,13 @@ class MixTrainerMixin:
         KeyError: a training batch lacks the images or the labels.
 
     Example:
+        >>> import mixaug
+        >>> import transformers
         >>> class MixTrainer(MixTrainerMixin, transformers.Trainer):
         ...     pass
-        >>> MixTrainer(model=model, args=args, train_dataset=train, policy=mixaug.create("cutmix")).train()
+        >>> def finetune(model, args, train_dataset):
+        ...     policy = mixaug.create("cutmix")
+        ...     MixTrainer(model=model, args=args, train_dataset=train_dataset, policy=policy).train()
     """
 
     def __init__(

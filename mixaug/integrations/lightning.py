@@ -28,6 +28,8 @@ class MixBatchMixin:
         mix_policy: a model-free policy, set by the class that uses the mixin.
 
     Example:
+        >>> import lightning
+        >>> import mixaug
         >>> class Classifier(MixBatchMixin, lightning.LightningModule):
         ...     def __init__(self, model):
         ...         super().__init__()

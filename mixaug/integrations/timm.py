@@ -34,6 +34,8 @@ class MixupFn:
         ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range.
 
     Example:
+        >>> import mixaug
+        >>> import torch
         >>> mixup_fn = MixupFn(mixaug.create("cutmix"), num_classes=10, label_smoothing=0.1)
         >>> images, targets = mixup_fn(torch.rand(8, 3, 32, 32), torch.randint(10, (8,)))
         >>> targets.shape

@@ -30,8 +30,15 @@ class MixTransform(v2.Transform):
         ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range.
 
     Example:
+        >>> import mixaug
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, default_collate
         >>> mix = MixTransform(mixaug.create("deit"), num_classes=1000)
-        >>> loader = DataLoader(dataset, 256, collate_fn=lambda samples: mix(*default_collate(samples)))
+        >>> dataset = [(torch.rand(3, 32, 32), label) for label in range(8)]
+        >>> loader = DataLoader(dataset, 4, collate_fn=lambda samples: mix(*default_collate(samples)))
+        >>> images, targets = next(iter(loader))
+        >>> targets.shape
+        torch.Size([4, 1000])
     """
 
     def __init__(

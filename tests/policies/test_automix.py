@@ -318,7 +318,8 @@ def test_fused_attention_is_the_same():
 @pytest.mark.parametrize("size", [(16, 24), (64, 64), (12, 20)], ids=str)
 def test_sizes_and_stages_of_a_cnn(name, size):
     images = torch.randn(3, 3, *size, generator=seeded(1))
-    for stage in (None, "layer1", 0, -1):
+    # The first stage of the largest image has 4096 places, whose attention takes seconds and runs no other code.
+    for stage in (None, -1) if size == (64, 64) else (None, "layer1", 0, -1):
         step = step_of(name, stage=stage)
         loss, _ = step(images, LABELS[:3], generator=seeded(1))
         loss.backward()
