@@ -7,10 +7,11 @@
 (torch.Size([8, 3, 32, 32]), torch.Size([8, 10]))
 """
 
-from mixaug import functional, labeling, losses, pairing, policies, ratio
+from mixaug import functional, labeling, losses, networks, objectives, pairing, policies, ratio
 from mixaug._version import __version__
-from mixaug.batch import MixedBatch
+from mixaug.batch import Batch, MixedBatch
 from mixaug.loading import DeviceLoader, MixCollate
+from mixaug.passes import Objective, Outcome, Passes, Wants
 from mixaug.policies.combinations import OneOf, Sometimes
 from mixaug.policies.pooled import Pooled
 from mixaug.policy import Policy
@@ -19,16 +20,21 @@ from mixaug.signals import ModelSignals, Signals
 from mixaug.step import MixStep
 
 __all__ = [
+    "Batch",
     "DeviceLoader",
     "MixCollate",
     "MixStep",
     "MixedBatch",
     "ModelSignals",
+    "Objective",
     "OneOf",
+    "Outcome",
+    "Passes",
     "Policy",
     "Pooled",
     "Signals",
     "Sometimes",
+    "Wants",
     "__version__",
     "create",
     "describe",
@@ -36,6 +42,8 @@ __all__ = [
     "labeling",
     "list_policies",
     "losses",
+    "networks",
+    "objectives",
     "pairing",
     "policies",
     "ratio",

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixaug.ops.nested import map_tensors
+from mixaug.ops.nested import first_tensor, map_tensors
 from mixaug.plan import Plan
 from mixaug.signals import Signals
 
 
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One batch as a policy sees it while it draws.
+    """One batch before it is mixed: what a loader brings, a policy draws for and an objective runs.
 
     Attributes:
-        images: (B, ...) tensor.
+        inputs: (B, ...) tensor.
         labels: (B,) class ids, (B, K) dense targets, (B,) or (B, D) regression targets, or None.
-        signals: what the model says of the images, for policies with ``needs``; else None.
+        signals: what the model says of the inputs, for policies with ``needs``; else None.
+        rows: (B,) int64 rows of the training set that the samples are, or None.
+        metadata: per-sample tensors by name, (B, ...): "domain", "image_id", "object_mask", "length".
+        views: other augmentations of the same samples by name, (B, ...) each.
+        streams: batches from other sources by name: "outliers", "unlabelled".
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor | None = None
     signals: Signals | None = None
+    rows: Tensor | None = None
+    metadata: Mapping[str, Tensor] = field(default_factory=_nothing)
+    views: Mapping[str, Tensor] = field(default_factory=_nothing)
+    streams: Mapping[str, Batch] = field(default_factory=_nothing)
+
+    @property
+    def images(self) -> Tensor:
+        """:attr:`inputs`, as policies for images call them."""
+        return self.inputs
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return self.inputs.shape[0]
 
     def ask(self, what: str) -> Signals:
         """The signals, for a policy of the name ``what`` that cannot do without.
@@ -64,6 +82,10 @@ class MixedBatch:
             from outside the batch (:class:`mixaug.Pooled`) follow the batch's own rows in ``labels``.
         weights: (B, M) float32 share of each source's label; rows need not sum to 1 (SnapMix).
         plan: the draw behind it, which :meth:`apply` replays.
+        uniform: (B,) floating share of the label that is spread evenly over the classes, for outliers without a label;
+            None stands for none.
+        importance: (B,) floating factor of each sample's loss, such as a confidence; None stands for 1.
+        metadata: tensors by name whose rows are those of ``labels``.
     """
 
     inputs: Any
@@ -71,6 +93,9 @@ class MixedBatch:
     sources: Tensor
     weights: Tensor
     plan: Plan | None = None
+    uniform: Tensor | None = None
+    importance: Tensor | None = None
+    metadata: Mapping[str, Tensor] = field(default_factory=_nothing)
 
     def __len__(self) -> int:
         return self.sources.shape[0]
@@ -168,6 +193,10 @@ class MixedBatch:
         if label_smoothing:
             off = weights.sum(1, keepdim=True) * (label_smoothing / mixed.shape[1])
             mixed = mixed * (1 - label_smoothing) + off
+        if self.uniform is not None:
+            if labels.is_floating_point() and labels.ndim != 2:
+                raise ValueError(f"an even share needs class targets, got labels {tuple(labels.shape)}")
+            mixed = mixed + self.uniform.to(mixed.dtype)[:, None] / mixed.shape[1]
         return mixed
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedBatch:
@@ -185,6 +214,9 @@ class MixedBatch:
             sources=move(self.sources),
             weights=move(self.weights),
             plan=None if self.plan is None else self.plan.map_tensors(move),
+            uniform=None if self.uniform is None else move(self.uniform),
+            importance=None if self.importance is None else move(self.importance),
+            metadata={name: move(value) for name, value in self.metadata.items()},
         )
 
 
@@ -215,8 +247,9 @@ def unmixed(inputs: Any, labels: Tensor | None) -> MixedBatch:
     """A batch that nothing was mixed into: what a loss on mixed batches takes for plain ones.
 
     Args:
-        inputs: (B, ...).
+        inputs: (B, ...), or a dict, list or tuple of such tensors.
         labels: (B,) or (B, K), or None.
     """
-    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+    first = first_tensor(inputs)
+    rows = torch.arange(len(first), device=first.device)[:, None]
     return MixedBatch(inputs=inputs, labels=labels, sources=rows, weights=torch.ones_like(rows, dtype=torch.float32))

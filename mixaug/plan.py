@@ -355,6 +355,58 @@ class Select(Plan):
         return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class JoinedPlan(Plan):
+    """Plans of several batches that go through the model as one: each acts on its own rows inside the model.
+
+    Attributes:
+        plans: in the order of the batches.
+    """
+
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> JoinedPlan:
+        """Join plans of batches.
+
+        Raises:
+            ValueError: a plan that hands more rows to the model than remain.
+        """
+        for plan in plans:
+            if plan.rows != plan.sources.shape[0]:
+                raise ValueError(
+                    "a batch that hands its partners on into the model (Pooled around a policy that mixes inside) "
+                    "cannot share a pass with another batch: run each alone, joined=False"
+                )
+        starts = [sum(plan.rows for plan in plans[:index]) for index in range(len(plans))]
+        return cls(
+            partner=torch.cat([plan.partner + start for plan, start in zip(plans, starts, strict=True)]),
+            lam=torch.cat([plan.lam.float().expand(plan.rows) for plan in plans]),
+            plans=tuple(plans),
+        )
+
+    @property
+    def members(self) -> tuple[Plan, ...]:
+        return self.plans
+
+    @property
+    def mixes(self) -> bool:
+        return any(plan.mixes for plan in self.plans)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stage for plan in self.plans for stage in plan.stages))
+
+    def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
+        parts = features.split([plan.rows for plan in self.plans])
+        return torch.cat(
+            [
+                plan.mix_hidden(stage, part) if stage in plan.stages else part
+                for plan, part in zip(self.plans, parts, strict=True)
+            ]
+        )
+
+
 def class_planes(label_map: Tensor, num_classes: int) -> Tensor:
     """(B, *size) class ids to (B, K, *size) float32 planes; ids outside [0, K) give no plane a 1."""
     ids = torch.arange(num_classes, device=label_map.device).reshape(1, -1, *([1] * (label_map.ndim - 1)))

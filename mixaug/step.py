@@ -1,42 +1,53 @@
-"""`MixStep`: a whole training forward (mixing, the model's passes, the loss) as one module."""
+"""`MixStep`: a whole training forward (mixing, the passes, the loss) as one module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from mixaug.batch import MixedBatch
-from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, mixed_accuracy
+from mixaug.batch import Batch
+from mixaug.losses import mixed_accuracy
+from mixaug.networks import Momentum, check_network
+from mixaug.passes import Outcome, Passes, as_objective, check_there
 from mixaug.policy import Policy
 from mixaug.signals import ModelSignals
-
-Objective = Callable[[Tensor, MixedBatch], Tensor]
 
 
 class MixStep(nn.Module):
     """Mix a batch, run the model on it and compute the loss, in one ``forward``.
 
     Because every call of the model happens inside, wrapping this module in DistributedDataParallel or
-    placing it in a Lightning module needs nothing further.
+    placing it in a Lightning module needs nothing further. After every optimizer step call :meth:`after_step`.
 
     Args:
         model: maps mixed inputs to outputs, such as logits (B, K).
         policy: any policy of the registry.
-        objective: maps (outputs, MixedBatch) to a scalar loss, such as
-            :class:`mixaug.losses.cross_entropy.MixedCrossEntropy`.
+        objective: a loss, (outputs, MixedBatch) to a scalar, such as :class:`mixaug.losses.MixedCrossEntropy`; or a
+            :class:`mixaug.Objective`, which says itself what is run.
         signals: where the parts of the model are that a policy with ``needs`` looks at, for models of which
             :class:`mixaug.ModelSignals` does not find them by itself.
+        networks: networks beside the model by name, see :mod:`mixaug.networks`.
+        keys: for inputs that are a dict, list or tuple: the entries to mix, the images first.
 
     Raises:
-        TypeError: ``policy`` is not a Policy.
-        ValueError: ``signals`` of another model.
+        TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
+        ValueError: ``signals`` of another model, a network that the objective wants and nobody brings.
     """
 
     def __init__(
-        self, model: nn.Module, policy: Policy, objective: Objective, signals: ModelSignals | None = None
+        self,
+        model: nn.Module,
+        policy: Policy,
+        objective: Any,
+        signals: ModelSignals | None = None,
+        *,
+        networks: Mapping[str, nn.Module] | None = None,
+        keys: Sequence[Hashable] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
@@ -46,63 +57,82 @@ class MixStep(nn.Module):
             )
         if signals is not None and signals.model is not model:
             raise ValueError("MixStep expects signals made of its own model: ModelSignals(model, ...)")
+        for name, network in (networks or {}).items():
+            check_network(name, network)
+        self.networks = nn.ModuleDict(networks)
+        for name in as_objective(objective).wants.networks:
+            check_there("networks", name, networks or {})
         self.model = model
         self.policy = policy
         self.objective = objective
+        self.keys = keys
         # The names only: the model may yet be replaced, by its form with synchronised batch norm for one.
         self.sources = {} if signals is None else signals.places()
         policy.attach(self.signals())
+        for network in self.networks.values():
+            if isinstance(network, Momentum):
+                network.attach(model)
 
     def signals(self) -> ModelSignals:
         """What the policy may ask of the model."""
         signals = ModelSignals(self.model, **self.sources)
-        signals.objective = self.objective
+        signals.objective = as_objective(self.objective).loss
         return signals
 
     def forward(
-        self, images: Tensor, labels: Tensor, generator: Generator | None = None, rows: Tensor | None = None
+        self,
+        inputs: Any,
+        labels: Tensor | None = None,
+        generator: Generator | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One training forward.
 
         Args:
-            images: (B, C, *size), or what else the model and the policy take, on the model's device.
+            inputs: (B, C, *size), or what else the model and the policy take, on the model's device; or a whole
+                :class:`mixaug.Batch`, with views, streams and metadata for objectives that want them.
             labels: (B,) class ids, or float targets that the objective understands.
-            generator: of the mixing, on the images' device; None takes torch's default one.
+            generator: of the mixing, on the inputs' device; None takes torch's default one.
             rows: (B,) int64 rows of the training set that the samples are, for a policy that ``needs_rows``.
 
         Returns:
             The scalar loss, and detached scalars to log: ``loss``, ``accuracy`` (lambda-weighted, in [0, 1]) where
-            the outputs are class scores, and the policy's own terms of the loss by their names.
+            the outputs are class scores, and terms of the loss by their names.
         """
-        policy = self.policy
-        known = {} if rows is None else {"rows": rows}
-        if not policy.needs:
-            mixed = policy(images, labels, generator=generator, **known)
-            outputs = self.model(mixed.inputs)
-            terms: dict[str, Tensor] = {}
-        else:
-            source = self.signals()
-            clean = source.of(images, labels, policy.needs)
-            mixed = policy(images, labels, signals=clean, generator=generator, **known)
-            terms = policy.early_loss(images, mixed, clean)
-            with policy.tap(source, mixed, clean) as seen:
-                outputs = self.model(mixed.inputs)
-            mixed = policy.relabel(mixed, seen)
-            terms = terms | policy.auxiliary_loss(mixed, seen)
-        loss = self.objective(outputs, mixed)
-        for term in terms.values():
+        batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
+        objective = as_objective(self.objective)
+        passes = Passes(self, batch, generator, objective.wants, self.keys)
+        found = objective(passes)
+        terms = {**(found if isinstance(found, Mapping) else {}), **passes.terms}
+        loss: Tensor = functools.reduce(operator.add, found.values()) if isinstance(found, Mapping) else found
+        for term in passes.terms.values():
             loss = loss + term
-        classifies = isinstance(self.objective, (MixedCrossEntropy, MixedBinaryCrossEntropy))
-        return loss, _scalars(loss, outputs, mixed, classifies=classifies) | {k: v.detach() for k, v in terms.items()}
+        scores = _scores(passes.shown, getattr(self.objective, "task", None))
+        return loss, {"loss": loss.detach(), **scores, **{name: term.detach() for name, term in terms.items()}}
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell the policy how much of training is done: 0 at the start, 1 at the end."""
+        self.policy.set_progress(fraction)
+
+    def after_step(self) -> None:
+        """To be called after every optimizer step: slow copies follow, queues and learned mixers are kept up."""
+        self.policy.after_step(self.model)
+        for network in self.networks.values():
+            if isinstance(network, Momentum):
+                network.after_step(self.model)
+        after = getattr(self.objective, "after_step", None)
+        if callable(after):
+            after(self)
 
 
-def _scalars(loss: Tensor, outputs: Any, mixed: MixedBatch, *, classifies: bool) -> dict[str, Tensor]:
-    scalars = {"loss": loss.detach()}
-    labels = mixed.labels
-    scored = isinstance(outputs, Tensor) and outputs.ndim == 2 and labels is not None
+def _scores(shown: Outcome | None, task: str | None) -> dict[str, Tensor]:
+    """Accuracy where outputs are class scores."""
+    if shown is None or not isinstance(shown.outputs, Tensor) or shown.outputs.ndim != 2 or shown.batch.labels is None:
+        return {}
+    labels = shown.batch.labels
     # Rows of numbers are classes only to an objective that takes them for such.
-    dense = classifies and labels is not None and labels.shape[1:] == outputs.shape[1:]
-    if scored and labels is not None and (not labels.is_floating_point() or dense):
-        with torch.no_grad():
-            scalars["accuracy"] = mixed_accuracy(outputs.detach(), mixed)
-    return scalars
+    dense = task == "classification" and labels.shape[1:] == shown.outputs.shape[1:]
+    if labels.is_floating_point() and not dense:
+        return {}
+    with torch.no_grad():
+        return {"accuracy": mixed_accuracy(shown.outputs.detach(), shown.batch)}

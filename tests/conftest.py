@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Hundreds of thousands of objects of torch, timm and the tests live to the end; no collection need look at them.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compose() -> Iterator[None]:
+    """Configs are composed from files that are merged once."""
+    config = sys.modules.get("mixaug.engine.config")
+    if config is None:
+        yield
+        return
+    from quick_compose import quick
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "_hydra_compose", quick)
+        yield
 
 
 @pytest.fixture(scope="session")

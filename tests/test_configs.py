@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings
 from mixaug.engine.errors import ConfigError
+from mixaug.passes import as_objective
 from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -104,10 +106,11 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     parameters = inspect.signature(type(objective)).parameters
     for key, value in build.options(config.objective).items():
         assert parameters[key].default == value, key
-    numbers = isinstance(objective, mixaug.losses.MixedRegressionLoss)
-    labels = torch.randn(4, 7) if numbers else torch.tensor([0, 1, 2, 3])
-    mixed = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), labels)
-    assert objective(torch.randn(4, 7), mixed).ndim == 0
+    labels = torch.randn(4, 7) if objective.task == "regression" else torch.tensor([0, 1, 2, 3])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+    beside = {name: copy.deepcopy(model) for name in as_objective(objective).wants.networks}
+    step = MixStep(model, mixaug.create("mixup"), objective, networks=beside)
+    assert step(torch.rand(4, 3, 8, 8), labels)[0].ndim == 0
 
 
 @pytest.mark.parametrize("name", list_choices("data"))

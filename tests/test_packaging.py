@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import mixaug
+from processes import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -44,6 +45,16 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+def build_wheel(source: Path, folder: Path) -> Path:
+    """The wheel that pip would build of a source tree, made by the build backend itself."""
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=source, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / done.stdout.splitlines()[-1]
+
+
 def declared(section: str = "options", option: str = "install_requires") -> set[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -66,26 +77,18 @@ def examples(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_import_brings_torch_and_numpy_alone():
+def test_import_brings_torch_and_numpy_alone_and_takes_well_under_a_second_beyond_them():
     code = (
-        "import json, sys, numpy, torch, torch.utils.data\n"
-        "before = set(sys.modules)\n"
+        "import json, sys, time, numpy, torch, torch.utils.data\n"
+        "before, start = set(sys.modules), time.process_time()\n"
         "import mixaug\n"
-        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))\n"
+        "seconds = time.process_time() - start\n"
+        "print(json.dumps([seconds, *sorted({name.split('.')[0] for name in set(sys.modules) - before})]))\n"
     )
-    brought = set(json.loads(run("-c", code))) - set(sys.stdlib_module_names)
-    assert brought <= {"mixaug", "numpy", "torch"}
-
-
-def test_import_takes_well_under_a_second_beyond_torch():
-    code = (
-        "import time, torch, torch.utils.data\n"
-        "start = time.process_time()\n"
-        "import mixaug\n"
-        "print(time.process_time() - start)\n"
-    )
-    # CPU time, the best of two: another process on the machine must not decide.
-    assert min(float(run("-c", code)) for _ in range(2)) < 1.0
+    seconds, *brought = json.loads(run("-c", code))
+    assert set(brought) - set(sys.stdlib_module_names) <= {"mixaug", "numpy", "torch"}
+    # CPU time, a second try if need be: another process on the machine must not decide.
+    assert seconds < 1.0 or json.loads(run("-c", code))[0] < 1.0
 
 
 def test_version_matches_the_installed_metadata():
@@ -122,11 +125,7 @@ def test_wheel_holds_every_module_and_every_data_file(tmp_path):
         source.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "mixaug", source / "mixaug", ignore=shutil.ignore_patterns("__pycache__"))
-    run(
-        *("-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", str(tmp_path), str(source)),
-    )
-    (wheel,) = tmp_path.glob("mixaug-*.whl")
+    wheel = build_wheel(source, tmp_path)
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         str(path.relative_to(source))
@@ -141,10 +140,8 @@ def test_plugin_package_is_found_once_installed(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT / "tests" / "example_plugin", source)
     target = tmp_path / "site"
-    run(
-        *("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"),
-        *("--target", str(target), str(source)),
-    )
+    # A wheel of Python files alone is installed where it is unpacked.
+    zipfile.ZipFile(build_wheel(source, tmp_path)).extractall(target)
     code = (
         "import sys, torch, mixaug\n"
         "assert 'mixaug_stripes' not in sys.modules, 'plugins are loaded when asked for'\n"
@@ -159,7 +156,7 @@ def test_plugin_package_is_found_once_installed(tmp_path):
         "print(mixaug.describe('stripes').paper)\n"
     )
     assert "package of its own" in run("-c", code, PYTHONPATH=str(target))
-    assert "stripes" not in run("-c", "import mixaug; print(mixaug.list_policies())")
+    assert "stripes" not in mixaug.list_policies()
 
 
 @pytest.mark.parametrize("code", examples(README), ids=["own_loop", "collate", "numbers", "guided", "timm"])
@@ -169,14 +166,16 @@ def test_readme_example_runs(code):
     exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
 
 
-def test_contributing_example_runs():
+def test_contributing_example_runs(tmp_path):
     # In a process of its own, for it registers a policy.
     (code,) = examples(ROOT / "CONTRIBUTING.md")
     check = (
         "assert torch.equal(mixed.lam, torch.full((4,), 0.5))\n"
         "assert mixaug.describe('halfmix').defaults['left'] == 0.5\n"
     )
-    run("-c", code + check)
+    (tmp_path / "example.py").write_text(code + check)
+    done = run_script(tmp_path / "example.py")
+    assert done.returncode == 0, done.stderr
 
 
 def imported_of(code: str) -> set[str]:

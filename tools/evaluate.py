@@ -4,7 +4,9 @@ import argparse
 import json
 
 from mixaug.engine.errors import CheckpointError
-from mixaug.engine.evaluate import evaluate_checkpoint
+from mixaug.engine.stored import evaluate_checkpoint
+
+TRUST = "full name that the run's config may call beside those of mixaug; may be given several times"
 
 
 def main() -> None:
@@ -13,10 +15,11 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a checkpoint file, or a run folder for its last.pt")
     parser.add_argument("--weights", choices=("auto", "model", "ema"), default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
     arguments = parser.parse_args()
     try:
-        scores = evaluate_checkpoint(arguments.checkpoint, arguments.weights, arguments.device)
-    except (CheckpointError, FileNotFoundError) as error:
+        scores = evaluate_checkpoint(arguments.checkpoint, arguments.weights, arguments.device, arguments.trust)
+    except (CheckpointError, OSError, ValueError, TypeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(json.dumps(scores, indent=2))
 

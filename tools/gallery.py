@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
+
 
 def main(arguments: list[str]) -> int:
     """Draw the sheet of all policies, and on request one strip for each; or the sheet of a run."""
@@ -26,15 +28,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=6, help="images of --run, at least 2")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="set of --run that they are from")
     parser.add_argument("--device", default="auto", help="of --run")
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
     parser.add_argument("--seed", type=int, default=0, help="of the draws, and of the choice of samples")
     chosen = parser.parse_args(arguments)
+    if chosen.run is None and chosen.trust:
+        parser.error("--trust says what the config of --run may call: give --run too")
     if chosen.run is not None and (chosen.policies or chosen.only or chosen.strips or chosen.sheets):
         parser.error("--run takes policy and images from the run: leave out --policies, --only, --strips and --sheets")
     if chosen.only and (chosen.policies or chosen.strips is None):
         parser.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
     try:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -69,7 +74,7 @@ def draw_run(chosen: argparse.Namespace) -> int:
 
     if chosen.samples < 2:
         raise ValueError(f"--samples expects at least 2 images, which can be mixed, got {chosen.samples}")
-    run = open_run(chosen.run, chosen.device)
+    run = open_run(chosen.run, chosen.device, allow_targets=chosen.trust)
     images, labels = run.samples(chosen.split, chosen.samples, chosen.seed)
     config, data = run.config, run.batches.data
     figure = gallery.signal_sheet(

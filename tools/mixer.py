@@ -7,6 +7,8 @@ each beside a newly drawn mixer's.
 import argparse
 import sys
 
+TRUST = "full name that the runs' configs may call beside those of mixaug; may be given several times"
+
 
 def main(arguments: list[str]) -> int:
     """Print a table for each run."""
@@ -19,10 +21,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=200, help="test images")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
     chosen = parser.parse_args(arguments)
     try:
         for folder in chosen.runs:
-            run = open_run(folder, chosen.device)
+            run = open_run(folder, chosen.device, allow_targets=chosen.trust)
             trained = mask_reports(run, chosen.samples, seed=chosen.seed)
             fresh = mask_reports(run, chosen.samples, fresh=True, seed=chosen.seed)
             print(f"{folder}, epoch {run.epoch}\n")
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> int:
                     f"{t.loss:.3f} ({f.loss:.3f}) |"
                 )
             print()
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

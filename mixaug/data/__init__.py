@@ -13,7 +13,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from mixaug.data.loaders import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, LOADERS
+from mixaug.data.loaders import LOADERS
+from mixaug.data.reading import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionData, RegressionSet
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,158 +12,27 @@ import torch
 from torch import Tensor
 
 from mixaug.data import regression
-from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionSet
-
-# The normalisation that the published CIFAR mixing tables use, for both sets.
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR_STD = (0.2023, 0.1994, 0.201)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Root = str | Path
-Transform = str | Callable[[Any], Any] | None
+from mixaug.data.reading import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    Root,
+    Transform,
+    channel_statistics,
+    file_transforms,
+    in_memory_set,
+    read_lines,
+    require_files,
+    set_from_files,
+    shortened,
+    stratified_rows,
+)
+from mixaug.data.sets import ArrayData, DataSet, FileData, RegressionSet
 
 # digits: the test part is drawn once, with this seed; the pool is what is left for training.
 _DIGITS_TEST_SEED = 0
+
+
 _DIGITS_TEST_SIZE = 797
-
-
-# ----------------------------------------------------------------------------------------------------
-# Shared by all sets
-
-
-def _require(name: str, root: Root, expected: Iterable[str], published: str) -> Path:
-    """`root` as a path, if every expected file or folder (ending in "/") lies under it."""
-    folder = Path(root).expanduser()
-    expected = list(expected)
-    missing = [entry for entry in expected if not _present(folder, entry)]
-    if not missing:
-        return folder
-    what = "does not exist" if not folder.is_dir() else f"lacks {_shortened(missing)}"
-    raise FileNotFoundError(
-        f"data set {name!r}: the folder {str(folder)!r} {what}. Expected in it: {_shortened(expected)}. "
-        f"The set is published at {published}; mixaug downloads nothing."
-    )
-
-
-def _present(folder: Path, entry: str) -> bool:
-    return (folder / entry).is_dir() if entry.endswith("/") else (folder / entry).is_file()
-
-
-def _shortened(entries: list[str], most: int = 10) -> str:
-    rest = f" and {len(entries) - most} more" if len(entries) > most else ""
-    return ", ".join(entries[:most]) + rest
-
-
-def _transforms(
-    transform: Transform, test_transform: Transform, image_size: int | None, native: int
-) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, int]:
-    """Both transforms as callables, and the side in pixels of what they give."""
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise ValueError(f"image_size must be a positive int or None, got {image_size!r}")
-    side = image_size
-    built: list[Callable[[Any], Any] | None] = []
-    for option, given in (("test_transform", test_transform), ("transform", transform)):
-        if isinstance(given, str):
-            from mixaug.data.transforms import build, default_size
-
-            usual = default_size(given)
-            built.append(build(given, image_size if usual is not None else None))
-            side = side or usual
-        elif given is None or callable(given):
-            built.append(given)
-        else:
-            raise TypeError(f"{option} must be a name, a callable or None, got {given!r}")
-    return built[1], built[0], side or native
-
-
-def _file_transforms(
-    transform: Transform, test_transform: Transform, image_size: int | None, native: int
-) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, int]:
-    """As `_transforms`; where one is given and the other is not, the other makes tensors of the images as they are."""
-    if transform is None and test_transform is not None:
-        transform = "uint8"
-    if test_transform is None and transform is not None:
-        test_transform = "uint8"
-    return _transforms(transform, test_transform, image_size, native)
-
-
-def _in_memory(
-    name: str,
-    train: ArrayData,
-    test: ArrayData,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    class_names: Iterable[str],
-    transform: Transform,
-    test_transform: Transform,
-    image_size: int | None,
-) -> DataSet:
-    channels, height, width = train.images.shape[1:]
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
-    plain = train_fn is None and test_fn is None
-    if plain and image_size not in (None, height):
-        raise ValueError(
-            f"data set {name!r} has {height}x{width} images; image_size={image_size} needs transform and test_transform"
-        )
-    names = tuple(class_names)
-    return DataSet(
-        name=name,
-        train=train if train_fn is None else MappedData(train, train_fn),
-        test=test if test_fn is None else MappedData(test, test_fn),
-        num_classes=len(names),
-        mean=mean,
-        std=std,
-        image_size=(channels, height, width) if plain else (channels, side, side),
-        class_names=names,
-    )
-
-
-def _from_files(name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int) -> DataSet:
-    names = tuple(class_names)
-    size = (3, image_size, image_size)
-    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names)
-
-
-def _lines(path: Path, columns: int) -> list[list[str]]:
-    """Lines of a text table, split at white space into `columns` fields (the last keeps its blanks)."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        fields = line.split(maxsplit=columns - 1)
-        if len(fields) != columns:
-            raise ValueError(f"{path}, line {number}: expected {columns} fields, got {line!r}")
-        rows.append(fields)
-    return rows
-
-
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of (N, C, H, W) uint8 images, scaled to [0, 1]."""
-    pixels = images.double().div(255).transpose(0, 1).flatten(1)
-    return tuple(pixels.mean(1).tolist()), tuple(pixels.std(1, correction=0).tolist())
-
-
-# ----------------------------------------------------------------------------------------------------
-# Sets in memory
-
-
-def _stratified(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Indices of `size` samples in ascending order, with every class at its share (largest remainders first).
-
-    Each class is permuted whole before its first samples are taken, so with one seed a smaller draw from a
-    class is part of a larger one.
-    """
-    counts = torch.bincount(labels)
-    exact = counts.double() * size / len(labels)
-    take = exact.floor().long()
-    remainders = torch.argsort(exact - take, descending=True, stable=True)
-    take[remainders[: size - int(take.sum())]] += 1
-    chosen = []
-    for label, amount in enumerate(take.tolist()):
-        members = torch.nonzero(labels == label).squeeze(1)
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:amount]])
-    return torch.cat(chosen).sort().values
 
 
 def digits(
@@ -197,16 +66,16 @@ def digits(
     images = torch.from_numpy(source.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(source.target).long()
 
-    test = _stratified(labels, _DIGITS_TEST_SIZE, torch.Generator().manual_seed(_DIGITS_TEST_SEED))
+    test = stratified_rows(labels, _DIGITS_TEST_SIZE, torch.Generator().manual_seed(_DIGITS_TEST_SEED))
     in_pool = torch.ones(len(labels), dtype=torch.bool)
     in_pool[test] = False
     pool = torch.nonzero(in_pool).squeeze(1)
     if not 10 <= train_size <= len(pool):
         raise ValueError(f"data set 'digits' expected train_size in 10..{len(pool)}, got {train_size}")
-    train = pool[_stratified(labels[pool], train_size, torch.Generator().manual_seed(split_seed))]
+    train = pool[stratified_rows(labels[pool], train_size, torch.Generator().manual_seed(split_seed))]
 
-    mean, std = _channel_statistics(images[train])
-    return _in_memory(
+    mean, std = channel_statistics(images[train])
+    return in_memory_set(
         "digits",
         ArrayData(images[train], labels[train]),
         ArrayData(images[test], labels[test]),
@@ -231,7 +100,7 @@ def _cifar(
     from torchvision import datasets
 
     entries = [f"{folder}/{file}" for file in files]
-    path = _require(name, root, entries, "https://www.cs.toronto.edu/~kriz/cifar.html (the Python version)")
+    path = require_files(name, root, entries, "https://www.cs.toronto.edu/~kriz/cifar.html (the Python version)")
     loader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     splits = []
     for train in (True, False):
@@ -242,7 +111,7 @@ def _cifar(
             raise ValueError(f"data set {name!r}: a file in {str(path / folder)!r} is not the published one") from error
         images = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
         splits.append(ArrayData(images, torch.tensor(split.targets, dtype=torch.int64)))
-    return _in_memory(
+    return in_memory_set(
         name,
         splits[0],
         splits[1],
@@ -283,6 +152,8 @@ _SHEETS_SOURCE = (
     "https://www.cs.toronto.edu/~kriz/cifar.html as CIFAR-100; the sheets are that set with the images of each class "
     "tiled row by row into one lossless WebP file per split"
 )
+
+
 _SHEET_COLUMNS = (
     "label",
     "name",
@@ -291,6 +162,8 @@ _SHEET_COLUMNS = (
     "train_pixels_sha256",
     "test_pixels_sha256",
 )
+
+
 _TILE = 32
 
 
@@ -333,7 +206,7 @@ def image_sheets(
     """
     if labels not in ("fine", "coarse"):
         raise ValueError(f"data set 'image_sheets' expected labels to be 'fine' or 'coarse', got {labels!r}")
-    path = _require("image_sheets", root, ["classes.csv", "train/", "test/"], _SHEETS_SOURCE)
+    path = require_files("image_sheets", root, ["classes.csv", "train/", "test/"], _SHEETS_SOURCE)
     with (path / "classes.csv").open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         absent = [column for column in _SHEET_COLUMNS if column not in (reader.fieldnames or ())]
@@ -354,7 +227,7 @@ def image_sheets(
         )
     rows = [row for row in rows if int(row[id_column]) < classes]
     files = [f"{split}/{row['name']}.webp" for split in ("train", "test") for row in rows]
-    _require("image_sheets", path, files, _SHEETS_SOURCE)
+    require_files("image_sheets", path, files, _SHEETS_SOURCE)
 
     splits = []
     for split in ("train", "test"):
@@ -366,7 +239,7 @@ def image_sheets(
         ids = torch.tensor([int(row[id_column]) for row in rows], dtype=torch.int64)
         splits.append(ArrayData(torch.cat(sheets), ids.repeat_interleave(counts)))
     class_names = [names[index] for index in range(classes)]
-    return _in_memory(
+    return in_memory_set(
         "image_sheets",
         splits[0],
         splits[1],
@@ -377,10 +250,6 @@ def image_sheets(
         test_transform,
         image_size,
     )
-
-
-# ----------------------------------------------------------------------------------------------------
-# Sets read from files
 
 
 def tiny_imagenet(
@@ -396,12 +265,12 @@ def tiny_imagenet(
     base = "tiny-imagenet-200"
     expected = [f"{base}/{entry}" for entry in ("wnids.txt", "train/", "val/images/", "val/val_annotations.txt")]
     source = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    folder = _require("tiny_imagenet", root, expected, source) / base
-    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 64)
+    folder = require_files("tiny_imagenet", root, expected, source) / base
+    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 64)
 
-    ids = sorted(row[0] for row in _lines(folder / "wnids.txt", 1))
+    ids = sorted(row[0] for row in read_lines(folder / "wnids.txt", 1))
     label_of = {wnid: label for label, wnid in enumerate(ids)}
-    _require("tiny_imagenet", root, [f"{base}/train/{wnid}/images/" for wnid in ids], source)
+    require_files("tiny_imagenet", root, [f"{base}/train/{wnid}/images/" for wnid in ids], source)
     train_paths: list[Path] = []
     train_labels: list[int] = []
     for wnid, label in label_of.items():
@@ -412,16 +281,16 @@ def tiny_imagenet(
         raise FileNotFoundError(f"data set 'tiny_imagenet': no *.JPEG under {str(folder / 'train')!r}; see {source}")
 
     annotations = folder / "val" / "val_annotations.txt"
-    rows = _lines(annotations, 3)
+    rows = read_lines(annotations, 3)
     strangers = sorted({row[1] for row in rows} - set(ids))
     if strangers:
-        raise ValueError(f"{annotations} names classes that wnids.txt lacks: {_shortened(strangers)}")
-    _require("tiny_imagenet", folder / "val" / "images", [row[0] for row in rows], source)
+        raise ValueError(f"{annotations} names classes that wnids.txt lacks: {shortened(strangers)}")
+    require_files("tiny_imagenet", folder / "val" / "images", [row[0] for row in rows], source)
     test = FileData([folder / "val" / "images" / row[0] for row in rows], [label_of[row[1]] for row in rows], test_fn)
 
-    words = dict(_lines(folder / "words.txt", 2)) if (folder / "words.txt").is_file() else {}
+    words = dict(read_lines(folder / "words.txt", 2)) if (folder / "words.txt").is_file() else {}
     names = [words.get(wnid, wnid) for wnid in ids]
-    return _from_files("tiny_imagenet", FileData(train_paths, train_labels, train_fn), test, names, side)
+    return set_from_files("tiny_imagenet", FileData(train_paths, train_labels, train_fn), test, names, side)
 
 
 def imagefolder(
@@ -442,17 +311,17 @@ def imagefolder(
     from torchvision.datasets import ImageFolder
 
     layout = f"your own images, as {train_folder}/<class>/<image> and {test_folder}/<class>/<image>"
-    path = _require("imagefolder", root, [f"{train_folder}/", f"{test_folder}/"], layout)
-    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
+    path = require_files("imagefolder", root, [f"{train_folder}/", f"{test_folder}/"], layout)
+    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     train = ImageFolder(str(path / train_folder), transform=train_fn)
     test = ImageFolder(str(path / test_folder), transform=test_fn)
     if train.classes != test.classes:
         different = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
             f"data set 'imagefolder': {train_folder} and {test_folder} in {str(path)!r} hold different classes; "
-            f"in one of them only: {_shortened(different)}"
+            f"in one of them only: {shortened(different)}"
         )
-    return _from_files("imagefolder", train, test, train.classes, side)
+    return set_from_files("imagefolder", train, test, train.classes, side)
 
 
 def cub(
@@ -466,21 +335,21 @@ def cub(
     base = "CUB_200_2011"
     tables = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     source = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
-    folder = _require("cub", root, [f"{base}/{entry}" for entry in (*tables, "images/")], source) / base
-    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
+    folder = require_files("cub", root, [f"{base}/{entry}" for entry in (*tables, "images/")], source) / base
+    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
 
-    paths = dict(_lines(folder / "images.txt", 2))
-    labels = dict(_lines(folder / "image_class_labels.txt", 2))
-    is_train = dict(_lines(folder / "train_test_split.txt", 2))
-    classes = dict(_lines(folder / "classes.txt", 2))
+    paths = dict(read_lines(folder / "images.txt", 2))
+    labels = dict(read_lines(folder / "image_class_labels.txt", 2))
+    is_train = dict(read_lines(folder / "train_test_split.txt", 2))
+    classes = dict(read_lines(folder / "classes.txt", 2))
     if not paths.keys() == labels.keys() == is_train.keys():
-        raise ValueError(f"data set 'cub': {_shortened(list(tables[:3]))} in {str(folder)!r} list different image ids")
+        raise ValueError(f"data set 'cub': {shortened(list(tables[:3]))} in {str(folder)!r} list different image ids")
     strangers = sorted(set(labels.values()) - set(classes))
     if strangers:
         raise ValueError(f"data set 'cub': image_class_labels.txt names classes that classes.txt lacks: {strangers}")
     if not set(is_train.values()) <= {"0", "1"}:
         raise ValueError("data set 'cub': train_test_split.txt holds something other than 0 and 1")
-    _require("cub", folder / "images", paths.values(), source)
+    require_files("cub", folder / "images", paths.values(), source)
 
     label_of = {class_id: label for label, class_id in enumerate(classes)}
 
@@ -488,7 +357,7 @@ def cub(
         ids = [image_id for image_id in paths if is_train[image_id] == flag]
         return FileData([folder / "images" / paths[i] for i in ids], [label_of[labels[i]] for i in ids], function)
 
-    return _from_files("cub", part("1", train_fn), part("0", test_fn), classes.values(), side)
+    return set_from_files("cub", part("1", train_fn), part("0", test_fn), classes.values(), side)
 
 
 def aircraft(
@@ -512,16 +381,16 @@ def aircraft(
         raise ValueError(f"data set 'aircraft' expected annotation_level in {sorted(plural)}, got {annotation_level!r}")
     entries = [f"{plural[annotation_level]}.txt", "images/"]
     entries += [f"images_{annotation_level}_{split}.txt" for split in ("trainval", "test")]
-    path = _require(
+    path = require_files(
         "aircraft",
         root,
         [f"fgvc-aircraft-2013b/data/{entry}" for entry in entries],
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
-    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     train = FGVCAircraft(str(path), "trainval", annotation_level, transform=train_fn)
     test = FGVCAircraft(str(path), "test", annotation_level, transform=test_fn)
-    return _from_files("aircraft", train, test, train.classes, side)
+    return set_from_files("aircraft", train, test, train.classes, side)
 
 
 def cars(
@@ -537,17 +406,17 @@ def cars(
 
     base = "stanford_cars"
     entries = ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]
-    path = _require(
+    path = require_files(
         "cars",
         root,
         [f"{base}/{entry}" for entry in (*entries, "cars_train/", "cars_test/")],
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (its links are dead; copies circulate)",
     )
-    train_fn, test_fn, side = _file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     # SciPy decides the type of the labels in the tables; the interface promises plain ints.
     train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int)
     test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int)
-    return _from_files("cars", train, test, train.classes, side)
+    return set_from_files("cars", train, test, train.classes, side)
 
 
 LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {

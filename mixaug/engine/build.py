@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
+from mixaug.engine.batches import Batches
 from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
 from mixaug.engine.tasks import REGRESSION, task_of
+from mixaug.passes import as_objective
 from mixaug.policies.pooled import with_training_set
 from mixaug.policy import Policy
 from mixaug.preparation import Preparation
 from mixaug.signals import Loss, ModelSignals
 from mixaug.step import MixStep
-
-if TYPE_CHECKING:
-    from mixaug.engine.batches import Batches
 
 __all__ = [
     "build_model",
@@ -122,7 +121,14 @@ def build_objective(config: DictConfig) -> nn.Module:
     return objective
 
 
-def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: nn.Module, data: Any) -> MixStep:
+def build_step(
+    config: DictConfig,
+    model: nn.Module,
+    policy: Policy,
+    objective: nn.Module,
+    data: Any,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> MixStep:
     """Model, policy and objective as one module; parameters of the policy get the model's sizes.
 
     Saliency is that of the cross-entropy, as in the literature; for numbers as labels that of the objective.
@@ -139,17 +145,20 @@ def build_step(config: DictConfig, model: nn.Module, policy: Policy, objective: 
         )
     loss = _plain_loss(objective) if task_of(data) is REGRESSION else None
     try:
-        step = MixStep(model, policy, objective, ModelSignals(model, loss=loss))
+        step = MixStep(model, policy, objective, ModelSignals(model, loss=loss), networks=networks)
         # Partners from a training set are like those of a batch: the policy that mixes is tried without them.
         for part in parts:
             if part.needs and not part.members:
-                _try(copy.deepcopy(model), copy.deepcopy(part), objective, loss, data)
+                _try(copy.deepcopy(model), copy.deepcopy(part), as_objective(objective).loss, loss, data)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"policy={config.choices.policy} with model={config.choices.model}: {error}") from error
+        raise ConfigError(
+            f"policy={config.choices.policy} with model={config.choices.model} and objective="
+            f"{config.choices.objective}: {error}"
+        ) from error
     return step
 
 
-def _try(model: nn.Module, policy: Policy, objective: nn.Module, loss: Loss | None, data: Any) -> None:
+def _try(model: nn.Module, policy: Policy, objective: Any, loss: Loss | None, data: Any) -> None:
     """Two blank inputs through a step of copies, so that a missing signal is said before a run begins."""
     labels = torch.zeros(2, data.outputs) if task_of(data) is REGRESSION else torch.arange(2) % data.outputs
     with torch.random.fork_rng(devices=[]):
@@ -206,12 +215,13 @@ def prepare_policy(config: DictConfig, policy: Policy, objective: nn.Module, dat
 
 
 def _plain_loss(objective: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The objective on unmixed labels, (predictions, labels) to their mean loss."""
+    """The objective's loss on unmixed labels, (predictions, labels) to their mean."""
+    plain_loss = as_objective(objective).loss
 
     def loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(labels), device=labels.device)[:, None]
         weights = torch.ones(len(labels), 1, device=labels.device)
-        value: torch.Tensor = objective(
+        value: torch.Tensor = plain_loss(
             predictions, MixedBatch(inputs=labels, labels=labels, sources=rows, weights=weights, plan=None)
         )
         return value

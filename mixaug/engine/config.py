@@ -123,7 +123,6 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     # Inside a program started by Hydra its own state is set aside meanwhile.
     around = GlobalHydra.instance().hydra
@@ -131,11 +130,16 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
             composed = hydra_compose("train", overrides=overrides, return_hydra_config=True)
-    except HydraException as error:
+    except Exception as error:
+        # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
+        # of a group, OmegaConf's errors for values that do not merge.
         reason = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
         raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
     finally:
         GlobalHydra.instance().hydra = around
+    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
+    if broken:
+        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
     choices = dict(composed.hydra.runtime.choices)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
@@ -208,6 +212,16 @@ def validate(config: DictConfig) -> None:
     missing = sorted(KNOWN_KEYS - set(map(str, config)))
     if unknown or missing:
         raise ConfigError(f"unknown top-level keys {unknown}, missing top-level keys {missing}")
+    for key in ("choices.policy", "data.name"):
+        # Both are part of the name of the run's folder.
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, str) or not value.isprintable() or not value.strip() or set(value) & set("/\\"):
+            raise ConfigError(
+                f"{key} must be a name without / and \\, since the run's folder is called by it, got {value!r}"
+            )
+    model = OmegaConf.select(config, "model.name")
+    if not isinstance(model, str) or not model.isprintable() or "\\" in model:
+        raise ConfigError(f"model.name must be a name on one line without \\, got {model!r}")
     for key in ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size"):
         _integer(config, key, minimum=1)
     for key in ("checkpoint_every_steps", "pictures_every_epochs", "threads"):

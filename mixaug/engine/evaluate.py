@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixaug.engine import checkpoint
 from mixaug.engine.distributed import World, gather_objects
-from mixaug.engine.errors import CheckpointError
-
-__all__ = ["Scores", "autocast", "evaluate", "evaluate_checkpoint", "predict"]
 
 CALIBRATION_BINS = 15
+
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -162,47 +158,3 @@ def _interleaved(shares: list[Tensor]) -> Tensor:
     for rank, share in enumerate(shares):
         whole[rank :: len(shares)] = share
     return whole
-
-
-def evaluate_checkpoint(path: Path | str, weights: str = "auto", device: str = "auto") -> dict[str, float | None]:
-    """Score a checkpoint on the test set of the run that wrote it.
-
-    Args:
-        path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
-        weights: "model", "ema", or "auto": the averaged weights where the run kept them.
-        device: "auto", "cpu", "cuda".
-
-    Returns:
-        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
-        ``mape``, ``r2`` and, for data with groups, ``worst_rmse`` in regression; ``samples``.
-
-    Raises:
-        FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
-        CheckpointError: the file is damaged, or has no averaged weights though they were asked for.
-    """
-    from omegaconf import DictConfig, OmegaConf
-
-    from mixaug.engine.batches import Batches
-    from mixaug.engine.build import build_model, load_data
-    from mixaug.engine.distributed import start
-    from mixaug.engine.tasks import task_of
-
-    if weights not in ("auto", "model", "ema"):
-        raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
-    path = Path(path)
-    if path.is_dir():
-        path = path / checkpoint.LAST
-    config = OmegaConf.load(path.parent / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path.parent / 'config.yaml'} should hold a mapping")
-    state = checkpoint.load(path)
-    if weights == "auto":
-        weights = "model" if state.get("ema") is None else "ema"
-    if state.get(weights) is None:
-        raise CheckpointError(f"checkpoint {path} has no averaged weights: the run kept none (ema.decay is null)")
-    world = start(device)
-    data = load_data(config)
-    model = build_model(config, data)
-    model.load_state_dict(state[weights])
-    model.to(world.device)
-    return task_of(data).score(model, Batches(config, data, world), "test", config.precision)

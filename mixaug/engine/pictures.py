@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from mixaug.engine import build, checkpoint
@@ -16,6 +16,7 @@ from mixaug.engine.batches import Batches, SeededDraws
 from mixaug.engine.distributed import start, stream_seed
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.evaluate import autocast
+from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import CLASSIFICATION, task_of
 from mixaug.gallery import on_screen, undisturbed
 from mixaug.loading import Normalize
@@ -137,28 +138,36 @@ class OpenRun:
         return images, labels
 
 
-def open_run(folder: Path | str, device: str = "auto", say: Callable[[str], None] = print) -> OpenRun:
+def open_run(
+    folder: Path | str,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    allow_targets: Collection[str] = (),
+) -> OpenRun:
     """Load a finished or unfinished run with the weights that its policy looks at: the trained ones, not averaged ones.
+
+    The folder may come from anybody: its config builds what a run of mixaug is made of and nothing else.
 
     Args:
         folder: the run folder.
         device: "auto", "cpu", "cuda".
         say: told when the newest checkpoint is damaged and the one before is taken.
+        allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyPolicy"``.
 
     Raises:
         FileNotFoundError: no such folder, or no ``config.yaml`` in it.
+        ConfigError: the config would run code that is not mixaug's own, or cannot work.
+        DamagedFile: the config cannot be read.
         CheckpointError: no checkpoint, or none that can be read and fits.
         ValueError: a run in regression, or on inputs that are no images.
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml")
+    config = open_config(folder, allow_targets)
     state = checkpoint.load_latest(folder, say)
     if state is None:
         raise CheckpointError(f"{folder} has no checkpoint yet: a run writes its first one at the end of an epoch")
-    config = OmegaConf.load(folder / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{folder / 'config.yaml'} should hold a mapping")
     world = start(device)
     data = build.load_data(config)
     if task_of(data) is not CLASSIFICATION:
@@ -172,8 +181,9 @@ def open_run(folder: Path | str, device: str = "auto", say: Callable[[str], None
     try:
         step.model.load_state_dict(state["model"])
         step.policy.load_state_dict(state["policy"])
-    except (KeyError, RuntimeError) as error:
+        epoch = int(state["epoch"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint in {folder} does not fit this version of mixaug: {error}") from error
     step.to(world.device)
-    step.policy.set_progress(min(state["epoch"] / config.epochs, 1.0))
-    return OpenRun(config, step.eval(), batches, int(state["epoch"]))
+    step.policy.set_progress(min(epoch / config.epochs, 1.0))
+    return OpenRun(config, step.eval(), batches, epoch)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.config import config_hash, plain
 from mixaug.engine.errors import RunFolderError
+from mixaug.engine.reading import DamagedFile, read_object
 
 __all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
 
@@ -105,11 +106,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, got {type(content).__name__}")
-    return content
+    """Read a JSON object.
+
+    Raises:
+        DamagedFile: the file is cut, too large or something else; names it and the way out.
+    """
+    try:
+        return read_object(path)
+    except DamagedFile as error:
+        raise DamagedFile(f"{path.parent}: {error}; remove the file to go on from the last checkpoint") from error
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from mixaug.engine.batches import Batches
+from mixaug.data import RegressionSet, regression
+from mixaug.engine.batches import Batches
+from mixaug.engine.evaluate import evaluate, predict
+from mixaug.regression_metrics import mae, mape, r2, rmse, worst_group
 
 __all__ = ["CLASSIFICATION", "REGRESSION", "TASKS", "Detail", "Task", "task_named", "task_of"]
 
@@ -95,15 +97,11 @@ class Task:
 
 def task_of(data: Any) -> Task:
     """The task of a data set of `mixaug.data`."""
-    from mixaug.data import RegressionSet
-
     return REGRESSION if isinstance(data, RegressionSet) else CLASSIFICATION
 
 
 def task_named(data: str) -> Task:
     """The task of a data set by the name that `mixaug.data.load` knows it by; a name of another's is classification."""
-    from mixaug.data import regression
-
     return REGRESSION if data in regression.LOADERS else CLASSIFICATION
 
 
@@ -111,8 +109,6 @@ def task_named(data: str) -> Task:
 
 
 def _score_classes(model: nn.Module, batches: Batches, split: str, precision: str) -> dict[str, float | None]:
-    from mixaug.engine.evaluate import evaluate
-
     scores = evaluate(model, batches.held_out(split), batches.data.num_classes, batches.world.device, precision)
     return dict(vars(scores))
 
@@ -161,9 +157,6 @@ _ERRORS = ("rmse", "mae", "mape", "r2", "worst_rmse")
 
 
 def _score_numbers(model: nn.Module, batches: Batches, split: str, precision: str) -> dict[str, float | None]:
-    from mixaug.engine.evaluate import predict
-    from mixaug.regression_metrics import mae, mape, r2, rmse, worst_group
-
     predictions, labels = predict(model, batches.held_out(split), batches.world, precision)
     groups = batches.groups(split)
     numbers = {"rmse": rmse, "mae": mae, "mape": mape, "r2": r2}

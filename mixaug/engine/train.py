@@ -31,6 +31,7 @@ from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
+from mixaug.engine.stored import frozen_networks
 from mixaug.engine.tasks import Task, task_of
 from mixaug.step import MixStep
 
@@ -74,7 +75,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         build.check_model(config, model, data)
         pictures = pictures_of(config, batches)
         policy = build.with_pool(config, build.build_policy(config), batches)
-        step = build.build_step(config, model, policy, objective, data)
+        step = build.build_step(config, model, policy, objective, data, frozen_networks(config, data))
         build.check_mixer(config, step)
         if world.is_main:
             run.prepare(folder, config, world.device, world.size)
@@ -198,7 +199,7 @@ def _train_epoch(
         group = min(accumulate, count - group_start)
         updates = position.batch + 1 == group_start + group
 
-        step.policy.set_progress(position.step / total)
+        step.set_progress(position.step / total)
         # Gradients of the processes meet once, with the last batch of a group.
         apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
         with apart:
@@ -220,7 +221,7 @@ def _train_epoch(
                 state.scheduler.step_update(position.update)
             if state.ema is not None:
                 state.ema.update(step.model, step=position.update)
-            step.policy.after_step(step.model)
+            step.after_step()
         position.batch += 1
         position.step += 1
         clock.tick()

@@ -150,7 +150,7 @@ def aggregate(
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
     runs = list(runs)
-    problems = [f"{run.folder.name}: {problem}" for run in runs for problem in run.problems]
+    problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
 
     grouped: dict[Setting, dict[tuple[str, str, str], list[Run]]] = {}
     for run in runs:
@@ -234,6 +234,9 @@ def _row(
     elif policy == BASELINE:
         time_ratio = 1.0 if _by_seed(members, "step_ms") else None
         memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None
+    foreign = sorted({name for run in members for name in _foreign_targets(run)})
+    if foreign:
+        notes.append(f"the command runs code outside of mixaug: {', '.join(foreign)}")
     found = MATCHES[task.name](
         policy=policy,
         policy_options=options,
@@ -274,12 +277,20 @@ def _baseline_for(settings: str, baselines: Mapping[str, Sequence[Run]]) -> tupl
     return members, f"{BASELINE} ran with {', '.join(told)}"
 
 
+def _foreign_targets(run: Run) -> list[str]:
+    if not run.config:
+        return []
+    from mixaug.engine.targets import foreign_targets
+
+    return foreign_targets(run.config)
+
+
 def _one_per_seed(members: Sequence[Run], problems: list[str]) -> list[Run]:
     kept: dict[int, Run] = {}
     for run in members:
         seed = int(run.result["seed"])
         if seed in kept:
-            problems.append(f"{run.folder.name}: seed {seed} was also run in {kept[seed].folder.name}, which counts")
+            problems.append(f"{run.name}: seed {seed} was also run in {kept[seed].name}, which counts")
         else:
             kept[seed] = run
     return [kept[seed] for seed in sorted(kept)]

@@ -1,18 +1,27 @@
 """Run folders to records: what finished, what failed and why, what is still under way, what cannot be read.
 
-A damaged folder never stops the others from being read; it becomes a record with status ``"corrupt"``.
+A damaged folder never stops the others from being read; it becomes a record with status ``"corrupt"``. Whatever a
+folder holds, a record has values of the kinds that the engine writes, so that nothing behind this module asks again.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixaug.engine.reading import (
+    DamagedFile,
+    clean,
+    is_number,
+    is_text,
+    parse_json,
+    read_config,
+    read_object,
+    read_text,
+)
 from mixaug.engine.tasks import CLASSIFICATION, TASKS, Task
 
 __all__ = ["STATISTICS", "Run", "collect", "read_epochs", "read_run"]
@@ -22,8 +31,11 @@ STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in
 
 MARKERS = ("result.json", "failure.json", "config.yaml", "epochs.jsonl")
 TEXT_KEYS = ("policy", "model", "data", "protocol")
-NUMBER_KEYS = ("seed", "epochs")
+INTEGER_KEYS = {"seed": 0, "epochs": 1}  # and the least of each
+MOST_BYTES_OF_EPOCHS = 16 * 2**20
+MOST_CHARACTERS_OF_AN_EPOCH = 64 * 1024
 OPTIONAL_NUMBER_KEYS = ("top5_last", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
+COST_KEYS = OPTIONAL_NUMBER_KEYS[1:]
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,11 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     epochs: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's name, fit to be shown."""
+        return " ".join(clean(self.folder.name).split())
 
     @property
     def task(self) -> Task:
@@ -83,7 +100,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     problems: list[str] = []
     config = _read_config(folder / "config.yaml", problems)
-    environment = _read_object(folder / "environment.json", problems) or {}
+    environment = _read_environment(folder / "environment.json", problems)
     epochs = read_epochs(folder / "epochs.jsonl", problems)
 
     def run(status: str, reason: str = "", **extra: Any) -> Run:
@@ -113,92 +130,132 @@ def read_run(folder: str | Path) -> Run:
         failure = _read_object(folder / "failure.json", read)
         if failure is None:
             return run("corrupt", "; ".join(read))
-        return run("failed", str(failure.get("reason") or "no reason recorded"), failure=failure)
-    done = f"stopped after epoch {epochs[-1].get('epoch', len(epochs))}" if epochs else "no epoch finished"
+        reason = failure.get("reason")
+        told = " ".join(reason.split()) if isinstance(reason, str) else ""
+        return run("failed", told or "no reason recorded", failure=failure)
+    done = f"stopped after epoch {epochs[-1]['epoch']}" if epochs else "no epoch finished"
     return run("unfinished", done)
 
 
 def read_epochs(path: str | Path, problems: list[str] | None = None) -> tuple[dict[str, Any], ...]:
     """The epochs of an epochs.jsonl in order; an epoch written twice (after a resume) counts once, the later line.
 
-    Lines that are not JSON objects with an integer ``epoch`` are left out and named in ``problems``.
+    Lines that are not JSON objects with an ``epoch`` from 1 are left out and named in ``problems``.
     """
     path = Path(path)
     said = problems if problems is not None else []
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, MOST_BYTES_OF_EPOCHS)
     except FileNotFoundError:
         return ()
-    except OSError as error:
-        said.append(f"{path.name}: {error.strerror or error}")
+    except DamagedFile as error:
+        said.append(str(error))
         return ()
     epochs: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    damaged = []
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or not isinstance(value.get("epoch"), int):
-            said.append(f"{path.name}: line {number} is not an epoch record")
+        value = None
+        if len(line) <= MOST_CHARACTERS_OF_AN_EPOCH:
+            try:
+                value = parse_json(line, path.name)
+            except DamagedFile:
+                value = None  # said below, with the line's number
+        epoch = value.get("epoch") if isinstance(value, dict) else None
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= 10**9:
+            damaged.append(number)
             continue
-        epochs[value["epoch"]] = value
+        epochs[epoch] = value or {}
+    said += [f"{path.name}: line {number} is not an epoch record" for number in damaged[:3]]
+    if len(damaged) > 3:
+        said.append(f"{path.name}: {len(damaged) - 3} more lines are not epoch records")
     return tuple(epochs[key] for key in sorted(epochs))
 
 
 def _read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
+    except DamagedFile as error:
+        problems.append(str(error))
         return None
-    if not isinstance(value, dict):
-        problems.append(f"{path.name}: expected a JSON object, got {type(value).__name__}")
-        return None
-    return value
 
 
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from mixaug.engine.config import GROUPS
 
     try:
-        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        value = read_config(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+    except DamagedFile as error:
+        problems.append(str(error))
         return {}
-    if not isinstance(value, dict) or "seed" not in value:
+    if "seed" not in value:
         problems.append(f"{path.name} is not the config of a run")
         return {}
-    return {str(key): item for key, item in value.items()}
+    for section in (*GROUPS, "choices", "mixer"):
+        if value.get(section) is not None and not isinstance(value[section], dict):
+            problems.append(f"{path.name}: {section}: expected a mapping, got {_shown(value[section])}")
+            return {}
+    return value
+
+
+# What a page asks an environment for, and the kinds that the engine and earlier versions of it write.
+_ENVIRONMENT: Mapping[str, type | tuple[type, ...]] = {
+    "versions": dict,
+    "device": (str, dict),
+    "threads": int,
+    "world_size": int,
+    "git_commit": str,
+}
+
+
+def _read_environment(path: Path, problems: list[str]) -> dict[str, Any]:
+    value = _read_object(path, problems) or {}
+    for key, kind in _ENVIRONMENT.items():
+        found = value.get(key)
+        if found is not None and (not isinstance(found, kind) or isinstance(found, bool)):
+            problems.append(f"{path.name}: {key}: unexpected {_shown(found)}")
+            del value[key]
+    return value
 
 
 def _result_fault(result: dict[str, Any]) -> str:
     for key in TEXT_KEYS:
         if not isinstance(result.get(key), str):
-            return f"{key}: expected text, got {result.get(key)!r}"
+            return f"{key}: expected text, got {_shown(result.get(key))}"
+        if not is_text(result[key]):
+            return f"{key}: expected a printable name of at most 200 characters, got {_shown(result[key])}"
     task = TASKS.get(str(result.get("task", CLASSIFICATION.name)))
     if task is None:
-        return f"task: expected one of {', '.join(TASKS)}, got {result['task']!r}"
+        return f"task: expected one of {', '.join(TASKS)}, got {_shown(result['task'])}"
     figures = [task.result_key(figure) for figure in task.figures]
     details = [detail.key.format(figure=figure) for detail in task.details for figure in task.figures]
-    for key in (*NUMBER_KEYS, *figures):
-        if not _is_number(result.get(key)):
-            return f"{key}: expected a finite number, got {result.get(key)!r}"
+    for key in (*INTEGER_KEYS, *figures):
+        if not is_number(result.get(key)):
+            return f"{key}: expected a finite number, got {_shown(result.get(key))}"
+    for key, least in INTEGER_KEYS.items():
+        # Half a seed would be cut to a whole one, and take the place of the run that has it.
+        if not isinstance(result[key], int) or result[key] < least:
+            return f"{key}: expected an integer of at least {least}, got {_shown(result[key])}"
     for key in (*OPTIONAL_NUMBER_KEYS, *details):
-        if result.get(key) is not None and not _is_number(result[key]):
-            return f"{key}: expected a finite number, got {result[key]!r}"
+        if result.get(key) is not None and not is_number(result[key]):
+            return f"{key}: expected a finite number, got {_shown(result[key])}"
+    for key in figures:
+        if task.unit == "%" and not 0 <= result[key] <= 100:
+            return f"{key}: expected percent, from 0 to 100, got {_shown(result[key])}"
+    for key in COST_KEYS:
+        if result.get(key) is not None and result[key] < 0:
+            return f"{key}: expected a number that is not negative, got {_shown(result[key])}"
     for key in ("policy_options", "data_options"):
         if not isinstance(result.get(key) or {}, dict):
-            return f"{key}: expected a mapping, got {result[key]!r}"
+            return f"{key}: expected a mapping, got {_shown(result[key])}"
     return ""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _shown(value: object) -> str:
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:80]} ..."

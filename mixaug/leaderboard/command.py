@@ -37,6 +37,8 @@ WITHIN_PROTOCOL = frozenset(
     {*SPELLED_OUT, "pool", "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
     | {f"data.{option}" for option in LOCATIONS}
 )
+_CHOICE = re.compile(r"\w[\w\-]*(\.\w[\w\-]*|/\w[\w\-]*)*", re.ASCII)
+_KEY = re.compile(r"\w[\w.\-]*", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+\-]+")
 
 
@@ -51,11 +53,12 @@ def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
     try:
         overrides = overrides_of(members[0].config)
     except (CommandError, ImportError) as error:
-        return f"# {error}"
+        return "# " + " ".join(str(error).split())
     if hide_paths:
         overrides = [_hidden(override) for override in overrides]
     seeds = ",".join(str(run.result["seed"]) for run in members)
-    return " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
+    command = " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
+    return command if command.isprintable() else "# the config has line ends in it: no command on one line gives it"
 
 
 def departures(run: Run) -> list[str] | None:
@@ -93,6 +96,13 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     choices = config.get("choices")
     if not isinstance(choices, Mapping):
         raise CommandError("config.yaml does not say which config files it was made from")
+    for group, choice in choices.items():
+        # A choice becomes part of a path to a file and of a command that people run.
+        if choice is not None and not (isinstance(choice, str) and _CHOICE.fullmatch(choice)):
+            raise CommandError(f"config.yaml names {choice!r} for {group}, which is no name of a config file")
+    for section in GROUPS:
+        if not isinstance(config.get(section) or {}, Mapping):
+            raise CommandError(f"config.yaml has no mapping for {section}")
     try:
         spelled = [f"{group}={choices[group]}" for group in SPELLED_OUT if choices.get(group) is not None]
         # A protocol brings its own optimizer, schedule and objective.
@@ -112,6 +122,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         for key in [*target, *(key for key in base if key not in target)]:
             if _below(key, skipped):
                 continue
+            if not _KEY.fullmatch(key):
+                raise CommandError(f"config.yaml has the key {key!r}, which no command line can set")
             if key not in target:
                 # Runs from before there were learned mixers lack the section, which is as good as its nulls.
                 changed += [] if _below(key, ("mixer",)) else [f"~{key}"]

@@ -7,11 +7,11 @@ import functools
 import io
 import math
 import statistics
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from mixaug.engine.reading import is_number
 from mixaug.leaderboard.aggregate import BASELINE, Board, Row
 from mixaug.leaderboard.statistics import mean_interval
 
@@ -51,6 +51,7 @@ STYLE: Any = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "text.parse_math": False,  # a name with a dollar sign is a name
     "svg.hashsalt": "mixaug",  # the same runs give the same page, byte for byte
 }
 
@@ -65,10 +66,11 @@ def colours(board: Board) -> dict[str, str]:
 def names(board: Board) -> dict[str, str]:
     """The policy's bare name where one row carries it, else the label with its options, cut to fit."""
     carried = Counter(row.policy for row in board.rows)
-    return {
-        row.label: row.policy if carried[row.policy] == 1 else textwrap.shorten(row.label, 40, placeholder=" …")
-        for row in board.rows
-    }
+    return {row.label: _cut(row.policy if carried[row.policy] == 1 else row.label) for row in board.rows}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:38].rstrip() + " …"
 
 
 def _styled(plot: Callable[P, R]) -> Callable[P, R]:
@@ -222,14 +224,10 @@ def _figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figu
 def _curve(row: Row) -> list[tuple[int, float, float]]:
     """(epoch, mean, std) for the epochs that every seed has."""
     key = f"test_{row.task.measure}"
-    per_run = [{int(e["epoch"]): float(e[key]) for e in run.epochs if _finite(e.get(key))} for run in row.runs]
+    per_run = [{int(e["epoch"]): float(e[key]) for e in run.epochs if is_number(e.get(key))} for run in row.runs]
     common = set.intersection(*(set(curve) for curve in per_run)) if per_run else set()
     points = []
     for epoch in sorted(common):
         values = [curve[epoch] for curve in per_run]
         points.append((epoch, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0))
     return points
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,6 +7,7 @@ import html as html_module
 import io
 import json
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -211,8 +212,20 @@ def to_csv(leaderboard: Leaderboard) -> str:
     writer.writerow(_CSV)
     for board in leaderboard.boards:
         for row in board.rows:
-            writer.writerow([cell(row, board, leaderboard) for cell in _CSV.values()])
+            writer.writerow([_as_data(cell(row, board, leaderboard)) for cell in _CSV.values()])
     return buffer.getvalue()
+
+
+# What spreadsheets take for the beginning of a formula, in both widths.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
+
+
+def _as_data(value: object) -> object:
+    """The cell, with a quotation mark before a text that a spreadsheet would calculate instead of showing it."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _PLAIN_NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
 
 
 def _exact(value: float | None) -> str:
@@ -233,6 +246,24 @@ def _told(row: Row, key: str) -> str:
 
 # -- Markdown -----------------------------------------------------------------------------------------------------
 
+_MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[#>+-]|(?<=^\d)[.)]")
+
+
+def _literally(text: str) -> str:
+    """A text on one line as Markdown that shows it as it is: no HTML, no links or pictures, no new cells."""
+    text = _MARKS.sub(lambda mark: "\\" + mark.group(), " ".join(text.split()))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Addresses become links without any mark around them.
+    return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def _fence(lines: Iterable[str]) -> list[str]:
+    """A block of code whose fence none of its lines can close."""
+    lines = list(lines)
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    mark = "`" * max(3, longest + 1)
+    return [f"{mark}sh", *lines, mark]
+
 
 def to_markdown(leaderboard: Leaderboard) -> str:
     """Tables with notes and the command of every row."""
@@ -240,7 +271,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
     if not leaderboard.boards:
         lines += ["No finished run.", ""]
     for board in leaderboard.boards:
-        lines += [f"## {board.setting.title}", "", _subtitle(board), ""]
+        lines += [f"## {_literally(board.setting.title)}", "", _literally(_subtitle(board)), ""]
         details, reruns = _details(board), _has_reruns(board)
         heads = ["policy", board.task.heading, f"vs {BASELINE}", "seeds", *(detail.title for detail, _ in details)]
         heads += ["time/step", "memory", "published", *(["authors' code rerun"] if reruns else [])]
@@ -249,20 +280,20 @@ def to_markdown(leaderboard: Leaderboard) -> str:
         for row in board.rows:
             said = notes.numbers(remarks(row))
             cells = [
-                row.label,
+                _literally(row.label),
                 score(row),
                 difference(row),
                 seeds(row),
                 *(number(row, key, detail.digits) for detail, key in details),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
-                published(row) + (f" [{said}]" if said else ""),
+                _literally(published(row)) + (f" [{said}]" if said else ""),
                 *([rerun(row)] if reruns else []),
             ]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-        lines += [f"[{number}] {note}  " for number, note in enumerate(notes.texts, start=1)]
-        lines += ["", "Each row again:", "", "```sh", *(row.command for row in board.rows), "```", ""]
+        lines += [f"[{number}] {_literally(note)}  " for number, note in enumerate(notes.texts, start=1)]
+        lines += ["", "Each row again:", "", *_fence(row.command for row in board.rows), ""]
     lines += _markdown_left_out(leaderboard)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -282,11 +313,10 @@ def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
     if leaderboard.left_out:
         lines += ["## Runs not in a table", "", "| run | state | reason |", "|---|---|---|"]
         for run in leaderboard.left_out:
-            reason = run.reason.replace("|", "\\|").replace("\n", " ")
-            lines.append(f"| {run.folder.name} | {run.status} | {reason} |")
+            lines.append(f"| {_literally(run.name)} | {run.status} | {_literally(run.reason)} |")
         lines.append("")
     if leaderboard.problems:
-        lines += ["## Noticed while reading", "", *(f"- {problem}" for problem in leaderboard.problems), ""]
+        lines += ["## Noticed while reading", "", *(f"- {_literally(problem)}" for problem in leaderboard.problems), ""]
     return lines
 
 
@@ -507,7 +537,7 @@ def _html_left_out(leaderboard: Leaderboard) -> str:
         )
         for run in leaderboard.left_out:
             parts.append(
-                f'<tr><td>{_escape(run.folder.name)}</td><td class="text {run.status}">{run.status}</td>'
+                f'<tr><td>{_escape(run.name)}</td><td class="text {run.status}">{run.status}</td>'
                 f'<td class="text">{_escape(run.reason)}</td></tr>'
             )
         parts.append("</tbody></table></div></section>")
@@ -568,9 +598,9 @@ def print_tables(leaderboard: Leaderboard, console: Console) -> None:
         console.print(table, highlight=False)
     if not leaderboard.boards:
         console.print("No finished run.")
-    said = [f"not in a table: {run.folder.name}: {run.status}: {run.reason}" for run in leaderboard.left_out]
+    said = [f"not in a table: {run.name}: {run.status}: {run.reason}" for run in leaderboard.left_out]
     for line in [*said, *(f"noticed: {problem}" for problem in leaderboard.problems)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
     console.print()
 
 

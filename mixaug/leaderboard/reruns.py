@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from mixaug.engine.reading import is_number
 from mixaug.leaderboard.published import Figure, Match, Rerun, policy_defaults
 
 __all__ = ["match"]
@@ -131,7 +132,7 @@ def _rerun_name(policy: str, options: Mapping[str, Any]) -> str:
     if policy != "cmixup":
         return {"none": "erm", "mixup": "mixup", "manifoldmix": "manifold_mixup"}.get(policy, "")
     stages, bandwidth, alpha = options["stages"], options["bandwidth"], options["alpha"]
-    if _plain(stages) not in (None, ["layer1"]) or not isinstance(bandwidth, (int, float)):
+    if _plain(stages) not in (None, ["layer1"]) or not is_number(bandwidth) or not is_number(alpha):
         return ""
     place = "input" if stages is None else "manifold"
     return f"cmixup_{place}" + ("" if alpha == 2.0 else f"_alpha{alpha:g}") + f"_h{bandwidth:g}"

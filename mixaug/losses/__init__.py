@@ -14,6 +14,7 @@ from mixaug.losses.accuracy import mixed_accuracy
 from mixaug.losses.any_loss import MixedLoss, mixed_loss
 from mixaug.losses.binary_cross_entropy import MixedBinaryCrossEntropy, mixed_binary_cross_entropy
 from mixaug.losses.cross_entropy import MixedCrossEntropy, mixed_cross_entropy
+from mixaug.losses.decoupled import DecoupledCrossEntropy, decoupled_regularizer
 from mixaug.losses.regression import (
     Against,
     MixedAbsoluteError,
@@ -25,6 +26,7 @@ from mixaug.losses.regression import (
 
 __all__ = [
     "Against",
+    "DecoupledCrossEntropy",
     "MixedAbsoluteError",
     "MixedBinaryCrossEntropy",
     "MixedCrossEntropy",
@@ -32,6 +34,7 @@ __all__ = [
     "MixedLoss",
     "MixedRegressionLoss",
     "MixedSquaredError",
+    "decoupled_regularizer",
     "mixed_accuracy",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_mixing, check_options, labels_of
+from mixaug.losses.checks import check_mixing, check_options, check_per_sample, labels_of, refuse_uniform
 
 
 def mixed_loss(
@@ -20,6 +20,7 @@ def mixed_loss(
     weights: Tensor,
     *,
     reduction: str = "mean",
+    importance: Tensor | None = None,
 ) -> Tensor:
     """Mix any per-sample loss: ``sum_m w[b, m] * loss(logits, labels[sources[:, m]])[b]``.
 
@@ -30,6 +31,7 @@ def mixed_loss(
         sources: (B, M) int64 rows of the batch that went into each sample.
         weights: (B, M) floating share of each source's label.
         reduction: "none" gives (B,); "mean" over the batch; "sum".
+        importance: (B,) floating factor of each sample's loss, or None.
 
     Returns:
         (B,) for "none", else a scalar, in the dtype ``loss`` returns (at least float32).
@@ -39,6 +41,7 @@ def mixed_loss(
     """
     check_options("mixed_loss", 0.0, reduction)
     check_mixing("mixed_loss", logits, labels, sources, weights)
+    check_per_sample("mixed_loss", "importance", importance, len(logits))
     total: Tensor | None = None
     for source, weight in zip(sources.unbind(1), weights.unbind(1), strict=True):
         value = loss(logits, labels[source])
@@ -51,6 +54,8 @@ def mixed_loss(
         share = weight.to(torch.promote_types(value.dtype, torch.float32)) * value
         total = share if total is None else total + share
     assert total is not None  # check_mixing requires M >= 1
+    if importance is not None:
+        total = total * importance.to(total.dtype)
     if reduction == "mean":
         return total.mean()
     return total.sum() if reduction == "sum" else total
@@ -82,7 +87,16 @@ class MixedLoss(nn.Module):
     def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
         """Loss of ``logits`` (B, ...) against the labels of ``mixed``."""
         labels = labels_of("MixedLoss", mixed)
-        return mixed_loss(self.loss, logits, labels, mixed.sources, mixed.weights, reduction=self.reduction)
+        refuse_uniform("MixedLoss", mixed)
+        return mixed_loss(
+            self.loss,
+            logits,
+            labels,
+            mixed.sources,
+            mixed.weights,
+            reduction=self.reduction,
+            importance=mixed.importance,
+        )
 
 
 def _name(function: object) -> str:

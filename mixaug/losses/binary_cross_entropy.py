@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, mix_rows
+from mixaug.losses.checks import check_inputs, check_options, check_per_sample, compute_dtype, labels_of, mix_rows
 
 
 def mixed_binary_cross_entropy(
@@ -23,6 +23,8 @@ def mixed_binary_cross_entropy(
     sum_classes: bool = False,
     multi_label: bool = False,
     reduction: str = "mean",
+    uniform: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy of every class against the mixed target, timm's convention.
 
@@ -47,6 +49,8 @@ def mixed_binary_cross_entropy(
             ``(1 - eps) * target + eps / 2`` (timm's ``multi_label``). Needs dense labels.
         reduction: over the samples: "none" gives (B,), "mean", "sum". torch's ``reduction="sum"`` over all
             elements is ``sum_classes=True, reduction="sum"`` here.
+        uniform: (B,) floating share of each sample's target that is spread evenly over the classes, or None.
+        importance: (B,) floating factor of each sample's loss, or None. The mean is still over all samples.
 
     Returns:
         float32 (float64 for float64 logits); (B,) for "none", else a scalar.
@@ -67,9 +71,12 @@ def mixed_binary_cross_entropy(
             "mixed_binary_cross_entropy got multi_label=True with class ids (B,); pass dense (B, K) labels "
             "or multi_label=False"
         )
+    check_per_sample("mixed_binary_cross_entropy", "uniform", uniform, len(logits))
+    check_per_sample("mixed_binary_cross_entropy", "importance", importance, len(logits))
     classes = logits.shape[1]
     logits = logits.to(compute_dtype(logits))
     weights = weights.to(logits.dtype)
+    even = None if uniform is None else uniform.to(logits.dtype) / classes
     off = label_smoothing * 0.5 if multi_label else label_smoothing / classes
 
     # softplus(x) - t * x is the stable form of -t log s(x) - (1 - t) log s(-x). Beyond the threshold of 40
@@ -79,6 +86,8 @@ def mixed_binary_cross_entropy(
         targets = mix_rows(labels.to(logits.dtype), sources, weights)
         if label_smoothing > 0:
             targets = targets * (1 - label_smoothing) + weights.sum(1, keepdim=True) * off
+        if even is not None:
+            targets = targets + even[:, None]
         if target_threshold is not None:
             targets = (targets > target_threshold).to(logits.dtype)
         loss = negative - (targets * logits).sum(1)
@@ -89,18 +98,22 @@ def mixed_binary_cross_entropy(
             loss = negative - (1 - label_smoothing) * (weights * picked).sum(1)
             if label_smoothing > 0:
                 loss = loss - off * weights.sum(1) * logits.sum(1)
+            if even is not None:
+                loss = loss - even * logits.sum(1)
         else:
             # The threshold looks at the target of a class, so the weights of all sources of that class are
             # added and the class is counted once, at its first source. With M sources, (B, M, M) is small.
             same = ids[:, :, None] == ids[:, None, :]
             share = weights[:, None, :]
             shares = torch.where(same, share * (1 - label_smoothing + off), share * off)
-            positive = shares.sum(2) > target_threshold
+            reached = shares.sum(2)
+            positive = (reached if even is None else reached + even[:, None]) > target_threshold
             earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril(-1)
             first = ~(same & earlier).any(2)
-            if label_smoothing > 0:
+            if label_smoothing > 0 or even is not None:
                 # All other classes hold the off value, which may itself be above the threshold.
-                background = (weights * off).sum(1) > target_threshold
+                others = (weights * off).sum(1)
+                background = (others if even is None else others + even) > target_threshold
                 step = positive.to(logits.dtype) - background[:, None].to(logits.dtype)
                 loss = negative - background * logits.sum(1) - (first * step * picked).sum(1)
             else:
@@ -108,6 +121,8 @@ def mixed_binary_cross_entropy(
 
     if not sum_classes:
         loss = loss / classes
+    if importance is not None:
+        loss = loss * importance.to(loss.dtype)
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
@@ -160,6 +175,8 @@ class MixedBinaryCrossEntropy(nn.Module):
             sum_classes=self.sum_classes,
             multi_label=self.multi_label,
             reduction=self.reduction,
+            uniform=mixed.uniform,
+            importance=mixed.importance,
         )
 
     def extra_repr(self) -> str:

@@ -43,8 +43,8 @@ def check_mixing(
     batch = len(outputs)
     if batch == 0:
         raise ValueError(f"{name} got an empty batch: {what} of shape {tuple(outputs.shape)}")
-    # Partners from outside the batch follow its own rows (mixaug.Pooled).
-    if len(labels) < batch:
+    # There may be more rows of labels (partners from outside the batch) or fewer (several mixtures of one sample).
+    if labels.ndim == 0 or len(labels) == 0:
         raise ValueError(f"{name} got {what} of {batch} samples, but labels of shape {tuple(labels.shape)}")
     if sources.ndim != 2 or len(sources) != batch or sources.shape[1] == 0:
         raise ValueError(f"{name} expected sources of shape ({batch}, M), M >= 1; got {tuple(sources.shape)}")
@@ -112,3 +112,21 @@ def check_inputs(
 def _can_read(tensor: Tensor) -> bool:
     """Whether values can be looked at without stopping a device or breaking a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_per_sample(name: str, argument: str, values: Tensor | None, batch: int) -> None:
+    """Raise unless ``values`` is None or (B,) floating point."""
+    if values is None:
+        return
+    if not isinstance(values, Tensor) or values.shape != (batch,) or not values.is_floating_point():
+        got = f"{tuple(values.shape)} {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} expected {argument} ({batch},) floating, got {got}")
+
+
+def refuse_uniform(name: str, mixed: MixedBatch) -> None:
+    """Raise for a batch with shares that are spread over classes, for a loss that knows no classes."""
+    if mixed.uniform is not None:
+        raise ValueError(
+            f"{name} knows no classes to spread a share of the label over (MixedBatch.uniform); use MixedCrossEntropy "
+            "or MixedBinaryCrossEntropy"
+        )

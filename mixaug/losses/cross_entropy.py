@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, mix_rows
+from mixaug.losses.checks import check_inputs, check_options, check_per_sample, compute_dtype, labels_of, mix_rows
 
 
 def mixed_cross_entropy(
@@ -21,6 +21,8 @@ def mixed_cross_entropy(
     class_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    uniform: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of mixed samples, ``-sum_m w[b, m] * sum_c t[m, c] * class_weight[c] * log p[b, c]``.
 
@@ -44,6 +46,8 @@ def mixed_cross_entropy(
             sample with ignored sources counts only by the share of its weight that is left. Class weights do
             not enter the divisor, as in torch's form for dense targets. If nothing is left the mean is nan,
             as in torch.
+        uniform: (B,) floating share of each sample's target that is spread evenly over the classes, or None.
+        importance: (B,) floating factor of each sample's loss, or None. The mean is still over all samples.
 
     Returns:
         float32 (float64 for float64 logits); (B,) for "none", else a scalar.
@@ -62,6 +66,8 @@ def mixed_cross_entropy(
     """
     check_options("mixed_cross_entropy", label_smoothing, reduction)
     may_ignore = check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
+    check_per_sample("mixed_cross_entropy", "uniform", uniform, len(logits))
+    check_per_sample("mixed_cross_entropy", "importance", importance, len(logits))
     classes = logits.shape[1]
     dtype = compute_dtype(logits)
     if class_weight is not None:
@@ -97,12 +103,16 @@ def mixed_cross_entropy(
             picked = picked * class_weight[ids]
         own = -(weights * picked).sum(1)
 
-    if label_smoothing > 0:
+    if label_smoothing > 0 or uniform is not None:
         # Not a matrix product: autocast would run it in half precision.
-        uniform = (log_probabilities if class_weight is None else log_probabilities * class_weight).sum(1)
-        if ignored is not None:
-            uniform = uniform.masked_fill(ignored.all(1), 0)
-        own = (1 - label_smoothing) * own + label_smoothing * weights.sum(1) * (uniform / -classes)
+        even = (log_probabilities if class_weight is None else log_probabilities * class_weight).sum(1) / -classes
+        if label_smoothing > 0:
+            smooth = even if ignored is None else even.masked_fill(ignored.all(1), 0)
+            own = (1 - label_smoothing) * own + label_smoothing * weights.sum(1) * smooth
+        if uniform is not None:
+            own = own + uniform.to(dtype) * even
+    if importance is not None:
+        own = own * importance.to(dtype)
 
     if reduction == "mean":
         return own.sum() / count
@@ -149,6 +159,8 @@ class MixedCrossEntropy(nn.Module):
             class_weight=self.class_weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            uniform=mixed.uniform,
+            importance=mixed.importance,
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_mixing, check_options, compute_dtype, labels_of, mix_rows
+from mixaug.losses.checks import (
+    check_mixing,
+    check_options,
+    check_per_sample,
+    compute_dtype,
+    labels_of,
+    mix_rows,
+    refuse_uniform,
+)
 
 #: What a regression loss compares the prediction with.
 Against = Literal["target", "sources"]
@@ -25,6 +33,7 @@ def mixed_regression_loss(
     *,
     against: Against = "target",
     reduction: str = "mean",
+    importance: Tensor | None = None,
 ) -> Tensor:
     """Loss of predictions for mixed samples with number labels.
 
@@ -42,6 +51,7 @@ def mixed_regression_loss(
         weights: (B, M) floating share of each source.
         against: "target" or "sources".
         reduction: "none" gives (B,), the mean over the D columns; "mean" over all entries; "sum" over all entries.
+        importance: (B,) floating factor of each sample's errors, or None.
 
     Returns:
         float32 (float64 for float64 predictions); (B,) for "none", else a scalar.
@@ -60,6 +70,7 @@ def mixed_regression_loss(
     if not labels.is_floating_point():
         raise TypeError(f"{name} expected floating labels, got {labels.dtype} of shape {tuple(labels.shape)}")
     check_mixing(name, predictions, labels, sources, weights, "predictions")
+    check_per_sample(name, "importance", importance, len(predictions))
     dtype = compute_dtype(predictions)
     predicted, wanted = predictions.reshape(len(predictions), -1).to(dtype), labels.reshape(len(labels), -1).to(dtype)
     if predicted.shape[1] != wanted.shape[1]:
@@ -73,6 +84,8 @@ def mixed_regression_loss(
     else:
         columns = zip(sources.unbind(1), weights.unbind(1), strict=True)
         errors = torch.stack([share[:, None] * elementwise(predicted, wanted[row]) for row, share in columns]).sum(0)
+    if importance is not None:
+        errors = errors * importance.to(errors.dtype)[:, None]
     if reduction == "none":
         return errors.mean(1)
     return errors.mean() if reduction == "mean" else errors.sum()
@@ -103,6 +116,7 @@ class MixedRegressionLoss(nn.Module):
 
     def forward(self, predictions: Tensor, mixed: MixedBatch) -> Tensor:
         """Loss of ``predictions`` (B,) or (B, D) against the labels of ``mixed``."""
+        refuse_uniform(type(self).__name__, mixed)
         return mixed_regression_loss(
             self.error,
             predictions,
@@ -111,6 +125,7 @@ class MixedRegressionLoss(nn.Module):
             mixed.weights,
             against=self.against,
             reduction=self.reduction,
+            importance=mixed.importance,
         )
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,33 @@ def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(inputs, (list, tuple)):
         return rebuild(inputs, [map_tensors(value, change) for value in inputs])
     return inputs
+
+
+def first_tensor(inputs: Any) -> Tensor:
+    """The first tensor of a dict, list or tuple; a tensor itself.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs
+    values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (list, tuple)) else ()
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError(f"expected a tensor, or a dict, list or tuple that holds one, got {type(inputs).__name__}")
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Tensors, or dicts, lists or tuples of tensors of one structure, joined along the first axis."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: concatenated([part[key] for part in parts]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return rebuild(first, [concatenated(values) for values in zip(*parts, strict=True)])
+    raise TypeError(f"inputs of several batches are joined where they are tensors, got {type(first).__name__}")
 
 
 def rebuild(like: Any, values: list[Any]) -> Any:

@@ -317,7 +317,7 @@ class Pooled(Policy):
         images = torch.cat([batch.images, self._fetch(pool_rows, batch.images)])
         if batch.labels is None:
             raise ValueError("Pooled needs labels: pass them with the inputs")
-        return dataclasses.replace(batch, images=images, labels=torch.cat([batch.labels, self.labels[pool_rows]]))
+        return dataclasses.replace(batch, inputs=images, labels=torch.cat([batch.labels, self.labels[pool_rows]]))
 
     def _fetch(self, pool_rows: Tensor, like: Tensor) -> Tensor:
         found = self.inputs[pool_rows] if isinstance(self.inputs, Tensor) else self.inputs(pool_rows)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from mixaug.ops.nested import map_tensors
 from mixaug.signals.given import Mode, Signals
 from mixaug.signals.model import ModelSignals
 from mixaug.signals.recorder import BlockAttention, Recorder
@@ -26,6 +29,12 @@ class MixedSignals(Signals):
         self.model = source.inner
         self.clean = clean
         self.recorder = Recorder(source, wanted)
+
+    def part(self, rows: slice, total: int) -> MixedSignals:
+        """What the pass showed of some of its rows, where several batches shared it."""
+        part = MixedSignals(self.source, frozenset(self.recorder.wanted), self.clean)
+        part.recorder.shown = {key: _rows_of(value, rows, total) for key, value in self.recorder.shown.items()}
+        return part
 
     def attention(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
         return self.recorder.attention(size)
@@ -51,3 +60,8 @@ class MixedSignals(Signals):
 
     def pooled(self, *, mode: Mode = "eval", grad: bool = False) -> Tensor:
         return self.recorder.pooled(grad)
+
+
+def _rows_of(value: Any, rows: slice, total: int) -> Any:
+    # What has no row for each sample, such as windows of an image, says nothing of a part of the batch.
+    return map_tensors(value, lambda tensor: tensor[rows] if tensor.ndim and tensor.shape[0] == total else tensor)

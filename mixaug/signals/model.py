@@ -133,7 +133,7 @@ class CleanSignals(Signals):
     def gradient_at(self, images: Tensor, *, mode: Mode = "eval") -> Tensor:
         """(B, C, H, W) gradient of the loss of the batch's labels with respect to other images of the same shape."""
         labels = self._labels("a gradient")
-        with self._in_mode(mode), torch.enable_grad():
+        with in_mode(self.source.model, mode), torch.enable_grad():
             images = self._checked(images.detach()).requires_grad_()
             scale = half_scale(images)
             loss = self.source.loss(self.source.model(images), labels)
@@ -184,7 +184,7 @@ class CleanSignals(Signals):
         if "saliency" in wanted and not grad and not self._saliency and self.labels is not None:
             # One pass for both. Its mode is the one that the first question names.
             return self._run_for_saliency(mode, False, wanted)
-        with self._in_mode(mode), torch.set_grad_enabled(grad):
+        with in_mode(self.source.model, mode), torch.set_grad_enabled(grad):
             found = _Pass(self.source, frozenset(wanted), self._checked(self.images.detach()), grad)
         self._passes[mode], self.wanted = found, wanted
         return found
@@ -192,7 +192,7 @@ class CleanSignals(Signals):
     def _run_for_saliency(self, mode: Mode, keep_loss: bool, wanted: set[str]) -> _Pass:
         labels = self._labels("saliency")
         parameters = [p for p in self.source.model.parameters() if p.requires_grad] if keep_loss else []
-        with self._in_mode(mode), torch.enable_grad():
+        with in_mode(self.source.model, mode), torch.enable_grad():
             images = self._checked(self.images.detach()).requires_grad_()
             found = _Pass(self.source, frozenset(wanted), images, True)
             loss = self.source.loss(found.recorder.outputs(True), labels)
@@ -222,18 +222,19 @@ class CleanSignals(Signals):
             )
         return images
 
-    @contextlib.contextmanager
-    def _in_mode(self, mode: Mode) -> Iterator[None]:
-        """The model in a mode; every module back in its own afterwards."""
-        # As in training is as the user left it: a frozen batch norm stays frozen.
-        changed = [module for module in self.source.model.modules() if module.training] if mode == "eval" else []
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """The model in a mode; every module back in its own afterwards."""
+    # As in training is as the user left it: a frozen batch norm stays frozen.
+    changed = [module for module in model.modules() if module.training] if mode == "eval" else []
+    for module in changed:
+        module.training = False
+    try:
+        yield
+    finally:
         for module in changed:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in changed:
-                module.training = True
+            module.training = True
 
 
 class _Pass:

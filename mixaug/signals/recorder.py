@@ -51,7 +51,7 @@ class Recorder:
     def __init__(self, parts: ModelParts, wanted: frozenset[str]) -> None:
         self.parts = parts
         self.wanted = wanted
-        self.found: dict[str, Any] = {}
+        self.shown: dict[str, Any] = {}
 
     def places(self) -> list[Place]:
         """Where to record: (name of a module, ``"input"`` or ``"output"``, key to record under)."""
@@ -80,10 +80,10 @@ class Recorder:
 
     def record(self, key: str, value: Any) -> None:
         """Keep what a module took in or put out."""
-        self.found[key] = value
+        self.shown[key] = value
 
     def detach(self) -> None:
-        self.found = {key: value.detach() if isinstance(value, Tensor) else value for key, value in self.found.items()}
+        self.shown = {key: value.detach() if isinstance(value, Tensor) else value for key, value in self.shown.items()}
 
     def attention(self, size: tuple[int, int]) -> Tensor:
         with torch.no_grad():
@@ -133,7 +133,7 @@ class Recorder:
         return value if grad else value.detach()
 
     def _recorded(self, key: str) -> Tensor:
-        value = self.found.get(key)
+        value = self.shown.get(key)
         if isinstance(value, (list, tuple)):
             value = value[0]
         if not isinstance(value, Tensor):
@@ -141,7 +141,7 @@ class Recorder:
                 f"{type(self.parts.inner).__name__} showed no {key}: "
                 + (
                     "the model has not run yet, or ran compiled before its first step with mixaug"
-                    if key not in self.found
+                    if key not in self.shown
                     else f"got {type(value).__name__}"
                 )
             )
@@ -157,7 +157,7 @@ class Recorder:
 
     def _block(self, name: str) -> BlockAttention:
         start = f"attention:{name}:"
-        seen = {key.removeprefix(start): value for key, value in self.found.items() if key.startswith(start)}
+        seen = {key.removeprefix(start): value for key, value in self.shown.items() if key.startswith(start)}
         if not seen:
             raise ValueError(
                 f"{type(self.parts.inner).__name__} ran without calling its block {name!r}, or a part of it was "

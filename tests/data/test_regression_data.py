@@ -527,7 +527,7 @@ def fashion(tmp_path_factory) -> Path:
 @pytest.fixture
 def unturned(monkeypatch) -> None:
     """Leaves the rotation out, which takes most of the time."""
-    monkeypatch.setattr("mixaug.data.regression._rotated", lambda images, degrees: images)
+    monkeypatch.setattr("mixaug.data.rcf_mnist._rotated", lambda images, degrees: images)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ pytest.importorskip("hydra", reason="the engine needs the train extra")
 from mixaug.engine.config import compose, config_hash, list_choices, matching_values, validate
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.run import run_name
+from quick_compose import quick, real
 
 CIFAR = ("data=cifar100", "data.root=/nowhere", "model=cifar_resnet18", "protocol=openmixup_cifar")
 
@@ -139,3 +140,21 @@ def test_list_choices_knows_the_groups() -> None:
     assert {"none", "mixup", "cutmix"} <= set(list_choices("policy"))
     with pytest.raises(ConfigError, match="unknown config group"):
         list_choices("polices")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [*CIFAR, "policy=cutmix", "policy.alpha=0.7", "seed=3"],
+        ["experiment=diabetes", "policy=cmixup", "policy.stages=[layer1]", "schedule={sched:constant}"],
+        ["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=8", "++model.depth=1", "~data.train_size"],
+        ["experiment=guided", "mixer.schedule={min_lr:0.001}", "root=/elsewhere"],
+    ],
+)
+def test_the_quick_composition_of_the_tests_is_hydras(overrides: list[str]) -> None:
+    (config, choices), (expected, chosen) = quick(overrides), real(overrides)
+    assert config == expected
+    assert list(config) == list(expected)
+    assert choices == chosen
+    assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(expected)

@@ -1,4 +1,4 @@
-"""Two real processes over gloo."""
+"""Two real processes over gloo, with the environment that torchrun sets; one slow test starts torchrun itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from mixaug.engine import checkpoint, run
 from mixaug.engine.config import compose
 from mixaug.engine.train import train
+from processes import run_ranks
 
 # No batch statistics, which two processes would take over other samples than one.
 MODEL = (
@@ -23,12 +24,7 @@ TINY = (*MODEL, "epochs=3", "data.train_size=110", "threads=1", "device=cpu", "p
 
 
 def two_processes(checkout: Path, *overrides: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(checkout / "tools" / "train.py"), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_ranks(checkout / "tools" / "train.py", *overrides)
 
 
 def state_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, object]:
@@ -86,7 +82,7 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
 def test_two_processes_score_every_row_of_a_regression_set_once(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixaug.engine.evaluate import evaluate_checkpoint
+    from mixaug.engine.stored import evaluate_checkpoint
 
     overrides = ("experiment=diabetes", "policy=cmixup", "epochs=2", "device=cpu", "progress=false", "data.split=0")
     two = (*overrides, "policy.stages=[layer1]", f"root={tmp_path}")
@@ -99,3 +95,19 @@ def test_two_processes_score_every_row_of_a_regression_set_once(
     assert scores["samples"] == 100
     assert result["rmse_last"] == pytest.approx(scores["rmse"], rel=1e-6)
     assert result["r2_last"] == pytest.approx(scores["r2"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_two_processes(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*TINY, "policy=mixup", "batch_size=10", "epochs=1")
+    by_hand, by_torchrun = ((*overrides, f"root={tmp_path / name}") for name in ("hand", "torchrun"))
+    two_processes(root, *by_hand)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(root / "tools" / "train.py"), *by_torchrun]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+    expected, got = (state_of(monkeypatch, *which)["model"] for which in (by_hand, by_torchrun))
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +14,10 @@ from torch import Tensor, nn
 
 from mixaug.engine import run
 from mixaug.engine.errors import CheckpointError
-from mixaug.engine.evaluate import evaluate, evaluate_checkpoint
+from mixaug.engine.evaluate import evaluate
+from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
+from processes import run_script
 
 CPU = torch.device("cpu")
 
@@ -65,12 +65,13 @@ def test_the_tool_scores_a_run_as_the_run_did(tiny: Callable[..., DictConfig], r
     config = tiny()
     result = train(config)
     folder = run.run_folder(config)
-    tool = [sys.executable, str(root / "tools" / "evaluate.py")]
-    shown = subprocess.run([*tool, str(folder), "--device", "cpu"], capture_output=True, text=True, check=True)
+    tool = root / "tools" / "evaluate.py"
+    shown = run_script(tool, str(folder), "--device", "cpu")
+    assert shown.returncode == 0, shown.stderr
     scores = json.loads(shown.stdout)
     assert (scores["top1"], scores["samples"]) == (result["top1_last"], 797)
     assert scores["nll"] == pytest.approx(result["nll_last"], abs=1e-6)
-    missing = subprocess.run([*tool, str(folder / "no.pt")], capture_output=True, text=True)
+    missing = run_script(tool, str(folder / "no.pt"))
     assert missing.returncode == 1
     assert "no.pt" in missing.stderr
     with pytest.raises(CheckpointError, match="no averaged weights"):

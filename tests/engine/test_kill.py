@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,17 +13,16 @@ import torch
 from mixaug.engine import checkpoint, run
 from mixaug.engine.config import compose
 from mixaug.engine.train import train
+from processes import Script
 
 OVERRIDES = (
-    *("policy=mixup", "data.train_size=200", "batch_size=20", "epochs=12", "threads=1", "device=cpu"),
+    *("policy=mixup", "data.train_size=200", "batch_size=20", "epochs=7", "threads=1", "device=cpu"),
     *("ema.decay=0.9", "+model.drop_rate=0.1", "checkpoint_every_steps=3", "progress=false"),
 )
 
 
-def started(root: Path, checkout: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(checkout / "tools" / "train.py"), *OVERRIDES, f"root={root}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+def started(root: Path, checkout: Path) -> Script:
+    return Script(checkout / "tools" / "train.py", *OVERRIDES, f"root={root}")
 
 
 def inode(path: Path) -> int:
@@ -44,20 +41,19 @@ def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path
         last, seen, known = folder / "last.pt", 0, inode(folder / "last.pt")
         deadline = time.monotonic() + 300
         while seen < writes or (writes == 0 and not folder.exists()):
-            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert process.poll() is None, process.output()
             assert time.monotonic() < deadline
             now = inode(last)
             seen, known = seen + int(now not in (known, 0)), now or known
             time.sleep(0.0005)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.wait().returncode == -signal.SIGKILL
         assert run.status(folder) == "unfinished"
     process = started(tmp_path / "killed", root)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "resumed at epoch" in said
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
+    assert "resumed at epoch" in done.stdout
     assert run.status(folder) == "finished"
 
     undisturbed = compose([*OVERRIDES, f"root={tmp_path / 'whole'}"])
@@ -70,4 +66,4 @@ def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path
     for one, two in zip(expected["history"], got["history"], strict=True):
         for key in ("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_nll"):
             assert one[key] == two[key], key
-    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 12
+    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 7

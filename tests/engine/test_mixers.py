@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from mixaug.engine import run
 from mixaug.engine.mixers import mask_reports
 from mixaug.engine.pictures import open_run
 from mixaug.engine.train import train
+from processes import run_script
 
 Tiny = Callable[..., DictConfig]
 TOOL = Path(__file__).parents[2] / "tools" / "mixer.py"
@@ -41,9 +40,8 @@ def test_masks_of_a_run_and_of_a_fresh_mixer(tiny: Tiny) -> None:
     # The partner is nearly all that is seen: the copy likes it less, the more it is told that the own image is there.
     assert trained[0].loss != pytest.approx(trained[1].loss)
     assert mask_reports(opened, 40, (0.2, 0.8)) == trained
-    done = subprocess.run(
-        [sys.executable, str(TOOL), str(folder), "--samples", "20"], capture_output=True, text=True, check=True
-    )
+    done = run_script(TOOL, str(folder), "--samples", "20")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("| 0.") >= 5
     assert "epoch 2" in done.stdout
 
@@ -53,8 +51,6 @@ def test_a_run_without_such_a_mixer_is_named(tiny: Tiny) -> None:
     train(config)
     with pytest.raises(ValueError, match="CutMix has no mixer of AutoMix's kind"):
         mask_reports(open_run(run.run_folder(config), "cpu"))
-    done = subprocess.run(
-        [sys.executable, str(TOOL), str(run.run_folder(config))], capture_output=True, text=True, check=False
-    )
+    done = run_script(TOOL, str(run.run_folder(config)))
     assert done.returncode == 2
     assert "has no mixer of AutoMix's kind" in done.stderr

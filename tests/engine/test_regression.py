@@ -20,7 +20,8 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.evaluate import evaluate_checkpoint, predict
+from mixaug.engine.evaluate import predict
+from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, task_of
 from mixaug.engine.train import train
 from mixaug.policies.pooled import Pooled
@@ -252,7 +253,7 @@ def test_no_mixing_has_no_partners_to_draw_from_anywhere(small: Tiny) -> None:
 
 
 def test_of_equal_epochs_the_best_weights_are_the_later(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixaug.regression_metrics.rmse", lambda predictions, labels: torch.tensor(1.0))
+    monkeypatch.setattr("mixaug.engine.tasks.rmse", lambda predictions, labels: torch.tensor(1.0))
     config = small("policy=none")
     result = train(config)
     assert (result["selected_epoch"], result["rmse_selected"]) == (3, 1.0)

@@ -211,7 +211,7 @@ def test_averaged_weights_follow_their_formula_and_are_what_is_scored(
         average = 0.75 * average + 0.25 * weight
     state = last(config)
     torch.testing.assert_close(state["ema"]["conv1.weight"], average, rtol=1e-5, atol=1e-7)
-    from mixaug.engine.evaluate import evaluate_checkpoint
+    from mixaug.engine.stored import evaluate_checkpoint
 
     folder = run.run_folder(config)
     assert evaluate_checkpoint(folder, device="cpu")["nll"] == pytest.approx(result["nll_last"], abs=1e-9)

@@ -1,10 +1,12 @@
 """A grid of runs: what is started, skipped, resumed, and what a failure does to the others."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -12,20 +14,30 @@ from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard.benchmark import Benchmark, default_jobs, run_grid
 from mixaug.leaderboard.grid import expand
 from mixaug.leaderboard.launch import CommandLauncher
+from processes import Script, run_script
 
-# Stands for tools/train.py: fails for seed 1, writes a result for the others.
+# Stands for tools/train.py: fails for seed 1, writes a result for the others. It is told the folders of the overrides,
+# which spares each process the import of torch.
 FAKE = """
 import json, pathlib, sys
-from mixaug.engine.config import compose
-from mixaug.engine.run import run_folder
-config = compose(sys.argv[1:])
-folder = run_folder(config)
+folders = json.loads(pathlib.Path(sys.argv[1]).read_text())
+folder = pathlib.Path(folders[" ".join(sys.argv[2:])])
+seed = int(next(given for given in sys.argv if given.startswith("seed=")).removeprefix("seed="))
 folder.mkdir(parents=True, exist_ok=True)
-if config.seed == 1:
+if seed == 1:
     (folder / "failure.json").write_text(json.dumps({"status": "failed", "reason": "seed one fails"}))
     sys.exit(3)
-(folder / "epochs.jsonl").write_text(json.dumps({"epoch": 1, "test_top1": 50.0 + config.seed}) + "\\n")
+(folder / "epochs.jsonl").write_text(json.dumps({"epoch": 1, "test_top1": 50.0 + seed}) + "\\n")
 (folder / "result.json").write_text("{}")
+"""
+
+
+ENDLESS = """
+import sys
+from mixaug.leaderboard import benchmark, launch
+command = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+benchmark._launcher = lambda name, threads: launch.CommandLauncher(threads, command)
+sys.exit(benchmark.run_grid(sys.argv[1:]))
 """
 
 
@@ -56,8 +68,11 @@ def test_a_wrong_cell_stops_the_grid_before_it_starts(tmp_path, arguments):
 
 
 def test_a_failed_run_is_told_and_stops_nothing(tmp_path):
-    launcher = CommandLauncher(1, [sys.executable, "-c", FAKE])
-    first = Benchmark(cells(tmp_path, "seed=0,1,2"), launcher, jobs=2, refresh=0.02).run()
+    grid = cells(tmp_path, "seed=0,1,2")
+    folders = tmp_path / "folders.json"
+    folders.write_text(json.dumps({" ".join(cell.overrides): str(cell.folder) for cell in grid}))
+    launcher = CommandLauncher(1, [sys.executable, "-S", "-c", FAKE, str(folders)])
+    first = Benchmark(grid, launcher, jobs=2, refresh=0.02).run()
     assert [outcome.state for outcome in first] == ["finished", "failed", "finished"]
     assert "seed one fails" in first[1].reason
     assert first[2].score == "Top-1 52.00 %"
@@ -83,33 +98,46 @@ def test_bad_options(tmp_path):
 
 
 def test_real_grid_ends_with_its_leaderboard(tmp_path, root, capfd):
-    command = [sys.executable, str(root / "tools/benchmark.py"), "policy=none,mixup", "seed=0,1", "epochs=1"]
+    command = [root / "tools/benchmark.py", "policy=none,mixup", "seed=0,1", "epochs=1"]
     command += ["data.train_size=100", f"root={tmp_path}/runs", "jobs=2", "threads=1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+    done = run_script(*command, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 2 at a time" in done.stdout
     assert {path.name for path in (tmp_path / "runs/leaderboard").iterdir()} == {
         "leaderboard.md", "leaderboard.csv", "leaderboard.html",
     }  # fmt: skip
-    again = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+    again = run_script(*command, cwd=root)
     assert again.returncode == 0
     assert "running" not in again.stdout
 
 
+def writers(folder):
+    """Processes with an open file below the folder: each run writes its log there."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link).startswith(str(folder)):
+                found.add(int(link.parts[2]))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_the_children(tmp_path, root, number):
-    command = [sys.executable, str(root / "tools/benchmark.py"), "policy=none", "epochs=500", f"root={tmp_path}/runs"]
-    # A shell that runs this suite in the background lets its children ignore SIGINT: undo that.
-    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=restore
-    )
+    """Real runs, forked, end with SIGTERM; a command that never ends stands for them with SIGINT."""
+    tool, begun = root / "tools/benchmark.py", "*/epochs.jsonl"
+    if number == signal.SIGINT:
+        tool, begun = tmp_path / "endless.py", "**/*.log"
+        tool.write_text(ENDLESS)
+    process = Script(tool, "policy=none", "epochs=500", f"root={tmp_path}/runs", cwd=root)
     deadline = time.time() + 120
-    while time.time() < deadline and not list((tmp_path / "runs").glob("*/epochs.jsonl")):
-        time.sleep(0.2)
-    os.kill(process.pid, number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command continues" in out
-    left = subprocess.run(["pgrep", "-f", f"{tmp_path}/runs"], capture_output=True, text=True).stdout.split()
-    assert left == []
+    runs = tmp_path / "runs"
+    while time.time() < deadline and not (list(runs.glob(begun)) and writers(runs) - {process.pid}):
+        assert process.poll() is None, process.output()
+        time.sleep(0.05)
+    assert writers(runs) - {process.pid}
+    process.send_signal(number)
+    done = process.wait(60)
+    assert done.returncode == 130
+    assert "the same command continues" in done.stdout
+    assert not writers(runs)

@@ -23,14 +23,14 @@ class LoopWatch:
     def __init__(self, name: str) -> None:
         self.name = name
         self._batches_since_step = 0
-        self._has_early_loss = False
+        self._early_losses = 0
         self._version = -1
         self._unchanged_steps = 0
         self._asked_for_progress = False
 
     def early_loss(self) -> None:
         """``early_loss`` was called for a batch."""
-        self._has_early_loss = True
+        self._early_losses += 1
 
     def learning_batch(self) -> None:
         """A batch that the mixer learns from."""
@@ -43,12 +43,13 @@ class LoopWatch:
 
     def auxiliary_loss(self, expected: bool) -> None:
         """``auxiliary_loss`` was called; ``expected`` says that ``early_loss`` should have been before."""
-        if expected and not self._has_early_loss:
+        if expected and not self._early_losses:
             self._warn(
                 "learns from policy.early_loss(images, mixed, clean), which was not called: add its terms to the loss, "
                 "or train through mixaug.MixStep"
             )
-        self._has_early_loss = False
+        # A step with several draws asks for all early losses first.
+        self._early_losses = max(0, self._early_losses - 1)
 
     def after_step(self, parameters: Sequence[nn.Parameter]) -> None:
         """``after_step`` was called; ``parameters`` are those of the mixer, none where it is frozen."""

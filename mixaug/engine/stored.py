@@ -1,0 +1,109 @@
+"""Scores of a stored checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from mixaug.engine import checkpoint
+from mixaug.engine.batches import Batches
+from mixaug.engine.build import build_model, load_data
+from mixaug.engine.config import plain
+from mixaug.engine.distributed import start
+from mixaug.engine.errors import CheckpointError, ConfigError
+from mixaug.engine.targets import open_config
+from mixaug.engine.tasks import task_of
+from mixaug.networks import Frozen
+
+
+def evaluate_checkpoint(
+    path: Path | str, weights: str = "auto", device: str = "auto", allow_targets: Collection[str] = ()
+) -> dict[str, float | None]:
+    """Score a checkpoint on the test set of the run that wrote it.
+
+    The folder may come from anybody: its config builds what a run of mixaug is made of and nothing else.
+
+    Args:
+        path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
+        weights: "model", "ema", or "auto": the averaged weights where the run kept them.
+        device: "auto", "cpu", "cuda".
+        allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyModel"``.
+
+    Returns:
+        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
+        ``mape``, ``r2`` and, for data with groups, ``worst_rmse`` in regression; ``samples``.
+
+    Raises:
+        FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
+        CheckpointError: the file is damaged, does not fit the config, or has no averaged weights though they were asked
+            for.
+        ConfigError: the config would run code that is not mixaug's own, or cannot work.
+        DamagedFile: the config cannot be read.
+    """
+
+    model, config, data = open_model(path, weights, allow_targets)
+    world = start(device)
+    model.to(world.device)
+    return task_of(data).score(model, Batches(config, data, world), "test", config.precision)
+
+
+def open_model(
+    path: Path | str, weights: str = "auto", allow_targets: Collection[str] = ()
+) -> tuple[nn.Module, DictConfig, Any]:
+    """The model of a checkpoint, on the CPU, with the config and the data set of its run.
+
+    Args:
+        path, weights, allow_targets: see :func:`evaluate_checkpoint`.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ConfigError, DamagedFile: see :func:`evaluate_checkpoint`.
+    """
+    if weights not in ("auto", "model", "ema"):
+        raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
+    path = Path(path)
+    if path.is_dir():
+        path = path / checkpoint.LAST
+    config = open_config(path.parent, allow_targets)
+    state = checkpoint.load(path)
+    if weights == "auto":
+        weights = "model" if state.get("ema") is None else "ema"
+    if state.get(weights) is None:
+        raise CheckpointError(f"checkpoint {path} has no averaged weights: the run kept none (ema.decay is null)")
+    data = load_data(config)
+    model = build_model(config, data)
+    try:
+        model.load_state_dict(state[weights])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} does not fit the model of its config: {error}") from error
+    return model, config, data
+
+
+def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
+    """The networks beside the model that a config names: those of finished runs, frozen.
+
+    Args:
+        config: of the run; ``networks`` maps names to run folders or checkpoints.
+        data: of the run.
+
+    Raises:
+        ConfigError: a folder without a checkpoint, or a network of another number of outputs.
+    """
+    networks = {}
+    for name, folder in plain(config)["networks"].items():
+        try:
+            # What is drawn for weights that are then replaced must not move the stream of the model.
+            with torch.random.fork_rng(devices=[]):
+                network, _, theirs = open_model(str(folder))
+        except (FileNotFoundError, CheckpointError) as error:
+            raise ConfigError(f"networks.{name}={folder}: {error}") from error
+        if theirs.outputs != data.outputs:
+            raise ConfigError(
+                f"networks.{name}={folder} has {theirs.outputs} outputs, but {data.name} needs {data.outputs}"
+            )
+        networks[name] = Frozen(network, folder)
+    return networks

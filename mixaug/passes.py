@@ -1,0 +1,453 @@
+"""`Passes` and `Objective`: what is run in a training step, and what is minimised.
+
+An objective is a short piece of ordinary PyTorch. It gets a :class:`Passes`, asks for the batches and passes that it
+needs, and returns the weighted terms of the loss. Whatever is asked for twice is drawn or run once, whoever asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mixaug.batch import Batch, MixedBatch, unmixed
+from mixaug.losses import MixedCrossEntropy
+from mixaug.networks import network_in
+from mixaug.ops.nested import concatenated, map_tensors
+from mixaug.plan import JoinedPlan, Plan, Unmixed
+from mixaug.policy import Policy
+from mixaug.signals import CleanSignals, MixedSignals, Mode, ModelSignals, is_compiled
+from mixaug.signals.hooks import hooked
+from mixaug.signals.model import in_mode
+
+__all__ = ["Objective", "OnePass", "Outcome", "Passes", "Wants", "as_objective"]
+
+#: The name of the step's own policy and of its model among draws and networks.
+POLICY, MODEL = "policy", "model"
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What an objective asks for beside the batch, by name.
+
+    Attributes:
+        views: other augmentations of the same samples.
+        streams: batches from other sources.
+        networks: networks beside the model.
+        metadata: per-sample tensors.
+    """
+
+    views: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass gave.
+
+    Attributes:
+        outputs: of the network for these rows, such as logits (B, K).
+        batch: that was run, with the labels that only the pass could tell (``Policy.relabel``).
+        seen: what the pass showed at the places that were asked for (``reads``); None where nothing was.
+    """
+
+    outputs: Any
+    batch: MixedBatch
+    seen: MixedSignals | None = None
+
+
+class StepLike(Protocol):
+    """What :class:`Passes` needs of a step."""
+
+    model: nn.Module
+    policy: Policy
+    networks: nn.ModuleDict
+
+    def signals(self) -> ModelSignals: ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A pass that has been run for one batch, and how."""
+
+    batch: MixedBatch
+    group: tuple[MixedBatch, ...]
+    network: str
+    grad: bool
+    mode: Mode
+    reads: frozenset[str]
+    outcome: Outcome
+
+    def serves(self, batch: MixedBatch, group: tuple[MixedBatch, ...], how: _How) -> bool:
+        """Whether it answers another question for the same batch."""
+        together = len(group) == len(self.group) and all(a is b for a, b in zip(group, self.group, strict=True))
+        same = (self.network, self.grad, self.mode) == (how.network, how.grad, how.mode)
+        return self.batch is batch and together and same and how.reads <= self.reads
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a pass is run."""
+
+    network: str
+    grad: bool
+    mode: Mode
+    reads: frozenset[str]
+
+
+class Passes:
+    """The batches and passes of one step, made when they are first asked for.
+
+    Args:
+        step: the model, the policy and the networks beside them.
+        batch: as the loader brought it.
+        generator: of all draws; None takes torch's default one.
+        wants: what the objective may ask for; None allows everything that is there.
+        keys: entries of dictionary inputs to mix, see :meth:`mixaug.Policy.forward`.
+    """
+
+    def __init__(
+        self,
+        step: StepLike,
+        batch: Batch,
+        generator: Generator | None = None,
+        wants: Wants | None = None,
+        keys: Any = None,
+    ) -> None:
+        self.step = step
+        self.batch = batch
+        self.generator = generator
+        self.wants = wants
+        self.keys = keys
+        self.source = step.signals()
+        self.signals: CleanSignals = self.source.of(batch.inputs, batch.labels, step.policy.needs)
+        self._clean: MixedBatch | None = None
+        self._draws: list[MixedBatch] = []
+        self._named: dict[tuple[str, str], MixedBatch] = {}
+        self._runs: list[_Run] = []
+        self._terms: list[dict[str, Tensor]] = []
+
+    @property
+    def clean(self) -> MixedBatch:
+        """The batch that nothing is mixed into."""
+        if self._clean is None:
+            self._clean = dataclasses.replace(
+                unmixed(self.batch.inputs, self.batch.labels), metadata=self.batch.metadata
+            )
+        return self._clean
+
+    @property
+    def mixed(self) -> MixedBatch:
+        """The policy's draw."""
+        return self.draw()
+
+    def draw(self, policy: str = POLICY, index: int = 1) -> MixedBatch:
+        """A draw of the policy; draws of other numbers are independent of it.
+
+        Args:
+            policy: name of the policy; a step has one, ``"policy"``.
+            index: 1, 2, ...: which draw. Draws are made in the order of their numbers.
+
+        Raises:
+            ValueError: another name, or a number below 1.
+        """
+        if policy != POLICY:
+            raise ValueError(f"the step has no policy {policy!r}; it has {[POLICY]}")
+        if index < 1:
+            raise ValueError(f"draw expects index as a number from 1 on, got {index!r}")
+        while len(self._draws) < index:
+            self._draws.append(self._draw())
+        return self._draws[index - 1]
+
+    def view(self, name: str) -> MixedBatch:
+        """Another augmentation of the same samples, unmixed.
+
+        Raises:
+            ValueError: the objective does not name it in ``wants``, or the batch lacks it.
+        """
+        return self._unmixed("views", name, self.batch.views, lambda inputs: unmixed(inputs, self.batch.labels))
+
+    def stream(self, name: str) -> MixedBatch:
+        """The batch of another source, unmixed.
+
+        Raises:
+            ValueError: the objective does not name it in ``wants``, or the batch lacks it.
+        """
+        return self._unmixed("streams", name, self.batch.streams, lambda other: unmixed(other.inputs, other.labels))
+
+    def metadata(self, name: str) -> Tensor:
+        """(B, ...) what is known of each sample.
+
+        Raises:
+            ValueError: the objective does not name it in ``wants``, or the batch lacks it.
+        """
+        self._check_wanted("metadata", name, self.batch.metadata)
+        return self.batch.metadata[name]
+
+    @overload
+    def run(
+        self,
+        batch: MixedBatch,
+        /,
+        *,
+        network: str = ...,
+        joined: bool = ...,
+        grad: bool = ...,
+        mode: Mode = ...,
+        reads: tuple[str, ...] = ...,
+    ) -> Outcome: ...
+
+    @overload
+    def run(
+        self,
+        first: MixedBatch,
+        second: MixedBatch,
+        /,
+        *others: MixedBatch,
+        network: str = ...,
+        joined: bool = ...,
+        grad: bool = ...,
+        mode: Mode = ...,
+        reads: tuple[str, ...] = ...,
+    ) -> tuple[Outcome, ...]: ...
+
+    def run(
+        self,
+        *batches: MixedBatch,
+        network: str = MODEL,
+        joined: bool = False,
+        grad: bool = True,
+        mode: Mode = "train",
+        reads: tuple[str, ...] = (),
+    ) -> Outcome | tuple[Outcome, ...]:
+        """Run a network on one or more batches.
+
+        Args:
+            *batches: what to run on.
+            network: ``"model"``, or the name of a network of the step.
+            joined: one forward for all of them, so that batch norm sees all; each alone otherwise.
+            grad: keep what a gradient needs.
+            mode: ``"train"`` runs the network as the user left it, ``"eval"`` with its statistics and dropout as in
+                evaluation.
+            reads: what to record of the pass, see :attr:`mixaug.Policy.reads`; for the model only.
+
+        Returns:
+            An :class:`Outcome` for one batch, a tuple of them for more.
+
+        Raises:
+            ValueError: no batch, an unknown network or mode, ``reads`` of another network than the model.
+        """
+        if not batches:
+            raise ValueError("run expects at least one batch")
+        if mode not in ("train", "eval"):
+            raise ValueError(f"run expects mode 'train' or 'eval', got {mode!r}")
+        if reads and network != MODEL:
+            raise ValueError(f"run records what the model shows; network={network!r} cannot be read")
+        how = _How(network, grad and torch.is_grad_enabled(), mode, frozenset(reads))
+        groups = [batches] if joined else [(batch,) for batch in batches]
+        outcomes = [outcome for group in groups for outcome in self._run_group(group, how)]
+        return outcomes[0] if len(batches) == 1 else tuple(outcomes)
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The policy's own terms of the loss by name. Where it learns from several draws, their mean."""
+        each: dict[str, list[Tensor]] = {}
+        for terms in self._terms:
+            for name, term in terms.items():
+                each.setdefault(name, []).append(term)
+        return {name: values[0] if len(values) == 1 else torch.stack(values).mean(0) for name, values in each.items()}
+
+    @property
+    def shown(self) -> Outcome | None:
+        """What the model made of the first mixed batch it saw, or of the first batch of all: for logs."""
+        of_model = [run for run in self._runs if run.network == MODEL]
+        mixed = [run for run in of_model if self._is_drawn(run.batch)]
+        return (mixed or of_model)[0].outcome if of_model else None
+
+    def _draw(self) -> MixedBatch:
+        batch = self.batch
+        more: dict[str, Any] = {} if batch.rows is None else {"rows": batch.rows}
+        if self.keys is not None:
+            more["keys"] = self.keys
+        mixed: MixedBatch = self.step.policy(
+            batch.inputs, batch.labels, signals=self.signals, generator=self.generator, **more
+        )
+        return mixed
+
+    def _is_drawn(self, batch: MixedBatch) -> bool:
+        return any(batch is drawn for drawn in self._draws)
+
+    def _run_group(self, group: tuple[MixedBatch, ...], how: _How) -> list[Outcome]:
+        kept = [run.outcome for batch in group for run in self._runs if run.serves(batch, group, how)]
+        if len(kept) == len(group):
+            return kept
+        # The policy acts around the first training pass of each of its draws.
+        learning = [
+            batch
+            for batch in group
+            if (how.network, how.grad, how.mode) == (MODEL, torch.is_grad_enabled(), "train")
+            and self._is_drawn(batch)
+            and not any(run.batch is batch and run.network == MODEL for run in self._runs)
+        ]
+        policy = self.step.policy
+        # What a term keeps for its gradient can be gone when the pass begins.
+        early = [policy.early_loss(self.batch.inputs, batch, self.signals) for batch in learning]
+        outcomes = []
+        for batch, outputs, seen in self._forward(group, how):
+            done = batch
+            for term, drawn in zip(early, learning, strict=True):
+                if drawn is batch and seen is not None:
+                    done = policy.relabel(batch, seen)
+                    self._terms.append(term | policy.auxiliary_loss(done, seen))
+            outcome = Outcome(outputs, done, seen)
+            self._runs.append(_Run(batch, group, how.network, how.grad, how.mode, how.reads, outcome))
+            outcomes.append(outcome)
+        return outcomes
+
+    def _forward(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
+        """One forward for a group: each batch with its outputs and with what the model showed of it."""
+        module = self._network(how.network)
+        inputs = group[0].inputs if len(group) == 1 else concatenated([batch.inputs for batch in group])
+        plan = group[0].plan if len(group) == 1 else JoinedPlan.of([_plan_of(batch) for batch in group])
+        seen: MixedSignals | None = None
+        contexts: list[Any] = []
+        if how.network == MODEL:
+            policy, compiled = self.step.policy, is_compiled(self.source.model)
+            drawn = any(self._is_drawn(batch) for batch in group)
+            seen = MixedSignals(self.source, how.reads | (policy.reads if drawn else frozenset()), self.signals)
+            looks = bool(seen.recorder.wanted) or (drawn and bool(policy.needs - {"hidden"}))
+            if looks or (plan is not None and plan.stages) or compiled:
+                contexts.append(
+                    hooked(
+                        type(policy).__name__,
+                        self.source.inner,
+                        plan=plan,
+                        recorder=seen.recorder if looks else None,
+                        persistent=compiled,
+                        stages=policy.hidden_stages(self.source) if compiled else (),
+                    )
+                )
+        elif plan is not None and plan.stages:
+            contexts.append(hooked(f"network {how.network!r}", network_in(module), plan=plan))
+        if how.mode == "eval":
+            contexts.append(in_mode(module, how.mode))
+        with torch.set_grad_enabled(how.grad):
+            outputs = _called(module, inputs, contexts)
+        if len(group) == 1:
+            return [(group[0], outputs, seen)]
+        parts, start = [], 0
+        for batch in group:
+            rows = slice(start, start + len(batch))
+            own = map_tensors(outputs, operator.itemgetter(rows))
+            parts.append((batch, own, None if seen is None else seen.part(rows, sum(map(len, group)))))
+            start = rows.stop
+        return parts
+
+    def _network(self, name: str) -> nn.Module:
+        if name == MODEL:
+            return self.step.model
+        self._check_wanted("networks", name, dict(self.step.networks.items()))
+        return self.step.networks[name]
+
+    def _unmixed(self, kind: str, name: str, there: Mapping[str, Any], make: Callable[[Any], MixedBatch]) -> MixedBatch:
+        self._check_wanted(kind, name, there)
+        if (kind, name) not in self._named:
+            self._named[kind, name] = make(there[name])
+        return self._named[kind, name]
+
+    def _check_wanted(self, kind: str, name: str, there: Mapping[str, Any]) -> None:
+        if self.wants is not None and name not in getattr(self.wants, kind):
+            raise ValueError(
+                f"the objective asks for {name!r} of {kind}, which it does not name in its wants: "
+                f"wants = Wants({kind}=({name!r},))"
+            )
+        check_there(kind, name, there)
+
+
+def check_there(kind: str, name: str, there: Mapping[str, Any]) -> None:
+    """Raise where nobody brings what an objective wants, and say who can."""
+    if name in there:
+        return
+    way_out = {
+        "networks": f"MixStep(..., networks={{{name!r}: ...}}) with one of mixaug.networks",
+        "views": f"step(Batch(inputs, labels, views={{{name!r}: ...}})), another augmentation of the same samples",
+        "streams": f"step(Batch(inputs, labels, streams={{{name!r}: Batch(...)}})), a batch of another source",
+        "metadata": f"step(Batch(inputs, labels, metadata={{{name!r}: ...}})), a tensor with a row for each sample",
+    }[kind]
+    raise ValueError(f"the objective wants {name!r} of {kind}, there are {sorted(there)}: pass {way_out}")
+
+
+class Objective(nn.Module):
+    """What is run in a step and what is minimised. A subclass defines :meth:`forward`.
+
+    Example:
+        >>> class Both(Objective):
+        ...     def forward(self, passes):
+        ...         clean, mixed = passes.run(passes.clean, passes.mixed)
+        ...         loss = mixaug.losses.MixedCrossEntropy()
+        ...         return {"clean": loss(clean.outputs, clean.batch), "mixed": loss(mixed.outputs, mixed.batch)}
+    """
+
+    #: The plain loss, (outputs, MixedBatch) to a scalar, for policies that take a loss of their own passes.
+    loss: Callable[[Any, MixedBatch], Tensor] = MixedCrossEntropy()
+    #: What the labels are: "classification", "regression", or None for either.
+    task: str | None = "classification"
+    #: What it asks for beside the batch, so that what is missing is an error when the step is made.
+    wants: Wants = Wants()
+
+    def forward(self, passes: Passes) -> Tensor | Mapping[str, Tensor]:
+        """The loss: a scalar, or weighted terms by the names to log, which are added up."""
+        raise TypeError(f"{type(self).__name__} does not define forward(passes)")
+
+    def after_step(self, step: Any) -> None:
+        """To be called after every optimizer step, for queues and running values. Does nothing by default."""
+
+
+class OnePass:
+    """A plain loss ``(outputs, MixedBatch) -> Tensor`` as an objective: one pass of the mixed batch."""
+
+    def __init__(self, loss: Callable[[Any, MixedBatch], Tensor]) -> None:
+        self.loss = loss
+        self.wants = Wants()
+
+    def __call__(self, passes: Passes) -> Tensor:
+        outcome = passes.run(passes.mixed)
+        return self.loss(outcome.outputs, outcome.batch)
+
+
+def as_objective(objective: Any) -> Objective | OnePass:
+    """The objective itself, or a plain loss as one.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if not callable(objective):
+        raise TypeError(
+            "MixStep expects objective as a mixaug.Objective or a loss (outputs, MixedBatch) -> Tensor, got "
+            f"{type(objective).__name__}"
+        )
+    return OnePass(objective)
+
+
+def _called(module: nn.Module, inputs: Any, contexts: list[Any]) -> Any:
+    # Without contexts a plain call: torch.compile traces no stack of them.
+    if not contexts:
+        return module(inputs)
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        return module(inputs)
+
+
+def _plan_of(batch: MixedBatch) -> Plan:
+    return Unmixed.of(len(batch), batch.sources.device) if batch.plan is None else batch.plan

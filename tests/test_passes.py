@@ -1,0 +1,440 @@
+"""What an objective asks for is drawn and run once, whoever asks; joined passes; networks beside the model."""
+
+import copy
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mixaug
+from helpers import seeded
+from mixaug import Batch, MixStep, Objective, Wants, losses, models, networks
+from mixaug.losses import MixedCrossEntropy
+from mixaug.objectives import MixKD, RankMixup, RegMixup, top_share
+from mixaug.passes import Passes
+
+IMAGES = torch.randn(6, 3, 16, 16, generator=seeded(0))
+LABELS = torch.tensor([0, 3, 1, 4, 2, 0])
+
+
+def resnet(seed=0):
+    torch.manual_seed(seed)
+    return models.create("cifar_resnet8", num_classes=5)
+
+
+def vit():
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3, num_classes=5)
+
+
+class Counted(nn.Module):
+    """A small network with batch norm that counts its calls and the rows of each."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.fc = nn.Linear(6, 5)
+        self.rows = []
+
+    def forward(self, images):
+        self.rows.append(len(images))
+        return self.fc(self.body(images).mean((2, 3)))
+
+
+class Asks(Objective):
+    """Runs what a function of the passes says."""
+
+    def __init__(self, ask, wants=None):
+        super().__init__()
+        self.ask = ask
+        if wants is not None:
+            self.wants = wants
+
+    def forward(self, passes):
+        return self.ask(passes)
+
+
+def loss_of(outcome):
+    return MixedCrossEntropy()(outcome.outputs, outcome.batch)
+
+
+def test_what_is_asked_for_twice_is_drawn_and_run_once():
+    kept = []
+
+    def ask(passes):
+        first = passes.run(passes.mixed)
+        assert passes.mixed is passes.draw(index=1)
+        assert passes.run(passes.mixed) is first
+        other = passes.run(passes.draw(index=2))
+        assert passes.clean is passes.clean
+        clean, again = passes.run(passes.clean), passes.run(passes.clean)
+        assert clean is again
+        assert passes.run(passes.clean, grad=False) is not clean
+        kept.extend([first, other])
+        return loss_of(first) + loss_of(other) + loss_of(clean)
+
+    model = Counted()
+    step = MixStep(model, mixaug.create("mixup"), Asks(ask))
+    step(IMAGES, LABELS, generator=seeded(1))
+    assert model.rows == [6, 6, 6, 6]
+    assert not torch.equal(kept[0].batch.inputs, kept[1].batch.inputs)
+
+
+def test_draws_come_in_the_order_of_their_numbers():
+    def ask(order):
+        def found(passes):
+            drawn = {index: passes.draw(index=index) for index in order}
+            seen.append([drawn[index].inputs for index in sorted(order)])
+            return loss_of(passes.run(passes.mixed))
+
+        return found
+
+    seen = []
+    for order in ((1, 2, 3), (3, 1, 2)):
+        MixStep(Counted(), mixaug.create("cutmix"), Asks(ask(order)))(IMAGES, LABELS, generator=seeded(2))
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("policy", ["mixup", "manifoldmix", "none"])
+def test_a_joined_pass_equals_separate_ones_where_batch_norm_stands_still(policy):
+    options = {"stages": ("layer1", "layer2")} if policy == "manifoldmix" else {}
+    found = {}
+
+    def ask(joined):
+        def objective(passes):
+            drawn = [passes.clean, passes.draw(index=1), passes.draw(index=2)]
+            outcomes = passes.run(*drawn, joined=joined)
+            found[joined] = [outcome.outputs.detach() for outcome in outcomes]
+            return sum(map(loss_of, outcomes))
+
+        return objective
+
+    for joined in (False, True):
+        step = MixStep(resnet(), mixaug.create(policy, **options), Asks(ask(joined))).eval()
+        step(IMAGES, LABELS, generator=seeded(3))[0].backward()
+        found["grad", joined] = step.model.fc.weight.grad.clone()
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["grad", True], found["grad", False], rtol=1e-4, atol=1e-5)
+    if policy != "none":
+        assert not torch.allclose(found[True][0], found[True][1])
+
+
+def test_batch_norm_sees_all_of_a_joined_pass():
+    joined, apart = (MixStep(Counted(), mixaug.create("none"), Asks(lambda passes: 0)) for _ in range(2))
+    joined.objective.ask = lambda passes: sum(map(loss_of, passes.run(passes.clean, passes.mixed, joined=True)))
+    apart.objective.ask = lambda passes: sum(map(loss_of, passes.run(passes.clean, passes.mixed)))
+    joined(IMAGES, LABELS)
+    apart(IMAGES, LABELS)
+    assert joined.model.rows == [12]
+    assert apart.model.rows == [6, 6]
+    assert int(joined.model.body[1].num_batches_tracked) == 1
+    assert int(apart.model.body[1].num_batches_tracked) == 2
+
+
+def test_labels_after_the_pass_are_those_of_each_part():
+    """TransMix reads the attention of its own rows of a joined pass."""
+    found = {}
+
+    def ask(joined):
+        def objective(passes):
+            outcomes = passes.run(passes.clean, passes.draw(index=1), passes.draw(index=2), joined=joined)
+            found[joined] = [outcome.batch.weights.detach() for outcome in outcomes]
+            return sum(map(loss_of, outcomes))
+
+        return objective
+
+    for joined in (False, True):
+        MixStep(vit().eval(), mixaug.create("transmix"), Asks(ask(joined))).eval()(IMAGES, LABELS, generator=seeded(4))
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[True][1], found[True][2])
+
+
+def test_a_policy_that_learns_from_several_draws_learns_from_their_mean():
+    class Adds(mixaug.policies.Mixup):
+        def early_loss(self, images, mixed, clean):
+            return {"early": mixed.inputs.mean()}
+
+        def auxiliary_loss(self, mixed, seen):
+            return {"late": mixed.weights[:, 0].mean()}
+
+    drawn = []
+
+    def ask(passes):
+        drawn.extend(passes.draw(index=index) for index in (1, 2))
+        return sum(map(loss_of, passes.run(*drawn)))
+
+    _, logs = MixStep(Counted(), Adds(), Asks(ask))(IMAGES, LABELS, generator=seeded(5))
+    torch.testing.assert_close(logs["early"], torch.stack([one.inputs.mean() for one in drawn]).mean())
+    torch.testing.assert_close(logs["late"], torch.stack([one.weights[:, 0].mean() for one in drawn]).mean())
+
+
+POLICIES = {
+    "mixup": {},
+    "cutmix": {},
+    "manifoldmix": {},
+    "puzzlemix": {"block_nums": (4,)},
+    "snapmix": {},
+    "automix": {},
+    "adamixup": {},
+    "sumix": {},
+    "alignmix": {},
+    "comixup": {},
+    "none": {},
+    "deit": {},
+}
+OBJECTIVES = {
+    "cross_entropy": MixedCrossEntropy,
+    "decoupled": losses.DecoupledCrossEntropy,
+    "regmixup": RegMixup,
+    "rankmixup": lambda: RankMixup(draws=2),
+    "rank_margin": lambda: RankMixup("margin"),
+    "mixkd": MixKD,
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_policy_under_any_objective(policy, objective):
+    beside = {"teacher": networks.Frozen(resnet(3))} if objective == "mixkd" else None
+    images = torch.randn(6, 3, 32, 32, generator=seeded(6))
+    step = MixStep(resnet(), mixaug.create(policy, **POLICIES[policy]), OBJECTIVES[objective](), networks=beside)
+    step.set_progress(0.1)
+    step.policy.set_progress(0.1)
+    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.01)
+    for _ in range(2):
+        loss, logs = step(images, LABELS, generator=seeded(7))
+        loss.backward()
+        assert loss.isfinite()
+        assert 0 <= logs["accuracy"] <= 1
+        assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        step.after_step()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules())
+
+
+def test_regmixup_by_hand():
+    model = Counted()
+    mixed = mixaug.create("mixup")(IMAGES, LABELS, generator=seeded(8))
+    outputs = copy.deepcopy(model)(torch.cat([IMAGES, mixed.inputs]))
+    expected = F.cross_entropy(outputs[:6], LABELS) + 0.5 * F.cross_entropy(outputs[6:], mixed.targets(5))
+    loss, logs = MixStep(model, mixaug.create("mixup"), RegMixup(eta=0.5))(IMAGES, LABELS, generator=seeded(8))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logs["clean"] + logs["mixed"], expected.detach())
+    assert RegMixup(loss=losses.MixedSquaredError()).task == "regression"
+
+
+def test_pairs_of_one_class_do_not_count_in_the_margin():
+    policy = mixaug.create("mixup", ratio=0.6, pairing="reversed")
+    # Samples 0 and 5 have one class and meet each other.
+    mixed = policy(IMAGES, LABELS, generator=seeded(9))
+    torch.testing.assert_close(top_share(mixed), torch.tensor([1.0, 0.6, 0.6, 0.6, 0.6, 1.0]))
+    model = Counted()
+    clean, blended = copy.deepcopy(model), mixed.inputs
+    logits, others = clean(IMAGES), clean(blended)
+    hinge = (others.amax(1) - logits.amax(1) + 2).clamp(min=0)
+    objective = RankMixup("margin", weight=1.0)
+    _, logs = MixStep(model, policy, objective)(IMAGES, LABELS, generator=seeded(9))
+    torch.testing.assert_close(logs["rank"], hinge[1:5].sum().detach() / 6, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_network_stays_as_it_is(tmp_path):
+    teacher = Counted().train()
+    step = MixStep(Counted(), mixaug.create("mixup"), MixKD(), networks={"teacher": networks.Frozen(teacher, "a.pt")})
+    before = copy.deepcopy(teacher.state_dict())
+    step.train()
+    loss, _ = step(IMAGES, LABELS)
+    loss.backward()
+    assert not teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in step.parameters()}
+    state = step.state_dict()
+    assert [name for name in state if name.startswith("networks")] == ["networks.teacher._extra_state"]
+    torch.save(state, tmp_path / "step.pt")
+    step.load_state_dict(torch.load(tmp_path / "step.pt", weights_only=True))
+    with torch.no_grad():
+        teacher.fc.bias.add_(1)
+    with pytest.raises(ValueError, match=r"other weights \(from a\.pt"):
+        step.load_state_dict(state)
+    step.double()
+    assert teacher.fc.weight.dtype == torch.float64
+
+
+def test_a_slow_copy_follows_the_model():
+    slow = networks.Momentum(0.75)
+
+    def ask(passes):
+        student = passes.run(passes.mixed)
+        teacher = passes.run(passes.clean, network="slow", grad=False)
+        assert not teacher.outputs.requires_grad
+        return loss_of(student) + (student.outputs - teacher.outputs).square().mean()
+
+    step = MixStep(Counted(), mixaug.create("mixup"), Asks(ask, Wants(networks=("slow",))), networks={"slow": slow})
+    assert slow.copied is not None
+    old = slow.copied.fc.weight.clone()
+    assert torch.equal(old, step.model.fc.weight)
+    step(IMAGES, LABELS)[0].backward()
+    with torch.no_grad():
+        step.model.fc.weight.add_(1)
+    step.after_step()
+    torch.testing.assert_close(slow.copied.fc.weight, old + 0.25)
+    assert torch.equal(slow.copied.body[1].running_mean, step.model.body[1].running_mean)
+    assert any(name.startswith("networks.slow.copied") for name in step.state_dict())
+
+
+def test_an_auxiliary_network_is_trained_beside():
+    def ask(passes):
+        own, other = passes.run(passes.mixed), passes.run(passes.mixed, network="biased")
+        return {"own": loss_of(own), "biased": loss_of(other)}
+
+    biased = networks.Auxiliary(Counted())
+    step = MixStep(
+        Counted(), mixaug.create("mixup"), Asks(ask, Wants(networks=("biased",))), networks={"biased": biased}
+    )
+    loss, logs = step(IMAGES, LABELS)
+    loss.backward()
+    assert biased.network.fc.weight.grad is not None
+    torch.testing.assert_close(logs["own"] + logs["biased"], logs["loss"])
+    assert {"networks.biased.trained.fc.weight"} <= set(step.state_dict())
+
+
+def test_what_is_missing_is_said_before_the_first_step():
+    with pytest.raises(ValueError, match=r"wants 'teacher' of networks.*MixStep\(\.\.\., networks="):
+        MixStep(Counted(), mixaug.create("mixup"), MixKD())
+    with pytest.raises(TypeError, match=r"objective as a mixaug\.Objective or a loss"):
+        MixStep(Counted(), mixaug.create("mixup"), 3)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda passes: passes.view("second"), r"'second' of views, which it does not name in its wants"),
+        (lambda passes: passes.stream("outliers"), r"'outliers' of streams, which it does not name"),
+        (lambda passes: passes.run(passes.clean, network="teacher"), r"'teacher' of networks, which it does not name"),
+        (lambda passes: passes.metadata("domain"), r"'domain' of metadata, which it does not name"),
+        (lambda passes: passes.draw("other"), "no policy 'other'"),
+        (lambda passes: passes.draw(index=0), "from 1 on"),
+        (lambda passes: passes.run(), "at least one batch"),
+        (lambda passes: passes.run(passes.clean, mode="test"), "'train' or 'eval', got 'test'"),
+    ],
+)
+def test_what_was_not_named_is_refused_at_the_first_step(ask, message):
+    with pytest.raises(ValueError, match=message):
+        MixStep(Counted(), mixaug.create("mixup"), Asks(ask))(IMAGES, LABELS)
+
+
+def test_views_streams_and_metadata():
+    def ask(passes):
+        view, other = passes.run(passes.view("second")), passes.run(passes.stream("outliers"))
+        assert torch.equal(view.batch.labels, LABELS)
+        assert other.batch.labels is None
+        weight = passes.metadata("confidence")
+        return (weight * F.cross_entropy(view.outputs, LABELS, reduction="none")).mean() - other.outputs.mean()
+
+    wants = Wants(views=("second",), streams=("outliers",), metadata=("confidence",))
+    step = MixStep(Counted(), mixaug.create("mixup"), Asks(ask, wants))
+    batch = Batch(
+        IMAGES,
+        LABELS,
+        metadata={"confidence": torch.rand(6)},
+        views={"second": IMAGES.flip(3)},
+        streams={"outliers": Batch(torch.randn(4, 3, 16, 16))},
+    )
+    loss, _ = step(batch)
+    assert loss.isfinite()
+    with pytest.raises(ValueError, match=r"wants 'outliers' of streams, there are \[\]: pass step\(Batch"):
+        step(Batch(IMAGES, LABELS, metadata=batch.metadata, views=batch.views))
+
+
+class CountsOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_plain_loss_costs_no_operator_more_than_by_hand():
+    model, policy, objective = Counted(), mixaug.create("mixup"), MixedCrossEntropy()
+    step = MixStep(model, policy, objective)
+    with CountsOperators() as ours:
+        step(IMAGES, LABELS)
+    with CountsOperators() as by_hand:
+        mixed = policy(IMAGES, LABELS)
+        outputs = model(mixed.inputs)
+        objective(outputs, mixed).detach()
+        losses.mixed_accuracy(outputs.detach(), mixed)
+    assert ours.count <= by_hand.count
+
+
+def test_evaluation_mode_of_one_pass_leaves_statistics_alone():
+    def ask(passes):
+        sharp = passes.run(passes.clean, mode="eval", grad=False)
+        again = passes.run(passes.clean, mode="eval", grad=False)
+        assert again is sharp
+        return loss_of(passes.run(passes.mixed)) + 0 * sharp.outputs.sum()
+
+    step = MixStep(Counted(), mixaug.create("mixup"), Asks(ask)).train()
+    expected = copy.deepcopy(step.model).eval()(IMAGES)
+    outputs = []
+    step.objective.ask = lambda passes: (
+        outputs.append(passes.run(passes.clean, mode="eval", grad=False).outputs) or ask(passes)
+    )
+    step(IMAGES, LABELS)
+    torch.testing.assert_close(outputs[0], expected)
+    assert int(step.model.body[1].num_batches_tracked) == 1
+    assert step.model.body[1].training
+
+
+def test_dictionaries_are_mixed_by_key():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.number = Counted(), nn.Linear(2, 5)
+
+        def forward(self, batch):
+            return self.image(batch["image"]) + self.number(batch["number"])
+
+    step = MixStep(Two(), mixaug.create("mixup"), RegMixup(), keys=["image", "number"])
+    loss, logs = step({"image": IMAGES, "number": torch.randn(6, 2)}, LABELS)
+    loss.backward()
+    assert step.model.number.weight.grad.abs().sum() > 0
+    assert step.model.image.rows == [12]
+    assert "accuracy" in logs
+
+
+@pytest.mark.parametrize("objective", ["regmixup", "mixkd", "rankmixup"])
+def test_several_passes_compile_into_one_graph(objective):
+    torch.compiler.reset()
+    beside = {"teacher": networks.Frozen(Counted())} if objective == "mixkd" else None
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+    if beside:
+        beside = {"teacher": networks.Frozen(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)))}
+    step = MixStep(model, mixaug.create("mixup"), OBJECTIVES[objective](), networks=beside)
+    traced = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found = []
+    for forward in (step, traced):
+        torch.manual_seed(3)
+        loss, _ = forward(IMAGES, LABELS)
+        found.append(loss)
+    torch.testing.assert_close(*found)
+    found[1].backward()
+    assert model[1].weight.grad.isfinite().all()
+
+
+def test_passes_can_be_used_without_a_step_class():
+    step = MixStep(Counted(), mixaug.create("mixup"), MixedCrossEntropy())
+    passes = Passes(step, Batch(IMAGES, LABELS), seeded(10))
+    outcome = passes.run(passes.mixed)
+    assert outcome.outputs.shape == (6, 5)
+    assert passes.shown is outcome
