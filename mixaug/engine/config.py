@@ -56,6 +56,7 @@ KNOWN_KEYS = frozenset(
         "epochs",
         "eval_batch_size",
         "mixer",
+        "networks",
         "pool",
         "precision",
         "reshuffle",
@@ -198,6 +199,8 @@ def config_hash(config: DictConfig) -> str:
     if not mixer_settings(config):
         # A section of nulls changes nothing, and runs from before there was one keep their folders.
         content.pop("mixer", None)
+    if not content.get("networks"):
+        content.pop("networks", None)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -240,6 +243,9 @@ def validate(config: DictConfig) -> None:
     _number(config, "schedule.min_lr", minimum=0.0)
     _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
+    networks = config.networks
+    if not isinstance(networks, DictConfig) or not all(isinstance(folder, str) for folder in networks.values()):
+        raise ConfigError(f"networks must give each name the folder of a finished run, got {networks!r}")
     _choice(config, "precision", PRECISIONS)
     _choice(config, "pool", (None, *POOLS))
     _choice(config, "protocol.figure", FIGURES)

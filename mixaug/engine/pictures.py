@@ -16,6 +16,7 @@ from mixaug.engine.batches import Batches, SeededDraws
 from mixaug.engine.distributed import start, stream_seed
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.evaluate import autocast
+from mixaug.engine.stored import frozen_networks
 from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import CLASSIFICATION, task_of
 from mixaug.gallery import on_screen, undisturbed
@@ -176,7 +177,8 @@ def open_run(
         raise ValueError(f"{folder} is a run on {data.name}, whose inputs {tuple(data.input_shape)} are no images")
     objective, batches = build.build_objective(config), Batches(config, data, world)
     policy = build.with_pool(config, build.build_policy(config), batches)
-    step = build.build_step(config, build.build_model(config, data), policy, objective, data)
+    networks = frozen_networks(config, data)
+    step = build.build_step(config, build.build_model(config, data), policy, objective, data, networks)
     build.prepare_policy(config, step.policy, objective, data, batches)
     try:
         step.model.load_state_dict(state["model"])

@@ -94,7 +94,7 @@ def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
         ConfigError: a folder without a checkpoint, or a network of another number of outputs.
     """
     networks = {}
-    for name, folder in plain(config)["networks"].items():
+    for name, folder in plain(config).get("networks", {}).items():
         try:
             # What is drawn for weights that are then replaced must not move the stream of the model.
             with torch.random.fork_rng(devices=[]):

@@ -246,12 +246,14 @@ def _told(row: Row, key: str) -> str:
 
 # -- Markdown -----------------------------------------------------------------------------------------------------
 
-_MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[#>+-]|(?<=^\d)[.)]")
+_MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^>|^#(?=#*(\s|$))|^[+-](?=\s|$)")
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
 def _literally(text: str) -> str:
     """A text on one line as Markdown that shows it as it is: no HTML, no links or pictures, no new cells."""
     text = _MARKS.sub(lambda mark: "\\" + mark.group(), " ".join(text.split()))
+    text = _NUMBERED.sub(r"\1\\\2", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Addresses become links without any mark around them.
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
