@@ -360,6 +360,8 @@ class TrainingState:
             **self.weights(),
             "policy": self.step.policy.state_dict(),
             "objective": _state(self.step.objective),
+            # Of a frozen network that is its fingerprint alone.
+            "networks": self.step.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -387,6 +389,11 @@ class TrainingState:
         self.step.policy.load_state_dict(state["policy"])
         if isinstance(self.step.objective, nn.Module):
             self.step.objective.load_state_dict(state["objective"])
+        try:
+            # A checkpoint from before there were networks is one without any.
+            self.step.networks.load_state_dict(state.get("networks", {}))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the networks beside the model are not those of the checkpoint: {error}") from error
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         try:
