@@ -27,10 +27,10 @@ LAYERS = [
     ["policies"],
     ["networks"],
     ["passes"],
-    ["functional", "step", "testing", "objectives"],
+    ["functional", "step", "objectives"],
     ["loading"],
     ["models"],
-    ["integrations", "gallery", "data"],
+    ["integrations", "gallery", "data", "testing"],
     ["engine"],
     ["leaderboard"],
 ]

@@ -6,7 +6,8 @@
 
 from mixaug.leaderboard.aggregate import Board, Leaderboard, Row, aggregate
 from mixaug.leaderboard.collect import STATISTICS, Run, collect
-from mixaug.leaderboard.render import FORMATS, to_csv, to_html, to_markdown, write
+from mixaug.leaderboard.page import to_html
+from mixaug.leaderboard.render import FORMATS, to_csv, to_markdown, write
 
 __all__ = [
     "FORMATS",

@@ -6,7 +6,8 @@ import io
 import pytest
 
 from mixaug.leaderboard import aggregate, collect, write
-from mixaug.leaderboard.render import to_csv, to_html, to_markdown
+from mixaug.leaderboard.page import to_html
+from mixaug.leaderboard.render import to_csv, to_markdown
 
 from .fabricate import config, fail, realistic, result, write_run
 

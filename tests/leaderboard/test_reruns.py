@@ -13,8 +13,9 @@ import pytest
 from mixaug.engine.build import options
 from mixaug.engine.config import compose, plain
 from mixaug.leaderboard import aggregate, collect
+from mixaug.leaderboard.page import to_html
 from mixaug.leaderboard.published import Rerun
-from mixaug.leaderboard.render import to_csv, to_html, to_markdown
+from mixaug.leaderboard.render import to_csv, to_markdown
 from mixaug.leaderboard.reruns import match
 
 from .fabricate import result, write_run
