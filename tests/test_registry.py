@@ -12,12 +12,7 @@ from mixaug.policies import CutMix, Mixup
 
 @pytest.fixture
 def clean(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """A registry of these alone, whatever else there is."""
+    """A registry of these alone, whatever else has been registered, and what a test adds is forgotten after it."""
     mixaug.list_policies()
     names = ("cutmix", "fmix", "mixup", "none", "puzzlemix", "snapmix")
     monkeypatch.setattr(registry, "_registered", {name: registry._registered[name] for name in names})
@@ -40,7 +35,7 @@ def test_shares_and_labels_are_in_the_repr_where_they_were_chosen():
         assert "ratio=" not in repr(mixaug.create(name)) and "labeling=" not in repr(mixaug.create(name))
 
 
-def test_closest_names_are_suggested():
+def test_closest_names_are_suggested(clean):
     with pytest.raises(ValueError, match=r"unknown policy 'cutmx'. Did you mean 'cutmix'"):
         mixaug.create("cutmx")
     with pytest.raises(ValueError, match=r"unknown policy 'zzzzz'. All policies: "):
@@ -64,7 +59,7 @@ def test_describe():
         info.defaults["alpha"] = 2
 
 
-def test_list_filters(few):
+def test_list_filters(clean):
     @mixaug.register("guided_by_two", paper="x")
     class Guided(Mixup):
         needs = frozenset({"cam", "saliency"})
