@@ -60,7 +60,7 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
         A :class:`MixedBatch` of uint8 images for each share; labels are 0 for the first image and 1 for the second.
     """
     batches = []
-    by_ratio = draws_by_ratio(name)
+    by_ratio = draws_by_ratio(name, images)
     signals = image_signals(images) if describe(name).needs else None
     for number, share in enumerate(lambdas):
         policy = _ready(name, images, seed, **({"ratio": share} if by_ratio else {}))
@@ -79,12 +79,12 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
     return batches
 
 
-def draws_by_ratio(name: str) -> bool:
+def draws_by_ratio(name: str, images: Tensor) -> bool:
     """Whether a policy of the registry takes a ``ratio`` with its default options; some refuse it."""
     if "ratio" not in describe(name).defaults:
         return False
     try:
-        create(name, ratio=0.5)
+        _ready(name, images, 0, ratio=0.5)
     except ValueError:
         return False
     return True
@@ -141,14 +141,14 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
         bottom=0.37 / figure.get_figheight(), wspace=0.06, hspace=0.3,
     )  # fmt: skip
     # A strip of a policy that draws its own share has nothing to say about lambda.
-    headed = any(draws_by_ratio(name) for name in names)
+    headed = any(draws_by_ratio(name, images) for name in names)
     for row, name in enumerate(names):
         batches = mixed_pairs(name, images, lambdas, seed)
         raw = untrained(name, images)
         # Of a learned mixer the mask is what there is to see.
         looks = describe(name).needs - {"hidden"} and not raw
         saliency = image_signals(images).saliency() if looks else None
-        note = "" if draws_by_ratio(name) or name == "none" else "\n(draws its\nown share)"
+        note = "" if draws_by_ratio(name, images) or name == "none" else "\n(draws its\nown share)"
         note += "\n(untrained\nmixer)" if raw else ""
         for column, (share, mixed) in enumerate(zip(lambdas, batches, strict=True)):
             title = f"λ = {share:g}" if row == 0 and headed else None
