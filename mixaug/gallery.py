@@ -55,17 +55,17 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
         name: a policy of the registry. What it asks of a model is answered by :func:`image_signals`; what it learns
             during training is as drawn from ``seed``, see :func:`untrained`.
         images: (2, C, H, W) uint8; each is the other's partner.
-        lambdas: own shares to ask for; policies without a ``ratio`` draw their own each time.
+        lambdas: own shares to ask for; policies that take no ``ratio`` draw their own each time.
         seed: of the generator of every draw.
 
     Returns:
         A :class:`MixedBatch` of uint8 images for each share; labels are 0 for the first image and 1 for the second.
     """
     batches = []
-    defaults = describe(name).defaults
+    by_ratio = draws_by_ratio(name, images)
     signals = image_signals(images) if describe(name).needs else None
     for number, share in enumerate(lambdas):
-        policy = _ready(name, images, seed, **({"ratio": share} if "ratio" in defaults else {}))
+        policy = _ready(name, images, seed, **({"ratio": share} if by_ratio else {}))
         generator = torch.Generator().manual_seed(seed + number)
         learns = bool(policy.mixer_parameters())
         taken = images.float() / 255 if learns else images
@@ -79,6 +79,17 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
             mixed = (mixed * 255).round().clamp(0, 255).to(torch.uint8)
         batches.append(MixedBatch(mixed, torch.arange(2), plan.sources, plan.weights, plan))
     return batches
+
+
+def draws_by_ratio(name: str, images: Tensor) -> bool:
+    """Whether a policy of the registry takes a ``ratio`` with its default options; some refuse it."""
+    if "ratio" not in describe(name).defaults:
+        return False
+    try:
+        _ready(name, images, 0, ratio=0.5)
+    except ValueError:
+        return False
+    return True
 
 
 def untrained(name: str, images: Tensor) -> bool:
@@ -132,14 +143,14 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
         bottom=0.37 / figure.get_figheight(), wspace=0.06, hspace=0.3,
     )  # fmt: skip
     # A strip of a policy that draws its own share has nothing to say about lambda.
-    headed = any("ratio" in describe(name).defaults for name in names)
+    headed = any(draws_by_ratio(name, images) for name in names)
     for row, name in enumerate(names):
         batches = mixed_pairs(name, images, lambdas, seed)
         raw = untrained(name, images)
         # Of a learned mixer the mask is what there is to see.
         looks = describe(name).needs - {"hidden"} and not raw
         saliency = image_signals(images).saliency() if looks else None
-        note = "" if "ratio" in describe(name).defaults or name == "none" else "\n(draws its\nown share)"
+        note = "" if draws_by_ratio(name, images) or name == "none" else "\n(draws its\nown share)"
         note += "\n(untrained\nmixer)" if raw else ""
         for column, (share, mixed) in enumerate(zip(lambdas, batches, strict=True)):
             title = f"λ = {share:g}" if row == 0 and headed else None

@@ -19,6 +19,7 @@ its way.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Literal
 
@@ -42,6 +43,8 @@ __all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix
 Uncertainty = Literal["layer", "logits"]
 #: V beyond e^30 would be a logit that no softmax resolves.
 LARGEST_EXPONENT = 30.0
+#: The authors' value for the policy that is made by name.
+DEFAULT_ALPHA = 0.2
 
 
 def sumix_distance(
@@ -175,7 +178,7 @@ class SUMix(Policy):
 
     Args:
         policy: what mixes the images: a name of the registry, or a policy that pairs every sample with one other.
-        alpha: of the policy made by name, where it has that option.
+        alpha: of the policy made by name, where that draws by one; one that does not refuses any but the default.
         gamma: weight of the uncertainty term; 0 leaves it out, and the layer.
         scale: factor of the semantic distances, positive; None takes the batch size, as the released code does.
         uncertainty: ``"layer"``, a linear layer on the pooled features, a parameter of the policy; or ``"logits"``,
@@ -195,7 +198,7 @@ class SUMix(Policy):
     def __init__(
         self,
         policy: str | Policy = "cutmix",
-        alpha: float = 0.2,
+        alpha: float = DEFAULT_ALPHA,
         gamma: float = 0.5,
         scale: float | None = 100.0,
         uncertainty: Uncertainty = "layer",
@@ -311,7 +314,13 @@ def _make(name: str, **options: Any) -> Policy:
     unfit = [key for key, plain in (("pairing", None), ("per", "sample")) if key not in known and options[key] != plain]
     if unfit:
         raise ValueError(f"SUMix got {unfit[0]}={options[unfit[0]]!r}, but policy {name!r} has no such option")
-    return create(name, **{key: value for key, value in options.items() if key in known})
+    options = {key: value for key, value in options.items() if key in known}
+    if options.get("alpha") == DEFAULT_ALPHA:
+        # Nobody asked for it: a policy that draws nothing by it does without.
+        with contextlib.suppress(ValueError):
+            return create(name, **options)
+        del options["alpha"]
+    return create(name, **options)
 
 
 def _as_logits(exponent: Tensor) -> Tensor:

@@ -326,8 +326,9 @@ def device(s: Subject) -> None:
             with _Operators() as operators:
                 fake.mix(policy, images, labels, seed=None)
             counts[count] = operators.count
-        for _, policy in fake.each_per():
-            mixed = fake.mix(policy, *_pretended_batch(4, s.size, torch.uint8), seed=None)
+        others = [other for _, other in fake.each_per() if other.per != policy.per]
+        for other in others or [policy]:
+            mixed = fake.mix(other, *_pretended_batch(4, s.size, torch.uint8), seed=None)
             for what, tensor in (("inputs", mixed.inputs), ("weights", mixed.weights), ("sources", mixed.sources)):
                 where = tensor.device.type
                 s.require(where == "cuda", f"{what} on {where} for images on a GPU", "the images' device")

@@ -175,14 +175,19 @@ def test_every_parameter_takes_part_in_every_step(options, batch):
 
 def test_images_are_those_of_the_policy_that_it_wraps():
     signals = mixaug.Signals(outputs=torch.zeros(6, 5), pooled=torch.zeros(6, 4))
-    for name in ("cutmix", "fmix", "mixup", "resizemix"):
-        wrapped = mixaug.create("sumix", policy=name, alpha=0.4)(
+    for name, options in (
+        *((name, {"alpha": 0.4}) for name in ("cutmix", "fmix", "mixup")),
+        ("resizemix", {}),
+        ("smoothmix", {}),
+    ):
+        wrapped = mixaug.create("sumix", policy=name, **options)(
             pictures(), LABELS, signals=signals, generator=seeded(13)
         )
-        options = {"alpha": 0.4} if "alpha" in mixaug.describe(name).defaults else {}
         plain = mixaug.create(name, **options)(pictures(), LABELS, generator=seeded(13))
         assert torch.equal(wrapped.inputs, plain.inputs)
         assert torch.equal(wrapped.weights, plain.weights), "before the mixed pass the weights are those drawn"
+    with pytest.raises(ValueError, match="ResizeMix draws nothing from a Beta"):
+        mixaug.create("sumix", policy="resizemix", alpha=0.4)
     made = mixaug.create("sumix", policy=mixaug.create("cutmix", per="batch"))
     assert made.draw(pictures(), LABELS, signals=signals, generator=seeded(13)).boxes.shape[0] == 1
     options = {"policy": "cutmix", "per": "batch", "pairing": "derangement"}
