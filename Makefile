@@ -9,6 +9,8 @@ RUNS ?= runs
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
+CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m mypy mixaug
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu lint format policies bench gallery clean
 
@@ -38,7 +40,7 @@ demo: $(STAMP)  ## compare mixing policies on digits and on diabetes data, a few
 # Side by side: the checks take one core for half a minute at most, and what they say comes after the tests' progress.
 test: $(STAMP)  ## lint, beside the tests that need neither a GPU nor much time
 	@echo "Checking style and types, and running the tests (without those marked slow or gpu)"
-	@said=$$(mktemp); trap 'rm -f $$said' EXIT; $(MAKE) --no-print-directory lint > $$said 2>&1 & lint=$$!; \
+	@said=$$(mktemp); trap 'rm -f $$said' EXIT; ($(CHECKS)) > $$said 2>&1 & lint=$$!; \
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist worksteal -q --durations 10 \
 	  -m "not slow and not gpu"; tests=$$?; \
 	wait $$lint; lint=$$?; cat $$said; \
@@ -54,9 +56,7 @@ test-gpu: $(STAMP)  ## the tests that need a CUDA device, and all others on it
 
 lint: $(STAMP)  ## ruff and mypy
 	@echo "Checking style and types"
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m mypy mixaug
+	@$(CHECKS)
 
 format: $(STAMP)  ## format the code and repair what ruff can
 	@$(BIN)/ruff check --fix .

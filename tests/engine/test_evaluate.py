@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mixaug.engine import run
+from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError
-from mixaug.engine.evaluate import evaluate
+from mixaug.engine.evaluate import evaluate, predict
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
 from processes import run_script
@@ -54,6 +55,25 @@ def test_scores_agree_with_the_slow_twin(classes: int, scale: float) -> None:
     assert (scores.top1, scores.top5, scores.nll, scores.ece) == pytest.approx(expected, abs=2e-5)
     assert scores.samples == 101
     assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_scored_as_it_predicts_and_learns_nothing_from_it(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4))
+    inputs, labels, numbers = torch.randn(50, 6) * 3 + 1, torch.randint(4, (50,)), torch.randn(50, 4)
+    model(inputs)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model.eval()(inputs)
+    model.train(training)
+    scores = evaluate(model, [(inputs[:30], labels[:30]), (inputs[30:], labels[30:])], 4, CPU)
+    assert scores.nll == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-5)
+    predicted, found = predict(model, [(inputs[:30], numbers[:30]), (inputs[30:], numbers[30:])], World(0, 1, CPU))
+    torch.testing.assert_close(predicted, expected)
+    assert torch.equal(found, numbers)
+    assert model.training == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_no_samples_is_an_error() -> None:
