@@ -18,24 +18,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_partner, check_probability, check_share
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import (
+    check_flag,
+    check_partner,
+    check_positive,
+    check_probability,
+    check_share,
+    check_stage,
+    check_whole,
+)
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend
 from mixaug.ops.layout import column, single_precision
-from mixaug.pairing import Pairing
 from mixaug.plan import Blend, Hidden, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, backbone
 from mixaug.signals.model import model_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 #: Keeps the logarithm of the marginals finite in the authors' code.
 TINY = 1e-8
@@ -245,6 +254,7 @@ class AlignMix(Policy):
 
     needs = frozenset({"hidden"})
     spatial = None
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
 
     def __init__(
         self,
@@ -254,21 +264,13 @@ class AlignMix(Policy):
         epsilon: float = 0.1,
         iterations: int = 20,
         reference: bool = False,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if isinstance(stage, bool) or not isinstance(stage, int | str) or stage == "":
-            raise ValueError(f"AlignMix expects stage as a number or the name of a module, got {stage!r}")
-        _check_sinkhorn("AlignMix", epsilon, iterations)
+        super().__init__(alpha=alpha, **shared)
         self.input_probability = check_probability("AlignMix", "input_probability", input_probability)
-        self.stage = stage
-        self.epsilon = float(epsilon)
-        self.iterations = iterations
-        self.reference = bool(reference)
+        self.stage = check_stage("AlignMix", "stage", stage)
+        self.epsilon, self.iterations = _check_sinkhorn("AlignMix", epsilon, iterations)
+        self.reference = check_flag("AlignMix", "reference", reference)
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         model = model_of(signals)
@@ -303,8 +305,8 @@ class AlignMix(Policy):
         )
 
 
-def _check_sinkhorn(what: str, epsilon: float, iterations: int) -> None:
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"{what} expects a positive epsilon, got {epsilon!r}")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{what} expects at least one of iterations, an integer, got {iterations!r}")
+def _check_sinkhorn(what: str, epsilon: float, iterations: int) -> tuple[float, int]:
+    """Both as plain numbers, or a ValueError."""
+    return check_positive(what, "epsilon", epsilon), check_whole(
+        what, "iterations", iterations, most=10_000, reason="a larger epsilon converges in far fewer"
+    )
