@@ -167,17 +167,17 @@ SMALLEST, LARGEST = 1e-37, 1e37
 MOST = 2**31 - 1
 
 
-def check_positive(what: str, name: str, value: Any) -> float:
-    """``value`` as a positive float that float32 can compute with, or a ValueError."""
+def check_positive(what: str, name: str, value: Any, least: float = SMALLEST, most: float = LARGEST) -> float:
+    """``value`` as a positive float that float32 can compute with, or within other bounds, or a ValueError."""
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{what} expects {name} as a positive finite number, got {shown(value)}")
-    return _in_reach(what, name, value)
+    return _in_reach(what, name, value, least, most)
 
 
 def check_not_negative(what: str, name: str, value: Any) -> float:
     """``value`` as a float that is not negative, or a ValueError."""
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"{what} expects {name} as a finite number that is not negative, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} as a number that is not negative, got {shown(value)}")
     return _in_reach(what, name, value) if value else 0.0
 
 
@@ -204,7 +204,7 @@ def check_whole(what: str, name: str, value: Any, least: int = 1, most: int = MO
         reason: why no more than ``most``.
     """
     if not _is_whole(value) or not least <= value:
-        raise ValueError(f"{what} expects {name} as a whole number >= {least}, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} as an integer >= {least}, got {shown(value)}")
     if value > most:
         raise ValueError(f"{what} expects {name} of at most {most}, got {shown(value)}{reason and ': ' + reason}")
     return int(value)
@@ -217,14 +217,16 @@ def check_whole_numbers(
     if not _is_sequence(value):
         return (check_whole(what, name, value, least, most, reason),)
     if not len(value):
-        raise ValueError(f"{what} expects {name} as a whole number >= {least} or several, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} as an integer >= {least} or several, got {shown(value)}")
     return tuple(check_whole(what, f"each of {name}", one, least, most, reason) for one in value)
 
 
 def check_choice(what: str, name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise unless ``value`` is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{what} expects {name} in {list(choices)}, got {shown(value)}")
+        names = list(choices)
+        wanted = f"{names[0]!r} or {names[1]!r}" if len(names) == 2 else f"in {names}"
+        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}")
 
 
 def check_flag(what: str, name: str, value: Any) -> bool:
@@ -272,7 +274,7 @@ def check_stage(what: str, name: str, value: Any) -> int | str:
     if isinstance(value, str) and value:
         return value
     if not _is_whole(value) or abs(value) > MOST:
-        raise ValueError(f"{what} expects {name} as a number or the name of a module, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} as the name of a module or a number, got {shown(value)}")
     return int(value)
 
 
@@ -339,12 +341,10 @@ def _numbers(values: Any) -> tuple[float, ...]:
         return ()
 
 
-def _in_reach(what: str, name: str, value: Any) -> float:
-    if not SMALLEST <= abs(value) <= LARGEST:
-        raise ValueError(
-            f"{what} expects {name} between {SMALLEST:g} and {LARGEST:g}, which float32 can compute with, got "
-            f"{shown(value)}"
-        )
+def _in_reach(what: str, name: str, value: Any, least: float = SMALLEST, most: float = LARGEST) -> float:
+    if not least <= abs(value) <= most:
+        reason = ", which float32 can compute with" if (least, most) == (SMALLEST, LARGEST) else ""
+        raise ValueError(f"{what} expects {name} between {least:g} and {most:g}{reason}, got {shown(value)}")
     return float(value)
 
 
