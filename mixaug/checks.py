@@ -178,7 +178,7 @@ def check_not_negative(what: str, name: str, value: Any) -> float:
     """``value`` as a float that is not negative, or a ValueError."""
     if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{what} expects {name} as a number that is not negative, got {shown(value)}")
-    return _in_reach(what, name, value) if value else 0.0
+    return _in_reach(what, name, value, least=0)
 
 
 def check_probability(what: str, name: str, value: Any) -> float:
@@ -186,6 +186,13 @@ def check_probability(what: str, name: str, value: Any) -> float:
     if not _is_number(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{what} expects {name} in [0, 1], got {shown(value)}")
     return float(value)
+
+
+def check_numbers(what: str, name: str, values: Any) -> list[float]:
+    """Several numbers that are not negative, each as a float, or a ValueError."""
+    if not _is_sequence(values):
+        raise ValueError(f"{what} expects {name} as a sequence of numbers that are not negative, got {shown(values)}")
+    return [check_not_negative(what, f"each of {name}", one) for one in values]
 
 
 def check_positive_share(what: str, name: str, value: Any, hint: str = "") -> float:
@@ -266,7 +273,7 @@ def check_range(
         raise ValueError(
             f"{what} expects {name} as (low, high), {low:g} {lower} low {between} high{upper}, got {shown(value)}"
         )
-    return tuple(_in_reach(what, name, end) if end else 0.0 for end in pair)  # type: ignore[return-value]
+    return tuple(_in_reach(what, name, end, least=SMALLEST if positive else 0) for end in pair)  # type: ignore[return-value]
 
 
 def check_stage(what: str, name: str, value: Any) -> int | str:
@@ -343,7 +350,7 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 def _in_reach(what: str, name: str, value: Any, least: float = SMALLEST, most: float = LARGEST) -> float:
     if not least <= abs(value) <= most:
-        reason = ", which float32 can compute with" if (least, most) == (SMALLEST, LARGEST) else ""
+        reason = ", which float32 can compute with" if most == LARGEST else ""
         raise ValueError(f"{what} expects {name} between {least:g} and {most:g}{reason}, got {shown(value)}")
     return float(value)
 

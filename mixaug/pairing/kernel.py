@@ -250,5 +250,7 @@ def check_label_kernel(
     check_choice(what, "units", units, get_args(Units))
     check_flag(what, "include_self", include_self)
     return (
-        "auto" if isinstance(bandwidth, str) and bandwidth == "auto" else check_positive(what, "bandwidth", bandwidth, 1e-300, 1e300)
+        "auto"
+        if isinstance(bandwidth, str) and bandwidth == "auto"
+        else check_positive(what, "bandwidth", bandwidth, 1e-300, 1e300)
     )

@@ -166,7 +166,11 @@ def check_local(what: str, radius: float | str, by: str, include_self: bool) -> 
     """The radius of options that :class:`Local` takes, or a ValueError that names ``what``."""
     check_choice(what, "by", by, get_args(By))
     check_flag(what, "include_self", include_self)
-    return "auto" if isinstance(radius, str) and radius == "auto" else check_positive(what, "radius", radius, 1e-300, 1e300)
+    return (
+        "auto"
+        if isinstance(radius, str) and radius == "auto"
+        else check_positive(what, "radius", radius, 1e-300, 1e300)
+    )
 
 
 def limited_choice(neighbours: Tensor, limits: Tensor, unit: Tensor) -> Tensor:

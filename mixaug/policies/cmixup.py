@@ -17,7 +17,7 @@ from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.ops.kernels import Kernel
 from mixaug.pairing.kernel import LabelKernel, Units, check_label_kernel
-from mixaug.policies.manifoldmix import ManifoldMix
+from mixaug.policies.manifoldmix import ManifoldMix, check_stages
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
@@ -55,4 +55,4 @@ def cmixup(
     pairing = LabelKernel(bandwidth, units=units, kernel=kernel, include_self=include_self)
     if stages is None:
         return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
-    return ManifoldMix(alpha, stages, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
+    return ManifoldMix(alpha, check_stages("cmixup", stages), ratio=ratio, labeling=labeling, pairing=pairing, per=per)

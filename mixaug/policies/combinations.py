@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_not_negative, check_positive_share, check_probability, shown
+from mixaug.checks import check_numbers, check_positive_share, check_probability, shown
 from mixaug.draws import Draws
 from mixaug.plan import Plan, Select, Unmixed
 from mixaug.policy import Policy, SharedOptions, no_change
@@ -20,6 +20,18 @@ from mixaug.signals import MixedSignals, ModelSignals, Signals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def made(what: str, option: str, policy: Policy | str) -> Policy:
+    """The policy that an option of ``what`` names, or is."""
+    if isinstance(policy, str):
+        try:
+            return create(policy)
+        except ValueError as error:
+            raise ValueError(f"{what} expects {option} as a policy or its name, got an {error}") from None
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{what} expects {option} as a policy or its name, got {shown(policy)}")
+    return policy
 
 
 class OneOf(Policy):
@@ -46,12 +58,9 @@ class OneOf(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(**shared)
-        if isinstance(policies, str) or not hasattr(policies, "__len__") or not len(policies):
+        if isinstance(policies, str) or not isinstance(policies, (Sequence, nn.ModuleList)) or not len(policies):
             raise ValueError(f"OneOf expects policies as a sequence of at least one policy, got {shown(policies)}")
-        built = [create(policy) if isinstance(policy, str) else policy for policy in policies]
-        for policy in built:
-            if not isinstance(policy, Policy):
-                raise TypeError(f"OneOf expects policies as policies or their names, got {type(policy).__name__}")
+        built = [made("OneOf", "each of policies", policy) for policy in policies]
         self.policies = nn.ModuleList(built)
         self.probabilities = _normalised(probabilities, len(built))
         self.shares_partner = shared.get("pairing") is not None or self.per == "pair"
@@ -193,7 +202,7 @@ class Sometimes(OneOf):
         **shared: Unpack[SharedOptions],
     ) -> None:
         probability = check_probability("Sometimes", "probability", probability)
-        super().__init__([policy, "none"], [probability, 1.0 - probability], **shared)
+        super().__init__([made("Sometimes", "policy", policy), "none"], [probability, 1.0 - probability], **shared)
         self.probability = probability
         self.until = None if until is None else check_positive_share("Sometimes", "until", until)
         self.active: bool | None = None if until is not None else True
@@ -233,9 +242,9 @@ def _as_drawn(mixed: MixedBatch, plan: Plan, index: int) -> MixedBatch:
 def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:
     if probabilities is None:
         return [1.0 / count] * count
-    values = [check_not_negative("OneOf", "each of probabilities", p) for p in probabilities]
+    values = check_numbers("OneOf", "probabilities", probabilities)
     if len(values) != count or not sum(values) > 0:
         raise ValueError(
-            f"OneOf expects {count} probabilities, not negative and not all zero, got {list(probabilities)}"
+            f"OneOf expects {count} probabilities, not negative and not all zero, got {shown(probabilities)}"
         )
     return [p / sum(values) for p in values]

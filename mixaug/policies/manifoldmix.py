@@ -103,7 +103,7 @@ class ManifoldMix(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
-        self.stages = None if stages is None else _checked(stages)
+        self.stages = None if stages is None else check_stages("ManifoldMix", stages)
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         return tuple(name for name in self.eligible(model_of(signals)) if name != INPUT)
@@ -144,15 +144,15 @@ class ManifoldMix(Policy):
 _resolved: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...] | None, tuple[str, ...]]] = WeakKeyDictionary()
 
 
-def _checked(stages: Sequence[int | str]) -> tuple[int | str, ...]:
+def check_stages(what: str, stages: Sequence[int | str]) -> tuple[int | str, ...]:
     if isinstance(stages, str) or not isinstance(stages, Sequence) or not len(stages):
         raise ValueError(
-            f"ManifoldMix expects stages as a sequence of module names, got {shown(stages)}; numbers in it count "
+            f"{what} expects stages as a sequence of module names, got {shown(stages)}; numbers in it count "
             "timm's stages, None takes the default"
         )
-    checked = tuple(check_stage("ManifoldMix", "each of stages", stage) for stage in stages)
+    checked = tuple(check_stage(what, "each of stages", stage) for stage in stages)
     if len(set(checked)) != len(checked):
-        raise ValueError(f"ManifoldMix expects each of stages once, got {list(stages)}")
+        raise ValueError(f"{what} expects each of stages once, got {list(stages)}")
     return checked
 
 

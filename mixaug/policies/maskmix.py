@@ -92,23 +92,23 @@ class MaskMix(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
-        self.reference_labels = check_flag("MaskMix", "reference_labels", reference_labels)
+        self.reference_labels = check_flag(type(self).__name__, "reference_labels", reference_labels)
         if self.reference_labels and not isinstance(self.labeling, Area):
             raise ValueError(
                 f"MaskMix counts cells with reference_labels=True; it cannot use labeling={shared.get('labeling')!r}"
             )
-        self.patch_size = patch_size_option("MaskMix", patch_size)
+        self.patch_size = patch_size_option(type(self).__name__, patch_size)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
         if self.patch_size is not None:
-            patch_sides("MaskMix", self.patch_size, batch.size)
+            patch_sides(type(self).__name__, self.patch_size, batch.size)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         size = batch.size
         # bit_length: the smallest power of two that is not below a quarter of the side, 1 for tiny images.
         automatic = 1 << (-(-min(size) // 4) - 1).bit_length()
-        sides = patch_sides("MaskMix", automatic if self.patch_size is None else self.patch_size, size)
+        sides = patch_sides(type(self).__name__, automatic if self.patch_size is None else self.patch_size, size)
         lam = self.ratio(draws)
         scores = draws.uniform(shape=grid_size(sides, size), per="sample" if self.per == "batch" else None)
         cells = random_cells(scores, lam).squeeze(1)

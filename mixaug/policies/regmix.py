@@ -276,7 +276,7 @@ class RegMix(Mixup):
     ) -> None:
         if isinstance(limits, str) and limits != "learned":
             raise ValueError(f'RegMix expects limits as a function, "learned" or None, got {limits!r}')
-        if limits is not None and limits != "learned":
+        if limits is not None and not isinstance(limits, str):
             check_callable("RegMix", "limits", limits, ["inputs", "labels"], "function of limits")
         k = check_whole("RegMix", "k", k)
         k_max = None if k_max is None else check_whole("RegMix", "k_max", k_max)

@@ -150,7 +150,7 @@ class SAMix(PairMixer):
         **shared: Unpack[PairOptions],
     ) -> None:
         super().__init__(alpha=alpha, upsampling=upsampling, mask_adjust=mask_adjust, **shared)
-        self.k = -1.0 if k == -1 else check_not_negative("SAMix", "k", k)
+        self.k = -1.0 if isinstance(k, (int, float)) and k == -1 else check_not_negative("SAMix", "k", k)
         self.dropout = check_probability("SAMix", "dropout", dropout)
         self.eta = check_probability("SAMix", "eta", eta)
         self.variance = check_not_negative("SAMix", "variance", variance)

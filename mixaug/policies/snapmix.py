@@ -330,7 +330,8 @@ class SnapMix(Policy):
     ) -> None:
         check_choice("SnapMix", "mode", mode, get_args(Mode))
         # The name stands for the maps of this policy's own mode.
-        if shared.get("labeling") in (None, "cam"):
+        labeling = shared.get("labeling")
+        if labeling is None or (isinstance(labeling, str) and labeling == "cam"):
             shared["labeling"] = ClassActivation(mode)
         super().__init__(alpha=alpha, **shared)
         self.mode: Mode = mode

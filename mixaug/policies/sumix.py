@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_choice, check_flag, check_not_negative, check_partner, check_positive
+from mixaug.checks import check_choice, check_flag, check_not_negative, check_partner, check_positive, shown
 from mixaug.ops.layout import single_precision
 from mixaug.plan import Plan
 from mixaug.policy import Policy, SharedOptions, no_change
@@ -203,7 +203,7 @@ class SUMix(Policy):
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         if not isinstance(policy, (str, Policy)):
-            raise TypeError(f"SUMix expects policy as a name or a mixaug.Policy, got {type(policy).__name__}")
+            raise TypeError(f"SUMix expects policy as a policy or its name, got {shown(policy)}")
         pairing, per = shared.get("pairing"), self.per
         if isinstance(policy, Policy) and (pairing is not None or per != "sample"):
             raise ValueError("SUMix got a policy that is made already: give pairing and per to that policy")
@@ -301,7 +301,10 @@ def _clean_of(seen: MixedSignals) -> Signals:
 
 
 def _make(name: str, **options: Any) -> Policy:
-    known = describe(name).defaults
+    try:
+        known = describe(name).defaults
+    except ValueError as error:
+        raise ValueError(f"SUMix expects policy as a policy or its name, got an {error}") from None
     unfit = [key for key, plain in (("pairing", None), ("per", "sample")) if key not in known and options[key] != plain]
     if unfit:
         raise ValueError(f"SUMix got {unfit[0]}={options[unfit[0]]!r}, but policy {name!r} has no such option")

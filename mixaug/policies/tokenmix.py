@@ -244,7 +244,8 @@ class TokenMix(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         check_choice("TokenMix", "labels_from", labels_from, get_args(Source))
-        if shared.get("labeling", "content") == "content":
+        labeling = shared.get("labeling", "content")
+        if isinstance(labeling, str) and labeling == "content":
             shared["labeling"] = Content(labels_from)
         super().__init__(alpha=alpha, **shared)
         # Without labels from the model nothing is asked of it.
