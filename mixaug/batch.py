@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixaug.checks import check_class_ids
 from mixaug.ops.nested import map_tensors
 from mixaug.plan import Plan
 from mixaug.signals import Signals
@@ -161,7 +162,7 @@ class MixedBatch:
         else:
             if num_classes is None:
                 raise ValueError("targets() needs num_classes to make dense targets of class ids")
-            check_class_ids(labels, num_classes)
+            check_class_ids("targets", labels, num_classes)
             weights = self.weights
             mixed = weights.new_zeros(len(self), num_classes)
             mixed.scatter_add_(1, labels.long()[self.sources], weights)
@@ -186,19 +187,6 @@ class MixedBatch:
             weights=move(self.weights),
             plan=None if self.plan is None else self.plan.map_tensors(move),
         )
-
-
-def check_class_ids(labels: Tensor, num_classes: int) -> None:
-    """Raise a ValueError when class ids lie outside [0, num_classes).
-
-    Only where the values can be read for free: on a CPU and not while tracing. On a GPU torch's own
-    device assertion fires instead.
-    """
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
-        return
-    low, high = labels.aminmax()
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels expects class ids in [0, {num_classes}), got values from {int(low)} to {int(high)}")
 
 
 def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> None:

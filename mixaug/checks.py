@@ -63,6 +63,22 @@ def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
         )
 
 
+def check_class_ids(what: str, labels: Tensor, classes: int, ignored: int | None = None) -> None:
+    """Raise when class ids lie outside [0, classes), but for the one that a loss ignores (values read on a CPU only).
+
+    On a GPU torch's own device assertion fires instead.
+    """
+    if labels.is_floating_point() or not labels.numel() or not _readable(labels):
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        outside = labels[(labels < 0) | (labels >= classes)]
+        if ignored is not None:
+            outside = outside[outside != ignored]
+        if outside.numel():
+            raise ValueError(f"{what} expects labels as class ids in [0, {classes}), got values from {low} to {high}")
+
+
 def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
     """Raise unless ``partner`` is (B,) int64 with rows of the batch (values read on a CPU only)."""
     _check_tensor(what, "partner", partner)

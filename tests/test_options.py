@@ -278,3 +278,29 @@ def test_a_type_checker_knows_the_options(tmp_path):
     found = subprocess.run([sys.executable, "-m", "mypy", str(code)], capture_output=True, text=True).stdout
     wrong = [line.split(":")[1] for line in found.splitlines() if ": error:" in line]
     assert wrong == ["4", "5", "6"], found
+
+
+@pytest.mark.parametrize("label", [10, -1])
+@pytest.mark.parametrize("name", ["comixup", "guidedmix", "puzzlemix", "snapmix", "sumix", "automix", "adamixup"])
+def test_labels_out_of_range_are_named_by_policies_that_look_at_the_model(name, label):
+    torch.manual_seed(0)
+    model = mixaug.models.create("cifar_resnet8", num_classes=10)
+    step = mixaug.MixStep(model, mixaug.create(name), mixaug.losses.MixedCrossEntropy())
+    with pytest.raises(ValueError, match=r"class ids in \[0, 10\)"):
+        step(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, 1, label, 3]))
+
+
+def test_smmix_names_labels_out_of_range():
+    torch.manual_seed(0)
+    model = mixaug.models.create("vit_tiny_patch16_224", num_classes=10, img_size=32)
+    step = mixaug.MixStep(model, mixaug.create("smmix"), mixaug.losses.MixedCrossEntropy())
+    with pytest.raises(ValueError, match=r"class ids in \[0, 10\)"):
+        step(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, 1, 10, 3]))
+
+
+def test_a_label_that_the_loss_ignores_passes_the_saliency():
+    torch.manual_seed(0)
+    model = mixaug.models.create("cifar_resnet8", num_classes=10)
+    policy = mixaug.create("puzzlemix")
+    mixed = policy(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, -100, 2, 3]), signals=model)
+    assert mixed.inputs.isfinite().all()

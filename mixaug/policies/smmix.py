@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import (
     check_boxes,
+    check_class_ids,
     check_images,
     check_not_negative,
     check_out,
@@ -53,6 +54,7 @@ from mixaug.plan import Plan
 from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import register
 from mixaug.signals import MixedSignals, ModelSignals, backbone
+from mixaug.signals.model import IGNORED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -343,6 +345,7 @@ class SMMix(Policy):
                 f"SMMix pools the last feature map, but it has {features.shape[1]} channels where the classifier takes "
                 f"{head.in_features}: name the map, ModelSignals(model, features=...), or use fine_grained=0"
             )
+        check_class_ids("SMMix", labels, head.out_features, IGNORED)
         total = features.new_zeros((), dtype=torch.float32)
         for mask, target in ((own, labels), (~own, labels.index_select(0, plan.partner))):
             logits = single_precision(head(pooled_tokens(features, mask).to(head.weight.dtype)))

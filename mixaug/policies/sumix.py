@@ -27,7 +27,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_choice, check_flag, check_not_negative, check_partner, check_positive, shown
+from mixaug.checks import (
+    check_choice,
+    check_class_ids,
+    check_flag,
+    check_not_negative,
+    check_partner,
+    check_positive,
+    shown,
+)
 from mixaug.ops.layout import single_precision
 from mixaug.plan import Plan
 from mixaug.policy import Policy, SharedOptions, no_change
@@ -323,4 +331,5 @@ def _check(what: str, clean_logits: Tensor, mixed_logits: Tensor, labels: Tensor
         )
     if labels.shape != clean_logits.shape[:1] or labels.is_floating_point():
         raise ValueError(f"{what} expects class ids ({len(clean_logits)},), got {tuple(labels.shape)} {labels.dtype}")
+    check_class_ids(what, labels, clean_logits.shape[1])
     check_partner(what, partner, len(clean_logits))
