@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixaug.checks import check_class_ids
 from mixaug.ops.nested import first_tensor, map_tensors
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
@@ -183,7 +184,7 @@ class MixedBatch:
         else:
             if num_classes is None:
                 raise ValueError("targets() needs num_classes to make dense targets of class ids")
-            check_class_ids(labels, num_classes)
+            check_class_ids("targets", labels, num_classes)
             weights = self.weights
             mixed = weights.new_zeros(len(self), num_classes)
             mixed.scatter_add_(1, labels.long()[self.sources], weights)
@@ -215,19 +216,6 @@ class MixedBatch:
             importance=None if self.importance is None else move(self.importance),
             metadata={name: move(value) for name, value in self.metadata.items()},
         )
-
-
-def check_class_ids(labels: Tensor, num_classes: int) -> None:
-    """Raise a ValueError when class ids lie outside [0, num_classes).
-
-    Only where the values can be read for free: on a CPU and not while tracing. On a GPU torch's own
-    device assertion fires instead.
-    """
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
-        return
-    low, high = labels.aminmax()
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels expects class ids in [0, {num_classes}), got values from {int(low)} to {int(high)}")
 
 
 def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> None:

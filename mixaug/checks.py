@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -56,6 +61,22 @@ def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
             f"{what} got {labels.dtype} targets of shape {tuple(labels.shape)}; pass class ids (B,) "
             "or float dense targets (B, K), e.g. torch.nn.functional.one_hot(labels, K).float()"
         )
+
+
+def check_class_ids(what: str, labels: Tensor, classes: int, ignored: int | None = None) -> None:
+    """Raise when class ids lie outside [0, classes), but for the one that a loss ignores (values read on a CPU only).
+
+    On a GPU torch's own device assertion fires instead.
+    """
+    if labels.is_floating_point() or not labels.numel() or not _readable(labels):
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        outside = labels[(labels < 0) | (labels >= classes)]
+        if ignored is not None:
+            outside = outside[outside != ignored]
+        if outside.numel():
+            raise ValueError(f"{what} expects labels as class ids in [0, {classes}), got values from {low} to {high}")
 
 
 def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
@@ -152,14 +173,201 @@ def check_generator(what: str, generator: Generator | None, device: torch.device
 
 def check_per(what: str, per: str) -> None:
     """Raise unless ``per`` is one of ``PER``."""
-    if per not in PER:
-        raise ValueError(f"{what} expects per in {list(PER)}, got {per!r}")
+    check_choice(what, "per", per, PER)
 
 
-def check_probability(what: str, name: str, value: float) -> float:
+#: Positive numbers that options may be: their squares aside, float32 computes with them and their quotients. The share
+#: of a Beta(a, a) draw in float32 is NaN for a below some 5e-38.
+SMALLEST, LARGEST = 1e-37, 1e37
+#: Whole numbers that options may be where nothing else bounds them.
+MOST = 2**31 - 1
+
+
+def check_positive(what: str, name: str, value: Any, least: float = SMALLEST, most: float = LARGEST) -> float:
+    """``value`` as a positive float that float32 can compute with, or within other bounds, or a ValueError."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{what} expects {name} as a positive finite number, got {shown(value)}")
+    return _in_reach(what, name, value, least, most)
+
+
+def check_not_negative(what: str, name: str, value: Any) -> float:
+    """``value`` as a float that is not negative, or a ValueError."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{what} expects {name} as a number that is not negative, got {shown(value)}")
+    return _in_reach(what, name, value, least=0)
+
+
+def check_probability(what: str, name: str, value: Any) -> float:
     """``value`` as a float in [0, 1], or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{what} expects {name} in [0, 1], got {value!r}")
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{what} expects {name} in [0, 1], got {shown(value)}")
+    return float(value)
+
+
+def check_numbers(what: str, name: str, values: Any) -> list[float]:
+    """Several numbers that are not negative, each as a float, or a ValueError."""
+    if not _is_sequence(values):
+        raise ValueError(f"{what} expects {name} as a sequence of numbers that are not negative, got {shown(values)}")
+    return [check_not_negative(what, f"each of {name}", one) for one in values]
+
+
+def check_positive_share(what: str, name: str, value: Any, hint: str = "") -> float:
+    """``value`` as a float in (0, 1], or a ValueError that ends in the hint."""
+    if not _is_number(value) or not 0.0 < value <= 1.0:
+        raise ValueError(f"{what} expects {name} in (0, 1], got {shown(value)}{hint and '; ' + hint}")
+    return float(value)
+
+
+def check_whole(what: str, name: str, value: Any, least: int = 1, most: int = MOST, reason: str = "") -> int:
+    """``value`` as an int in [least, most], or a ValueError.
+
+    Args:
+        what, name, value: who asks, for which option, and what came.
+        least, most: bounds, both allowed.
+        reason: why no more than ``most``.
+    """
+    if not _is_whole(value) or not least <= value:
+        raise ValueError(f"{what} expects {name} as an integer >= {least}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{what} expects {name} of at most {most}, got {shown(value)}{reason and ': ' + reason}")
+    return int(value)
+
+
+def check_whole_numbers(
+    what: str, name: str, value: Any, least: int = 1, most: int = MOST, reason: str = ""
+) -> tuple[int, ...]:
+    """One whole number or several, each as :func:`check_whole` has it, as a tuple of at least one."""
+    if not _is_sequence(value):
+        return (check_whole(what, name, value, least, most, reason),)
+    if not len(value):
+        raise ValueError(f"{what} expects {name} as an integer >= {least} or several, got {shown(value)}")
+    return tuple(check_whole(what, f"each of {name}", one, least, most, reason) for one in value)
+
+
+def check_choice(what: str, name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        names = list(choices)
+        wanted = f"{names[0]!r} or {names[1]!r}" if len(names) == 2 else f"in {names}"
+        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}")
+
+
+def check_flag(what: str, name: str, value: Any) -> bool:
+    """``value`` as a bool, or a ValueError: a text such as "false" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{what} expects {name} as True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_range(
+    what: str,
+    name: str,
+    value: Any,
+    low: float = 0,
+    high: float = math.inf,
+    *,
+    positive: bool = False,
+    strict: bool = False,
+) -> tuple[float, float]:
+    """``value`` as two floats in order, or a ValueError.
+
+    Args:
+        what, name, value: who asks, for which option, and what came.
+        low, high: bounds of both; with ``positive`` the lower bound itself is not allowed.
+        positive: whether ``low`` is left out.
+        strict: whether the two must differ.
+    """
+    pair = list(value) if _is_sequence(value) and len(value) == 2 else None
+    fits = pair is not None and all(_is_number(end) for end in pair)
+    if fits and pair is not None:
+        first, last = pair
+        fits = (low < first if positive else low <= first) and (first < last if strict else first <= last)
+        fits = fits and last <= high and last < math.inf
+    if not fits or pair is None:
+        lower, between = "<" if positive else "<=", "<" if strict else "<="
+        upper = f" <= {high:g}" if high < math.inf else ""
+        raise ValueError(
+            f"{what} expects {name} as (low, high), {low:g} {lower} low {between} high{upper}, got {shown(value)}"
+        )
+    return tuple(_in_reach(what, name, end, least=SMALLEST if positive else 0) for end in pair)  # type: ignore[return-value]
+
+
+def check_stage(what: str, name: str, value: Any) -> int | str:
+    """``value`` as the name of a module or the number of a stage, or a ValueError."""
+    if isinstance(value, str) and value:
+        return value
+    if not _is_whole(value) or abs(value) > MOST:
+        raise ValueError(f"{what} expects {name} as the name of a module or a number, got {shown(value)}")
+    return int(value)
+
+
+def check_callable(what: str, name: str, value: Any, arguments: Sequence[str], kind: str, attribute: str = "") -> None:
+    """Raise a TypeError unless ``value`` can be called with these arguments.
+
+    Args:
+        what, name, value: who asks, for which option, and what came.
+        arguments: names of the arguments, for the message; their number is what is asked for.
+        kind: what such an object is called.
+        attribute: name of an attribute that it must have.
+    """
+    call = f"called with ({', '.join(arguments)})"
+    if inspect.isclass(value):
+        raise TypeError(f"{what} expects {name} as an object, got the class {value.__name__}: make one of it")
+    if not callable(value) or inspect.isbuiltin(value):
+        raise TypeError(f"{what} expects {name} as a name or a {kind}, {call}, got {shown(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            raise TypeError(
+                f"{what} expects {name} as a name or a {kind}, {call}, but {shown(value)} takes {signature}"
+            ) from None
+    if attribute and not hasattr(value, attribute):
+        raise TypeError(f"{what} expects {name} as a name or a {kind}, but {shown(value)} has no {attribute!r}")
+
+
+def shown(value: object) -> str:
+    """A short ``repr``, for a message."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to write out whole numbers of thousands of digits.
+        text = f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_sequence(value: object) -> bool:
+    if isinstance(value, (str, bytes)):
+        return False
+    return isinstance(value, Sequence) or (hasattr(value, "__len__") and getattr(value, "ndim", None) == 1)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """One number or several as floats; none where they are no numbers."""
+    if isinstance(values, (str, bytes)):
+        return ()
+    try:
+        return (float(values),) if _is_number(values) else tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        return ()
+
+
+def _in_reach(what: str, name: str, value: Any, least: float = SMALLEST, most: float = LARGEST) -> float:
+    if not least <= abs(value) <= most:
+        reason = ", which float32 can compute with" if most == LARGEST else ""
+        raise ValueError(f"{what} expects {name} between {least:g} and {most:g}{reason}, got {shown(value)}")
     return float(value)
 
 
@@ -181,14 +389,15 @@ def check_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation of a normalisation as tuples, one number or one per channel; None without them."""
     if (mean is None) != (std is None):
-        raise ValueError(f"{what} expects mean and std together, got mean={mean!r}, std={std!r}")
+        raise ValueError(f"{what} expects mean and std together, got mean={shown(mean)}, std={shown(std)}")
     if mean is None or std is None:
         return None
-    means = (float(mean),) if isinstance(mean, (int, float)) else tuple(float(value) for value in mean)
-    stds = (float(std),) if isinstance(std, (int, float)) else tuple(float(value) for value in std)
-    if not means or not all(0 < value < float("inf") for value in stds) or len({len(means), len(stds)} - {1}) > 1:
+    means, stds = _numbers(mean), _numbers(std)
+    fits = all(abs(value) <= LARGEST for value in means) and all(SMALLEST <= value <= LARGEST for value in stds)
+    if not means or not stds or not fits or len({len(means), len(stds)} - {1}) > 1:
         raise ValueError(
-            f"{what} expects one mean and one positive std, or one for each channel, got mean={mean!r}, std={std!r}"
+            f"{what} expects one mean and one positive std, or one for each channel, got mean={shown(mean)}, "
+            f"std={shown(std)}"
         )
     return means, stds
 

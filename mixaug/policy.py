@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,7 +19,7 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
 from mixaug.ops.precision import full_precision
-from mixaug.options import options_of
+from mixaug.options import Offering, options_of, shared_defaults_of
 from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Preparation
@@ -27,11 +27,27 @@ from mixaug.ratio import Ratio
 from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled, resolve
 from mixaug.signals.hooks import hooked
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 #: Options that a policy's ``repr`` shows.
 PLAIN = (int, float, str, tuple)
 
 
-class Policy(nn.Module):
+class SharedOptions(TypedDict, total=False):
+    """Options that policies share, beside ``alpha``, which a policy that has it takes first and by position as well.
+
+    The one place that lists them: a policy ends its ``__init__`` in ``**shared: Unpack[SharedOptions]`` and hands all
+    of that on. Its class attributes ``shared_defaults`` and ``not_offered`` say where it differs.
+    """
+
+    ratio: str | float | Ratio
+    pairing: str | Pairing | None
+    labeling: str | Labeling
+    per: Per
+
+
+class Policy(Offering, nn.Module):
     """Draws a plan for a batch (all randomness) and applies it (none).
 
     A subclass implements :meth:`sample`. It acts whenever it is called, in ``train()`` and ``eval()``
@@ -50,6 +66,7 @@ class Policy(nn.Module):
 
     Raises:
         ValueError: an option out of range or an unknown name.
+        TypeError: an option that the policy does not offer, an object that is no Ratio, Pairing or Labeling.
     """
 
     #: Signals that the policy asks of the model: "saliency", "cam", "attention", "features", "outputs" of the unmixed
@@ -61,22 +78,21 @@ class Policy(nn.Module):
     #: Numbers of spatial axes it can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
-    ) -> None:
+    #: What a class changes of the defaults of its bases, by the names of :class:`SharedOptions`.
+    shared_defaults: ClassVar[SharedOptions] = {"ratio": "beta", "pairing": None, "labeling": "area", "per": "sample"}
+    #: Options of its bases that a class does not offer because they would have no effect.
+    not_offered: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, alpha: float = 1.0, **shared: Unpack[SharedOptions]) -> None:
         super().__init__()
-        check_per(type(self).__name__, per)
-        self.alpha = alpha
-        self.ratio: Ratio = ratios.make(ratio, alpha)
-        self.pairing: Pairing = pairings.make(pairing, per)
-        self.labeling: Labeling = labelings.make(labeling)
-        self.per: Per = per
+        what = type(self).__name__
+        options: Any = {**shared_defaults_of(type(self)), **shared}
+        check_per(what, options["per"])
+        self.ratio: Ratio = ratios.make(options["ratio"], alpha, what)
+        self.alpha = float(alpha)
+        self.pairing: Pairing = pairings.make(options["pairing"], options["per"], what)
+        self.labeling: Labeling = labelings.make(options["labeling"], what)
+        self.per: Per = options["per"]
         self.needs = self.needs | self.labeling.needs
         self.reads = self.reads | getattr(self.labeling, "reads", frozenset())
         if self.reads and not self.needs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from mixaug.checks import check_callable, check_positive, check_probability, check_range, shown
 from mixaug.draws import Draws
 from mixaug.ops.layout import wide_dtype
 
@@ -24,12 +25,12 @@ class Beta:
     """lam ~ Beta(alpha, beta); ``beta`` defaults to ``alpha`` (mixup, arXiv:1710.09412).
 
     Raises:
-        ValueError: a parameter that is not positive and finite.
+        ValueError: a parameter that is not positive, or so small or large that float32 draws no number.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float | None = None) -> None:
-        self.alpha = positive("alpha", alpha)
-        self.beta = self.alpha if beta is None else positive("beta", beta)
+        self.alpha = check_positive("Beta", "alpha", alpha)
+        self.beta = self.alpha if beta is None else check_positive("Beta", "beta", beta)
 
     def __call__(self, draws: Draws) -> Tensor:
         return draws.beta(self.alpha, self.beta)
@@ -46,9 +47,7 @@ class Uniform:
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"Uniform expects 0 <= low <= high <= 1, got low={low!r}, high={high!r}")
-        self.low, self.high = float(low), float(high)
+        self.low, self.high = check_range("Uniform", "shares", (low, high), 0, 1)
 
     def __call__(self, draws: Draws) -> Tensor:
         return draws.uniform(self.low, self.high)
@@ -65,9 +64,7 @@ class Constant:
     """
 
     def __init__(self, value: float = 0.5) -> None:
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"Constant expects a share in [0, 1], got {value!r}")
-        self.value = float(value)
+        self.value = check_probability("Constant", "value", value)
 
     def __call__(self, draws: Draws) -> Tensor:
         rows = 1 if draws.per == "batch" else draws.batch_size
@@ -80,37 +77,32 @@ class Constant:
 NAMED: dict[str, Callable[[], Ratio]] = {"midpoint": Constant, "uniform": Uniform}
 
 
-def make(ratio: str | float | Ratio, alpha: float) -> Ratio:
+def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> Ratio:
     """The :class:`Ratio` that a policy's options ask for.
 
     Args:
         ratio: ``"beta"`` for Beta(alpha, alpha), ``"midpoint"``, ``"uniform"``, a constant share in
             [0, 1], or a :class:`Ratio`.
         alpha: concentration of the Beta; always checked, used by ``"beta"`` alone.
+        what: who asks, for messages.
 
     Raises:
         ValueError: unknown name, or a parameter out of its range.
         TypeError: anything else.
     """
-    beta = Beta(alpha)
+    beta = Beta(check_positive(what, "alpha", alpha))
     if isinstance(ratio, str):
         if ratio == "beta":
             return beta
         if ratio in NAMED:
             return NAMED[ratio]()
-        raise ValueError(f"unknown ratio {ratio!r}; expected one of {['beta', *NAMED]} or a Ratio object")
-    if isinstance(ratio, (int, float)) and not isinstance(ratio, bool):
-        return Constant(float(ratio))
+        raise ValueError(
+            f"{what} got an unknown ratio {shown(ratio)}; expected one of {['beta', *NAMED]}, a share in [0, 1] or a "
+            "Ratio object"
+        )
     if callable(ratio):
+        check_callable(what, "ratio", ratio, ["draws"], "share in [0, 1] or a Ratio")
         return ratio
-    raise TypeError(f"ratio expects a name, a share in [0, 1] or a Ratio, got {type(ratio).__name__}")
-
-
-def positive(name: str, value: float) -> float:
-    """``value`` as a float, or a ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} expects a number, got {value!r}")
-    # Not math.isfinite: a traced number can only be compared.
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} expects a positive finite number, got {value!r}")
-    return float(value)
+    if not isinstance(ratio, numbers.Real) or isinstance(ratio, bool):
+        raise TypeError(f"{what} expects ratio as a name, a share in [0, 1] or a Ratio, got {shown(ratio)}")
+    return Constant(check_probability(what, "ratio as a share", ratio))

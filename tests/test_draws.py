@@ -107,18 +107,18 @@ def test_pixels_are_uniform_over_the_image():
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", None, True])
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_bad_alpha_is_named(name, value):
-    with pytest.raises((ValueError, TypeError), match="alpha expects a"):
+    with pytest.raises((ValueError, TypeError), match=r"(CutMix|Mixup) expects alpha as a"):
         mixaug.create(name, alpha=value)
 
 
 @pytest.mark.parametrize(("option", "value", "message"), [
     ("ratio", "gauss", "unknown ratio 'gauss'"),
     ("ratio", 1.5, r"share in \[0, 1\], got 1.5"),
-    ("ratio", [0.5], "ratio expects a name"),
+    ("ratio", [0.5], "Mixup expects ratio as a name"),
     ("pairing", "farthest", "unknown pairing 'farthest'"),
-    ("pairing", 3, "pairing expects a name"),
+    ("pairing", 3, "Mixup expects pairing as a name"),
     ("labeling", "size", "unknown labeling 'size'"),
-    ("labeling", 3, "labeling expects a name"),
+    ("labeling", 3, "Mixup expects labeling as a name"),
     ("per", "epoch", r"expects per in \['sample', 'batch', 'pair'\], got 'epoch'"),
 ])  # fmt: skip
 def test_bad_parts_are_named(option, value, message):

@@ -427,14 +427,14 @@ def test_draws_come_from_the_generator_alone(made):
 @pytest.mark.parametrize("bandwidth", [0, -1, float("nan"), float("inf"), True, None, "wide"])
 def test_bad_bandwidths_are_named(bandwidth):
     for call in (lambda: LabelKernel(bandwidth), lambda: label_kernel(torch.randn(3), bandwidth)):
-        with pytest.raises((ValueError, TypeError), match="bandwidth expects a"):
+        with pytest.raises((ValueError, TypeError), match="expects bandwidth as a"):
             call()
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: LabelKernel(kernel="epanechnikov"), "LabelKernel expects kernel in"),
+    (lambda: LabelKernel(kernel="epanechnikov"), "LabelKernel expects kernel 'gaussian' or"),
     (lambda: LabelKernel(units="std"), "LabelKernel expects units 'raw' or 'standardised', got 'std'"),
-    (lambda: label_kernel(torch.randn(3), 1.0, kernel="box"), "label_kernel expects kernel in"),
+    (lambda: label_kernel(torch.randn(3), 1.0, kernel="box"), "label_kernel expects kernel 'gaussian' or"),
     (lambda: label_kernel(torch.randn(0), 1.0), "at least one row of labels"),
     (lambda: label_kernel([0.0, 1.0], 1.0), "labels as a torch.Tensor, got list"),
     (lambda: label_kernel(torch.tensor([0.0, float("nan")]), 1.0), "row 1 of labels holds NaN"),
@@ -442,10 +442,10 @@ def test_bad_bandwidths_are_named(bandwidth):
     (lambda: LabelKernel().fit(torch.full((9, 2), 2.0)), "all labels are equal.*give a raw bandwidth"),
     (lambda: LabelKernel(2.0, units="standardised").fit(torch.zeros(4, dtype=torch.int64)), "all labels are equal"),
     (lambda: LabelKernel().fit(torch.tensor([[0.0, 1], [0, float("inf")]])), "row 1 of labels holds NaN, infinity"),
-    (lambda: Local(0), "radius expects a"),
+    (lambda: Local(0), "Local expects radius as a"),
     (lambda: Local(by="both"), "Local expects by"),
     (lambda: Local().fit(torch.randn(5)), r'Local\(by="inputs"\) needs the inputs of the training set'),
-    (lambda: Nearest(0), "k >= 1"),
+    (lambda: Nearest(0), "Nearest expects k as an integer >= 1"),
     (lambda: Nearest(5).fit(torch.randn(5), torch.randn(5, 2)), "more than k=5 rows to find neighbours in, got 5"),
     (lambda: Nearest(2).fit(torch.randn(5)), r'Nearest\(by="inputs"\) needs the inputs'),
     (lambda: nearest_rows(torch.randn(4, 2), 4), "more than count=4 >= 1 rows, got 4"),

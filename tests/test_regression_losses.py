@@ -185,7 +185,7 @@ P, Y, S, W = case((4, 2, 2, 4))
     ({"weights": W[:, :1]}, "weights shaped like sources"),
     ({"weights": W.long()}, "floating weights"),
     ({"against": "mean"}, "against 'target' or 'sources', got 'mean'"),
-    ({"reduction": "max"}, "reduction one of"),
+    ({"reduction": "max"}, "expects reduction in"),
 ])  # fmt: skip
 def test_bad_arguments(change, message):
     arguments = {"predictions": P, "labels": Y, "sources": S, "weights": W, **change}
@@ -194,10 +194,10 @@ def test_bad_arguments(change, message):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: MixedSquaredError("labels"), "MixedSquaredError expected against"),
-    (lambda: MixedAbsoluteError(reduction="max"), "MixedAbsoluteError expected reduction"),
-    (lambda: MixedHuber(0), "delta > 0, got 0"),
-    (lambda: MixedHuber(float("nan")), "delta > 0, got nan"),
+    (lambda: MixedSquaredError("labels"), "MixedSquaredError expects against"),
+    (lambda: MixedAbsoluteError(reduction="max"), "MixedAbsoluteError expects reduction"),
+    (lambda: MixedHuber(0), "delta as a positive finite number, got 0"),
+    (lambda: MixedHuber(float("nan")), "delta as a positive finite number, got nan"),
     (lambda: MixedSquaredError()(P, Y), "expected a MixedBatch, got Tensor"),
     (lambda: MixedSquaredError()(P, MixedBatch(None, None, S, W)), "needs labels"),
     (lambda: mixaug.losses.MixedRegressionLoss()(P, MixedBatch(None, Y, S, W)), "does not define error"),

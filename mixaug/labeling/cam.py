@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
+from mixaug.checks import check_choice
 from mixaug.ops.activation import check_activation_maps
 from mixaug.ops.layout import single_precision
 from mixaug.plan import Plan
@@ -35,8 +36,7 @@ class ClassActivation:
     normalised = False
 
     def __init__(self, mode: Mode = "train") -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"ClassActivation expects mode in {list(get_args(Mode))}, got {mode!r}")
+        check_choice("ClassActivation", "mode", mode, get_args(Mode))
         self.mode: Mode = mode
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from mixaug.batch import Batch
+from mixaug.checks import check_choice
 from mixaug.labeling.base import two_shares
 from mixaug.ops.activation import content_map
 from mixaug.plan import Plan
@@ -31,8 +32,7 @@ class Content:
     normalised = False
 
     def __init__(self, source: Source = "attention") -> None:
-        if source not in ("attention", "cam"):
-            raise ValueError(f"content labels expect the source 'attention' or 'cam', got {source!r}")
+        check_choice("Content", "source", source, get_args(Source))
         self.source: Source = source
         self.needs: frozenset[str] = frozenset({source})
 

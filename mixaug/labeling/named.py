@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixaug.checks import check_callable, shown
 from mixaug.labeling.attention import Attention
 from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
@@ -23,8 +24,8 @@ NAMED: dict[str, Callable[[], Labeling]] = {
 }
 
 
-def make(labeling: str | Labeling) -> Labeling:
-    """The :class:`Labeling` that a policy's options ask for: a name of ``NAMED``, or an object.
+def make(labeling: str | Labeling, what: str = "labeling.make") -> Labeling:
+    """The :class:`Labeling` that a policy's options ask for: a name of ``NAMED``, or an object; ``what`` asks.
 
     Raises:
         ValueError: unknown name.
@@ -32,8 +33,9 @@ def make(labeling: str | Labeling) -> Labeling:
     """
     if isinstance(labeling, str):
         if labeling not in NAMED:
-            raise ValueError(f"unknown labeling {labeling!r}; expected one of {list(NAMED)} or a Labeling object")
+            raise ValueError(
+                f"{what} got an unknown labeling {shown(labeling)}; expected one of {list(NAMED)} or a Labeling object"
+            )
         return NAMED[labeling]()
-    if not callable(labeling):
-        raise TypeError(f"labeling expects a name or a Labeling, got {type(labeling).__name__}")
+    check_callable(what, "labeling", labeling, ["plan", "batch"], "Labeling", attribute="needs")
     return labeling

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_probability
+from mixaug.checks import check_choice, check_probability
 from mixaug.labeling.base import area_of_images, height_and_width, mask_and_area, of_pair
 from mixaug.ops.attention import progressive_lam
 from mixaug.plan import Plan
@@ -36,8 +36,7 @@ class Progressive:
     reads = frozenset({"attention"})
 
     def __init__(self, attention: Literal["mixed", "own"] = "mixed", label_smoothing: float = 0.1) -> None:
-        if attention not in ("mixed", "own"):
-            raise ValueError(f"Progressive expects attention 'mixed' or 'own', got {attention!r}")
+        check_choice("Progressive", "attention", attention, ("mixed", "own"))
         self.attention = attention
         self.label_smoothing = check_probability("Progressive", "label_smoothing", label_smoothing)
         if attention == "own":

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_choice, check_probability
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -31,10 +32,8 @@ def labels_of(name: str, mixed: MixedBatch) -> Tensor:
 
 
 def check_options(name: str, label_smoothing: float, reduction: str) -> None:
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{name} expected label_smoothing in [0, 1], got {label_smoothing}")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{name} expected reduction one of {_REDUCTIONS}, got {reduction!r}")
+    check_probability(name, "label_smoothing", label_smoothing)
+    check_choice(name, "reduction", reduction, _REDUCTIONS)
 
 
 def check_mixing(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_choice, check_positive
 from mixaug.losses.checks import (
     check_mixing,
     check_options,
@@ -156,9 +157,7 @@ class MixedHuber(MixedRegressionLoss):
 
     def __init__(self, delta: float = 1.0, against: Against = "target", reduction: str = "mean") -> None:
         super().__init__(against, reduction)
-        if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not delta > 0:
-            raise ValueError(f"MixedHuber expected delta > 0, got {delta!r}")
-        self.delta = float(delta)
+        self.delta = check_positive("MixedHuber", "delta", delta)
 
     def error(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return F.huber_loss(predictions, targets, reduction="none", delta=self.delta)
@@ -168,5 +167,4 @@ class MixedHuber(MixedRegressionLoss):
 
 
 def _check_against(name: str, against: str) -> None:
-    if against not in ("target", "sources"):
-        raise ValueError(f"{name} expected against 'target' or 'sources', got {against!r}")
+    check_choice(name, "against", against, get_args(Against))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixaug.checks import check_class_ids
 from mixaug.ops.layout import reads_freely, single_precision
 
 __all__ = ["class_activation_map", "normalised_map"]
@@ -51,6 +52,7 @@ def class_activation_map(
         maps = single_precision(F.relu(features) if rectify else features)
         weight = single_precision(classifier_weight)
         if labels.ndim == 1 and not labels.is_floating_point():
+            check_class_ids("class_activation_map", labels, weight.shape[0])
             chosen = weight[labels.long()]
         elif labels.ndim == 2 and labels.shape[1] == weight.shape[0]:
             chosen = single_precision(labels) @ weight

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixaug.checks import check_images, check_out, check_partner
+from mixaug.checks import check_images, check_out, check_partner, check_whole_numbers
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import (
     SLICE_BYTES,
@@ -235,20 +235,14 @@ def mix_cells(
     return mixed, share_of_cells(cells, sides, size).expand(images.shape[0])
 
 
-def patch_size_option(what: str, patch_size: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+def patch_size_option(
+    what: str, patch_size: int | Sequence[int] | None, name: str = "patch_size"
+) -> int | tuple[int, ...] | None:
     """The option ``patch_size`` as plain numbers, or a ValueError."""
     if patch_size is None:
         return None
-    sides = list(patch_size) if isinstance(patch_size, Sequence) else [patch_size]
-    if (
-        not sides
-        or any(not isinstance(side, (int, float)) for side in sides)
-        or any(isinstance(side, bool) or int(side) != side or side < 1 for side in sides)
-    ):
-        raise ValueError(
-            f"{what} expects patch_size as positive integers, one or one for each axis, got {patch_size!r}"
-        )
-    return int(patch_size) if isinstance(patch_size, int) else tuple(int(side) for side in sides)
+    sides = check_whole_numbers(what, name, patch_size)
+    return sides if isinstance(patch_size, Sequence) else sides[0]
 
 
 def patch_sides(what: str, patch_size: int | Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

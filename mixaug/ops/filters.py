@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixaug.checks import check_images
+from mixaug.checks import check_images, check_positive, check_whole
 from mixaug.ops.layout import single_precision
 
 # Red, green, blue, as torchvision has them.
@@ -37,7 +37,7 @@ def gaussian_blur(maps: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Ten
     """
     if maps.ndim != 3 or not maps.is_floating_point():
         raise ValueError(f"gaussian_blur expects maps (B, H, W) floating point, got {tuple(maps.shape)} {maps.dtype}")
-    check_blur("gaussian_blur", kernel_size, sigma)
+    kernel_size, sigma = check_blur("gaussian_blur", kernel_size, sigma)
     reach = kernel_size // 2
     blurred = single_precision(maps)[:, None]
     weights = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-reach, reach + 1)]
@@ -92,8 +92,11 @@ def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", antialias=True, align_corners=False)[:, 0]
 
 
-def check_blur(what: str, kernel_size: int, sigma: float) -> None:
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{what} expects an odd number of pixels to blur over, got {kernel_size!r}")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"{what} expects a positive sigma of the blur, got {sigma!r}")
+def check_blur(
+    what: str, kernel_size: int, sigma: float, size_name: str = "kernel_size", sigma_name: str = "sigma"
+) -> tuple[int, float]:
+    """Pixels and sigma of a blur as plain numbers, or a ValueError."""
+    pixels = check_whole(what, size_name, kernel_size, most=2**14, reason="pixels of an image")
+    if pixels % 2 == 0:
+        raise ValueError(f"{what} expects {size_name} as an odd number of pixels to blur over, got {kernel_size!r}")
+    return pixels, check_positive(what, sigma_name, sigma)

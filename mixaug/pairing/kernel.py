@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
+from mixaug.checks import check_choice, check_flag, check_positive
 from mixaug.draws import Draws
 from mixaug.ops.kernels import (
     CHUNK,
@@ -23,7 +24,6 @@ from mixaug.ops.kernels import (
     total_variance,
 )
 from mixaug.pairing.points import By, finite_points, points_like_fitted, points_of_batch, readable
-from mixaug.ratio import positive
 
 Units = Literal["raw", "standardised"]
 
@@ -68,12 +68,14 @@ def label_kernel(
         tensor([[0.6225, 0.3775],
                 [0.3775, 0.6225]], dtype=torch.float64)
     """
-    _check_kernel("label_kernel", kernel, units)
+    width = check_label_kernel("label_kernel", bandwidth, units, kernel, include_self)
+    if isinstance(width, str):
+        raise ValueError(f"label_kernel expects bandwidth as a number, got {width!r}")
     points = finite_points("label_kernel", "labels", labels)
-    width = torch.as_tensor(positive("bandwidth", bandwidth), dtype=torch.float64).to(points.device)
+    scaled = torch.as_tensor(width, dtype=torch.float64).to(points.device)
     if units == "standardised":
-        width = width * _spread("label_kernel", points)
-    return partner_probabilities(squared_distances(points, points), width, kernel, include_self)
+        scaled = scaled * _spread("label_kernel", points)
+    return partner_probabilities(squared_distances(points, points), scaled, kernel, include_self)
 
 
 class LabelKernel:
@@ -108,11 +110,10 @@ class LabelKernel:
         kernel: Kernel = "gaussian",
         include_self: bool = True,
     ) -> None:
-        _check_kernel("LabelKernel", kernel, units)
-        self.bandwidth = bandwidth if bandwidth == "auto" else positive("bandwidth", bandwidth)
+        self.bandwidth = check_label_kernel("LabelKernel", bandwidth, units, kernel, include_self)
         self.units: Units = units
         self.kernel: Kernel = kernel
-        self.include_self = include_self
+        self.include_self = bool(include_self)
         self.warned = False
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
@@ -241,8 +242,15 @@ def _spread(what: str, points: Tensor) -> Tensor:
     return scale
 
 
-def _check_kernel(what: str, kernel: str, units: str) -> None:
-    if kernel not in KERNELS:
-        raise ValueError(f"{what} expects kernel in {list(KERNELS)}, got {kernel!r}")
-    if units not in ("raw", "standardised"):
-        raise ValueError(f"{what} expects units 'raw' or 'standardised', got {units!r}")
+def check_label_kernel(
+    what: str, bandwidth: float | str, units: str, kernel: str, include_self: bool
+) -> float | Literal["auto"]:
+    """The bandwidth of options that :class:`LabelKernel` takes, or a ValueError that names ``what``."""
+    check_choice(what, "kernel", kernel, KERNELS)
+    check_choice(what, "units", units, get_args(Units))
+    check_flag(what, "include_self", include_self)
+    return (
+        "auto"
+        if isinstance(bandwidth, str) and bandwidth == "auto"
+        else check_positive(what, "bandwidth", bandwidth, 1e-300, 1e300)
+    )

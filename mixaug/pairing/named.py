@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixaug.checks import check_callable, shown
 from mixaug.pairing.base import Pairing
 from mixaug.pairing.kernel import LabelKernel
 from mixaug.pairing.nearest import Local, Nearest
@@ -21,13 +22,14 @@ NAMED: dict[str, Callable[[], Pairing]] = {
 }
 
 
-def make(pairing: str | Pairing | None, per: str) -> Pairing:
+def make(pairing: str | Pairing | None, per: str, what: str = "pairing.make") -> Pairing:
     """The :class:`Pairing` that a policy's options ask for.
 
     Args:
         pairing: a name of ``NAMED``, a :class:`Pairing`, or None for the default: a random permutation,
             and random pairs for ``per="pair"``.
         per: ``"sample"``, ``"batch"`` or ``"pair"``.
+        what: who asks, for messages.
 
     Raises:
         ValueError: unknown name, or ``per="pair"`` with a pairing that is not mutual.
@@ -37,14 +39,15 @@ def make(pairing: str | Pairing | None, per: str) -> Pairing:
         return RandomPairs() if per == "pair" else Permutation()
     if isinstance(pairing, str):
         if pairing not in NAMED:
-            raise ValueError(f"unknown pairing {pairing!r}; expected one of {list(NAMED)} or a Pairing object")
+            raise ValueError(
+                f"{what} got an unknown pairing {shown(pairing)}; expected one of {list(NAMED)} or a Pairing object"
+            )
         pairing = NAMED[pairing]()
-    if not callable(pairing):
-        raise TypeError(f"pairing expects a name or a Pairing, got {type(pairing).__name__}")
-    if per == "pair" and not pairing.involution:
+    check_callable(what, "pairing", pairing, ["batch", "draws"], "Pairing")
+    if per == "pair" and not getattr(pairing, "involution", False):
         mutual = [name for name, made in NAMED.items() if made().involution]
         raise ValueError(
-            f'per="pair" shares draws between two samples that mix with each other, but '
-            f"{type(pairing).__name__} is not mutual; use one of {mutual}"
+            f'{what}: per="pair" shares draws between two samples that mix with each other, but '
+            f"pairing {type(pairing).__name__} is not mutual; use one of {mutual}"
         )
     return pairing

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
+from mixaug.checks import check_callable, check_choice, check_flag, check_positive, check_whole
 from mixaug.draws import Draws
 from mixaug.ops.kernels import CHUNK, KernelSampler, draw_index, squared_distances
 from mixaug.pairing.base import PoolPairing
 from mixaug.pairing.kernel import FittedKernel, partner_probabilities, spaced_rows
 from mixaug.pairing.points import (
     By,
-    check_by,
     finite_points,
     fitted_points,
     points_like_fitted,
     points_of_batch,
     readable,
 )
-from mixaug.ratio import positive
 
 #: Share of all pairs that ``Local(radius="auto")`` allows.
 LOCAL_SHARE = 0.1
@@ -50,9 +49,9 @@ class Local:
     def __init__(
         self, radius: float | Literal["auto"] = "auto", *, by: By = "inputs", include_self: bool = True
     ) -> None:
-        self.radius = radius if radius == "auto" else positive("radius", radius)
-        self.by: By = check_by("Local", by)
-        self.include_self = include_self
+        self.radius = check_local("Local", radius, by, include_self)
+        self.by: By = by
+        self.include_self = bool(include_self)
         self.needs_labels = by == "labels"
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
@@ -109,13 +108,16 @@ class Nearest:
 
     def __init__(self, k: int | Limits = 5, *, by: By = "inputs", k_max: int | None = None) -> None:
         if callable(k):
-            if k_max is None or k_max < 1:
-                raise ValueError(f"Nearest expects k_max >= 1 for limits that are a function, got {k_max!r}")
-        elif isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"Nearest expects k >= 1 neighbours or a function of limits, got {k!r}")
+            check_callable("Nearest", "k", k, ["inputs", "labels"], "function of limits")
+            if k_max is None:
+                raise ValueError("Nearest expects k_max >= 1 for limits that are a function, got None")
+            k_max = check_whole("Nearest", "k_max", k_max)
+        else:
+            k = check_whole("Nearest", "k", k)
         self.k = k
         self.k_max = k_max if callable(k) else k
-        self.by: By = check_by("Nearest", by)
+        check_choice("Nearest", "by", by, get_args(By))
+        self.by: By = by
         self.needs_labels = by == "labels" or callable(k)
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
@@ -158,6 +160,17 @@ class Nearest:
 
     def __repr__(self) -> str:
         return f"Nearest(k={self.k}, by={self.by!r})"
+
+
+def check_local(what: str, radius: float | str, by: str, include_self: bool) -> float | Literal["auto"]:
+    """The radius of options that :class:`Local` takes, or a ValueError that names ``what``."""
+    check_choice(what, "by", by, get_args(By))
+    check_flag(what, "include_self", include_self)
+    return (
+        "auto"
+        if isinstance(radius, str) and radius == "auto"
+        else check_positive(what, "radius", radius, 1e-300, 1e300)
+    )
 
 
 def limited_choice(neighbours: Tensor, limits: Tensor, unit: Tensor) -> Tensor:

@@ -63,11 +63,5 @@ def fitted_points(what: str, by: By, labels: Tensor, inputs: Tensor | None) -> T
     return inputs
 
 
-def check_by(what: str, by: By) -> By:
-    if by not in ("labels", "inputs"):
-        raise ValueError(f"{what} expects by 'labels' or 'inputs', got {by!r}")
-    return by
-
-
 def readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

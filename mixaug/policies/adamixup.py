@@ -23,23 +23,25 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_partner
+from mixaug.checks import check_flag, check_not_negative, check_partner, check_whole
 from mixaug.draws import Draws
 from mixaug.ops.layout import single_precision
 from mixaug.ops.precision import callers_precision
-from mixaug.pairing import Pairing
 from mixaug.plan import Blend, Plan
-from mixaug.policy import Policy, no_change
+from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import register
 from mixaug.signals import CleanSignals, MixedSignals, ModelSignals, Recorder, is_compiled
 from mixaug.signals.hooks import hooked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AdaMixUp", "adamixup_gate", "adamixup_lam", "adamixup_loss", "adamixup_rows", "truncated_normal"]
 
@@ -265,24 +267,19 @@ class AdaMixUp(Policy):
 
     needs = frozenset({"pooled"})
     spatial = (2,)
+    not_offered = ("alpha", "ratio", "labeling", "per")
 
     def __init__(
         self,
         discriminator: float = 1.0,
         width: int = 100,
         reference: bool = False,
-        *,
-        pairing: str | Pairing | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(pairing=pairing)
-        wrong_type = isinstance(discriminator, bool) or not isinstance(discriminator, (int, float))
-        if wrong_type or not 0 <= discriminator < math.inf:
-            raise ValueError(f"AdaMixUp expects discriminator as a weight >= 0, got {discriminator!r}")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"AdaMixUp expects width as an integer of at least 1, got {width!r}")
-        self.discriminator = float(discriminator)
-        self.width = width
-        self.reference = bool(reference)
+        super().__init__(**shared)
+        self.discriminator = check_not_negative("AdaMixUp", "discriminator", discriminator)
+        self.width = check_whole("AdaMixUp", "width", width, most=2**16, reason="a hidden layer of a small network")
+        self.reference = check_flag("AdaMixUp", "reference", reference)
         self.region: RegionGenerator | None = None
         self.intrusion: nn.Sequential | None = None
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_probability
+from mixaug.checks import check_flag, check_probability, check_whole
 from mixaug.draws import Draws
 from mixaug.labeling import Area, Drawn
 from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
 from mixaug.plan import Plan
-from mixaug.policies.learned.base import LearnedMixer
+from mixaug.policies.learned.base import LearnedMixer, MixerOptions
 from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens, upsampled
 from mixaug.policies.learned.branch import block_draws, block_learns
 from mixaug.policies.learned.clean import rows_of
@@ -32,6 +32,9 @@ from mixaug.policies.learned.objective import objective_of, objective_parameters
 from mixaug.policy import no_change
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, early_backward, half_scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AdAutoMix", "adautomix", "adautomix_masks", "adautomix_similarity"]
 
@@ -241,11 +244,10 @@ class AdAutoMix(LearnedMixer):
         beta: float = 0.3,
         mixup_ratio: float = 0.5,
         lam_margin: float = 0.03,
-        **shared: Any,
+        **shared: Unpack[MixerOptions],
     ) -> None:
         what = type(self).__name__
-        if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 2:
-            raise ValueError(f"{what} expects n_images as an integer of at least 2, got {n_images!r}")
+        n_images = check_whole(what, "n_images", n_images, 2, 256, reason="each of them is a row of the batch")
         super().__init__(alpha=alpha, upsampling=upsampling, lam_margin=lam_margin, **shared)
         if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
             raise ValueError(
@@ -257,7 +259,7 @@ class AdAutoMix(LearnedMixer):
         self.mixup_ratio = check_probability(what, "mixup_ratio", mixup_ratio)
         if self.mixup_ratio == 1:
             raise ValueError(f"{what} expects mixup_ratio in [0, 1), got 1: the unmixed images would have no weight")
-        self.lam_channel = bool(lam_channel)
+        self.lam_channel = check_flag(what, "lam_channel", lam_channel)
         #: Optimizer steps so far: the block learns against the classifier in even ones.
         self.steps = 0
         self.make_known_block()

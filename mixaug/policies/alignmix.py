@@ -18,29 +18,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_partner, check_probability, check_share
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import (
+    check_flag,
+    check_partner,
+    check_positive,
+    check_probability,
+    check_share,
+    check_stage,
+    check_whole,
+)
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend
-from mixaug.ops.layout import column, single_precision
-from mixaug.pairing import Pairing
+from mixaug.ops.layout import column, reads_freely, single_precision
 from mixaug.plan import Blend, Hidden, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, backbone
 from mixaug.signals.model import model_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AlignMix", "alignment_cost", "alignmix", "sinkhorn_plan"]
 
 #: Keeps the logarithm of the marginals finite in the authors' code.
 TINY = 1e-8
+#: Entries of plans that a CPU works on at a time.
+CHUNK = 2**16
+#: Cells that are aligned at most: a plan holds their square for every sample, and Sinkhorn goes through it 40 times.
+MOST_CELLS = 2048
 
 
 def alignment_cost(cells: Tensor, others: Tensor) -> Tensor:
@@ -86,13 +98,32 @@ def sinkhorn_plan(cost: Tensor, epsilon: float = 0.1, iterations: int = 20) -> T
     _check_sinkhorn("sinkhorn_plan", epsilon, iterations)
     with torch.autocast(cost.device.type, enabled=False):
         gain = -single_precision(cost)
-        row_mass, column_mass = (math.log(1 / side + TINY) for side in gain.shape[1:])
-        rows, columns = torch.zeros_like(gain[:, :, :1]), torch.zeros_like(gain[:, :1])
-        for _ in range(iterations):
-            # The old potential could be left out on both sides, but so the exponents stay small.
-            rows = rows + epsilon * (row_mass - ((gain + rows + columns) / epsilon).logsumexp(2, keepdim=True))
-            columns = columns + epsilon * (column_mass - ((gain + rows + columns) / epsilon).logsumexp(1, keepdim=True))
-        return ((gain + rows + columns) / epsilon).exp()
+        if not reads_freely(gain):
+            return _transport(gain, epsilon, iterations)
+        # On a CPU a few samples at a time, whose numbers stay in its caches.
+        parts = gain.split(max(1, CHUNK // max(1, gain.shape[1] * gain.shape[2])))
+        return torch.cat([_transport(part, epsilon, iterations) for part in parts])
+
+
+def _transport(gain: Tensor, epsilon: float, iterations: int) -> Tensor:
+    row_mass, column_mass = (math.log(1 / side + TINY) for side in gain.shape[1:])
+    rows, columns = torch.zeros_like(gain[:, :, :1]), torch.zeros_like(gain[:, :1])
+    for _ in range(iterations):
+        # The old potential could be left out on both sides, but so the exponents stay small.
+        rows = rows + epsilon * (row_mass - _log_sum((gain + rows + columns).div_(epsilon), 2))
+        columns = columns + epsilon * (column_mass - _log_sum((gain + rows + columns).div_(epsilon), 1))
+    return ((gain + rows + columns) / epsilon).exp()
+
+
+def _log_sum(exponents: Tensor, dim: int) -> Tensor:
+    """``exponents.logsumexp(dim, keepdim=True)``, which may overwrite them."""
+    if not reads_freely(exponents):
+        return exponents.logsumexp(dim, keepdim=True)
+    # A CPU takes ten times as long for an exponential that underflows, as most do here. What is kept from that adds
+    # less than rounding to a sum of at least 1.
+    highest = exponents.amax(dim, keepdim=True)
+    lowest = math.log(torch.finfo(exponents.dtype).tiny) + 1
+    return exponents.sub_(highest).clamp_(min=lowest).exp_().sum(dim, keepdim=True).log_().add_(highest)
 
 
 def alignmix(
@@ -209,6 +240,15 @@ class Aligned(Hidden):
             raise ValueError(
                 "AlignMix must know which tokens are no image tokens: pass signals=model when drawing its plan"
             )
+        # Tokens are (B, N, C), maps (B, C, *size) or (B, *size, C).
+        places_first = features.ndim == 3 or self.channels_last
+        cells = math.prod(features.shape[1:-1] if places_first else features.shape[2:])
+        if cells > MOST_CELLS:
+            raise ValueError(
+                f"AlignMix aligns at most {MOST_CELLS} cells with as many, but the features after {stage!r} are "
+                f"{tuple(features.shape)}, {cells} cells: name a deeper stage=, or mix the images alone with "
+                "input_probability=1"
+            )
         return alignmix(
             features,
             self.partner,
@@ -243,11 +283,13 @@ class AlignMix(Policy):
         per: how often lam and the direction are drawn; the authors draw one of each per batch.
 
     Raises:
-        ValueError: an option out of range; when drawing, a model without that stage.
+        ValueError: an option out of range; when drawing, a model without that stage; in the mixed pass, features of
+            more than 2048 cells, whose alignment would take the square of that for every sample.
     """
 
     needs = frozenset({"hidden"})
     spatial = None
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
 
     def __init__(
         self,
@@ -257,21 +299,13 @@ class AlignMix(Policy):
         epsilon: float = 0.1,
         iterations: int = 20,
         reference: bool = False,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if isinstance(stage, bool) or not isinstance(stage, int | str) or stage == "":
-            raise ValueError(f"AlignMix expects stage as a number or the name of a module, got {stage!r}")
-        _check_sinkhorn("AlignMix", epsilon, iterations)
+        super().__init__(alpha=alpha, **shared)
         self.input_probability = check_probability("AlignMix", "input_probability", input_probability)
-        self.stage = stage
-        self.epsilon = float(epsilon)
-        self.iterations = iterations
-        self.reference = bool(reference)
+        self.stage = check_stage("AlignMix", "stage", stage)
+        self.epsilon, self.iterations = _check_sinkhorn("AlignMix", epsilon, iterations)
+        self.reference = check_flag("AlignMix", "reference", reference)
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         model = model_of(signals)
@@ -306,8 +340,8 @@ class AlignMix(Policy):
         )
 
 
-def _check_sinkhorn(what: str, epsilon: float, iterations: int) -> None:
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"{what} expects a positive epsilon, got {epsilon!r}")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{what} expects at least one of iterations, an integer, got {iterations!r}")
+def _check_sinkhorn(what: str, epsilon: float, iterations: int) -> tuple[float, int]:
+    """Both as plain numbers, or a ValueError."""
+    return check_positive(what, "epsilon", epsilon), check_whole(
+        what, "iterations", iterations, most=10_000, reason="a larger epsilon converges in far fewer"
+    )

@@ -15,25 +15,25 @@ last channel in place of the mean, by a slip of the index: ``attention="last"``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_choice, check_images, check_out, check_partner, check_whole, check_whole_numbers
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
 from mixaug.ops.masks import cells_to_size, top_mask
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AttentiveMix", "attentive_cells", "attentivemix", "feature_attention"]
 
@@ -169,28 +169,21 @@ class AttentiveMix(Policy):
         network: nn.Module | ModelSignals | None = None,
         network_size: int | Sequence[int] | None = 224,
         attention: Attention = "mean",
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise ValueError(f"AttentiveMix expects k as a positive integer or None, got {k!r}")
-        if k is not None and (alpha != 2.0 or ratio != "beta" or per == "batch"):
+        super().__init__(alpha=alpha, **shared)
+        if k is not None and (alpha != 2.0 or shared.get("ratio", "beta") != "beta" or shared.get("per") == "batch"):
             raise ValueError(
-                f"AttentiveMix draws no share with k={k}: leave out alpha={alpha!r}, ratio={ratio!r} and per={per!r}, "
-                "or take k=None"
+                f"AttentiveMix draws no share with k={k}: leave out alpha={alpha!r}, ratio={shared.get('ratio')!r} and "
+                f"per={self.per!r}, or take k=None"
             )
-        if attention not in get_args(Attention):
-            raise ValueError(f"AttentiveMix expects attention in {list(get_args(Attention))}, got {attention!r}")
+        check_choice("AttentiveMix", "attention", attention, get_args(Attention))
         if network is not None and not isinstance(network, nn.Module | ModelSignals):
             raise TypeError(
                 f"AttentiveMix expects network as a torch.nn.Module, got {type(network).__name__}; make one with "
                 "timm.create_model(name, pretrained=True)"
             )
-        self.k = k
+        self.k = None if k is None else check_whole("AttentiveMix", "k", k)
         self.attention: Attention = attention
         self.network_size = _size_option(network_size)
         places = network.places() if isinstance(network, ModelSignals) else {}
@@ -275,10 +268,10 @@ class AttentiveMix(Policy):
 def _size_option(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
-        raise ValueError(f"AttentiveMix expects network_size as a positive side, (H, W) or None, got {size!r}")
-    return sides[0], sides[1]
+    sides = check_whole_numbers("AttentiveMix", "network_size", size, most=2**13, reason="no network takes such images")
+    if len(sides) > 2:
+        raise ValueError(f"AttentiveMix expects network_size as a side, (H, W) or None, got {size!r}")
+    return sides[0], sides[-1]
 
 
 def _check_cells(what: str, name: str, values: Tensor, shape: str) -> None:

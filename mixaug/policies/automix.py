@@ -6,13 +6,17 @@ partner shows there. It learns through that frozen copy: the mixed image must be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mixaug.policies.learned.blocks import attended, start_small, tokens, with_channel
-from mixaug.policies.learned.pairs import PairMixer
+from mixaug.checks import check_flag
+from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens, with_channel
+from mixaug.policies.learned.pairs import PairMixer, PairOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AutoMix"]
 
@@ -70,9 +74,17 @@ class AutoMix(PairMixer):
         ValueError: an option out of range.
     """
 
-    def __init__(self, alpha: float = 2.0, *, lam_channel: bool = True, **shared: Any) -> None:
-        super().__init__(alpha=alpha, **shared)
-        self.lam_channel = bool(lam_channel)
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        *,
+        lam_channel: bool = True,
+        upsampling: Upsampling = "nearest",
+        mask_adjust: float = 0.0,
+        **shared: Unpack[PairOptions],
+    ) -> None:
+        super().__init__(alpha=alpha, upsampling=upsampling, mask_adjust=mask_adjust, **shared)
+        self.lam_channel = check_flag("AutoMix", "lam_channel", lam_channel)
         self.make_known_block()
 
     def make_block(self, channels: int) -> nn.Module:

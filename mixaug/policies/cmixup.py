@@ -16,8 +16,8 @@ from typing import Literal
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.ops.kernels import Kernel
-from mixaug.pairing.kernel import LabelKernel, Units
-from mixaug.policies.manifoldmix import ManifoldMix
+from mixaug.pairing.kernel import LabelKernel, Units, check_label_kernel
+from mixaug.policies.manifoldmix import ManifoldMix, check_stages
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
@@ -58,7 +58,8 @@ def cmixup(
     Raises:
         ValueError: an option out of range.
     """
+    check_label_kernel("cmixup", bandwidth, units, kernel, include_self)
     pairing = LabelKernel(bandwidth, units=units, kernel=kernel, include_self=include_self)
     if stages is None:
         return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
-    return ManifoldMix(alpha, stages, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
+    return ManifoldMix(alpha, check_stages("cmixup", stages), ratio=ratio, labeling=labeling, pairing=pairing, per=per)

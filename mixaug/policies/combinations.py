@@ -5,18 +5,33 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_probability
-from mixaug.draws import Draws, Per
-from mixaug.pairing import Pairing
+from mixaug.checks import check_numbers, check_positive_share, check_probability, shown
+from mixaug.draws import Draws
 from mixaug.plan import Plan, Select, Unmixed
-from mixaug.policy import Policy, no_change
+from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import create
 from mixaug.signals import MixedSignals, ModelSignals, Signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def made(what: str, option: str, policy: Policy | str) -> Policy:
+    """The policy that an option of ``what`` names, or is."""
+    if isinstance(policy, str):
+        try:
+            return create(policy)
+        except ValueError as error:
+            raise ValueError(f"{what} expects {option} as a policy or its name, got an {error}") from None
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{what} expects {option} as a policy or its name, got {shown(policy)}")
+    return policy
 
 
 class OneOf(Policy):
@@ -33,24 +48,22 @@ class OneOf(Policy):
         ValueError: no policies, or probabilities that do not fit them.
     """
 
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+    not_offered = ("alpha", "ratio", "labeling")
+
     def __init__(
         self,
         policies: Sequence[Policy | str] = ("mixup", "cutmix"),
         probabilities: Sequence[float] | None = None,
-        *,
-        per: Per = "batch",
-        pairing: str | Pairing | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(per=per, pairing=pairing)
-        if isinstance(policies, str) or not len(policies):
-            raise ValueError(f"OneOf expects a sequence of at least one policy, got {policies!r}")
-        built = [create(policy) if isinstance(policy, str) else policy for policy in policies]
-        for policy in built:
-            if not isinstance(policy, Policy):
-                raise TypeError(f"OneOf expects policies or their names, got {type(policy).__name__}")
+        super().__init__(**shared)
+        if isinstance(policies, str) or not isinstance(policies, (Sequence, nn.ModuleList)) or not len(policies):
+            raise ValueError(f"OneOf expects policies as a sequence of at least one policy, got {shown(policies)}")
+        built = [made("OneOf", "each of policies", policy) for policy in policies]
         self.policies = nn.ModuleList(built)
         self.probabilities = _normalised(probabilities, len(built))
-        self.shares_partner = pairing is not None or per == "pair"
+        self.shares_partner = shared.get("pairing") is not None or self.per == "pair"
         self.needs = frozenset().union(*(policy.needs for policy in built))
         self.reads = frozenset().union(*(policy.reads for policy in built))
 
@@ -179,20 +192,19 @@ class Sometimes(OneOf):
         RuntimeError: when drawing, if ``until`` is set and ``set_progress`` was never called.
     """
 
+    not_offered = ("policies", "probabilities", "pairing")
+
     def __init__(
         self,
         policy: Policy | str = "mixup",
         probability: float = 1.0,
         until: float | None = None,
-        *,
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
         probability = check_probability("Sometimes", "probability", probability)
-        if until is not None and not 0.0 < until <= 1.0:
-            raise ValueError(f"Sometimes expects until in (0, 1], got {until!r}")
-        super().__init__([policy, "none"], [probability, 1.0 - probability], per=per)
+        super().__init__([made("Sometimes", "policy", policy), "none"], [probability, 1.0 - probability], **shared)
         self.probability = probability
-        self.until = until
+        self.until = None if until is None else check_positive_share("Sometimes", "until", until)
         self.active: bool | None = None if until is not None else True
 
     def on_progress(self, fraction: float) -> None:
@@ -230,9 +242,9 @@ def _as_drawn(mixed: MixedBatch, plan: Plan, index: int) -> MixedBatch:
 def _normalised(probabilities: Sequence[float] | None, count: int) -> list[float]:
     if probabilities is None:
         return [1.0 / count] * count
-    values = [float(p) for p in probabilities]
-    if len(values) != count or not sum(values) > 0 or not all(0 <= p < float("inf") for p in values):
+    values = check_numbers("OneOf", "probabilities", probabilities)
+    if len(values) != count or not sum(values) > 0:
         raise ValueError(
-            f"OneOf expects {count} probabilities, not negative and not all zero, got {list(probabilities)}"
+            f"OneOf expects {count} probabilities, not negative and not all zero, got {shown(probabilities)}"
         )
     return [p / sum(values) for p in values]

@@ -13,16 +13,24 @@ on the device: :func:`mixaug.ops.potts.potts_labels`.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out
+from mixaug.checks import (
+    check_flag,
+    check_images,
+    check_not_negative,
+    check_out,
+    check_positive,
+    check_probability,
+    check_whole,
+)
 from mixaug.draws import Draws
 from mixaug.ops.layout import channels_last_format, deliver, single_precision, wide_dtype
 from mixaug.ops.masks import cells_to_size
@@ -215,29 +223,20 @@ class CoMixup(BySaliency):
         clean_lam: float = 1.0,
     ) -> None:
         super().__init__()
-        if not _is_int(block_num) or (block_num < 1 and block_num != -1):
-            raise ValueError(f"CoMixup expects block_num as an integer >= 1, or -1 to draw it, got {block_num!r}")
-        for name, value, least in (("part_size", part_size, 2), ("iterations", iterations, 1)):
-            if not _is_int(value) or value < least:
-                raise ValueError(f"CoMixup expects {name} as an integer >= {least}, got {value!r}")
-        weights = {"beta": beta, "gamma": gamma, "threshold": threshold, "eta": eta}
-        for name, weight in weights.items():
-            if not _is_number(weight) or not 0 <= weight < float("inf"):
-                raise ValueError(f"CoMixup expects {name} as a finite number >= 0, got {weight!r}")
-        if not _is_number(omega) or not 0 <= omega <= 1:
-            raise ValueError(f"CoMixup expects omega in [0, 1], got {omega!r}")
-        if not _is_number(dirichlet) or not 0 < dirichlet < float("inf"):
-            raise ValueError(f"CoMixup expects dirichlet as a positive number, got {dirichlet!r}")
+        if not isinstance(block_num, numbers.Integral) or block_num != -1:
+            check_whole("CoMixup", "block_num", block_num, reason="-1 draws it")
         self.block_num = int(block_num)
-        self.part_size = int(part_size)
-        self.beta = float(beta)
-        self.gamma = float(gamma)
-        self.threshold = float(threshold)
-        self.eta = float(eta)
-        self.omega = float(omega)
-        self.dirichlet = float(dirichlet)
-        self.iterations = int(iterations)
-        self.soft_penalty = bool(soft_penalty)
+        self.part_size = check_whole("CoMixup", "part_size", part_size, 2)
+        self.beta = check_not_negative("CoMixup", "beta", beta)
+        self.gamma = check_not_negative("CoMixup", "gamma", gamma)
+        self.threshold = check_not_negative("CoMixup", "threshold", threshold)
+        self.eta = check_not_negative("CoMixup", "eta", eta)
+        self.omega = check_probability("CoMixup", "omega", omega)
+        self.dirichlet = check_positive("CoMixup", "dirichlet", dirichlet)
+        self.iterations = check_whole(
+            "CoMixup", "iterations", iterations, most=1000, reason="the labelling settles after a few"
+        )
+        self.soft_penalty = check_flag("CoMixup", "soft_penalty", soft_penalty)
         self.keep_clean(clean_lam)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
@@ -398,11 +397,3 @@ def _take_pixels(images: Tensor, rows: Tensor) -> Tensor:
         return source.gather(0, rows[..., None].expand_as(source)).movedim(-1, 1)
     between = [1] * (images.ndim - 3)
     return images.gather(0, rows.reshape(len(rows), *between, *rows.shape[1:]).expand_as(images))
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -13,20 +13,21 @@ batch: ``per="batch"``. With one or three spatial axes the side is the first or 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_boxes, check_images, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_range
+from mixaug.draws import Draws
 from mixaug.ops.boxes import area_kept, cutmix_boxes, paste
-from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CutMix", "cutmix"]
 
@@ -83,21 +84,15 @@ class CutMix(Policy):
         self,
         alpha: float = 1.0,
         minmax: tuple[float, float] | None = None,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if minmax is not None and (len(minmax) != 2 or not 0 <= minmax[0] < minmax[1] <= 1):
-            raise ValueError(f"CutMix expects minmax as fractions (low, high), 0 <= low < high <= 1, got {minmax!r}")
-        if minmax is not None and (alpha != 1.0 or ratio != "beta"):
+        super().__init__(alpha=alpha, **shared)
+        self.minmax = None if minmax is None else check_range("CutMix", "minmax", minmax, 0, 1, strict=True)
+        if minmax is not None and (alpha != 1.0 or shared.get("ratio", "beta") != "beta"):
             raise ValueError(
                 f"CutMix draws the sides between minmax={minmax!r}, not from lam: leave out alpha={alpha!r} and "
-                f"ratio={ratio!r}, or minmax"
+                f"ratio={shared.get('ratio', 'beta')!r}, or minmax"
             )
-        self.minmax = None if minmax is None else (float(minmax[0]), float(minmax[1]))
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         if self.minmax is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixaug.checks import check_probability
+from mixaug.checks import check_per, check_positive, check_probability
 from mixaug.draws import Per
 from mixaug.policies.combinations import OneOf
 from mixaug.policies.cutmix import CutMix
@@ -32,5 +32,13 @@ def deit(
         switch_prob: probability of CutMix, 0.5 in DeiT.
         per: how often the choice, lam and the box are drawn; once per batch in DeiT.
     """
-    switch_prob = check_probability("deit", "switch_prob", switch_prob)
+    return mixup_or_cutmix("deit", mixup_alpha, cutmix_alpha, switch_prob, per)
+
+
+def mixup_or_cutmix(what: str, mixup_alpha: float, cutmix_alpha: float, switch_prob: float, per: Per) -> OneOf:
+    """What :func:`deit` and the presets like it are; ``what`` names the preset in messages."""
+    mixup_alpha = check_positive(what, "mixup_alpha", mixup_alpha)
+    cutmix_alpha = check_positive(what, "cutmix_alpha", cutmix_alpha)
+    switch_prob = check_probability(what, "switch_prob", switch_prob)
+    check_per(what, per)
     return OneOf([Mixup(mixup_alpha, per=per), CutMix(cutmix_alpha, per=per)], [1 - switch_prob, switch_prob], per=per)

@@ -21,24 +21,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner, check_share
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import (
+    check_choice,
+    check_images,
+    check_not_negative,
+    check_out,
+    check_partner,
+    check_positive,
+    check_share,
+    check_whole,
+)
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import wide_dtype
 from mixaug.ops.masks import ranks
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio, positive
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["FMix", "fmix", "fourier_image", "fourier_mask", "fourier_noise_shape"]
 
@@ -193,12 +202,11 @@ def _ramp(grey: Tensor, count: Tensor, lam: Tensor, max_soft: float) -> Tensor:
 
 
 def _check_spectrum(what: str, size: Sequence[int], spectrum: str, frequencies: int | None) -> None:
-    if spectrum not in SPECTRA:
-        raise ValueError(f"{what} expects spectrum in {list(SPECTRA)}, got {spectrum!r}")
+    check_choice(what, "spectrum", spectrum, SPECTRA)
     if len(size) not in (1, 2, 3) or min(size) < 1:
         raise ValueError(f"{what} expects one to three positive sides as size, got {tuple(size)}")
-    if frequencies is not None and (not isinstance(frequencies, int) or frequencies < 1):
-        raise ValueError(f"{what} expects frequencies as a positive integer or None, got {frequencies!r}")
+    if frequencies is not None:
+        check_whole(what, "frequencies", frequencies)
     if spectrum == "reference":
         if frequencies is not None:
             raise ValueError(f"{what}: spectrum='reference' has few frequencies already; leave frequencies at None")
@@ -213,7 +221,7 @@ def _grey(
     what: str, noise: Tensor, size: tuple[int, ...], decay: float, spectrum: Spectrum, frequencies: int | None
 ) -> Tensor:
     """(R, *size) low-frequency images of any scale: only their order matters to a mask."""
-    decay = positive("decay", decay)
+    decay = check_positive(what, "decay", decay)
     expected = fourier_noise_shape(size, spectrum=spectrum, frequencies=frequencies)
     shapes = [expected]
     if spectrum == "reference":
@@ -333,6 +341,8 @@ class FMix(Policy):
         ValueError: an option out of range.
     """
 
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": "ratio"}
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -340,20 +350,16 @@ class FMix(Policy):
         max_soft: float = 0.0,
         spectrum: Spectrum = "isotropic",
         frequencies: int | None = None,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "ratio",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if not 0.0 <= max_soft <= 0.5:
+        super().__init__(alpha=alpha, **shared)
+        if check_not_negative("FMix", "max_soft", max_soft) > 0.5:
             raise ValueError(f"FMix expects max_soft in [0, 0.5], got {max_soft!r}")
         _check_spectrum("FMix", (2, 2), spectrum, frequencies)
-        self.decay = positive("decay", decay)
+        self.decay = check_positive("FMix", "decay", decay)
         self.max_soft = float(max_soft)
         self.spectrum: Spectrum = spectrum
-        self.frequencies = frequencies
+        self.frequencies = None if frequencies is None else int(frequencies)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)

@@ -17,23 +17,23 @@ width are never swapped. ``per="batch"`` is one lattice for all, as in the code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner, check_share
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_images, check_out, check_partner, check_range, check_share
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import wide_dtype
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GridMix", "gridmix", "gridmix_mask"]
 
@@ -193,21 +193,16 @@ class GridMix(Policy):
         hole_aspect: tuple[float, float] = (1.0, 1.0),
         crop_area: tuple[float, float] = (0.5, 1.0),
         crop_aspect: tuple[float, float] = (0.5, 2.0),
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if len(n_holes) != 2 or any(int(n) != n for n in n_holes) or not 1 <= n_holes[0] <= n_holes[1]:
-            raise ValueError(
-                f"GridMix expects n_holes as integers (fewest, most), 1 <= fewest <= most, got {n_holes!r}"
-            )
-        self.n_holes = (int(n_holes[0]), int(n_holes[1]))
-        self.hole_aspect = _range("hole_aspect", hole_aspect, math.inf)
-        self.crop_area = _range("crop_area", crop_area, 1.0)
-        self.crop_aspect = _range("crop_aspect", crop_aspect, math.inf)
+        super().__init__(alpha=alpha, **shared)
+        fewest, most = check_range("GridMix", "n_holes", n_holes, 1, 2**16)
+        if fewest % 1 or most % 1:
+            raise ValueError(f"GridMix expects n_holes as whole numbers (fewest, most), got {n_holes!r}")
+        self.n_holes = (int(fewest), int(most))
+        self.hole_aspect = check_range("GridMix", "hole_aspect", hole_aspect, positive=True)
+        self.crop_area = check_range("GridMix", "crop_area", crop_area, 0, 1, positive=True)
+        self.crop_aspect = check_range("GridMix", "crop_aspect", crop_aspect, positive=True)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         lam = self.ratio(draws)
@@ -222,10 +217,3 @@ class GridMix(Policy):
             u_x=draws.uniform(),
         )
         return MaskBlend(partner=partner, lam=lam.float(), size=batch.size, mask=mask.squeeze(1), share=kept)
-
-
-def _range(name: str, value: Sequence[float], limit: float) -> tuple[float, float]:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit or math.isinf(value[1]):
-        bound = f" <= {limit:g}" if math.isfinite(limit) else ""
-        raise ValueError(f"GridMix expects {name} as (low, high), 0 < low <= high{bound}, got {value!r}")
-    return float(value[0]), float(value[1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -25,16 +25,18 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_partner
+from mixaug.checks import check_choice, check_images, check_partner, check_whole
 from mixaug.draws import Draws
-from mixaug.labeling import Labeling
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.filters import check_blur, gaussian_blur, spectral_residual
 from mixaug.ops.layout import reads_freely, single_precision
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.saliency import BySaliency
+from mixaug.policy import SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GuidedMix", "greedy_cycle", "guided_maps", "guided_mask", "guidedmix", "map_distance"]
 
@@ -236,12 +238,9 @@ class GreedyCycle:
     involution = False
 
     def __init__(self, distance: Distance = "l2", part_size: int | None = None) -> None:
-        if distance not in DISTANCES:
-            raise ValueError(f"GreedyCycle expects distance in {list(DISTANCES)}, got {distance!r}")
-        if part_size is not None and (isinstance(part_size, bool) or not isinstance(part_size, int) or part_size < 2):
-            raise ValueError(f"GreedyCycle expects part_size as an integer of at least 2 or None, got {part_size!r}")
+        check_choice("GreedyCycle", "distance", distance, DISTANCES)
         self.distance: Distance = distance
-        self.part_size = part_size
+        self.part_size = None if part_size is None else check_whole("GreedyCycle", "part_size", part_size, 2)
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         maps = batch.maps if isinstance(batch, MappedBatch) else None
@@ -287,6 +286,8 @@ class GuidedMix(BySaliency):
             of another size than the images.
     """
 
+    not_offered = ("alpha", "ratio", "per")
+
     def __init__(
         self,
         saliency: Saliency = "gradient",
@@ -295,20 +296,21 @@ class GuidedMix(BySaliency):
         distance: Distance = "l2",
         part_size: int | None = None,
         clean_lam: float = 0.0,
-        *,
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        greedy = GreedyCycle(distance, part_size)
+        check_choice("GuidedMix", "distance", distance, DISTANCES)
+        part_size = None if part_size is None else check_whole("GuidedMix", "part_size", part_size, 2)
+        pairing = shared.get("pairing")
         if pairing is not None and (distance, part_size) != ("l2", None):
             raise ValueError(
                 f"GuidedMix: distance={distance!r} and part_size={part_size} are of the greedy pairing; leave them "
                 f"out with pairing={pairing!r}, or pass pairing=GreedyCycle(...)"
             )
-        super().__init__(pairing=greedy if pairing is None else pairing, labeling=labeling)
-        if saliency not in ("gradient", "spectral"):
-            raise ValueError(f"GuidedMix expects saliency 'gradient' or 'spectral', got {saliency!r}")
-        check_blur("GuidedMix", blur_size, blur_sigma)
+        if pairing is None:
+            shared["pairing"] = GreedyCycle(distance, part_size)
+        super().__init__(**shared)
+        check_choice("GuidedMix", "saliency", saliency, ("gradient", "spectral"))
+        self.blur_size, self.blur_sigma = check_blur("GuidedMix", blur_size, blur_sigma, "blur_size", "blur_sigma")
         self.keep_clean(clean_lam)
         if saliency == "spectral" and clean_lam:
             raise ValueError(
@@ -317,8 +319,6 @@ class GuidedMix(BySaliency):
         if saliency == "spectral":
             self.needs = self.labeling.needs
         self.saliency: Saliency = saliency
-        self.blur_size = blur_size
-        self.blur_sigma = float(blur_sigma)
         self.distance: Distance = distance
         self.part_size = part_size
 

@@ -7,6 +7,9 @@ tables of C-Mixup. Over the whole training set: ``mixaug.Pooled("knn_mixup", inp
 
 from __future__ import annotations
 
+from typing import get_args
+
+from mixaug.checks import check_choice, check_whole
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.pairing.nearest import Nearest
@@ -40,4 +43,6 @@ def knn_mixup(
     Raises:
         ValueError: an option out of range.
     """
+    k = check_whole("knn_mixup", "k", k)
+    check_choice("knn_mixup", "by", by, get_args(By))
     return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=Nearest(k, by=by), per=per)

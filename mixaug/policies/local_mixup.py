@@ -11,7 +11,7 @@ from typing import Literal
 
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
-from mixaug.pairing.nearest import Local
+from mixaug.pairing.nearest import Local, check_local
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.ratio import Ratio
@@ -49,6 +49,7 @@ def local_mixup(
     Raises:
         ValueError: an option out of range.
     """
+    check_local("local_mixup", radius, by, include_self)
     return Mixup(
         alpha, ratio=ratio, labeling=labeling, pairing=Local(radius, by=by, include_self=include_self), per=per
     )

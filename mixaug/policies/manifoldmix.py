@@ -14,22 +14,23 @@ draw, on other devices), every stage is hooked and all but the drawn one mix wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
-from mixaug.pairing import Pairing
+from mixaug.checks import check_stage, shown
+from mixaug.draws import Draws
 from mixaug.plan import Hidden, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals, Signals, backbone
 from mixaug.signals.model import model_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ManifoldMix"]
 
@@ -95,19 +96,16 @@ class ManifoldMix(Policy):
 
     needs = frozenset({"hidden"})
     spatial = None
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
 
     def __init__(
         self,
         alpha: float = 2.0,
         stages: Sequence[int | str] | None = None,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        self.stages = None if stages is None else _checked(stages)
+        super().__init__(alpha=alpha, **shared)
+        self.stages = None if stages is None else check_stages("ManifoldMix", stages)
 
     def hidden_stages(self, signals: Signals | ModelSignals) -> tuple[str, ...]:
         return tuple(name for name in self.eligible(model_of(signals)) if name != INPUT)
@@ -148,20 +146,16 @@ class ManifoldMix(Policy):
 _resolved: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...] | None, tuple[str, ...]]] = WeakKeyDictionary()
 
 
-def _checked(stages: Sequence[int | str]) -> tuple[int | str, ...]:
-    fits = not isinstance(stages, str) and isinstance(stages, Sequence) and len(stages) > 0
-    if not fits or not all(_names_a_stage(stage) for stage in stages):
+def check_stages(what: str, stages: Sequence[int | str]) -> tuple[int | str, ...]:
+    if isinstance(stages, str) or not isinstance(stages, Sequence) or not len(stages):
         raise ValueError(
-            f"ManifoldMix expects stages as a sequence of module names, got {stages!r}; numbers in it count timm's "
-            "stages, None takes the default"
+            f"{what} expects stages as a sequence of module names, got {shown(stages)}; numbers in it count "
+            "timm's stages, None takes the default"
         )
-    if len(set(stages)) != len(stages):
-        raise ValueError(f"ManifoldMix expects each stage once, got {list(stages)}")
-    return tuple(stages)
-
-
-def _names_a_stage(stage: object) -> bool:
-    return (isinstance(stage, str) and stage != "") or (isinstance(stage, int) and not isinstance(stage, bool))
+    checked = tuple(check_stage(what, "each of stages", stage) for stage in stages)
+    if len(set(checked)) != len(checked):
+        raise ValueError(f"{what} expects each of stages once, got {list(stages)}")
+    return checked
 
 
 def _numbered(model: nn.Module | None, stage: int) -> str:

@@ -14,20 +14,23 @@ not tile the image (64 pixels in 224). The default here counts pixels; ``referen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_flag
+from mixaug.draws import Draws
+from mixaug.labeling import Area
 from mixaug.ops.cells import mix_cells, patch_sides, patch_size_option
 from mixaug.ops.masks import cells_to_pixels, grid_size, random_cells, share_of_cells
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MaskMix", "maskmix"]
 
@@ -89,28 +92,26 @@ class MaskMix(Policy):
         alpha: float = 1.0,
         patch_size: int | Sequence[int] | None = None,
         reference_labels: bool = False,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if reference_labels and labeling != "area":
-            raise ValueError(f"MaskMix counts cells with reference_labels=True; it cannot use labeling={labeling!r}")
-        self.patch_size = patch_size_option("MaskMix", patch_size)
-        self.reference_labels = bool(reference_labels)
+        super().__init__(alpha=alpha, **shared)
+        self.reference_labels = check_flag(type(self).__name__, "reference_labels", reference_labels)
+        if self.reference_labels and not isinstance(self.labeling, Area):
+            raise ValueError(
+                f"MaskMix counts cells with reference_labels=True; it cannot use labeling={shared.get('labeling')!r}"
+            )
+        self.patch_size = patch_size_option(type(self).__name__, patch_size)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
         if self.patch_size is not None:
-            patch_sides("MaskMix", self.patch_size, batch.size)
+            patch_sides(type(self).__name__, self.patch_size, batch.size)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         size = batch.size
         # bit_length: the smallest power of two that is not below a quarter of the side, 1 for tiny images.
         automatic = 1 << (-(-min(size) // 4) - 1).bit_length()
-        sides = patch_sides("MaskMix", automatic if self.patch_size is None else self.patch_size, size)
+        sides = patch_sides(type(self).__name__, automatic if self.patch_size is None else self.patch_size, size)
         lam = self.ratio(draws)
         scores = draws.uniform(shape=grid_size(sides, size), per="sample" if self.per == "batch" else None)
         cells = random_cells(scores, lam).squeeze(1)

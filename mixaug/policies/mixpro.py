@@ -17,14 +17,16 @@ weights to the batch's mean loss; both are not copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from mixaug.draws import Per
+from mixaug.checks import check_choice, check_probability
 from mixaug.labeling import Progressive
-from mixaug.pairing import Pairing
 from mixaug.policies.maskmix import MaskMix
-from mixaug.ratio import Ratio
+from mixaug.policy import SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MixPro"]
 
@@ -54,6 +56,7 @@ class MixPro(MaskMix):
 
     needs = Progressive.needs
     spatial = (2,)
+    not_offered = ("reference_labels", "labeling")
 
     def __init__(
         self,
@@ -61,12 +64,11 @@ class MixPro(MaskMix):
         patch_size: int | Sequence[int] | None = None,
         attention: Literal["mixed", "own"] = "mixed",
         label_smoothing: float = 0.1,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        labeling = Progressive(attention, label_smoothing)
-        super().__init__(alpha, patch_size, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        check_choice("MixPro", "attention", attention, ("mixed", "own"))
+        label_smoothing = check_probability("MixPro", "label_smoothing", label_smoothing)
+        shared["labeling"] = Progressive(attention, label_smoothing)
+        super().__init__(alpha, patch_size, **shared)
         self.attention = attention
-        self.label_smoothing = labeling.label_smoothing
+        self.label_smoothing = label_smoothing

@@ -9,18 +9,20 @@ and no two samples come out equal).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from mixaug.batch import Batch
 from mixaug.checks import check_images, check_out, check_partner, check_share
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend
-from mixaug.pairing import Pairing
 from mixaug.plan import Blend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Mixup", "mixup"]
 
@@ -65,13 +67,9 @@ class Mixup(Policy):
     def __init__(
         self,
         alpha: float = 1.0,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        super().__init__(alpha=alpha, **shared)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         return Blend(partner=partner, lam=self.ratio(draws).float())

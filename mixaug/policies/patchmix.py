@@ -14,19 +14,20 @@ last ones are cut off at the border. (Kornia's PatchMix, one square for each sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.draws import Draws
 from mixaug.ops.cells import mix_cells, patch_sides, patch_size_option
 from mixaug.ops.masks import cells_to_pixels, grid_size, random_cells, share_of_cells
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PatchMix", "patchmix"]
 
@@ -84,13 +85,9 @@ class PatchMix(Policy):
         self,
         alpha: float = 1.0,
         patch_size: int | Sequence[int] | None = None,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        super().__init__(alpha=alpha, **shared)
         self.patch_size = patch_size_option("PatchMix", patch_size)
 
     def check(self, batch: Batch) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_generator
+from mixaug.checks import check_choice, check_flag, check_generator
 from mixaug.draws import Draws
 from mixaug.ops.layout import reads_freely
 from mixaug.ops.nested import entries, replaced
@@ -19,8 +19,8 @@ from mixaug.ops.precision import full_precision
 from mixaug.pairing import Pairing
 from mixaug.pairing.base import PoolPairing
 from mixaug.plan import Plan
+from mixaug.policies.combinations import made
 from mixaug.policy import Policy
-from mixaug.registry import create
 from mixaug.signals import ModelSignals, Signals, resolve
 
 Fetch = Callable[[Tensor], Tensor]
@@ -146,9 +146,7 @@ class Pooled(Policy):
         both: bool = False,
     ) -> None:
         super().__init__()
-        self.policy = create(policy) if isinstance(policy, str) else policy
-        if not isinstance(self.policy, Policy):
-            raise TypeError(f"Pooled expects a policy or its name, got {type(policy).__name__}")
+        self.policy = made("Pooled", "policy", policy)
         if self.policy.needs - {"hidden"}:
             raise ValueError(
                 f"Pooled cannot ask the model about partners from outside the batch, but {type(self.policy).__name__} "
@@ -160,15 +158,14 @@ class Pooled(Policy):
             raise ValueError(f"Pooled expects labels (N, ...) with N >= 1, got {getattr(labels, 'shape', labels)!r}")
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
             raise ValueError(f"Pooled got {len(inputs)} inputs but {len(labels)} labels")
-        if candidates not in ("all", "batch"):
-            raise ValueError(f"Pooled expects candidates 'all' or 'batch', got {candidates!r}")
+        check_choice("Pooled", "candidates", candidates, ("all", "batch"))
         if both and candidates == "batch":
             raise ValueError("Pooled: both=True swaps each sample with its own partner, so it needs candidates='all'")
         self.needs = self.policy.needs
         self.inputs = inputs
         self.labels = labels
         self.candidates = candidates
-        self.both = both
+        self.both = check_flag("Pooled", "both", both)
         self.pairing = _pairing_of(self.policy)
         self.fitted = self._fit() if candidates == "all" else None
 

@@ -25,26 +25,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_partner, check_probability, check_share, check_statistics, per_channel
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import (
+    check_flag,
+    check_images,
+    check_not_negative,
+    check_partner,
+    check_probability,
+    check_share,
+    check_statistics,
+    check_whole,
+    check_whole_numbers,
+    per_channel,
+)
+from mixaug.draws import Draws
 from mixaug.ops.borders import border_cells, border_difference, per_channel_column
 from mixaug.ops.cells import Moves, largest_divisor, pooled_saliency, puzzlemix_blend
 from mixaug.ops.gridcut import grid_cut
 from mixaug.ops.layout import deliver, single_precision
 from mixaug.ops.masks import cells_to_pixels
 from mixaug.ops.transport import puzzlemix_moves
-from mixaug.pairing import Pairing
 from mixaug.plan import Plan
 from mixaug.policies.saliency import BySaliency
-from mixaug.ratio import Ratio
+from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals import CleanSignals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PuzzleMix", "perturbed_images", "puzzlemix", "puzzlemix_costs", "puzzlemix_energy"]
 
@@ -311,6 +324,8 @@ class PuzzleMix(BySaliency):
         ValueError: an option out of range; when mixing, images that none of ``block_nums`` divides.
     """
 
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -328,28 +343,20 @@ class PuzzleMix(BySaliency):
         clean_lam: float = 0.0,
         adv_p: float = 0.0,
         adv_eps: float = 10 / 255,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        counts = [block_nums] if isinstance(block_nums, int) else list(block_nums)
-        if not counts or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in counts):
-            raise ValueError(f"PuzzleMix expects block_nums as positive integers, got {block_nums!r}")
-        self.block_nums = tuple(counts)
+        super().__init__(alpha=alpha, **shared)
+        self.block_nums = check_whole_numbers("PuzzleMix", "block_nums", block_nums)
         _check_options("PuzzleMix", n_labels, beta, gamma, eta, neigh_size, t_size, t_eps)
-        self.n_labels, self.neigh_size, self.t_size = n_labels, neigh_size, t_size
+        self.n_labels, self.neigh_size = int(n_labels), int(neigh_size)
+        self.t_size = None if t_size is None else int(t_size)
         self.beta, self.gamma, self.eta, self.t_eps = float(beta), float(gamma), float(eta), float(t_eps)
-        self.transport = bool(transport)
+        self.transport = check_flag("PuzzleMix", "transport", transport)
         self.statistics = check_statistics("PuzzleMix", mean, std)
         self.mean = None if self.statistics is None else self.statistics[0]
         self.std = None if self.statistics is None else self.statistics[1]
         self.keep_clean(clean_lam)
-        if not 0 <= adv_eps < math.inf:
-            raise ValueError(f"PuzzleMix expects adv_eps as a number that is not negative, got {adv_eps!r}")
-        self.adv_eps = float(adv_eps)
+        self.adv_eps = check_not_negative("PuzzleMix", "adv_eps", adv_eps)
         self.adv_p = check_probability("PuzzleMix", "adv_p", adv_p)
         if self.adv_p > 0 and self.statistics is None:
             raise ValueError("PuzzleMix perturbs pixels in [0, 1] with adv_p above 0: pass mean and std")
@@ -438,8 +445,7 @@ def _check_material(what: str, images: Tensor, partner: Tensor, saliency: Tensor
 
 
 def _check_blocks(what: str, block_num: int, size: Sequence[int]) -> None:
-    if isinstance(block_num, bool) or not isinstance(block_num, int) or block_num < 1:
-        raise ValueError(f"{what} expects block_num as a positive integer, got {block_num!r}")
+    check_whole(what, "block_num", block_num)
     if any(side % block_num for side in size):
         raise ValueError(
             f"{what} cuts images into {block_num} x {block_num} equal blocks, got images of size {tuple(size)}; "
@@ -450,14 +456,11 @@ def _check_blocks(what: str, block_num: int, size: Sequence[int]) -> None:
 def _check_options(
     what: str, n_labels: int, beta: float, gamma: float, eta: float, neigh_size: int, t_size: int | None, t_eps: float
 ) -> None:
-    if isinstance(n_labels, bool) or not isinstance(n_labels, int) or not 2 <= n_labels <= 8:
-        raise ValueError(f"{what} expects n_labels from 2 to 8, got {n_labels!r}")
+    check_whole(what, "n_labels", n_labels, 2, 8)
     for name, value in (("beta", beta), ("gamma", gamma), ("eta", eta), ("t_eps", t_eps)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{what} expects {name} as a number that is not negative, got {value!r}")
+        check_not_negative(what, name, value)
     for name, pixels in (("neigh_size", neigh_size), ("t_size", 1 if t_size is None else t_size)):
-        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
-            raise ValueError(f"{what} expects {name} as a positive number of pixels, got {pixels!r}")
+        check_whole(what, name, pixels, most=2**16, reason="pixels of an image")
 
 
 def _moves(

@@ -23,21 +23,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_callable, check_choice, check_positive, check_whole
+from mixaug.draws import Draws
 from mixaug.ops.blend import blend
 from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
+from mixaug.policy import SharedOptions
 from mixaug.preparation import Preparation
-from mixaug.ratio import Beta, Ratio, positive
+from mixaug.ratio import Beta
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RegMix"]
 
@@ -168,8 +172,7 @@ def learn_limits(
             f"learn_limits expects validation like train, got inputs {tuple(validation[0].shape)} and labels "
             f"{tuple(validation[1].shape)} for {tuple(train[0].shape)} and {tuple(train[1].shape)}"
         )
-    if by not in ("inputs", "labels"):
-        raise ValueError(f"learn_limits expects by 'inputs' or 'labels', got {by!r}")
+    check_choice("learn_limits", "by", by, get_args(By))
     if not all(isinstance(choice, int) and not isinstance(choice, bool) for choice in choices):
         raise TypeError(f"learn_limits expects choices as integers, got {tuple(choices)}")
     if steps < 1 or not 1 <= batch_size <= len(inputs):
@@ -185,7 +188,7 @@ def learn_limits(
         )
     network = LimitNetwork(inputs, labels, kept, generator=generator)
     neighbours = nearest_rows(inputs if by == "inputs" else labels, kept[-1])
-    ratio = Beta(positive("alpha", alpha))
+    ratio = Beta(check_positive("learn_limits", "alpha", alpha))
     model_steps = torch.optim.Adam(model.parameters(), learning_rate)
     limit_steps = torch.optim.Adam(network.parameters(), limit_rate)
     expected: Tensor | None = None
@@ -260,6 +263,9 @@ class RegMix(Mixup):
             ``"learned"`` limits before the policy was prepared.
     """
 
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+    not_offered = ("pairing",)
+
     def __init__(
         self,
         alpha: float = 2.0,
@@ -268,23 +274,26 @@ class RegMix(Mixup):
         k_max: int | None = None,
         by: By = "inputs",
         learning_steps: int = 2000,
-        *,
-        ratio: str | float | Ratio = "beta",
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
         if isinstance(limits, str) and limits != "learned":
             raise ValueError(f'RegMix expects limits as a function, "learned" or None, got {limits!r}')
-        if isinstance(learning_steps, bool) or not isinstance(learning_steps, int) or learning_steps < 1:
-            raise ValueError(f"RegMix expects learning_steps >= 1, got {learning_steps!r}")
+        if limits is not None and not isinstance(limits, str):
+            check_callable("RegMix", "limits", limits, ["inputs", "labels"], "function of limits")
+        k = check_whole("RegMix", "k", k)
+        k_max = None if k_max is None else check_whole("RegMix", "k_max", k_max)
+        check_choice("RegMix", "by", by, get_args(By))
+        learning_steps = check_whole(
+            "RegMix", "learning_steps", learning_steps, most=10**6, reason="this learning takes a few thousand"
+        )
         learns = limits == "learned"
         if k_max is None:
             k_max = CHOICES[-1] if learns else int(limits.choices[-1]) if isinstance(limits, LimitNetwork) else None
         if limits is None:
-            pairing = Nearest(k, by=by)
+            shared["pairing"] = Nearest(k, by=by)
         else:
-            pairing = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
-        super().__init__(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
+            shared["pairing"] = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
+        super().__init__(alpha, **shared)
         self.k, self.k_max, self.by = k, k_max, by
         self.learns, self.learning_steps = learns, learning_steps
         # As a submodule, a network moves and is saved with the policy.

@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_boxes, check_images, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_boxes, check_choice, check_images, check_out, check_partner, check_range
+from mixaug.draws import Draws
 from mixaug.ops.boxes import area_kept, centred_boxes, shares_of_sides
 from mixaug.ops.layout import (
     deliver,
@@ -36,10 +35,12 @@ from mixaug.ops.layout import (
     wide_dtype,
 )
 from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
-from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
-from mixaug.policy import Policy
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ResizeMix", "resizemix", "resizemix_boxes"]
 
@@ -107,7 +108,7 @@ def resizemix(
     check_partner("resizemix", partner, images.shape[0])
     check_boxes("resizemix", boxes, images.shape[0], size)
     check_out("resizemix", images, out, inplace)
-    _check_interpolation("resizemix", interpolation)
+    check_choice("resizemix", "interpolation", interpolation, INTERPOLATIONS)
     mixed = paste_resized(images, partner, boxes, size, interpolation, out=out, inplace=inplace)
     return mixed, area_kept(boxes, size).expand(images.shape[0])
 
@@ -272,30 +273,26 @@ class ResizeMix(Policy):
         ValueError: an option out of range.
     """
 
+    not_offered = ("ratio",)
+
     def __init__(
         self,
         alpha: float = 1.0,
         rule: Rule = "uniform",
         scope: tuple[float, float] = (0.1, 0.8),
         interpolation: Interpolation = "nearest",
-        *,
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, pairing=pairing, labeling=labeling, per=per)
-        if rule not in RULES:
-            raise ValueError(f"ResizeMix expects rule in {list(RULES)}, got {rule!r}")
-        if len(scope) != 2 or not 0 <= scope[0] < scope[1] <= 1:
-            raise ValueError(f"ResizeMix expects scope as (low, high), 0 <= low < high <= 1, got {scope!r}")
+        super().__init__(alpha=alpha, **shared)
+        check_choice("ResizeMix", "rule", rule, RULES)
+        check_choice("ResizeMix", "interpolation", interpolation, INTERPOLATIONS)
         if rule == "uniform" and alpha != 1.0:
             raise ValueError(
                 f"ResizeMix draws nothing from a Beta with rule='uniform': leave out alpha={alpha!r}, or choose "
                 "rule='beta' or 'area'"
             )
-        _check_interpolation("ResizeMix", interpolation)
         self.rule: Rule = rule
-        self.scope = (float(scope[0]), float(scope[1]))
+        self.scope = check_range("ResizeMix", "scope", scope, 0, 1, strict=True)
         self.interpolation: Interpolation = interpolation
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
@@ -314,8 +311,3 @@ class ResizeMix(Policy):
         return ResizePaste(
             partner=partner, lam=lam.float(), size=batch.size, boxes=boxes, interpolation=self.interpolation
         )
-
-
-def _check_interpolation(what: str, interpolation: str) -> None:
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"{what} expects interpolation in {list(INTERPOLATIONS)}, got {interpolation!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mixaug.draws import Per
 from mixaug.policies.combinations import OneOf
-from mixaug.policies.deit import deit
+from mixaug.policies.deit import mixup_or_cutmix
 from mixaug.registry import register
 
 __all__ = ["rsb"]
@@ -30,4 +30,4 @@ def rsb(
         switch_prob: probability of CutMix, 0.5.
         per: how often the choice, lam and the box are drawn; once per batch in the recipes.
     """
-    return deit(mixup_alpha, cutmix_alpha, switch_prob, per)
+    return mixup_or_cutmix("rsb", mixup_alpha, cutmix_alpha, switch_prob, per)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import check_not_negative
 from mixaug.policy import Policy
 from mixaug.signals import MixedSignals
 
@@ -30,11 +29,7 @@ class BySaliency(Policy):
         Raises:
             ValueError: negative or not finite.
         """
-        if not 0 <= clean_lam < math.inf:
-            raise ValueError(
-                f"{type(self).__name__} expects clean_lam as a number that is not negative, got {clean_lam!r}"
-            )
-        self.clean_lam = float(clean_lam)
+        self.clean_lam = check_not_negative(type(self).__name__, "clean_lam", clean_lam)
 
     def saliency_of(self, batch: Batch) -> Tensor:
         """(B, H, W) float32 on the images' device, without gradient; the loss is kept where a model can give it.

@@ -19,23 +19,23 @@ no knowledge and reads no value back: the detector does not care about brightnes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_statistics, per_channel
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_choice, check_images, check_statistics, per_channel
+from mixaug.draws import Draws
 from mixaug.ops.boxes import cutmix_boxes
 from mixaug.ops.layout import take_rows, wide_dtype
-from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
 from mixaug.policies.cutmix import cutmix
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "SaliencyMix",
@@ -228,15 +228,10 @@ class SaliencyMix(Policy):
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
         channels: Channels = "rgb",
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
-        if channels not in ("rgb", "bgr"):
-            raise ValueError(f"SaliencyMix expects channels 'rgb' or 'bgr', got {channels!r}")
+        super().__init__(alpha=alpha, **shared)
+        check_choice("SaliencyMix", "channels", channels, get_args(Channels))
         statistics = check_statistics("SaliencyMix", mean, std)
         self.mean = None if statistics is None else statistics[0]
         self.std = None if statistics is None else statistics[1]

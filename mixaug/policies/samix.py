@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.checks import check_probability
+from mixaug.checks import check_not_negative, check_probability
 from mixaug.losses import MixedCrossEntropy
 from mixaug.ops.layout import single_precision
-from mixaug.policies.learned.base import not_negative
 from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens
 from mixaug.policies.learned.objective import objective_of
-from mixaug.policies.learned.pairs import PairMixer
+from mixaug.policies.learned.pairs import PairMixer, PairOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SAMix", "balanced_cross_entropy", "rescaled_lam"]
 
@@ -147,15 +149,13 @@ class SAMix(PairMixer):
         upsampling: Upsampling = "bilinear",
         variance: float = 2.0,
         mask_adjust: float = 0.25,
-        **shared: Any,
+        **shared: Unpack[PairOptions],
     ) -> None:
         super().__init__(alpha=alpha, upsampling=upsampling, mask_adjust=mask_adjust, **shared)
-        if k != -1 and not k >= 0:
-            raise ValueError(f"SAMix expects k >= 0, or -1 to leave lambda as it is, got {k!r}")
-        self.k = float(k)
+        self.k = -1.0 if isinstance(k, (int, float)) and k == -1 else check_not_negative("SAMix", "k", k)
         self.dropout = check_probability("SAMix", "dropout", dropout)
         self.eta = check_probability("SAMix", "eta", eta)
-        self.variance = not_negative("SAMix", "variance", variance)
+        self.variance = check_not_negative("SAMix", "variance", variance)
         self.make_known_block()
 
     def block_settings(self) -> dict[str, Any]:

@@ -21,15 +21,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_probability
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import (
+    check_boxes,
+    check_class_ids,
+    check_images,
+    check_not_negative,
+    check_out,
+    check_partner,
+    check_probability,
+    check_range,
+)
+from mixaug.draws import Draws
 from mixaug.ops.boxes import area_kept, box_mask
 from mixaug.ops.layout import (
     channels_last_format,
@@ -41,11 +50,14 @@ from mixaug.ops.layout import (
     single_precision,
     wide_dtype,
 )
-from mixaug.pairing import Pairing
 from mixaug.plan import Plan
-from mixaug.policy import Policy, no_change
+from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import register
 from mixaug.signals import MixedSignals, ModelSignals, backbone
+from mixaug.signals.model import IGNORED
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SMMix", "pooled_tokens", "smmix", "smmix_boxes", "smmix_consistency", "smmix_windows"]
 
@@ -259,6 +271,8 @@ class SMMix(Policy):
     needs = frozenset({"attention", "outputs"})
     reads = frozenset({"features", "outputs"})
     spatial = (2,)
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+    not_offered = ("alpha", "ratio")
 
     def __init__(
         self,
@@ -266,20 +280,12 @@ class SMMix(Policy):
         fine_grained: float = 1.0,
         consistency: float = 1.0,
         label_smoothing: float = 0.1,
-        *,
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(pairing=pairing, labeling=labeling, per=per)
-        if len(minmax) != 2 or not 0 < minmax[0] <= minmax[1] <= 1:
-            raise ValueError(f"SMMix expects minmax as fractions (low, high), 0 < low <= high <= 1, got {minmax!r}")
-        for name, weight in (("fine_grained", fine_grained), ("consistency", consistency)):
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ValueError(f"SMMix expects {name} as a weight >= 0, got {weight!r}")
-        self.minmax = (float(minmax[0]), float(minmax[1]))
-        self.fine_grained = float(fine_grained)
-        self.consistency = float(consistency)
+        super().__init__(**shared)
+        self.minmax = check_range("SMMix", "minmax", minmax, 0, 1, positive=True)
+        self.fine_grained = check_not_negative("SMMix", "fine_grained", fine_grained)
+        self.consistency = check_not_negative("SMMix", "consistency", consistency)
         self.label_smoothing = check_probability("SMMix", "label_smoothing", label_smoothing)
         if not fine_grained:
             self.reads = self.reads - {"features"}
@@ -342,6 +348,7 @@ class SMMix(Policy):
                 f"SMMix pools the last feature map, but it has {features.shape[1]} channels where the classifier takes "
                 f"{head.in_features}: name the map, ModelSignals(model, features=...), or use fine_grained=0"
             )
+        check_class_ids("SMMix", labels, head.out_features, IGNORED)
         total = features.new_zeros((), dtype=torch.float32)
         for mask, target in ((own, labels), (~own, labels.index_select(0, plan.partner))):
             logits = single_precision(head(pooled_tokens(features, mask).to(head.weight.dtype)))

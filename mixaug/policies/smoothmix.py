@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_flag, check_images, check_out, check_partner, check_range
+from mixaug.draws import Draws
+from mixaug.labeling import Area
 from mixaug.ops.blend import blend_mask
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SmoothMix", "smoothmix", "smoothmix_mask"]
 
@@ -132,24 +135,22 @@ class SmoothMix(Policy):
         ValueError: an option out of range.
     """
 
+    not_offered = ("alpha", "ratio")
+
     def __init__(
         self,
         sigma: tuple[float, float] = (0.25, 0.5),
         reference_labels: bool = False,
-        *,
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "area",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(pairing=pairing, labeling=labeling, per=per)
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1] < float("inf"):
-            raise ValueError(f"SmoothMix expects sigma as shares (low, high), 0 < low <= high, got {sigma!r}")
-        if reference_labels and labeling != "area":
+        super().__init__(**shared)
+        self.sigma = check_range("SmoothMix", "sigma", sigma, positive=True)
+        self.reference_labels = check_flag("SmoothMix", "reference_labels", reference_labels)
+        if self.reference_labels and not isinstance(self.labeling, Area):
             raise ValueError(
-                f"SmoothMix swaps the areas with reference_labels=True; it cannot use labeling={labeling!r}"
+                "SmoothMix swaps the areas with reference_labels=True; it cannot use "
+                f"labeling={shared.get('labeling')!r}"
             )
-        self.sigma = (float(sigma[0]), float(sigma[1]))
-        self.reference_labels = bool(reference_labels)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         centers = draws.pixels(batch.size) - 0.5

@@ -18,15 +18,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_boxes, check_images, check_labels, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import ClassActivation, Labeling
+from mixaug.checks import check_boxes, check_choice, check_images, check_labels, check_out, check_partner
+from mixaug.draws import Draws
+from mixaug.labeling import ClassActivation
 from mixaug.ops.activation import check_activation_maps, check_not_negative
 from mixaug.ops.boxes import area_kept, cutmix_boxes, sum_inside
 from mixaug.ops.layout import (
@@ -36,12 +36,13 @@ from mixaug.ops.layout import (
     single_precision,
 )
 from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
-from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan, class_planes
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 from mixaug.signals import Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SnapMix", "snapmix", "snapmix_weights"]
 
@@ -322,20 +323,20 @@ class SnapMix(Policy):
 
     needs = frozenset({"cam"})
     spatial = (2,)
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": None, "per": "batch"}  # type: ignore[typeddict-item]
 
     def __init__(
         self,
         alpha: float = 5.0,
         mode: Mode = "train",
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling | None = None,
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
+        check_choice("SnapMix", "mode", mode, get_args(Mode))
         # The name stands for the maps of this policy's own mode.
-        chosen = ClassActivation(mode) if labeling in (None, "cam") else labeling
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=chosen, per=per)
+        labeling = shared.get("labeling")
+        if labeling is None or (isinstance(labeling, str) and labeling == "cam"):
+            shared["labeling"] = ClassActivation(mode)
+        super().__init__(alpha=alpha, **shared)
         self.mode: Mode = mode
         # The images need nothing of the model: another labeling frees the policy of it.
         self.needs = self.labeling.needs

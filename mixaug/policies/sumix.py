@@ -21,22 +21,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_partner
-from mixaug.draws import Per
+from mixaug.checks import (
+    check_choice,
+    check_class_ids,
+    check_flag,
+    check_not_negative,
+    check_partner,
+    check_positive,
+    shown,
+)
 from mixaug.ops.layout import single_precision
-from mixaug.pairing import Pairing
 from mixaug.plan import Plan
-from mixaug.policy import Policy, no_change
-from mixaug.ratio import positive
+from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import create, describe, register
 from mixaug.signals import MixedSignals, ModelSignals, Signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix_weights"]
 
@@ -194,6 +202,7 @@ class SUMix(Policy):
     needs = frozenset({"outputs", "pooled"})
     reads = frozenset({"outputs", "pooled"})
     spatial = None
+    not_offered = ("ratio", "labeling")
 
     def __init__(
         self,
@@ -203,24 +212,19 @@ class SUMix(Policy):
         scale: float | None = 100.0,
         uncertainty: Uncertainty = "layer",
         reference: bool = False,
-        *,
-        pairing: str | Pairing | None = None,
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(pairing=pairing, per=per)
+        super().__init__(alpha=alpha, **shared)
         if not isinstance(policy, (str, Policy)):
-            raise TypeError(f"SUMix expects policy as a name or a mixaug.Policy, got {type(policy).__name__}")
+            raise TypeError(f"SUMix expects policy as a policy or its name, got {shown(policy)}")
+        pairing, per = shared.get("pairing"), self.per
         if isinstance(policy, Policy) and (pairing is not None or per != "sample"):
             raise ValueError("SUMix got a policy that is made already: give pairing and per to that policy")
-        if uncertainty not in ("layer", "logits"):
-            raise ValueError(f"SUMix expects uncertainty 'layer' or 'logits', got {uncertainty!r}")
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < float("inf"):
-            raise ValueError(f"SUMix expects gamma as a weight >= 0, got {gamma!r}")
-        self.alpha = alpha
-        self.gamma = float(gamma)
-        self.scale = None if scale is None else positive("scale", scale)
+        check_choice("SUMix", "uncertainty", uncertainty, get_args(Uncertainty))
+        self.gamma = check_not_negative("SUMix", "gamma", gamma)
+        self.scale = None if scale is None else check_positive("SUMix", "scale", scale)
         self.uncertainty: Uncertainty = uncertainty
-        self.reference = bool(reference)
+        self.reference = check_flag("SUMix", "reference", reference)
         self.policy = _make(policy, alpha=alpha, pairing=pairing, per=per) if isinstance(policy, str) else policy
         if not self._has_layer:
             self.needs, self.reads = self.needs - {"pooled"}, self.reads - {"pooled"}
@@ -310,7 +314,10 @@ def _clean_of(seen: MixedSignals) -> Signals:
 
 
 def _make(name: str, **options: Any) -> Policy:
-    known = describe(name).defaults
+    try:
+        known = describe(name).defaults
+    except ValueError as error:
+        raise ValueError(f"SUMix expects policy as a policy or its name, got an {error}") from None
     unfit = [key for key, plain in (("pairing", None), ("per", "sample")) if key not in known and options[key] != plain]
     if unfit:
         raise ValueError(f"SUMix got {unfit[0]}={options[unfit[0]]!r}, but policy {name!r} has no such option")
@@ -335,4 +342,5 @@ def _check(what: str, clean_logits: Tensor, mixed_logits: Tensor, labels: Tensor
         )
     if labels.shape != clean_logits.shape[:1] or labels.is_floating_point():
         raise ValueError(f"{what} expects class ids ({len(clean_logits)},), got {tuple(labels.shape)} {labels.dtype}")
+    check_class_ids(what, labels, clean_logits.shape[1])
     check_partner(what, partner, len(clean_logits))

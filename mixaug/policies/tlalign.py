@@ -16,22 +16,23 @@ pair it with itself reversed (``pairing="reversed"``); their grid is square and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.draws import Draws
 from mixaug.ops.boxes import cutmix_boxes
 from mixaug.ops.cells import patch_sides, patch_size_option
-from mixaug.pairing import Pairing
 from mixaug.plan import Paste, Plan
 from mixaug.policies.cutmix import cutmix
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["TLAlign", "patch_grid", "tlalign"]
 
@@ -110,18 +111,15 @@ class TLAlign(Policy):
 
     spatial = (2,)
     needs = frozenset({"attention"})
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": "token_labels"}
 
     def __init__(
         self,
         alpha: float = 1.0,
         patch_size: int | Sequence[int] | None = None,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "token_labels",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        super().__init__(alpha=alpha, **shared)
         self.needs = self.labeling.needs
         self.patch_size = patch_size_option("TLAlign", patch_size)
 

@@ -19,26 +19,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_images, check_out, check_partner
-from mixaug.draws import Draws, Per
-from mixaug.labeling import Labeling
+from mixaug.checks import check_choice, check_images, check_out, check_partner, check_whole
+from mixaug.draws import Draws
 from mixaug.labeling.content import Content, Source
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.cells import patch_sides, patch_size_option
 from mixaug.ops.layout import reads_freely, wide_dtype
 from mixaug.ops.masks import cells_to_size, top_mask
-from mixaug.pairing import Pairing
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["TokenMix", "content_targets", "tokenmix", "tokenmix_blocks", "tokenmix_count", "tokenmix_replay"]
 
@@ -233,6 +233,7 @@ class TokenMix(Policy):
 
     needs = frozenset({"attention"})
     spatial = (2,)
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": "content"}
 
     def __init__(
         self,
@@ -242,29 +243,24 @@ class TokenMix(Policy):
         grid: int | Sequence[int] | None = None,
         minimum_tokens: int | None = None,
         labels_from: Source = "attention",
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "content",
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        content = Content(labels_from)
-        made = content if isinstance(labeling, str) and labeling == "content" else labeling
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=made, per=per)
+        check_choice("TokenMix", "labels_from", labels_from, get_args(Source))
+        labeling = shared.get("labeling", "content")
+        if isinstance(labeling, str) and labeling == "content":
+            shared["labeling"] = Content(labels_from)
+        super().__init__(alpha=alpha, **shared)
         # Without labels from the model nothing is asked of it.
         self.needs = self.labeling.needs
-        if mode not in ("block", "random"):
-            raise ValueError(f"TokenMix expects mode 'block' or 'random', got {mode!r}")
+        check_choice("TokenMix", "mode", mode, get_args(Mode))
         if grid is not None and patch_size is not None:
             raise ValueError(f"TokenMix expects patch_size or grid, not both, got {patch_size!r} and {grid!r}")
-        if minimum_tokens is not None and (
-            isinstance(minimum_tokens, bool) or not isinstance(minimum_tokens, int) or minimum_tokens < 0
-        ):
-            raise ValueError(f"TokenMix expects minimum_tokens as a whole number >= 0, got {minimum_tokens!r}")
         self.mode: Mode = mode
         self.patch_size = patch_size_option("TokenMix", patch_size)
-        self.grid = patch_size_option("TokenMix's grid", grid)
-        self.minimum_tokens = minimum_tokens
+        self.grid = patch_size_option("TokenMix", grid, "grid")
+        self.minimum_tokens = (
+            None if minimum_tokens is None else check_whole("TokenMix", "minimum_tokens", minimum_tokens, 0)
+        )
         self.labels_from: Source = labels_from
 
     def check(self, batch: Batch) -> None:

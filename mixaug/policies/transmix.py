@@ -15,12 +15,16 @@ fifth batch by Mixup instead, which is ``OneOf([create("mixup", alpha=0.8, per="
 
 from __future__ import annotations
 
-from mixaug.draws import Per
+from typing import TYPE_CHECKING
+
+from mixaug.checks import check_probability
 from mixaug.labeling import Attention
-from mixaug.pairing import Pairing
 from mixaug.policies.cutmix import CutMix
-from mixaug.ratio import Ratio
+from mixaug.policy import SharedOptions
 from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["TransMix"]
 
@@ -49,15 +53,15 @@ class TransMix(CutMix):
 
     needs = Attention.needs
     spatial = (2,)
+    not_offered = ("minmax", "labeling")
 
     def __init__(
         self,
         alpha: float = 1.0,
         attention_share: float = 0.5,
-        *,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        per: Per = "sample",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha, ratio=ratio, pairing=pairing, labeling=Attention(attention_share), per=per)
+        attention_share = check_probability("TransMix", "attention_share", attention_share)
+        shared["labeling"] = Attention(attention_share)
+        super().__init__(alpha, **shared)
         self.attention_share = attention_share

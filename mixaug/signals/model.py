@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixaug.checks import check_class_ids
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
 from mixaug.ops.precision import callers_precision
@@ -257,6 +258,10 @@ class _Pass:
         self.recorder.detach()
 
 
+#: The class id that torch's cross-entropy leaves out.
+IGNORED = -100
+
+
 def clean_cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
     """Mean cross-entropy in float32, for class ids (B,) or shares of classes (B, K)."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
@@ -267,6 +272,7 @@ def clean_cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
             f"saliency of labels {tuple(labels.shape)} {labels.dtype} beside outputs {tuple(outputs.shape)} needs a "
             "loss: pass ModelSignals(model, loss=...)"
         )
+    check_class_ids("saliency", labels, outputs.shape[1], IGNORED)
     target = labels.to(outputs.device) if labels.is_floating_point() else labels.long()
     logits = single_precision(outputs)
     return F.cross_entropy(logits, target.to(logits.dtype) if target.is_floating_point() else target)

@@ -423,10 +423,10 @@ def test_models_without_a_classifier_of_vectors_are_refused():
 
 def test_options_and_missing_pieces():
     for options, message in [
-        ({"discriminator": -1}, "discriminator as a weight >= 0, got -1"),
-        ({"discriminator": math.nan}, "discriminator as a weight >= 0"),
-        ({"discriminator": True}, "discriminator as a weight >= 0"),
-        ({"width": 0}, "width as an integer of at least 1, got 0"),
+        ({"discriminator": -1}, "discriminator as a number that is not negative, got -1"),
+        ({"discriminator": math.nan}, "discriminator as a number that is not negative"),
+        ({"discriminator": True}, "discriminator as a number that is not negative"),
+        ({"width": 0}, "width as an integer >= 1, got 0"),
         ({"width": 2.0}, "width as an integer"),
         ({"pairing": "noone"}, "noone"),
     ]:

@@ -541,9 +541,9 @@ def test_a_batch_of_one_stays_as_it_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_images": 1}, "n_images as an integer of at least 2, got 1"),
-        ({"n_images": 2.0}, r"n_images as an integer of at least 2, got 2\.0"),
-        ({"n_images": True}, "n_images as an integer of at least 2, got True"),
+        ({"n_images": 1}, "n_images as an integer >= 2, got 1"),
+        ({"n_images": 2.0}, r"n_images as an integer >= 2, got 2\.0"),
+        ({"n_images": True}, "n_images as an integer >= 2, got True"),
         ({"upsampling": "bicubic"}, "upsampling 'nearest' or 'bilinear', got 'bicubic'"),
         ({"beta": 1.5}, r"beta in \[0, 1\], got 1\.5"),
         ({"mixup_ratio": 1}, r"mixup_ratio in \[0, 1\), got 1"),

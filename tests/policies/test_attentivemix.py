@@ -324,14 +324,14 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
-    ({"k": 0}, ValueError, "k as a positive integer"),
-    ({"k": 2.5}, ValueError, "k as a positive integer"),
-    ({"k": True}, ValueError, "k as a positive integer"),
-    ({"attention": "max"}, ValueError, "attention in"),
+    ({"k": 0}, ValueError, "k as an integer >= 1"),
+    ({"k": 2.5}, ValueError, "k as an integer >= 1"),
+    ({"k": True}, ValueError, "k as an integer >= 1"),
+    ({"attention": "max"}, ValueError, "AttentiveMix expects attention"),
     ({"network": "resnet50"}, TypeError, r"timm.create_model\(name, pretrained=True\)"),
-    ({"network_size": 0}, ValueError, "network_size as a positive side"),
-    ({"network_size": (1, 2, 3)}, ValueError, "network_size as a positive side"),
-    ({"alpha": -1.0}, ValueError, "alpha expects a positive"),
+    ({"network_size": 0}, ValueError, "network_size as a"),
+    ({"network_size": (1, 2, 3)}, ValueError, "network_size as a"),
+    ({"alpha": -1.0}, ValueError, "expects alpha as a positive"),
 ])  # fmt: skip
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):

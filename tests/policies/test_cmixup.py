@@ -89,13 +89,13 @@ def test_mixing_hidden_features_by_label():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"bandwidth": 0}, "bandwidth expects a"),
-    ({"bandwidth": -1.0}, "bandwidth expects a"),
-    ({"bandwidth": float("nan")}, "bandwidth expects a"),
+    ({"bandwidth": 0}, "expects bandwidth as a"),
+    ({"bandwidth": -1.0}, "expects bandwidth as a"),
+    ({"bandwidth": float("nan")}, "expects bandwidth as a"),
     ({"bandwidth": "wide"}, "bandwidth"),
-    ({"kernel": "box"}, r"expects kernel in \['gaussian', 'tophat'\], got 'box'"),
+    ({"kernel": "box"}, "expects kernel 'gaussian' or 'tophat', got 'box'"),
     ({"units": "sd"}, "expects units 'raw' or 'standardised', got 'sd'"),
-    ({"alpha": 0}, "alpha expects a"),
+    ({"alpha": 0}, "expects alpha as a"),
     ({"per": "pair"}, "not mutual"),
     ({"stages": "layer1"}, "stages as a sequence of module names, got 'layer1'"),
 ])  # fmt: skip

@@ -544,7 +544,7 @@ def test_compiles_as_one_graph_with_the_sweeps_as_one_operator():
     ({"block_num": 2.5}, "block_num"),
     ({"part_size": 1}, "part_size as an integer >= 2"),
     ({"iterations": 0}, "iterations as an integer >= 1"),
-    ({"beta": -0.1}, "beta as a finite number"),
+    ({"beta": -0.1}, "beta as a number that is not negative"),
     ({"gamma": float("nan")}, "gamma"),
     ({"threshold": "x"}, "threshold"),
     ({"eta": float("inf")}, "eta"),

@@ -81,8 +81,8 @@ def test_no_share_is_ever_all_or_nothing():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"n_holes": (0, 3)}, "1 <= fewest <= most"),
-    ({"n_holes": (2.5, 3)}, "integers"),
+    ({"n_holes": (0, 3)}, r"n_holes as \(low, high\), 1 <= low <= high"),
+    ({"n_holes": (2.5, 3)}, "n_holes as whole numbers"),
     ({"crop_area": (0.5, 1.5)}, "crop_area as"),
     ({"crop_aspect": (2.0, 1.0)}, "crop_aspect as"),
     ({"hole_aspect": (0.0, 1.0)}, "hole_aspect as"),

@@ -345,10 +345,10 @@ def test_spectral_needs_no_model():
 @pytest.mark.parametrize(("options", "message"), [
     ({"saliency": "sr"}, "expects saliency 'gradient' or 'spectral', got 'sr'"),
     ({"distance": "l3"}, "expects distance in .*got 'l3'"),
-    ({"part_size": 1}, "at least 2 or None, got 1"),
-    ({"part_size": True}, "at least 2 or None"),
+    ({"part_size": 1}, "part_size as an integer >= 2, got 1"),
+    ({"part_size": True}, "part_size as an integer >= 2"),
     ({"blur_size": 6}, "odd number of pixels to blur over, got 6"),
-    ({"blur_sigma": 0.0}, "positive sigma"),
+    ({"blur_sigma": 0.0}, "blur_sigma as a positive"),
     ({"clean_lam": -1.0}, "clean_lam as a number that is not negative, got -1.0"),
     ({"clean_lam": float("nan")}, "clean_lam as a number that is not negative, got nan"),
     ({"clean_lam": 1.0, "saliency": "spectral"}, "saliency='spectral' lacks"),

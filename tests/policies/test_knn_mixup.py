@@ -65,11 +65,11 @@ def test_defaults_and_lam():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"k": 0}, "k >= 1 neighbours or a function of limits, got 0"),
-    ({"k": True}, "k >= 1"),
-    ({"k": 2.0}, "k >= 1"),
+    ({"k": 0}, "k as an integer >= 1, got 0"),
+    ({"k": True}, "k as an integer >= 1"),
+    ({"k": 2.0}, "k as an integer >= 1"),
     ({"by": "features"}, "expects by 'labels' or 'inputs', got 'features'"),
-    ({"alpha": -1}, "alpha expects a"),
+    ({"alpha": -1}, "expects alpha as a"),
     ({"per": "pair"}, "not mutual"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):

@@ -80,10 +80,10 @@ def test_defaults_and_lam():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"radius": 0}, "radius expects a"),
-    ({"radius": float("inf")}, "radius expects a"),
+    ({"radius": 0}, "expects radius as a"),
+    ({"radius": float("inf")}, "expects radius as a"),
     ({"by": "pixels"}, "expects by 'labels' or 'inputs', got 'pixels'"),
-    ({"alpha": 0}, "alpha expects a"),
+    ({"alpha": 0}, "expects alpha as a"),
     ({"per": "pair"}, "not mutual"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):

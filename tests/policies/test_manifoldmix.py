@@ -213,7 +213,7 @@ def test_stages_by_number_are_timms():
     assert mixaug.create("manifoldmix", stages=[0, 1, -1, "input"]).eligible(model) == (
         "act1", "layer1", "layer3", "input",
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"each stage once, but stages=\[3, -1\] are \['layer3', 'layer3'\]"):
+    with pytest.raises(ValueError, match=r"each of stages once, but stages=\[3, -1\] are \['layer3', 'layer3'\]"):
         mixaug.create("manifoldmix", stages=[3, -1]).draw(IMAGES, signals=model)
     with pytest.raises(ValueError, match="stage 4 does not exist"):
         mixaug.create("manifoldmix", stages=[4]).draw(IMAGES, signals=model)
@@ -385,13 +385,13 @@ def test_the_policy_does_not_touch_evaluation_nor_hold_on_to_the_model():
 @pytest.mark.parametrize(("options", "message"), [
     ({"stages": "layer1"}, "sequence of module names, got 'layer1'"),
     ({"stages": ()}, "sequence of module names"),
-    ({"stages": ("layer1", "")}, "sequence of module names"),
+    ({"stages": ("layer1", "")}, "each of stages as the name of a module"),
     ({"stages": 1}, "sequence of module names, got 1"),
-    ({"stages": ("layer1", 2.0)}, "sequence of module names"),
-    ({"stages": (0, True)}, "sequence of module names"),
-    ({"stages": (1, 1)}, "each stage once"),
-    ({"stages": ("layer1", "layer1")}, "each stage once"),
-    ({"alpha": 0}, "alpha expects a"),
+    ({"stages": ("layer1", 2.0)}, "each of stages as"),
+    ({"stages": (0, True)}, "each of stages as"),
+    ({"stages": (1, 1)}, "each of stages once"),
+    ({"stages": ("layer1", "layer1")}, "each of stages once"),
+    ({"alpha": 0}, "expects alpha as a"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

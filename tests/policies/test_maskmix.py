@@ -49,5 +49,5 @@ def test_default_cell_follows_the_image(side, cell):
 def test_bad_options():
     with pytest.raises(ValueError, match="cannot use labeling='ratio'"):
         mixaug.create("maskmix", reference_labels=True, labeling="ratio")
-    with pytest.raises(ValueError, match="positive integers"):
+    with pytest.raises(ValueError, match="as an integer >= 1"):
         mixaug.create("maskmix", patch_size=-1)

@@ -91,7 +91,7 @@ def test_known_by_name_and_bad_options():
         mixaug.create("mixpro", attention="both")
     with pytest.raises(ValueError, match=r"label_smoothing in \[0, 1\]"):
         mixaug.create("mixpro", label_smoothing=2)
-    with pytest.raises(ValueError, match="positive integers"):
+    with pytest.raises(ValueError, match="as an integer >= 1"):
         mixaug.create("mixpro", patch_size=0)
     with pytest.raises(ValueError, match="MixPro needs attention, outputs of the model"):
         mixaug.create("mixpro")(IMAGES, LABELS)

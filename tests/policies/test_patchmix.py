@@ -71,10 +71,10 @@ def test_every_pixel_has_one_parent_and_lam_counts_them():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"patch_size": 0}, "positive integers"),
-    ({"patch_size": 2.5}, "positive integers"),
-    ({"patch_size": ()}, "positive integers"),
-    ({"patch_size": "4"}, "positive integers"),
+    ({"patch_size": 0}, "as an integer >= 1"),
+    ({"patch_size": 2.5}, "as an integer >= 1"),
+    ({"patch_size": ()}, "as an integer >= 1"),
+    ({"patch_size": "4"}, "as an integer >= 1"),
 ])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises((ValueError, TypeError), match=message):

@@ -325,8 +325,8 @@ def test_bad_input():
     ):
         policy.auxiliary_loss(mixed, seen)
     for options, message in (
-        ({"n_labels": 1}, "n_labels from 2 to 8"),
-        ({"block_nums": ()}, "block_nums as positive integers"),
+        ({"n_labels": 1}, "n_labels as an integer >= 2"),
+        ({"block_nums": ()}, "block_nums as an integer >= 1"),
         ({"gamma": -1.0}, "gamma as a number that is not negative"),
         ({"t_size": 0}, "t_size as a positive number of pixels"),
         ({"adv_p": 0.1}, "pass mean and std"),

@@ -224,7 +224,7 @@ X, Y = problem(10)
     ({"train": (torch.where(X > 0, torch.nan, X), Y)}, "row 0 of rows holds NaN"),
     ({"train": (X, torch.arange(10)), "validation": (X, torch.arange(10))}, "expects float labels, got torch.int64"),
     ({"validation": (X, Y[:, 0])}, r"expects validation like train, got inputs \(10, 3\) and labels \(10,\)"),
-    ({"by": "x"}, "by 'inputs' or 'labels', got 'x'"),
+    ({"by": "x"}, "by 'labels' or 'inputs', got 'x'"),
     ({"choices": (0, 99)}, r"at least two choices below the number of rows, 10, got \(0, 99\)"),
     ({"train": (X, Y[:, 0]), "validation": (X, Y[:, 0])}, r"shaped like the labels, \(4,\), got \(4, 2\)"),
     ({"steps": 0}, "steps >= 1"),
@@ -232,7 +232,7 @@ X, Y = problem(10)
     ({"momentum": 1.0}, r"momentum in \[0, 1\)"),
     ({"choices": (1, 2)}, "limits that rise from 0"),
     ({"choices": (0, 4, 2)}, "limits that rise from 0"),
-    ({"alpha": 0}, "alpha expects a"),
+    ({"alpha": 0}, "expects alpha as a"),
     ({"learning_rate": 1e30}, "validation loss became (nan|inf); lower learning_rate"),
 ])  # fmt: skip
 def test_what_cannot_be_learned_is_named(change, message):
@@ -255,7 +255,7 @@ def test_limits_of_another_form_are_named(limits, message):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match=r"k_max >= 1 for limits that are a function, got None"):
         mixaug.create("regmix", limits=constant(1))
-    with pytest.raises(ValueError, match="k >= 1"):
+    with pytest.raises(ValueError, match="k as an integer >= 1"):
         mixaug.create("regmix", k=0)
     with pytest.raises(ValueError, match=r"needs labels|pairs by labels"):
         mixaug.create("regmix", limits=constant(1), k_max=2)(INPUTS)

@@ -32,7 +32,7 @@ def pair_loss(outputs, lam, partner):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"k": -0.5}, r"k >= 0, or -1"),
+    ({"k": -0.5}, "k as a number that is not negative"),
     ({"eta": 1.5}, "eta"),
     ({"variance": -1.0}, "variance"),
     ({"dropout": 2.0}, "dropout"),

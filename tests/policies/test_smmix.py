@@ -281,8 +281,8 @@ def test_without_a_model_it_mixes_and_the_loss_says_what_is_missing():
         ({"minmax": (0.0, 0.5)}, "0 < low <= high <= 1"),
         ({"minmax": (0.6, 0.5)}, "0 < low <= high <= 1"),
         ({"minmax": (0.6,)}, "0 < low <= high <= 1"),
-        ({"fine_grained": -1}, "fine_grained as a weight >= 0"),
-        ({"consistency": float("inf")}, "consistency as a weight >= 0"),
+        ({"fine_grained": -1}, "fine_grained as a number that is not negative"),
+        ({"consistency": float("inf")}, "consistency as a number that is not negative"),
         ({"label_smoothing": 2.0}, "label_smoothing"),
     ],
 )

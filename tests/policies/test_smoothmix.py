@@ -66,7 +66,7 @@ def test_bump_takes_the_shape_of_the_image():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="sigma as shares"):
+    with pytest.raises(ValueError, match=r"sigma as \(low, high\)"):
         mixaug.create("smoothmix", sigma=(0.5, 0.25))
     with pytest.raises(ValueError, match="cannot use labeling='ratio'"):
         mixaug.create("smoothmix", reference_labels=True, labeling="ratio")

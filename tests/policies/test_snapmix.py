@@ -402,10 +402,10 @@ def test_bad_arguments(change, error, message):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"alpha": 0}, "alpha expects a positive"),
-    ({"mode": "both"}, "mode in"),
+    ({"alpha": 0}, "expects alpha as a positive"),
+    ({"mode": "both"}, "expects mode"),
     ({"per": "pixel"}, "per in"),
-    ({"labeling": "cam"}, "unknown labeling"),
+    ({"labeling": "cams"}, "unknown labeling"),
 ])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

@@ -133,7 +133,7 @@ def test_the_image_half_alone_needs_no_model():
 
 def test_known_by_name_and_bad_options():
     assert mixaug.describe("tlalign").needs == {"attention"}
-    with pytest.raises(ValueError, match="positive integers"):
+    with pytest.raises(ValueError, match="as an integer >= 1"):
         mixaug.create("tlalign", patch_size=0)
     with pytest.raises(ValueError, match="3 patch sizes"):
         mixaug.create("tlalign", patch_size=(4, 4, 4))(torch.rand(2, 3, 8, 8), signals=GIVEN)

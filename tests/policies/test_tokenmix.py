@@ -248,11 +248,11 @@ def test_a_training_step(source, backbone):
     [
         ({"mode": "square"}, "mode 'block' or 'random', got 'square'"),
         ({"labels_from": "saliency"}, "'attention' or 'cam', got 'saliency'"),
-        ({"patch_size": 0}, "patch_size as positive integers"),
-        ({"grid": -3}, "positive integers"),
+        ({"patch_size": 0}, "patch_size as an integer >= 1"),
+        ({"grid": -3}, "as an integer >= 1"),
         ({"grid": 4, "patch_size": 4}, "not both"),
-        ({"minimum_tokens": -1}, "minimum_tokens as a whole number >= 0, got -1"),
-        ({"minimum_tokens": 1.5}, "minimum_tokens as a whole number >= 0, got 1.5"),
+        ({"minimum_tokens": -1}, "minimum_tokens as an integer >= 0, got -1"),
+        ({"minimum_tokens": 1.5}, "minimum_tokens as an integer >= 0, got 1.5"),
         ({"labeling": "weight"}, "unknown labeling"),
     ],
 )

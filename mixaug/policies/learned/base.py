@@ -6,27 +6,61 @@ images, the loss that the mixer learns from (through a frozen momentum copy of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_probability
-from mixaug.draws import Per
-from mixaug.labeling import Labeling
-from mixaug.pairing import Pairing
+from mixaug.checks import (
+    check_choice,
+    check_flag,
+    check_not_negative,
+    check_positive_share,
+    check_probability,
+    check_stage,
+    check_whole,
+    shown,
+)
 from mixaug.policies.learned.blocks import Upsampling
 from mixaug.policies.learned.clean import clean_classifier, clean_loss
 from mixaug.policies.learned.loop import LoopWatch
 from mixaug.policies.learned.momentum import MomentumNetwork, MomentumSchedule
 from mixaug.policies.learned.storage import as_bytes, load_mixer_state, mixer_state, of_bytes
-from mixaug.policy import Policy, no_change
-from mixaug.ratio import Ratio
+from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class MixerOptions(SharedOptions, total=False):
+    """Options that learned mixers share, beside ``alpha`` and those whose defaults differ between them."""
+
+    stage: int | str | None
+    channels: int | None
+    clean_lam: float
+    clean_share: float
+    clean_head: bool
+    momentum: float
+    momentum_end: float | None
+    scope: Sequence[float]
+    generator_share: float
+    generator_probability: float
+    mixer: str | Path | None
+    encoder: nn.Module | None
+    frozen: bool | None
+    reference: bool
+
+
+class LearnedOptions(MixerOptions, total=False):
+    """All options of :class:`LearnedMixer`."""
+
+    alpha: float
+    upsampling: Upsampling
+    lam_margin: float
 
 
 class LearnedMixer(Policy):
@@ -65,6 +99,8 @@ class LearnedMixer(Policy):
     needs = frozenset({"features"})
     spatial = (2,)
 
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": "ratio", "per": "batch"}
+
     def __init__(
         self,
         *,
@@ -85,41 +121,33 @@ class LearnedMixer(Policy):
         encoder: nn.Module | None = None,
         frozen: bool | None = None,
         reference: bool = False,
-        ratio: str | float | Ratio = "beta",
-        pairing: str | Pairing | None = None,
-        labeling: str | Labeling = "ratio",
-        per: Per = "batch",
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(alpha=alpha, ratio=ratio, pairing=pairing, labeling=labeling, per=per)
+        super().__init__(alpha=alpha, **shared)
         what = type(self).__name__
-        if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"{what} expects upsampling 'nearest' or 'bilinear', got {upsampling!r}")
-        self.stage = stage
+        check_choice(what, "upsampling", upsampling, get_args(Upsampling))
+        self.stage = None if stage is None else check_stage(what, "stage", stage)
         self.upsampling: Upsampling = upsampling
-        self.lam_margin = not_negative(what, "lam_margin", lam_margin)
-        self.reference = bool(reference)
-        self.clean_lam = not_negative(what, "clean_lam", clean_lam)
-        self.clean_head_wanted = bool(clean_head) and self.clean_lam > 0
+        self.lam_margin = check_not_negative(what, "lam_margin", lam_margin)
+        self.reference = check_flag(what, "reference", reference)
+        self.clean_lam = check_not_negative(what, "clean_lam", clean_lam)
+        self.clean_head_wanted = check_flag(what, "clean_head", clean_head) and self.clean_lam > 0
         self.schedule = MomentumSchedule(what, momentum, momentum_end, scope)
         self.momentum, self.momentum_end, self.scope = self.schedule.start, self.schedule.end, self.schedule.scope
         self.generator_probability = check_probability(what, "generator_probability", generator_probability)
-        self.clean_share = check_probability(what, "clean_share", clean_share)
-        if self.clean_share == 0:
-            raise ValueError(f"{what} expects clean_share in (0, 1], got 0; clean_lam=0 spares that loss")
-        self.generator_share = check_probability(what, "generator_share", generator_share)
-        if self.generator_share == 0:
-            raise ValueError(f"{what} expects generator_share in (0, 1], got 0; frozen=True never trains the mixer")
+        self.clean_share = check_positive_share(what, "clean_share", clean_share, "clean_lam=0 spares that loss")
+        self.generator_share = check_positive_share(
+            what, "generator_share", generator_share, "frozen=True never trains the mixer"
+        )
         if encoder is not None and (mixer is None or frozen is False or not isinstance(encoder, nn.Module)):
             raise ValueError(
                 f"{what} expects encoder as the torch.nn.Module that a mixer was trained with, beside that mixer, "
                 f"which stays frozen; got encoder={type(encoder).__name__}, mixer={mixer!r}, frozen={frozen!r}"
             )
-        if frozen is not None and not isinstance(frozen, bool):
-            raise ValueError(f"{what} expects frozen as True, False or None, got {frozen!r}")
-        if stage is not None and (isinstance(stage, bool) or not isinstance(stage, (int, str))):
-            raise ValueError(f"{what} expects stage as the name of a module, a number or None, got {stage!r}")
+        if mixer is not None and not isinstance(mixer, (str, Path)):
+            raise ValueError(f"{what} expects mixer as the path of a file, a folder or None, got {shown(mixer)}")
         self.mixer = None if mixer is None else str(mixer)
-        self.frozen = self.mixer is not None if frozen is None else bool(frozen)
+        self.frozen = self.mixer is not None if frozen is None else check_flag(what, "frozen", frozen)
         self.channels = None if channels is None else check_channels(what, channels)
         self.progress: float | None = None
         self.block: nn.Module | None = None
@@ -340,26 +368,13 @@ class LearnedMixer(Policy):
         return self.network
 
 
-def not_negative(what: str, name: str, value: float) -> float:
-    """The value as a float.
-
-    Raises:
-        ValueError: negative or not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{what} expects {name} as a number that is not negative, got {value!r}")
-    return float(value)
-
-
 def check_channels(what: str, channels: int) -> int:
     """The number of channels.
 
     Raises:
         ValueError: not an integer of at least 2.
     """
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 2:
-        raise ValueError(f"{what} expects channels as an integer of at least 2, got {channels!r}")
-    return channels
+    return check_whole(what, "channels", channels, 2, 2**14, reason="the block has channels squared weights")
 
 
 def _check_same_sizes(what: str, known: nn.Module, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixaug.checks import check_probability
+from mixaug.checks import check_probability, check_range
 from mixaug.ops.precision import callers_precision
 from mixaug.signals import backbone
 from mixaug.signals.hooks import hooked
@@ -50,7 +50,9 @@ class MomentumSchedule:
     ) -> None:
         self.start = check_probability(what, "momentum", momentum)
         self.end = None if momentum_end is None else check_probability(what, "momentum_end", momentum_end)
-        self.scope = _checked_scope(what, scope)
+        self.scope = check_range(what, "scope", scope, 0, 1)
+        if self.scope[1] == 0:
+            raise ValueError(f"{what} expects scope as two parts of training, the second above 0, got {scope!r}")
 
     @property
     def rises(self) -> bool:
@@ -156,12 +158,3 @@ class StageRecorder:
     def record(self, key: str, value: Any) -> None:
         # A module behind the stage may change its output in place.
         self.shown = value.clone() if isinstance(value, Tensor) else value
-
-
-def _checked_scope(what: str, scope: Sequence[float]) -> tuple[float, float]:
-    if not isinstance(scope, Sequence) or isinstance(scope, str):
-        raise ValueError(f"{what} expects scope as two parts of training, got {scope!r}")
-    ends = tuple(float(end) for end in scope)
-    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1 or ends[1] == 0:
-        raise ValueError(f"{what} expects scope as two parts of training in order, in [0, 1], got {tuple(scope)}")
-    return ends[0], ends[1]

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_probability
+from mixaug.checks import check_not_negative, check_probability
 from mixaug.draws import Draws
 from mixaug.plan import MaskBlend
-from mixaug.policies.learned.base import LearnedMixer, not_negative
+from mixaug.policies.learned.base import LearnedMixer, LearnedOptions, MixerOptions
 from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.branch import block_draws, block_learns
 from mixaug.policies.learned.clean import rows_of
 from mixaug.policies.learned.objective import objective_of, objective_parameters, with_early_gradients
 from mixaug.signals import ModelSignals, early_backward, half_scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["adjusted_mask", "mask_loss"]
 
@@ -77,6 +80,15 @@ class LearnedBlend(MaskBlend):
     learns: bool = True
 
 
+class PairOptions(MixerOptions, total=False):
+    """Options that mixers of pairs share, beside ``alpha`` and those whose defaults differ between them."""
+
+    lam_margin: float
+    mask_lam: float
+    mask_lam_end: float | None
+    mask_margin: float
+
+
 class PairMixer(LearnedMixer):
     """Pairs of images under a mask whose block makes logits of the partner's share: AutoMix and SAMix.
 
@@ -99,13 +111,13 @@ class PairMixer(LearnedMixer):
         mask_lam_end: float | None = None,
         mask_margin: float = 0.1,
         mask_adjust: float = 0.0,
-        **shared: Any,
+        **shared: Unpack[LearnedOptions],
     ) -> None:
         super().__init__(**shared)
         what = type(self).__name__
-        self.mask_lam = not_negative(what, "mask_lam", mask_lam)
-        self.mask_lam_end = None if mask_lam_end is None else not_negative(what, "mask_lam_end", mask_lam_end)
-        self.mask_margin = not_negative(what, "mask_margin", mask_margin)
+        self.mask_lam = check_not_negative(what, "mask_lam", mask_lam)
+        self.mask_lam_end = None if mask_lam_end is None else check_not_negative(what, "mask_lam_end", mask_lam_end)
+        self.mask_margin = check_not_negative(what, "mask_margin", mask_margin)
         self.mask_adjust = check_probability(what, "mask_adjust", mask_adjust)
 
     #: Factor of the variance in :func:`mask_loss`.

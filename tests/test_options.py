@@ -1,0 +1,306 @@
+"""Options: what a policy offers, and that a wrong value is refused when the policy is made, by name."""
+
+from __future__ import annotations
+
+import copy
+import decimal
+import fractions
+import pickle
+import subprocess
+import sys
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mixaug
+import mixaug.models
+from helpers import seeded
+from mixaug import OneOf, Sometimes
+from mixaug.draws import Draws
+from mixaug.options import options_of
+from mixaug.policies import AutoMix, CutMix, MixPro, RegMix, ResizeMix, SnapMix, TransMix
+
+CHANNELS, BATCH, SIZE = 4, 4, (16, 16)
+OURS = [name for name in mixaug.list_policies() if mixaug.describe(name).target.__module__.startswith("mixaug.")]
+COMBINED: dict[str, Any] = {"OneOf": OneOf, "Sometimes": Sometimes}
+OPTIONS = [(name, option) for name in OURS for option in mixaug.describe(name).defaults]
+OPTIONS += [(name, option) for name, target in COMBINED.items() for option in options_of(target)]
+BACKBONE = mixaug.models.create("cifar_resnet8", num_classes=10)
+
+
+LEARNED = [name for name in OURS if {"channels", "mixer"} <= set(mixaug.describe(name).defaults)]
+
+
+class Thing:
+    """Something that no option takes."""
+
+    def __repr__(self) -> str:
+        return "Thing()"
+
+
+def three(first: Any, second: Any, third: Any) -> Any:
+    return first
+
+
+NUMBERS = [0, 1, 2, 3, 7, -1, 0.0, 0.5, 1.0, 1.5, -0.5, 2.5, 5e-324, 1e-40, -5e-324, 1e38, 1e300, 10**6, 10**30]
+NUMBERS += [-(10**30), 10**5000, float("nan"), float("inf"), -float("inf"), 2j]
+OBJECTS = [None, True, False, "", "x", "0.5", "true", b"x", [], (), {}, set(), Thing(), len, print, max, int, Thing]
+OBJECTS += [three, lambda: None, np.float32(0.5), np.float64("nan"), np.int64(2), np.bool_(True), np.array([0.2, 0.5])]
+OBJECTS += [
+    torch.tensor(0.5),
+    torch.tensor([1.0, 2.0]),
+    torch.float32,
+    fractions.Fraction(1, 2),
+    decimal.Decimal("0.5"),
+]
+SEQUENCES = [[0.5], (0.5, 0.2), (0.2, 0.5), (0.0, 0.0), (0.2, float("nan")), (0.2, float("inf")), ("a", "b"), [1, 2, 3]]
+SEQUENCES += [
+    [None, None],
+    (True, False),
+    (-1, 2),
+    (0.5, 10**30),
+    (1, 2),
+    (2, 2),
+    [[0.1, 0.2]],
+    "ab",
+    (10**400, 10**401),
+]
+WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
+
+#: What can only be judged beside the images or the model: how many patches fit, which stages there are.
+BY_THE_BATCH = {
+    "patch_size", "grid", "block_nums", "block_num", "stage", "stages", "n_images", "network", "mixer", "encoder",
+    "channels", "k", "mean", "std", "network_size", "blur_size", "minimum_tokens", "policy", "policies", "labeling",
+}  # fmt: skip
+
+
+def made(name: str, option: str, value: Any) -> mixaug.Policy:
+    others: dict[str, Any] = {}
+    if name in COMBINED:
+        return COMBINED[name](**{option: value})
+    if name in LEARNED:
+        others["channels"] = CHANNELS
+    return mixaug.create(name, **{**others, option: value})
+
+
+def signals_for(policy: mixaug.Policy) -> Any:
+    if "hidden" in policy.needs:
+        return BACKBONE
+    if not policy.needs:
+        return None
+    generator = seeded(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.rand(BATCH, *shape, generator=generator)
+
+    return mixaug.Signals(
+        saliency=drawn(*SIZE), cam=drawn(4, 4), attention=drawn(4, 4), features=drawn(CHANNELS, 4, 4),
+        outputs=drawn(10), pooled=drawn(8),
+    )  # fmt: skip
+
+
+def names_of(name: str) -> list[str]:
+    """How a message may call a policy: by its name, its class, or, of a preset, the class that it makes."""
+    if name in COMBINED:
+        return [name]
+    target = mixaug.describe(name).target
+    presets = {"cmixup": "Mixup", "knn_mixup": "Mixup", "local_mixup": "Mixup", "deit": "deit", "rsb": "rsb"}
+    return [name, target.__name__, presets.get(name, name)]
+
+
+def draws_two_batches(policy: mixaug.Policy) -> None:
+    images = torch.rand(BATCH, 3, *SIZE, generator=seeded(2))
+    labels = torch.arange(BATCH) % 3
+    if type(policy).on_attach is not mixaug.Policy.on_attach and not hasattr(policy, "channels"):
+        policy.attach(BACKBONE)
+    for seed in (3, 4):
+        mixed = policy(images, labels, signals=signals_for(policy), generator=seeded(seed))
+        assert mixed.inputs.shape == images.shape
+        assert mixed.inputs.isfinite().all()
+        assert mixed.weights.isfinite().all()
+
+
+def refused_or_works(name: str, option: str, value: Any) -> None:
+    try:
+        policy = made(name, option, value)
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert any(one in text for one in names_of(name)), f"no name of the policy: {text}"
+        assert option in text, f"no name of the option: {text}"
+        return
+    if option in {"until", "momentum", "momentum_end"} or name == "adamixup":
+        policy.set_progress(0.5)
+    try:
+        draws_two_batches(policy)
+    except ValueError:
+        if option not in BY_THE_BATCH:
+            raise
+
+
+@settings(max_examples=600, derandomize=True, database=None, deadline=None)
+@given(st.sampled_from(OPTIONS), st.sampled_from(range(len(WRONG))))
+def test_a_wrong_value_is_refused_by_name_or_works(place, index):
+    refused_or_works(*place, WRONG[index])
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("cutmix", {"minmax": 0.5}, r"CutMix expects minmax as \(low, high\), 0 <= low < high <= 1, got 0.5"),
+    ("resizemix", {"scope": 0.5}, r"ResizeMix expects scope as \(low, high\), 0 <= low < high <= 1, got 0.5"),
+    ("gridmix", {"crop_area": 0.5}, r"GridMix expects crop_area as \(low, high\), 0 < low <= high <= 1, got 0.5"),
+    ("gridmix", {"n_holes": (2, 10**9)}, r"GridMix expects n_holes as .* <= 65536, got"),
+    ("mixup", {"ratio": -0.5}, r"Mixup expects ratio as a share in \[0, 1\], got -0.5"),
+    ("mixup", {"ratio": len}, "Mixup expects ratio as a name or a share .* Ratio, called with .draws.*built-in"),
+    ("mixup", {"pairing": len}, r"Mixup expects pairing as a name or a Pairing, called with \(batch, draws\), got"),
+    ("mixup", {"pairing": three}, r"Mixup expects pairing .* but <function three.*> takes \(first"),
+    ("mixup", {"pairing": mixaug.pairing.Nearest}, "Mixup expects pairing as an object, got the class Nearest"),
+    ("mixup", {"labeling": len}, r"Mixup expects labeling as a name or a Labeling, called with \(plan, batch\)"),
+    ("mixup", {"labeling": lambda plan, batch: None}, "Mixup expects labeling .* has no 'needs'"),
+    ("mixup", {"alpha": 5e-324}, r"Mixup expects alpha between 1e-37 and 1e\+37, which float32 can compute with"),
+    ("mixup", {"alpha": 10**5000}, "Mixup expects alpha between .*, got a whole number of 16610 bits"),
+    ("maskmix", {"patch_size": float("inf")}, "MaskMix expects patch_size as an integer >= 1, got inf"),
+    ("alignmix", {"iterations": 10**30}, r"AlignMix expects iterations of at most 10000, got 1000.*: a larger"),
+    ("comixup", {"iterations": 10**30}, "CoMixup expects iterations of at most 1000, got"),
+    ("alignmix", {"reference": "false"}, "AlignMix expects reference as True or False, got 'false'"),
+    ("rsb", {"cutmix_alpha": 0}, "rsb expects cutmix_alpha as a positive finite number, got 0"),
+    ("sumix", {"policy": "cutmx"}, r"SUMix expects policy as a policy or its name, got an unknown policy"),
+])  # fmt: skip
+def test_what_a_refusal_says(name, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        mixaug.create(name, **options)
+
+
+def test_numbers_of_numpy_and_fractions_count_as_numbers():
+    policy = CutMix(np.float32(0.5), minmax=(np.float64(0.25), fractions.Fraction(3, 4)))
+    assert (type(policy.alpha), policy.alpha, policy.minmax) == (float, 0.5, (0.25, 0.75))
+    assert mixaug.create("patchmix", patch_size=np.int64(4)).patch_size == 4
+    assert mixaug.create("alignmix", reference=np.bool_(True)).reference is True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("alpha", [1e-37, 1e-20, 1e20, 1e37])
+def test_the_smallest_and_largest_alpha_draw_shares(alpha, dtype, monkeypatch):
+    # As on a device without float64.
+    monkeypatch.setattr("mixaug.draws.wide_dtype", lambda device: dtype)
+    lam = mixaug.ratio.Beta(alpha)(Draws(20_000, torch.device("cpu"), seeded(5)))
+    assert lam.dtype == dtype
+    assert ((lam >= 0) & (lam <= 1)).all()
+    # Bernoulli(1/2) in the one limit, 1/2 in the other.
+    assert abs(float(lam.mean()) - 0.5) < 4 * 0.5 / 20_000**0.5
+    assert (lam.sub(0.5).abs() > 0.49).all() if alpha < 1 else torch.allclose(lam, torch.full_like(lam, 0.5))
+
+
+SHARED = {"alpha": 1.0, "ratio": "beta", "pairing": None, "labeling": "area", "per": "sample"}
+
+
+class TestSharedOptions:
+    def test_a_class_says_where_it_differs(self):
+        assert options_of(CutMix) == {"minmax": None, **SHARED}
+        assert options_of(SnapMix) == {**SHARED, "alpha": 5.0, "mode": "train", "labeling": None, "per": "batch"}
+        assert options_of(ResizeMix).keys() == {"rule", "scope", "interpolation", *SHARED} - {"ratio"}
+        assert options_of(AutoMix).items() >= {"alpha": 2.0, "labeling": "ratio", "per": "batch"}.items()
+        assert options_of(OneOf).keys() == {"policies", "probabilities", "pairing", "per"}
+        assert options_of(Sometimes).keys() == {"policy", "probability", "until", "per"}
+
+    @pytest.mark.parametrize(("target", "options", "message"), [
+        (ResizeMix, {"ratio": 0.5}, r"ResizeMix has no option 'ratio'; its options are \['alpha', 'rule', 'scope'"),
+        (TransMix, {"labeling": "area"}, r"TransMix has no option 'labeling'; its options are \['alpha', 'attention_"),
+        (TransMix, {"minmax": None}, "TransMix has no option 'minmax'"),
+        (MixPro, {"reference_labels": True}, "MixPro has no option 'reference_labels'"),
+        (RegMix, {"pairing": "shift"}, "RegMix has no option 'pairing'"),
+        (CutMix, {"labelling": "area"}, r"CutMix has no option 'labelling'; its options are \['alpha', 'minmax', 'rat"),
+        (AutoMix, {"epochs": 3}, "AutoMix has no option 'epochs'"),
+        (mixaug.policies.NoMix, {"per": "batch"}, r"NoMix has no option 'per'; its options are \[\]"),
+        (OneOf, {"alpha": 1.0}, "OneOf has no option 'alpha'"),
+        (Sometimes, {"probabilities": [1.0]}, "Sometimes has no option 'probabilities'"),
+    ])  # fmt: skip
+    def test_what_is_not_offered_is_refused_by_name(self, target, options, message):
+        with pytest.raises(TypeError, match=message):
+            target(**options)
+
+    def test_every_option_that_is_described_is_taken(self):
+        for name in OURS:
+            info = mixaug.describe(name)
+            assert isinstance(info.target(**info.defaults), mixaug.Policy)
+
+    def test_alpha_goes_by_position_and_by_name(self):
+        assert CutMix(0.5).alpha == CutMix(alpha=0.5).alpha == 0.5
+        by_name = mixaug.create("cutmix", alpha=0.5, minmax=(0.2, 0.8), per="batch")
+        assert repr(CutMix(0.5, (0.2, 0.8), per="batch")) == repr(by_name)
+
+    def test_a_family_of_ones_own(self):
+        class Base(mixaug.Policy):
+            shared_defaults: ClassVar = {"per": "batch", "labeling": "ratio"}
+            not_offered = ("alpha", "ratio")
+
+            def __init__(self, width: int = 3, **shared):
+                super().__init__(**shared)
+                self.width = width
+
+        class Child(Base):
+            shared_defaults: ClassVar = {"per": "pair"}
+            not_offered = ("pairing",)
+
+            def __init__(self, ratio: float = 0.5, **shared):
+                super().__init__(**shared)
+
+        class Open(mixaug.Policy):
+            def __init__(self, **anything):
+                super().__init__()
+                self.anything = anything
+
+        assert options_of(Child) == {"ratio": 0.5, "width": 3, "labeling": "ratio", "per": "pair"}
+        assert (Child().per, type(Child().labeling).__name__) == ("pair", "Drawn")
+        with pytest.raises(TypeError, match=r"Child has no option 'alpha'; its options are \['ratio', 'width', 'lab"):
+            Child(alpha=1.0)
+        assert Open(whatever=3).anything == {"whatever": 3}
+
+    def test_copies_and_pickles(self):
+        for policy in (CutMix(0.5, per="batch"), mixaug.create("snapmix", mode="eval")):
+            for again in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+                assert repr(again) == repr(policy)
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_options(tmp_path):
+    code = tmp_path / "options.py"
+    code.write_text(
+        "from mixaug.policies import AutoMix, CutMix\n"
+        'CutMix(0.5, per="batch", labeling="ratio")\n'
+        'AutoMix(2.0, stage="layer3", per="sample")\n'
+        'CutMix(labelling="area")\n'
+        'CutMix(per="epoch")\n'
+        "AutoMix(epochs=3)\n"
+    )
+    found = subprocess.run([sys.executable, "-m", "mypy", str(code)], capture_output=True, text=True).stdout
+    wrong = [line.split(":")[1] for line in found.splitlines() if ": error:" in line]
+    assert wrong == ["4", "5", "6"], found
+
+
+@pytest.mark.parametrize("label", [10, -1])
+@pytest.mark.parametrize("name", ["comixup", "guidedmix", "puzzlemix", "snapmix", "sumix", "automix", "adamixup"])
+def test_labels_out_of_range_are_named_by_policies_that_look_at_the_model(name, label):
+    torch.manual_seed(0)
+    model = mixaug.models.create("cifar_resnet8", num_classes=10)
+    step = mixaug.MixStep(model, mixaug.create(name), mixaug.losses.MixedCrossEntropy())
+    with pytest.raises(ValueError, match=r"class ids in \[0, 10\)"):
+        step(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, 1, label, 3]))
+
+
+def test_smmix_names_labels_out_of_range():
+    torch.manual_seed(0)
+    model = mixaug.models.create("vit_tiny_patch16_224", num_classes=10, img_size=32)
+    step = mixaug.MixStep(model, mixaug.create("smmix"), mixaug.losses.MixedCrossEntropy())
+    with pytest.raises(ValueError, match=r"class ids in \[0, 10\)"):
+        step(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, 1, 10, 3]))
+
+
+def test_a_label_that_the_loss_ignores_passes_the_saliency():
+    torch.manual_seed(0)
+    model = mixaug.models.create("cifar_resnet8", num_classes=10)
+    policy = mixaug.create("puzzlemix")
+    mixed = policy(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, -100, 2, 3]), signals=model)
+    assert mixed.inputs.isfinite().all()
