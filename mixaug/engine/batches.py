@@ -9,8 +9,10 @@ therefore be resumed at any batch of any epoch, and the position is two numbers.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixaug.engine.distributed import World, stream_seed
-from mixaug.engine.errors import ConfigError
+from mixaug.engine.errors import ConfigError, LoadingError
 
 __all__ = ["Batches", "EpochBatches", "SeededDraws"]
 
@@ -70,6 +72,9 @@ class EpochBatches:
             yield batch[self.rank * share : (self.rank + 1) * share].tolist()
 
 
+_STREAMS = {"training": "augmentation", "evaluation": "evaluation"}
+
+
 class SeededDraws(Dataset[tuple[Tensor, int]]):
     """A data set whose random transforms draw from a stream of (seed, epoch, sample).
 
@@ -77,10 +82,13 @@ class SeededDraws(Dataset[tuple[Tensor, int]]):
         data: yields (uint8 tensor, label); transforms inside draw from torch's global generator, Python's ``random`` or
             NumPy's, which are put back afterwards.
         seed: the run's seed.
-        purpose: what the draws are for; each purpose has streams of its own.
+        purpose: what the samples are read for, ``"training"`` or ``"evaluation"``; each has streams of its own.
+
+    Raises:
+        LoadingError: by a sample that cannot be read; names it and its file.
     """
 
-    def __init__(self, data: Dataset[Any], seed: int, purpose: str = "augmentation") -> None:
+    def __init__(self, data: Dataset[Any], seed: int, purpose: str = "training") -> None:
         self.data, self.seed, self.purpose = data, seed, purpose
 
     def __len__(self) -> int:
@@ -95,13 +103,35 @@ class SeededDraws(Dataset[tuple[Tensor, int]]):
         with _global_draws_put_back():
             for key in keys:
                 epoch, index = key if isinstance(key, tuple) else (0, key)
-                seed = stream_seed(self.seed, f"{self.purpose}/{epoch}/{index}")
+                seed = stream_seed(self.seed, f"{_STREAMS[self.purpose]}/{epoch}/{index}")
                 torch.default_generator.manual_seed(seed)
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002 (transforms draw from it)
-                image, label = self.data[index]
+                try:
+                    image, label = self.data[index]
+                except Exception as error:
+                    raise LoadingError(
+                        f"sample {index} for {self.purpose}{_place_of(self.data, index)} cannot be read: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
                 samples.append((image, label))
         return samples
+
+
+def _place_of(data: Any, index: int) -> str:
+    """``", <file>,"`` where a data set has a list of its files, as those of `mixaug.data` and torchvision have."""
+    for name in ("paths", "samples", "_image_files", "_samples"):
+        try:
+            entry = getattr(data, name)[index]
+        except (AttributeError, TypeError, LookupError):
+            continue
+        return f", {entry[0] if isinstance(entry, tuple) else entry},"
+    return ""
+
+
+def _leave_interrupts(worker: int) -> None:
+    """In a loader's process: Ctrl-C is the training process's, which ends its loaders."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
@@ -187,6 +217,7 @@ class Batches:
         # A DataLoader draws a number from the global generator for every pass, unless it has one of its own. The global
         # one belongs to the model's dropout and is in every checkpoint.
         self._loading = torch.Generator()
+        self._scoring: list[Any] = []
         self._train: Any = self._resident() if data.in_memory else self._read()
 
     def __len__(self) -> int:
@@ -205,6 +236,29 @@ class Batches:
         self._order.epoch, self._order.first = epoch, first
         self._loading.manual_seed(stream_seed(self.config.seed, f"loading/{epoch}", self.world.rank))
         return iter(self._train)
+
+    def close(self) -> None:
+        """End the processes that read samples."""
+        # A DataLoader with lasting workers ends them only when it is no longer referred to, and the traceback of an
+        # error refers to it.
+        loader, self._train = getattr(self._train, "loader", None), None
+        for reading in (getattr(loader, "_iterator", None), *self._scoring):
+            _end(reading)
+        self._scoring.clear()
+
+    def explained(self, error: Exception) -> Exception:
+        """The error itself, or a `LoadingError` that says in one line what happened to a process that reads samples."""
+        said = str(error)
+        if isinstance(error, LoadingError) and said.startswith("Caught "):
+            # From a worker, with a traceback of several pages before its message.
+            return LoadingError(said.rpartition("LoadingError: ")[2].strip())
+        died = isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", said)
+        if not died:
+            return error
+        return LoadingError(
+            f"a process that reads samples (pid {died[1]}) {died[2].strip().rstrip('.')}, often for want of memory; "
+            f"the same command continues from the last checkpoint (workers={self.config.workers} now, fewer if need be)"
+        )
 
     def held_out(self, split: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of a held-out set, ``"test"`` or, where there is one, ``"valid"``.
@@ -294,10 +348,11 @@ class Batches:
             pin_memory=self.world.device.type == "cuda",
             persistent_workers=self.config.workers > 0,
             generator=self._loading,
+            worker_init_fn=_leave_interrupts,
         )
         return self._to_device(loader)
 
-    def _to_device(self, loader: DataLoader[Any]) -> Any:
+    def _to_device(self, loader: Iterable[Any]) -> Any:
         from mixaug.loading import DeviceLoader
 
         return DeviceLoader(
@@ -327,8 +382,24 @@ class Batches:
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
             generator=torch.Generator(),
+            worker_init_fn=_leave_interrupts,
         )
-        yield from self._to_device(loader)
+        reading = iter(loader)
+        self._scoring.append(reading)
+        try:
+            yield from self._to_device(reading)
+        finally:
+            _end(reading)
+            if reading in self._scoring:
+                self._scoring.remove(reading)
+
+
+def _end(reading: Any) -> None:
+    """End the workers of a DataLoader's iterator, if it has any."""
+    if hasattr(reading, "_shutdown_workers"):
+        # Each process that ends may make torch report one that had been killed, once more.
+        with suppress(RuntimeError):
+            reading._shutdown_workers()
 
 
 def _listed(values: Any) -> list[float] | None:

@@ -1,6 +1,6 @@
 """What can go wrong in a run, by name."""
 
-__all__ = ["CheckpointError", "ConfigError", "RunFolderError", "RunHeld", "TrainingDiverged"]
+__all__ = ["CheckpointError", "ConfigError", "LoadingError", "RunFolderError", "RunHeld", "TrainingDiverged"]
 
 
 class ConfigError(ValueError):
@@ -17,6 +17,10 @@ class RunHeld(RunFolderError):
 
 class CheckpointError(RuntimeError):
     """No checkpoint in the folder can be read, or it belongs to another configuration."""
+
+
+class LoadingError(RuntimeError):
+    """A sample cannot be read, or a process that reads samples has ended."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -26,7 +26,7 @@ from mixaug.engine import build, checkpoint, distributed, lock, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
-from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError, TrainingDiverged
+from mixaug.engine.errors import CheckpointError, ConfigError, LoadingError, RunFolderError, TrainingDiverged
 from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
@@ -52,6 +52,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         RunHeld: another process works on this run; its folder is untouched.
         RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
         TrainingDiverged: the loss became infinite or not a number.
+        LoadingError: a sample cannot be read, or a process that reads samples was killed.
         CheckpointError: no checkpoint of the folder can be read.
     """
     validate(config)
@@ -109,9 +110,16 @@ def train(config: DictConfig) -> dict[str, Any]:
                 _rewrite_epochs(folder, state)
             return _run_epochs(config, folder, state, forward, batches, task, world, log, pictures)
         except Exception as error:
+            # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
+            batches.close()
+            told = batches.explained(error)
             if world.is_main:
-                _record_failure(folder, config, state, error)
-            raise
+                _record_failure(folder, config, state, told)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            batches.close()
 
 
 def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
@@ -351,7 +359,7 @@ def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
 
 
 def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
-    known = isinstance(error, RunFolderError | CheckpointError | ConfigError | TrainingDiverged)
+    known = isinstance(error, RunFolderError | CheckpointError | ConfigError | LoadingError | TrainingDiverged)
     step = None if state is None else state.position.step
     if isinstance(error, TrainingDiverged):
         step = error.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -126,6 +127,9 @@ class MixCollate:
         # DataLoader deals batches to its workers in turn, so the number of a batch follows from its worker.
         number = self._made if worker is None else self._made * worker.num_workers + worker.id
         self._made += 1
+        if calls and worker is not None:
+            # Surer than counting: lasting workers may still be making batches of a pass that was broken off.
+            number = _number_in_worker(number)
         if calls:
             key = stream_key("collate", self.seed, rank, epoch, first + number)
         else:
@@ -146,6 +150,23 @@ class MixCollate:
 
     def __repr__(self) -> str:
         return f"MixCollate({self.policy!r}, num_classes={self.num_classes}, seed={self.seed})"
+
+
+def _number_in_worker(otherwise: int) -> int:
+    """Number of the batch, in its pass over the loader, that this worker process is making.
+
+    torch tells a worker's functions no number, but its loop has it.
+
+    Args:
+        otherwise: the answer for a torch whose loop looks different.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_worker_loop":
+            number = frame.f_locals.get("idx")
+            return number if isinstance(number, int) else otherwise
+    return otherwise
 
 
 def check_free_policy(what: str, policy: Any) -> None:

@@ -324,7 +324,8 @@ def test_a_run_killed_before_any_file_operation_ends_bit_identical(
         assert result["nll_last"] == expected["nll_last"], operation
         lines = (run.run_folder(config) / "epochs.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-        assert {path.name for path in run.run_folder(config).iterdir()} == {
+        # A kill behind the result may leave the file of the lock, which nothing holds.
+        assert {path.name for path in run.run_folder(config).iterdir()} - {".lock"} == {
             path.name for path in run.run_folder(whole).iterdir()
         }
         if not died:
