@@ -1,6 +1,8 @@
 """One name finds a method's code, config, card, picture and test, and every list names it."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,23 @@ def test_a_family_says_whether_its_members_look_at_the_model(name):
     info = mixaug.describe(name)
     if info.needs:
         assert info.family in ("guided by the model", "hidden features", "learned")
+
+
+OBJECTIVES = sorted(path.stem for path in (Path(__file__).parents[1] / "docs" / "objectives").glob("[a-z]*.md"))
+
+
+def test_every_objective_of_several_passes_has_a_card():
+    assert set(OBJECTIVES) >= {cls.lower() for cls in mixaug.objectives.__all__ if cls[0].isupper()}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_card_of_an_objective_names_every_option_and_the_source(root, name):
+    card, config = (
+        (root / f"docs/objectives/{name}.md").read_text(),
+        (root / f"configs/objective/{name}.yaml").read_text(),
+    )
+    (arxiv,) = re.findall(r"arXiv:(\d{4}\.\d{5})", config)
+    assert arxiv in card
+    for option in re.findall(r"^(\w+):", config, flags=re.MULTILINE):
+        assert option == "_target_" or f"`{option}" in card, option
+    assert f"({name}.md)" in (root / "docs/objectives/README.md").read_text()

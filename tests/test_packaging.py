@@ -168,6 +168,18 @@ def test_readme_example_runs(code):
     exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
 
 
+def test_examples_of_objectives_run():
+    code = "".join(examples(ROOT / "docs" / "objectives" / "README.md"))
+    check = (
+        "teacher = mixaug.networks.Frozen(mixaug.models.create('cifar_resnet8', num_classes=10))\n"
+        "step = mixaug.MixStep(model, policy, Consistency(), networks={'teacher': teacher})\n"
+        "loss, logs = step(images, labels)\n"
+        "assert {'mixed', 'agreement', 'accuracy'} <= set(logs)\n"
+        "torch.testing.assert_close(logs['mixed'] + logs['agreement'], loss.detach())\n"
+    )
+    exec(compile(code + check, "docs/objectives/README.md", "exec"), {"__name__": "example"})
+
+
 def test_contributing_example_runs(tmp_path):
     # In a process of its own, for it registers a policy.
     code = "".join(examples(ROOT / "CONTRIBUTING.md"))
