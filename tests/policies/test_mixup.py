@@ -76,3 +76,14 @@ def test_bad_arguments(change, message):
     arguments = {"images": torch.zeros(4, 3), "partner": PARTNER, "lam": torch.full((4,), 0.5), **change}
     with pytest.raises((ValueError, TypeError), match=message):
         F.mixup(**arguments)
+
+
+@pytest.mark.parametrize("per", ["sample", "pair", "batch"])
+def test_lam_is_the_share_of_the_own_image_in_the_pixels(per):
+    images = torch.rand(8, 3, 5, 7, generator=seeded(0))
+    mixed = mixaug.create("mixup", alpha=0.4, per=per)(images, torch.arange(8), generator=seeded(1))
+    lam = mixed.lam.view(-1, 1, 1, 1)
+    expected = lam * images + (1 - lam) * images[mixed.partner]
+    torch.testing.assert_close(mixed.inputs, expected)
+    torch.testing.assert_close(mixed.plan.mix(images), expected)
+    assert (mixed.lam - 0.5).abs().max() > 0.1
