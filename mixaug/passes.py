@@ -287,9 +287,9 @@ class Passes:
         return any(batch is drawn for drawn in self._draws)
 
     def _run_group(self, group: tuple[MixedBatch, ...], how: _How) -> list[Outcome]:
-        kept = [run.outcome for batch in group for run in self._runs if run.serves(batch, group, how)]
-        if len(kept) == len(group):
-            return kept
+        kept = [next((r.outcome for r in self._runs if r.serves(batch, group, how)), None) for batch in group]
+        if all(outcome is not None for outcome in kept):
+            return [outcome for outcome in kept if outcome is not None]
         # The policy acts around the first training pass of each of its draws.
         learning = [
             batch

@@ -74,13 +74,17 @@ def test_what_is_asked_for_twice_is_drawn_and_run_once():
         clean, again = passes.run(passes.clean), passes.run(passes.clean)
         assert clean is again
         assert passes.run(passes.clean, grad=False) is not clean
+        recorded = passes.run(passes.clean, reads=("pooled",))
+        assert recorded is passes.run(passes.clean, reads=("pooled",))
+        assert recorded.seen.pooled().shape == (6, 6)
+        assert passes.run(passes.clean) is clean
         kept.extend([first, other])
         return loss_of(first) + loss_of(other) + loss_of(clean)
 
     model = Counted()
     step = MixStep(model, mixaug.create("mixup"), Asks(ask))
     step(IMAGES, LABELS, generator=seeded(1))
-    assert model.rows == [6, 6, 6, 6]
+    assert model.rows == [6, 6, 6, 6, 6]
     assert not torch.equal(kept[0].batch.inputs, kept[1].batch.inputs)
 
 
