@@ -221,13 +221,13 @@ class AdAutoMix(LearnedMixer):
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         beta: weight in [0, 1] of the mixtures' loss in the steps against the classifier; that of the cosines between
             outputs is 1 - beta.
-        clean_lam: weight of the loss of the unmixed images and of their plain blends together, not negative; 0 spares
-            both passes.
+        clean_weight: weight of the loss of the unmixed images and of their plain blends together, not negative; 0
+            spares both passes.
         mixup_ratio: part in [0, 1) of it that is the blends', for three or more images; 0 spares that pass.
-        lam_margin: the classifier gets a plain blend where the sample's share, or 1 minus it, is not above this.
+        min_lam: the classifier gets a plain blend where the sample's share, or 1 minus the share, is not above this.
         reference: the released code's two faults: push the mixtures' outputs away from those of their images, and, of
             three or more images, give the classifier a plain blend wherever 1 minus the sample's share is above
-            ``lam_margin``, which is nearly always.
+            ``min_lam``, which is nearly always.
         **shared: all others: see :class:`mixaug.policies.learned.base.LearnedMixer`.
 
     Raises:
@@ -243,12 +243,12 @@ class AdAutoMix(LearnedMixer):
         upsampling: Upsampling = "bilinear",
         beta: float = 0.3,
         mixup_ratio: float = 0.5,
-        lam_margin: float = 0.03,
+        min_lam: float = 0.03,
         **shared: Unpack[MixerOptions],
     ) -> None:
         what = type(self).__name__
         n_images = check_whole(what, "n_images", n_images, 2, 256, reason="each of them is a row of the batch")
-        super().__init__(alpha=alpha, upsampling=upsampling, lam_margin=lam_margin, **shared)
+        super().__init__(alpha=alpha, upsampling=upsampling, min_lam=min_lam, **shared)
         if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
             raise ValueError(
                 f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got "
@@ -336,8 +336,8 @@ class AdAutoMix(LearnedMixer):
         """(R,) bool: where the classifier gets a plain blend."""
         own = shares[:, 0]
         if self.reference and self.n_images > 2:
-            return (own <= self.lam_margin) | (1 - own > self.lam_margin)
-        return torch.minimum(own, 1 - own) <= self.lam_margin
+            return (own <= self.min_lam) | (1 - own > self.min_lam)
+        return torch.minimum(own, 1 - own) <= self.min_lam
 
     def _weights(self, shares: Tensor, masks: Tensor) -> Tensor | None:
         """(B, N) weights of the labels; None leaves those of two images to the labeling."""
@@ -372,11 +372,11 @@ class AdAutoMix(LearnedMixer):
     def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
         terms = super().early_loss(images, mixed, clean)
         plan, source = mixed.plan, getattr(clean, "source", None)
-        blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_lam > 0
+        blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_weight > 0
         if blends and isinstance(plan, LearnedShares) and isinstance(source, ModelSignals):
             # One weight for both, divided between them.
             terms["clean_loss"] = (1 - self.mixup_ratio) * terms["clean_loss"]
-            factor = self.mixup_ratio * self.clean_lam
+            factor = self.mixup_ratio * self.clean_weight
             terms["linear_loss"] = factor * _linear_loss(images, mixed.labels, plan, source)
         return terms
 

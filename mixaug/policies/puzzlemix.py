@@ -51,7 +51,7 @@ from mixaug.ops.layout import deliver, single_precision
 from mixaug.ops.masks import cells_to_pixels
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.plan import Plan
-from mixaug.policies.saliency import BySaliency
+from mixaug.policies.saliency import SaliencyPolicy
 from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals import CleanSignals
@@ -298,7 +298,7 @@ class Puzzle(Plan):
     arxiv="2009.06962",
     family="guided by the model",
 )
-class PuzzleMix(BySaliency):
+class PuzzleMix(SaliencyPolicy):
     """Blocks of two images by saliency, chosen with a graph cut and moved into sight; labels by the mask's mean.
 
     Args:
@@ -312,8 +312,8 @@ class PuzzleMix(BySaliency):
         t_eps: price of distance.
         mean, std: of the normalisation of float images, one number or one per channel; 0 and 1 for images in
             [0, 1]. Without them the range of values in the batch stands for std.
-        clean_lam: 0 takes the saliency with the model in evaluation mode and drops its gradients. Above 0 the pass is
-            one of training, and ``clean_lam`` times its loss, with its gradients, is part of the step.
+        clean_weight: 0 takes the saliency with the model in evaluation mode and drops its gradients. Above 0 the pass
+            is one of training, and ``clean_weight`` times its loss, with its gradients, is part of the step.
         adv_p: probability, for own images and for partners, that a batch mixes adversarially perturbed images.
             Needs mean, std and a model behind the signals, and costs one more pass in such batches.
         adv_eps: largest perturbation, of pixels in [0, 1].
@@ -340,7 +340,7 @@ class PuzzleMix(BySaliency):
         t_eps: float = 0.8,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        clean_lam: float = 0.0,
+        clean_weight: float = 0.0,
         adv_p: float = 0.0,
         adv_eps: float = 10 / 255,
         **shared: Unpack[SharedOptions],
@@ -355,7 +355,7 @@ class PuzzleMix(BySaliency):
         self.statistics = check_statistics("PuzzleMix", mean, std)
         self.mean = None if self.statistics is None else self.statistics[0]
         self.std = None if self.statistics is None else self.statistics[1]
-        self.keep_clean(clean_lam)
+        self.keep_clean(clean_weight)
         self.adv_eps = check_not_negative("PuzzleMix", "adv_eps", adv_eps)
         self.adv_p = check_probability("PuzzleMix", "adv_p", adv_p)
         if self.adv_p > 0 and self.statistics is None:
