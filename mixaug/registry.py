@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "combinations": "One of several methods, drawn for every batch.",
     }
 )
-#: Columns of a card that :func:`describe` prints.
+#: Width in columns of a card that :func:`describe` prints.
 CARD_WIDTH = 120
 
 FactoryT = TypeVar("FactoryT", bound="Callable[..., Policy]")

@@ -41,7 +41,7 @@ from mixaug.registry import register
 
 __all__ = ["CoMixup", "comixup", "comixup_compatibility", "comixup_costs", "comixup_distance", "comixup_prior"]
 
-# Pixels over which the place of an image's saliency is averaged before its peak is sought.
+# Number of pixels over which the place of an image's saliency is averaged before its peak is sought.
 PEAK_WINDOW = 8
 
 

@@ -65,7 +65,7 @@ def guided_maps(saliency: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> T
     with torch.no_grad(), torch.autocast(saliency.device.type, enabled=False):
         maps = single_precision(saliency.detach())
         maps = torch.where(maps.isfinite(), maps, torch.zeros_like(maps)).clamp_(min=0)
-        # Scaled first, so that sums stay finite.
+        # The maps are scaled first, so that sums stay finite.
         maps = maps / maps.flatten(1).amax(1).clamp(min=torch.finfo(maps.dtype).tiny)[:, None, None]
         maps = gaussian_blur(maps, kernel_size, sigma)
         total = maps.sum((1, 2), keepdim=True)
@@ -94,7 +94,7 @@ def map_distance(maps: Tensor, distance: Distance = "l2") -> Tensor:
             rows = F.normalize(rows, dim=-1)
             found = 1 - rows @ rows.transpose(-2, -1)
         elif distance == "l2":
-            # What all maps share changes no distance, but what cancels in the expanded square.
+            # A common part changes no distance, but without it the terms that cancel in the expanded square are small.
             rows = rows - rows.mean(-2, keepdim=True)
             found = torch.cdist(rows, rows)
         else:

@@ -99,7 +99,7 @@ def puzzlemix_costs(
     keep_own, keep_partner = own.index_select(0, partner), own.clone()
     borders = []
     for axis, (before, after) in enumerate(border_cells(images.detach(), block_num, neigh_size, std), start=1):
-        # Own or partner's block first, own or partner's second.
+        # Each name says whose block comes first, the own or the partner's, and whose comes second.
         own_own = border_difference(before, after)
         partner_own = border_difference(before.index_select(0, partner), after)
         own_partner = border_difference(before, after.index_select(0, partner))
@@ -147,7 +147,7 @@ def puzzlemix_energy(
     own = eta / blocks**2 * torch.stack(levels, dim=1).float()[:, None, None]
     costs = [torch.lerp(keep_own, keep_partner, label / last) for label in range(n_labels)]
     smooth = beta / (16 * blocks)
-    # Below zero only where pixels leave [0, 1] or gamma is above 1: no longer a cut.
+    # A weight is below zero, and the problem no longer a cut, only where pixels leave [0, 1] or gamma is above 1.
     return (
         (torch.stack(costs, dim=3) + own).nan_to_num(0.0),
         (border_v + smooth).nan_to_num(smooth).clamp(min=0),
@@ -381,7 +381,8 @@ class PuzzleMix(SaliencyPolicy):
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         fitting = self.fitting(batch.size)
-        # One grid for the batch, as the authors': its shape is work for the host, and no sample waits for another's.
+        # The batch has one grid, as in the authors' code: its shape is work for the host, which is
+        # done once.
         blocks_a_side = fitting[draws.host_integer(len(fitting))] if len(fitting) > 1 else fitting[0]
         lam = self.ratio(draws)
         noisy = (False, False)
@@ -496,7 +497,7 @@ def _blend_noisy(
         return puzzlemix_blend(perturbed if noisy[0] else images, partner, blocks, moves)
     own, others = (perturbed, images) if noisy[0] else (images, perturbed)
     count = len(images)
-    # Two batches in one: the second half holds what partners look like.
+    # Two batches are in one: the second half holds what partners look like.
     double, rows = torch.cat([own, others]), torch.arange(count, device=images.device)
     doubled = tuple(torch.cat([move, move]) for move in moves) if moves is not None else None
     towards = torch.cat([partner + count, rows])

@@ -56,8 +56,8 @@ class SaliencyPolicy(Policy):
             return {}
         if seen.clean is None or seen.clean.model is None:
             raise ValueError(
-                f"{type(self).__name__}(clean_weight={self.clean_weight:g}) adds the loss of the clean batch, which "
-                "comes with a saliency taken from a model: train through mixaug.MixStep, hand the signals to policy.tap, or "
-                "set clean_weight=0"
+                f"{type(self).__name__}(clean_weight={self.clean_weight:g}) adds the loss of the clean batch, "
+                "which comes with a saliency taken from a model: train through mixaug.MixStep, hand the signals to "
+                "policy.tap, or set clean_weight=0"
             )
         return {"clean_loss": self.clean_weight * seen.clean.clean_loss()}

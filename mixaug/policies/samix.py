@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMix", "balanced_cross_entropy", "rescaled_lam"]
 
-#: Above it the cubic is the same to three digits.
+#: Largest ``k`` that is told apart: above it the cubic is the same to three digits.
 LARGEST_CUBIC = 10.0
 
 

@@ -154,7 +154,7 @@ class LearnedMixer(Policy):
         self.block: nn.Module | None = None
         self.network: MomentumNetwork | None = None
         self.clean_head: nn.Linear | None = None
-        # Hidden from the submodules: what the policy keeps of it is the copy that is made when it is attached.
+        # The encoder is hidden from the submodules: the policy keeps the copy that is made when it is attached.
         self._encoder = None if encoder is None else (encoder,)
         self.has_encoder = encoder is not None
         self.loop = LoopWatch(what)
@@ -194,16 +194,16 @@ class LearnedMixer(Policy):
 
     def set_extra_state(self, state: Any) -> None:
         """Take up what :meth:`remembered` gave; the settings are those that the policy was made with."""
-        known = of_bytes(state)
-        if known is None:
+        values = of_bytes(state)
+        if values is None:
             raise ValueError(f"{type(self).__name__}: the state was written by another version of mixaug")
-        self.recall(known)
+        self.recall(values)
 
     def remembered(self) -> dict[str, Any]:
         """Numbers that a resumed run needs beside weights."""
         return {}
 
-    def recall(self, known: dict[str, Any]) -> None:
+    def recall(self, state: dict[str, Any]) -> None:
         """Take up :meth:`remembered`."""
 
     def mixer_parameters(self) -> list[nn.Parameter]:
@@ -245,7 +245,7 @@ class LearnedMixer(Policy):
             if self.mixer is not None:
                 self.load_mixer(self.mixer)
         except Exception:
-            # Not half attached: another call would take the untrained mixer for the one that was asked for.
+            # The policy must not stay half attached: another call would take the untrained mixer for the wanted one.
             self.network, self.block, self.channels = None, block, known
             raise
         self._encoder = None
@@ -378,8 +378,8 @@ def check_channels(what: str, channels: int) -> int:
     return check_whole(what, "channels", channels, 2, 2**14, reason="the block has channels squared weights")
 
 
-def _check_same_sizes(what: str, known: nn.Module, model: nn.Module) -> None:
-    ours = {name: tuple(p.shape) for name, p in known.named_parameters()}
+def _check_same_sizes(what: str, existing: nn.Module, model: nn.Module) -> None:
+    ours = {name: tuple(p.shape) for name, p in existing.named_parameters()}
     theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if ours != theirs:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]

@@ -163,7 +163,7 @@ class PairMixer(LearnedMixer):
             size: (H, W) of the images.
         """
         block = self.mixing_block()
-        # Sums over many cells: in half precision the scores overflow.
+        # The scores are sums over many cells, which overflow in half precision.
         with torch.autocast(own.device.type, enabled=False):
             return learned_mask(block(own, other, lam.to(own.dtype)), size, self.upsampling)
 
@@ -185,7 +185,7 @@ class PairMixer(LearnedMixer):
                 weights=torch.stack([lam, 1 - lam], 1).expand(count, 2),
             )
             loss = self.generator_objective(self.slow_network()(blended), pair, source)
-            # Only as far as the mask: the network is done with before the block's own backward pass.
+            # The pass goes only as far as the mask: the network is done with before the block's own backward pass.
             terms["generator_loss"] = early_backward(loss, [mask, *objective_parameters(source)], half_scale(images))
         return with_early_gradients(terms, [*self.mixer_parameters(), *objective_parameters(source)])
 
