@@ -97,7 +97,7 @@ def check_share(what: str, name: str, values: Tensor, batch_size: int) -> None:
         raise ValueError(
             f"{what} expects {name} ({batch_size},) or (1,) floating point, got {tuple(values.shape)} {values.dtype}"
         )
-    # Written so that a NaN fails as well.
+    # The comparison is written so that a NaN fails as well.
     if _readable(values) and not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(f"{what} expects {name} in [0, 1], got {values.tolist()}")
 
@@ -176,8 +176,8 @@ def check_per(what: str, per: str) -> None:
     check_choice(what, "per", per, PER)
 
 
-#: Positive numbers that options may be: their squares aside, float32 computes with them and their quotients. The share
-#: of a Beta(a, a) draw in float32 is NaN for a below some 5e-38.
+#: Bounds of the positive numbers that options may be: float32 computes with them and their quotients, though not with
+#: their squares. The share of a Beta(a, a) draw in float32 is NaN for a below some 5e-38.
 SMALLEST, LARGEST = 1e-37, 1e37
 #: Whole numbers that options may be where nothing else bounds them.
 MOST = 2**31 - 1

@@ -37,7 +37,8 @@ class Draws:
         self.batch_size = batch_size
         self.device = device
         self.generator = generator
-        # Only where there is one: with the argument, None or not, torch traces no draw of a symbolic size.
+        # The argument is passed only where there is a generator: beside it, even as None, torch traces no draw of a
+        # symbolic size.
         self._given: dict[str, Any] = {} if generator is None else {"generator": generator}
         self.per: Per = per
         self.partner: Tensor | None = None

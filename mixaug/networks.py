@@ -72,7 +72,7 @@ class Frozen(Network):
             raise TypeError(f"Frozen expects network as a torch.nn.Module, got {type(network).__name__}")
         self.source = None if source is None else str(source)
         network.eval().requires_grad_(False)
-        # In a tuple, out of torch's sight: no checkpoint, optimizer or DistributedDataParallel has any use for it.
+        # A tuple hides the network from torch: no checkpoint, optimizer or DistributedDataParallel has any use for it.
         self._held = (network,)
         super().train(False)
 

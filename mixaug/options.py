@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Offering:
@@ -16,13 +18,27 @@ class Offering:
     ``shared_defaults``. A class says in ``shared_defaults`` which of those defaults it changes, and in ``not_offered``
     which options of its bases it does not offer, because they would have no effect. Both add to what the bases say.
 
+    An option and its attribute get a new name by an entry in ``renamed``, old to new. The old name then still works,
+    as an argument and as an attribute, with a DeprecationWarning; it is not among the options.
+
     Raises:
-        TypeError: when an object is made, an option that is not offered.
+        TypeError: when an object is made, an option that is not offered, or one that comes under both its names.
     """
+
+    #: Old names of options and attributes, and their present ones; a subclass keeps those of its bases.
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **further: Any) -> None:
+        super().__init_subclass__(**further)
+        for old, new in vars(cls).get("renamed", {}).items():
+            setattr(cls, old, _renamed_attribute(old, new))
+        if "__init__" in vars(cls) and renamed_of(cls):
+            cls.__init__ = _with_current_names(cls, cls.__init__)  # type: ignore[method-assign]
 
     def __new__(cls, *positional: Any, **options: Any) -> Any:
         offered, takes_more = _options_of_class(cls)
-        unknown = [name for name in options if name not in offered]
+        renamed = renamed_of(cls)
+        unknown = [name for name in options if name not in offered and renamed.get(name) not in offered]
         if unknown and not takes_more:
             raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}; its options are {list(offered)}")
         return super().__new__(cls)
@@ -44,6 +60,74 @@ def shared_defaults_of(cls: type) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         found.update(vars(base).get("shared_defaults", {}))
     return found
+
+
+def renamed_of(target: Callable[..., Any]) -> dict[str, str]:
+    """The ``renamed`` of a class and its bases in one; empty for a function."""
+    renamed: dict[str, str] = {}
+    for base in reversed(getattr(target, "__mro__", ())):
+        renamed.update(vars(base).get("renamed", {}))
+    return renamed
+
+
+def current_options(
+    what: str, options: Mapping[str, Any], renamed: Mapping[str, str], *, stacklevel: int = 3
+) -> dict[str, Any]:
+    """Options under their present names, with a DeprecationWarning for each old one.
+
+    Args:
+        what: named in messages.
+        options: by their old or present names.
+        renamed: old names to present ones, see :func:`renamed_of`.
+        stacklevel: of the warning, counted from here; 3 is the caller of the caller.
+
+    Raises:
+        TypeError: an option that comes under both its names.
+    """
+    current: dict[str, Any] = {}
+    for name, value in options.items():
+        new = renamed.get(name, name)
+        if new != name:
+            if new in options:
+                raise TypeError(f"{what} got {new!r} and {name!r}, which is its old name: leave out {name!r}")
+            warnings.warn(
+                f"{what}: the option {name!r} is now called {new!r}; the old name goes in the next release",
+                DeprecationWarning,
+                stacklevel=stacklevel,
+            )
+        current[new] = value
+    return current
+
+
+def _with_current_names(cls: type, init: Callable[..., None]) -> Callable[..., None]:
+    # A subclass that takes an old name itself means its own option by it.
+    own = inspect.signature(init).parameters
+    renamed = {old: new for old, new in renamed_of(cls).items() if old not in own}
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *positional: Any, **options: Any) -> None:
+        init(self, *positional, **current_options(cls.__name__, options, renamed))
+
+    return wrapper
+
+
+def _renamed_attribute(old: str, new: str) -> property:
+    def warn(what: Any) -> None:
+        warnings.warn(
+            f"{type(what).__name__}.{old} is now called {new}; the old name goes in the next release",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+
+    def read(self: Any) -> Any:
+        warn(self)
+        return getattr(self, new)
+
+    def write(self: Any, value: Any) -> None:
+        warn(self)
+        setattr(self, new, value)
+
+    return property(read, write, doc=f"The old name of ``{new}``.")
 
 
 def _options_of_class(cls: type) -> tuple[dict[str, Any], bool]:

@@ -29,7 +29,7 @@ from mixaug.signals.model import in_mode
 
 __all__ = ["Objective", "OnePass", "Outcome", "Passes", "Wants", "as_objective"]
 
-#: The name of the step's own policy and of its model among draws and networks.
+#: Names of the step's own policy among draws and of its model among networks.
 POLICY, MODEL = "policy", "model"
 
 
@@ -407,7 +407,7 @@ class Objective(nn.Module):
     loss: Callable[[Any, MixedBatch], Tensor]
     #: What the labels are: "classification", "regression", or None for either.
     task: str | None = "classification"
-    #: What it asks for beside the batch, so that what is missing is an error when the step is made.
+    #: Needs of the objective beside the batch; one that is not met is an error when the step is made.
     wants: Wants = Wants()
 
     def __init__(self, loss: Callable[[Any, MixedBatch], Tensor] | None = None) -> None:
@@ -451,7 +451,7 @@ def as_objective(objective: Any) -> Objective | OnePass:
 
 
 def _called(module: nn.Module, inputs: Any, contexts: list[Any]) -> Any:
-    # Without contexts a plain call: torch.compile traces no stack of them.
+    # Without contexts this is a plain call: torch.compile traces no stack of them.
     if not contexts:
         return module(inputs)
     with contextlib.ExitStack() as stack:

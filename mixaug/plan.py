@@ -39,7 +39,7 @@ class Plan:
 
     #: Spatial size that a replayed tensor must end in; empty when any shape will do.
     size: tuple[int, ...] = ()
-    #: Which member of a OneOf drew it, and which of its members in turn; empty for a plain policy's plan.
+    #: Index of the member of a OneOf that drew the plan, and of its member in turn; empty for a plain policy's plan.
     route: tuple[int, ...] = ()
 
     @property

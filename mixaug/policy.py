@@ -72,13 +72,13 @@ class Policy(Offering, nn.Module):
     #: Signals that the policy asks of the model: "saliency", "cam", "attention", "features", "outputs" of the unmixed
     #: or the mixed images; "hidden" where it mixes inside the model.
     needs: frozenset[str] = frozenset()
-    #: What it reads of the mixed pass through hooks: "attention" of the last block, "attentions" of all, "features",
-    #: "pooled" (the classifier's input), "outputs". Whatever it reads it needs.
+    #: Values that the policy reads of the mixed pass through hooks: "attention" of the last block, "attentions" of
+    #: all, "features", "pooled" (the classifier's input), "outputs". A policy that reads has :attr:`needs`.
     reads: frozenset[str] = frozenset()
-    #: Numbers of spatial axes it can work on; None for any tensor (B, ...).
+    #: Numbers of spatial axes that the policy can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
 
-    #: What a class changes of the defaults of its bases, by the names of :class:`SharedOptions`.
+    #: Defaults of its bases that a class changes, by the names of :class:`SharedOptions`.
     shared_defaults: ClassVar[SharedOptions] = {"ratio": "beta", "pairing": None, "labeling": "area", "per": "sample"}
     #: Options of its bases that a class does not offer because they would have no effect.
     not_offered: ClassVar[tuple[str, ...]] = ()
@@ -338,11 +338,11 @@ class Policy(Offering, nn.Module):
         """Parameters of a learned mixer, which an optimizer may give settings of their own; none for most policies."""
         return []
 
-    #: Whether one pairing, its own, serves all its members.
+    #: Whether the policy's own pairing serves all its members.
     shares_partner: bool = False
-    #: Whether partners mean anything to it: not to one that never mixes.
+    #: Whether the policy uses partners: one that never mixes does not.
     has_partners: ClassVar[bool] = True
-    #: Whether ``inplace=True`` and ``out=`` can be asked for.
+    #: Whether the policy takes ``inplace=True`` and ``out=``.
     writes_in_place: ClassVar[bool] = True
 
     def prepare(self, preparation: Preparation) -> None:
@@ -387,7 +387,7 @@ class Policy(Offering, nn.Module):
         if isinstance(labeling, str) and type(self.labeling) is not type(labelings.make(labeling)):
             names = {made: name for name, made in labelings.NAMED.items()}
             shown.append(f"labeling={names.get(type(self.labeling), type(self.labeling).__name__)!r}")
-        # Of the plain pairings the name is an option already; the others say what they were made with.
+        # A plain pairing shows by its name among the options; the others say what they were made with.
         if type(self.pairing).__repr__ is not object.__repr__:
             shown.append(f"pairing={self.pairing!r}")
         return ", ".join(shown)

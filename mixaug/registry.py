@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mixaug.options import options_of
+from mixaug.options import current_options, options_of, renamed_of
 from mixaug.policy import Policy
 
 ENTRY_POINT_GROUP = "mixaug.policies"
@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "combinations": "One of several methods, drawn for every batch.",
     }
 )
-#: Columns of a card that :func:`describe` prints.
+#: Width in columns of a card that :func:`describe` prints.
 CARD_WIDTH = 120
 
 FactoryT = TypeVar("FactoryT", bound="Callable[..., Policy]")
@@ -146,12 +146,13 @@ def create(name: str, **options: Any) -> Policy:
 
     Raises:
         ValueError: unknown name (with the closest ones), or an option's value out of range.
-        TypeError: unknown option (with the known ones).
+        TypeError: unknown option (with the existing ones), or one under both its old and its present name.
 
     >>> create("cutmix", alpha=0.5)
     CutMix(alpha=0.5)
     """
     info = describe(name)
+    options = current_options(f"policy {name!r}", options, renamed_of(info.target))
     unknown = [option for option in options if option not in info.defaults]
     if unknown:
         raise TypeError(f"policy {name!r} has no option {unknown[0]!r}; its options are {list(info.defaults)}")

@@ -66,7 +66,7 @@ class MixStep(nn.Module):
         self.policy = policy
         self.objective = objective
         self.keys = keys
-        # The names only: the model may yet be replaced, by its form with synchronised batch norm for one.
+        # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
         policy.attach(self.signals())
         for network in self.networks.values():

@@ -306,7 +306,7 @@ def test_puzzlemix_reads_like_the_published_configs(
     assert (policy.mean, policy.std) == normalisation
     # The rest are the authors' values, our defaults.
     assert (policy.n_labels, policy.beta, policy.gamma, policy.eta) == (3, 1.2, 0.5, 0.2)
-    assert (policy.neigh_size, policy.t_eps, policy.clean_lam, policy.adv_p) == (4, 0.8, 0.0, 0.0)
+    assert (policy.neigh_size, policy.t_eps, policy.clean_weight, policy.adv_p) == (4, 0.8, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("protocol", list(ALPHAS))
@@ -345,12 +345,12 @@ def test_policies_of_attention_read_like_the_published_configs() -> None:
 
 
 # min_lr of the model; lr, momentum, min_lr and warm-up of the mixer; what the rules set of the policy.
-OWN = {"lam_channel": False, "upsampling": "nearest", "mask_lam_end": None, "scope": [0.1, 1.0]}
+OWN = {"lam_channel": False, "upsampling": "nearest", "mask_weight_end": None, "scope": [0.1, 1.0]}
 SCALED = {"k": 0.25, "eta": 1.0, "upsampling": "bilinear", "mask_adjust": 0.25, "reference": True, "dropout": 0.0}
 MANY = {"n_images": 3, "lam_channel": False, "upsampling": "bilinear", "beta": 0.3, "reference": True}
 SLOW = {"momentum_end": 0.999999}
 LATE = {"momentum_end": 0.99996, "scope": [0.25, 1.0]}
-FADES = {**LATE, "mask_lam_end": 0.0}
+FADES = {**LATE, "mask_weight_end": 0.0}
 ATTENDED = {"k": -1.0, "eta": 1.0, "dropout": 0.1, "mask_adjust": 0.0, "upsampling": "nearest", **FADES}
 PLAIN = (None, None, None, None)
 
@@ -411,7 +411,7 @@ PLAIN = (None, None, None, None)
         ),
         (
             *("openmixup_cifar_vit", "swin_tiny_patch4_window7_224", "adautomix", 1e-4, (1e-3, None, 1e-4, 0)),
-            {**MANY, **LATE, "lam_channel": True, "upsampling": "nearest", "lam_margin": 0.0},
+            {**MANY, **LATE, "lam_channel": True, "upsampling": "nearest", "min_lam": 0.0},
         ),
     ],
 )

@@ -258,6 +258,37 @@ class TestSharedOptions:
             Child(alpha=1.0)
         assert Open(whatever=3).anything == {"whatever": 3}
 
+    def test_a_subclass_keeps_the_new_names_of_its_base(self):
+        class Base(mixaug.Policy):
+            renamed: ClassVar = {"breadth": "width"}
+
+            def __init__(self, width: int = 3, **shared):
+                super().__init__(**shared)
+                self.width = width
+
+        class Child(Base):
+            renamed: ClassVar = {"tall": "height"}
+
+            def __init__(self, height: int = 1, **shared):
+                super().__init__(**shared)
+                self.height = height
+
+        class Keeps(Base):
+            def __init__(self, breadth: int = 7):
+                super().__init__(width=breadth + 1)
+
+        with pytest.warns(DeprecationWarning) as warned:
+            made = Child(breadth=5, tall=2)
+        assert [str(one.message).split(";")[0] for one in warned] == [
+            "Child: the option 'breadth' is now called 'width'",
+            "Child: the option 'tall' is now called 'height'",
+        ]
+        assert {one.filename for one in warned} == {__file__}
+        assert (made.width, made.height) == (5, 2)
+        assert list(options_of(Child))[:2] == ["height", "width"]
+        # An option that the subclass itself takes by that name is no old name.
+        assert Keeps(breadth=7).width == 8
+
     def test_copies_and_pickles(self):
         for policy in (CutMix(0.5, per="batch"), mixaug.create("snapmix", mode="eval")):
             for again in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
@@ -304,3 +335,38 @@ def test_a_label_that_the_loss_ignores_passes_the_saliency():
     policy = mixaug.create("puzzlemix")
     mixed = policy(torch.rand(4, 3, 32, 32, generator=seeded(6)), torch.tensor([0, -100, 2, 3]), signals=model)
     assert mixed.inputs.isfinite().all()
+
+
+RENAMED = [
+    ("automix", "mask_lam", "mask_weight", 0.2),
+    ("samix", "mask_lam_end", "mask_weight_end", 0.05),
+    ("automix", "lam_margin", "min_lam", 0.2),
+    ("adautomix", "lam_margin", "min_lam", 0.2),
+    ("adautomix", "clean_lam", "clean_weight", 0.4),
+    ("samix", "clean_lam", "clean_weight", 0.4),
+    ("puzzlemix", "clean_lam", "clean_weight", 0.4),
+    ("comixup", "clean_lam", "clean_weight", 0.4),
+    ("guidedmix", "clean_lam", "clean_weight", 0.4),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "value"), RENAMED)
+def test_the_old_name_of_an_option_works_with_a_warning(name, old, new, value):
+    target = mixaug.describe(name).target
+    assert new in mixaug.describe(name).defaults
+    assert old not in mixaug.describe(name).defaults
+    for make in (target, lambda **options: mixaug.create(name, **options)):
+        with pytest.warns(DeprecationWarning, match=f"{old!r} is now called {new!r}") as warned:
+            policy = make(**{old: value})
+        assert [one.filename for one in warned] == [__file__]
+        assert getattr(policy, new) == value
+        assert f"{new}={value}" in repr(policy)
+        with pytest.raises(TypeError, match=f"got {new!r} and {old!r}, which is its old name"):
+            make(**{old: value, new: value})
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+        assert getattr(policy, old) == value
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+        setattr(policy, old, 0.3)
+    assert getattr(policy, new) == 0.3
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=f"{new} as a number that is not negative"):
+        target(**{old: -1.0})

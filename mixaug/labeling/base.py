@@ -46,7 +46,7 @@ def mask_and_area(name: str, plan: Plan, mixed: MixedBatch) -> tuple[Tensor, Ten
     mask = plan.own_mask()
     if mask is None:
         return None
-    # The plan's weights and not the batch's, which an earlier call may have replaced.
+    # The plan's weights count and not the batch's, which an earlier call may have replaced.
     weights = mixed.weights if plan.weights is None else plan.weights
     if weights.shape[1] != 2:
         raise ValueError(f"labeling {name!r} weighs pairs; these samples have {weights.shape[1]} sources each")

@@ -32,7 +32,7 @@ class ClassActivation:
     """
 
     needs: frozenset[str] = frozenset({"cam"})
-    #: The weights are two shares of two maps.
+    #: The weights need not sum to 1: each is a share of another map.
     normalised = False
 
     def __init__(self, mode: Mode = "train") -> None:

@@ -28,7 +28,7 @@ class Content:
         ValueError: another source.
     """
 
-    #: The weights are two shares of two maps.
+    #: The weights need not sum to 1: each is a share of another map.
     normalised = False
 
     def __init__(self, source: Source = "attention") -> None:

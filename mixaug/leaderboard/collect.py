@@ -23,6 +23,8 @@ from mixaug.engine.reading import (
     read_text,
 )
 from mixaug.engine.tasks import CLASSIFICATION, TASKS, Task
+from mixaug.options import renamed_of
+from mixaug.registry import describe, list_policies
 
 __all__ = ["STATISTICS", "Run", "collect", "read_epochs", "read_run"]
 
@@ -124,7 +126,7 @@ def read_run(folder: str | Path) -> Run:
         fault = _result_fault(result)
         if fault:
             return run("corrupt", f"result.json: {fault}", result=result)
-        return run("finished", result=result)
+        return run("finished", result={**result, **_current_options(result)})
     if (folder / "failure.json").exists():
         read = []
         failure = _read_object(folder / "failure.json", read)
@@ -254,6 +256,15 @@ def _result_fault(result: dict[str, Any]) -> str:
         if not isinstance(result.get(key) or {}, dict):
             return f"{key}: expected a mapping, got {_shown(result[key])}"
     return ""
+
+
+def _current_options(result: dict[str, Any]) -> dict[str, Any]:
+    """The policy's options by their present names, so that runs from before a change of name stay comparable."""
+    policy, options = result.get("policy"), result.get("policy_options")
+    if not options or policy not in list_policies():
+        return {}
+    renamed = renamed_of(describe(policy).target)
+    return {"policy_options": {renamed.get(name, name): value for name, value in options.items()}}
 
 
 def _shown(value: object) -> str:

@@ -73,7 +73,7 @@ class MixedLoss(nn.Module):
         >>> criterion = MixedLoss(nn.MultiMarginLoss(reduction="none"))
     """
 
-    #: Any labels that the loss takes.
+    #: The task is open: the wrapped loss says which labels it takes.
     task: ClassVar[str | None] = None
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], reduction: str = "mean") -> None:

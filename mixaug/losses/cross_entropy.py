@@ -104,7 +104,7 @@ def mixed_cross_entropy(
         own = -(weights * picked).sum(1)
 
     if label_smoothing > 0 or uniform is not None:
-        # Not a matrix product: autocast would run it in half precision.
+        # This is no matrix product, which autocast would run in half precision.
         even = (log_probabilities if class_weight is None else log_probabilities * class_weight).sum(1) / -classes
         if label_smoothing > 0:
             smooth = even if ignored is None else even.masked_fill(ignored.all(1), 0)

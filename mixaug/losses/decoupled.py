@@ -21,9 +21,9 @@ from mixaug.batch import MixedBatch
 from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of
 from mixaug.losses.cross_entropy import mixed_cross_entropy
 
-#: Which of the mixed classes are decoupled: all, the one of less share, or the one of more.
+#: Choice of the mixed classes that are decoupled: all, the one of less share, or the one of more.
 Side = Literal["both", "less", "more"]
-#: A source of no more share than this is not mixed in.
+#: Share that a source must exceed to count as mixed in.
 LEAST_SHARE = 1e-3
 
 
@@ -56,7 +56,7 @@ def decoupled_regularizer(
     values, shares = logits.to(dtype), weights.to(dtype)
     ids = labels.long()[sources]
     counts = shares > LEAST_SHARE
-    # For each source the classes of the others, none of its own class and none that is not mixed in.
+    # Each source is decoupled from the classes of the others that are mixed in and are not its own class.
     others = counts[:, None, :] & (ids[:, :, None] != ids[:, None, :])
     mixed = counts & others.any(2)
     factor = torch.where(shares < threshold, (shares / threshold).clamp(min=0) ** power, torch.ones_like(shares))

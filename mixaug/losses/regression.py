@@ -21,7 +21,7 @@ from mixaug.losses.checks import (
     refuse_uniform,
 )
 
-#: What a regression loss compares the prediction with.
+#: Values that a regression loss compares the prediction with.
 Against = Literal["target", "sources"]
 
 

@@ -24,7 +24,7 @@ from mixaug.losses import MixedCrossEntropy
 from mixaug.passes import Objective, Passes
 
 Form = Literal["margin", "ndcg"]
-#: A share from which on a mixture counts as one of a single class.
+#: Own share from which on a mixture counts as a sample of a single class.
 WHOLE = 1 - 1e-6
 
 

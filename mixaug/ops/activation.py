@@ -13,7 +13,7 @@ from mixaug.ops.layout import reads_freely, single_precision
 
 __all__ = ["class_activation_map", "normalised_map"]
 
-#: Range of a map, relative to its largest value, below which it says nothing but rounding.
+#: Range of a map, relative to its largest value, below which the map says nothing but rounding.
 FLAT = 1e-6
 
 

@@ -28,7 +28,7 @@ def _pixel_scales(images: Tensor, std: float | Sequence[float] | None) -> Tensor
         return per_channel_column((std,) if isinstance(std, (int, float)) else std, images)
     low, high = images.detach().aminmax()
     extent = single_precision(high) - single_precision(low)
-    # A range that is not finite measures nothing: no border terms then.
+    # A range that is not finite measures nothing: there are no border terms then.
     return torch.where(extent.isfinite() & (extent > 0), 1 / extent, 0.0).float().reshape(1, 1, 1)
 
 
@@ -45,7 +45,7 @@ def border_cells(
     scales = _pixel_scales(images, std) / math.prod(cell)
     along = [side // pixels for side, pixels in zip(sides, cell, strict=True)]
     if all(count <= 2 for count in along):
-        # Every cell lies at a border: all are made once.
+        # Every cell lies at a border, so all cells are made once.
         means = _cell_sums(images, 2, cell[0])
         means = _cell_sums(means, 3, cell[1]) * scales
         rows, columns = means.unflatten(2, (blocks, along[0])), means.unflatten(3, (blocks, along[1]))

@@ -45,13 +45,13 @@ def centred_boxes(centers: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor
     corners = torch.cat([centers - half, centers + half], 1)
     if _equal(size):
         return corners.clamp_(0, size[0])
-    # A bound per axis as a plain number: a tensor made of `size` would cross to the device each call.
+    # The bound of each axis is a plain number: a tensor made of `size` would cross to the device each call.
     return torch.stack([corners[:, d].clamp(0, side) for d, side in enumerate((*size, *size))], 1)
 
 
 def _equal(size: Sequence[int]) -> bool:
     """Whether all axes can be computed in one operation; of small tensors the number of operations is the cost."""
-    # Compared, not put into a set: a hash would tie a compiled graph to one size.
+    # The sizes are compared, not put into a set: a hash would tie a compiled graph to one size.
     return all(side == size[0] for side in size)
 
 
@@ -101,7 +101,7 @@ def paste(
         out: tensor like ``images`` that receives the result and does not overlap it.
         inplace: write the result into ``images``.
     """
-    # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
+    # Two bodies give one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
     if prefers_slices(images, boxes, partner) or (boxes.shape[0] == 1 and reads_freely(images, boxes, partner)):
         return _paste_slices(images, partner, boxes, len(size), out, inplace)
     mask = over_channels(box_mask(boxes, size), images)
@@ -167,5 +167,5 @@ def sum_inside(maps: Tensor, boxes: Tensor) -> Tensor:
     if boxes.shape[0] == 1 and reads_freely(maps):
         y0, x0, y1, x1 = boxes[0].tolist()
         return maps[:, y0:y1, x0:x1].sum((1, 2))
-    # Plain sums rather than an integral image: a running sum of floats is not reproducible on a GPU.
+    # The sums are plain ones, not from an integral image: a running sum of floats is not reproducible on a GPU.
     return torch.where(box_mask(boxes, maps.shape[1:]), maps, torch.zeros_like(maps)).sum((1, 2))

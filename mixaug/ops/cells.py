@@ -25,7 +25,7 @@ from mixaug.ops.masks import cells_to_pixels, grid_size, share_of_cells
 Moves = tuple[Tensor, Tensor]
 
 
-#: Share of cells that show both images from which on blending all of them is faster than those alone (on a CPU).
+#: Share of cells that show both images from which on, on a CPU, blending all cells is faster than blending those alone.
 MANY_BLENDED = 0.3
 
 
@@ -52,7 +52,7 @@ def pooled_saliency(saliency: Tensor, grid: int | Sequence[int]) -> Tensor:
     maps = single_precision(saliency.detach()).float()
     cells = maps.unflatten(1, (rows, height)).sum(2).unflatten(2, (columns, width)).sum(3)
     cells = cells.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
-    # By the largest first: neither tiny nor huge gradients may leave the range of float32.
+    # The division by the largest comes first: neither tiny nor huge gradients may leave the range of float32.
     cells = cells / cells.amax((1, 2), keepdim=True).clamp(min=torch.finfo(cells.dtype).tiny)
     total = cells.sum((1, 2), keepdim=True)
     return torch.where(total > 0.5, cells / total.clamp(min=0.5), 1 / (rows * columns))
@@ -102,7 +102,7 @@ def puzzlemix_blend(
             f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
             "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
         )
-    # Two bodies, one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered.
+    # Two bodies give one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered.
     if reads_freely(images, blocks) and (moves is not None or images[0].numel() >= SLICE_BYTES // 4):
         return deliver(_blend_rows(images, partner, blocks, moves, grid), images, out, inplace)
     share = cells_to_pixels(blocks, [side // n for side, n in zip(size, blocks.shape[1:], strict=True)], size)
@@ -144,7 +144,7 @@ def _blend_rows(images: Tensor, partner: Tensor, blocks: Tensor, moves: Moves | 
     values = _as_numpy(memory)
 
     def all_rows(cells: Any) -> Any:
-        # (B, rows, columns) to (B, planes, rows, tall, columns), the order of memory.
+        # Numbers of cells (B, rows, columns) become numbers of rows (B, planes, rows, tall, columns), in memory order.
         return cells[:, None, :, None, :] + within[:, None, :, None]
 
     def taken(rows_: Any) -> Tensor:

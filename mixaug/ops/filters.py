@@ -11,7 +11,7 @@ from torch import Tensor
 from mixaug.checks import check_images, check_positive, check_whole
 from mixaug.ops.layout import single_precision
 
-# Red, green, blue, as torchvision has them.
+# Weights of red, green and blue, as torchvision has them.
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
@@ -44,7 +44,7 @@ def gaussian_blur(maps: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Ten
     for axis, padding in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
         side = blurred.shape[axis]
         wide = F.pad(blurred, padding, mode="reflect" if side > reach else "replicate")
-        # Not a convolution: on a GPU it would round to TF32.
+        # This is no convolution, which would round to TF32 on a GPU.
         blurred = wide.narrow(axis, 0, side) * (weights[0] / sum(weights))
         for place, weight in enumerate(weights[1:], start=1):
             blurred.add_(wide.narrow(axis, place, side), alpha=weight / sum(weights))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mixaug.ops.layout import reads_freely
 
-#: Frontier states up to which dynamic programming beats the chains.
+#: Number of frontier states up to which dynamic programming beats the chains.
 MOST_STATES = 512
 #: Rounds of dual ascent on a device, where nothing is read, and the rounds on a CPU, where samples that are done leave.
 DEVICE_ROUNDS = 8
@@ -33,8 +33,8 @@ HOST_ROUNDS = (4, 8, 16, 32)
 #: Relative distance to the lower bound at which a sample is done.
 CERTIFIED = 1e-2
 
-# A NumPy array or a tensor. On a CPU the arrays are small and NumPy's calls cost a third of torch's; add, multiply,
-# minimum and slices are the same words in both, so that one text serves.
+# An array is one of NumPy or a tensor. On a CPU the arrays are small and NumPy's calls cost a third of torch's;
+# add, multiply, minimum and slices have the same names in both, so that one code serves.
 Array = Any
 
 
@@ -126,7 +126,7 @@ def exact_grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
             arcs(one[..., high], other[..., high], weight)
             arcs(other[..., high], one[..., high], weight)
             for low in range(high):
-                # Second differences of the square: what a jump over several labels costs beyond its steps.
+                # The second differences of the square are what a jump over several labels costs beyond its steps.
                 arcs(one[..., high], other[..., low], 2 * weight)
                 arcs(other[..., high], one[..., low], 2 * weight)
     steps = np.diff(cost, axis=3)
@@ -248,7 +248,7 @@ def _by_chains(xp: ModuleType, unary: Array, edges_v: Array, edges_h: Array) -> 
     """(n, m, L, B), (n - 1, m, B), (n, m - 1, B) to (n, m, B)."""
     problem = _Chains(xp, unary, edges_v, edges_h)
     if xp is torch:
-        # Two labels leave the widest gaps: there is no level between to fall back on.
+        # Two labels leave the widest gaps: no level lies between them to fall back on.
         problem.ascend(DEVICE_ROUNDS if unary.shape[2] > 2 else 2 * DEVICE_ROUNDS)
         return _labels_of(problem.labels()[0], unary)
     labels: Array = None
@@ -349,7 +349,7 @@ class _Chains:
         pull = self.xp.concatenate([zero, weight[:, 1:-1] * level[:, :-1]], 1)
         pull[:, :-1] += weight[:, 1:-1] * level[:, 1:]
         weight = weight[:, :-1] + weight[:, 1:]
-        # weight (z - z')^2 without its part that does not depend on z.
+        # The cost is weight (z - z')^2 without its part that does not depend on z.
         z = self.level[None, :, None, None]
         own = z * (z * weight[:, None, odd::2] - 2 * pull[:, None, odd::2]) + costs[:, :, odd::2]
         new = level.copy() if self.xp is np else level.clone()

@@ -15,11 +15,11 @@ KERNELS = ("gaussian", "tophat")
 
 #: Share of a row's probability that a truncated kernel may lose.
 TRUNCATION = 1e-9
-#: Elements of the largest temporary of the routes that look at every row.
+#: Number of elements of the largest temporary where every row is looked at.
 CHUNK = 1 << 23
-#: Entries of the anchors' rows of the kernel up to which these are simply computed.
+#: Number of entries of the anchors' rows of the kernel up to which all are computed.
 SMALL = 1 << 16
-#: Entries of a row of the kernel that can be computed in the time of one proposal.
+#: Number of entries of a kernel's row that can be computed in the time of one proposal.
 PROPOSAL_COST = 32
 #: Largest distance from the centre, in bandwidths, up to which squared distances come from a matrix product.
 PRODUCT_RADIUS = 1000
@@ -49,7 +49,7 @@ def log_weights(squared: Tensor, bandwidth: float | Tensor, kernel: Kernel) -> T
     """Logarithm of the kernel, up to a constant: 0 at distance 0, -inf where the top hat ends."""
     if kernel == "tophat":
         return torch.zeros_like(squared).masked_fill((squared.sqrt() >= bandwidth) & (squared > 0), -math.inf)
-    # Divided one factor at a time: the square of a tiny bandwidth would underflow.
+    # The distance is divided by one factor at a time: the square of a tiny bandwidth would underflow.
     scaled = squared.sqrt() / bandwidth
     return scaled.square() * -0.5
 
@@ -84,7 +84,7 @@ def rule_of_thumb(points: Tensor) -> Tensor:
 def total_variance(points: Tensor) -> Tensor:
     """Scalar trace of the covariance of the rows (for class ids, of their one-hot vectors)."""
     if points.ndim == 1:
-        # Half the mean squared distance of two rows; the place in sorted order counts the equal ones.
+        # The spread is half the mean squared distance of two rows; the place in sorted order counts the equal ones.
         place = points.sort().values
         low, high = torch.searchsorted(place, place), torch.searchsorted(place, place, right=True)
         return 1 - ((high - low) / points.shape[0]).to(wide_dtype(points.device)).mean()
@@ -147,7 +147,7 @@ class KernelSampler:
         if self.axis is not None and kernel == "gaussian":
             scaled = self.points / bandwidth
             norms = scaled.square().sum(1, keepdim=True)
-            # As a matrix product, logarithms lose 1e-16 of the largest squared norm: nothing if that is not larger.
+            # By a matrix product, logarithms lose 1e-16 of the largest squared norm: nothing where that is small.
             if float(norms.max()) <= PRODUCT_RADIUS**2:
                 self.factors = torch.cat([scaled, -0.5 * norms, torch.ones_like(norms)], 1)
         self.offsets = torch.zeros(0, device=points.device)
@@ -273,7 +273,7 @@ class KernelSampler:
         """Ranks of the strips' edges (B, S + 1), rising, and log of the largest weight in each, (S,)."""
         low, high = torch.searchsorted(self.place, place), torch.searchsorted(self.place, place, right=True)
         if self.classes:
-            # To a class that the data set does not have all rows are equally near.
+            # All rows are equally near to a class that the data set does not have.
             seen = high > low
             low, high = torch.where(seen, low, 0), torch.where(seen, high, len(self))
             edges = torch.stack([torch.zeros_like(low), low, high, torch.full_like(low, len(self))], 1)
@@ -283,7 +283,7 @@ class KernelSampler:
         inner = self.offsets.shape[0] // 2
         at = place[:, None] + self.offsets
         if self.kernel == "tophat":
-            # Strictly within the radius.
+            # Only rows strictly within the radius count.
             lower = torch.searchsorted(self.place, at[:, :inner].contiguous(), right=True)
             edges = torch.cat([lower, torch.searchsorted(self.place, at[:, inner:].contiguous())], 1)
         else:
@@ -312,13 +312,13 @@ class KernelSampler:
             squared = squared_distances(anchors, self.points)
             logs = log_weights(squared, self.bandwidth, self.kernel)
             if self.kernel == "tophat" and exclude is None:
-                # Nobody within the radius of a point that is not of the data set: it takes a nearest row.
+                # A point that is not of the data set may have no row within the radius: it takes a nearest row.
                 alone = (logs == -math.inf).all(1, keepdim=True)
                 logs = logs.masked_fill(alone & (squared == squared.amin(1, keepdim=True)), 0.0)
         if exclude is not None:
             logs = logs.masked_fill_(self.order[None] == exclude[:, None], -math.inf)
         most = logs.amax(1, keepdim=True)
-        # Nobody but the excluded one: it stays alone.
+        # Where no row but the excluded one is left, the anchor stays alone.
         alone = most == -math.inf
         weights = logs.sub_(most.masked_fill(alone, 0.0)).exp_()
         unit = torch.rand(anchors.shape[0], generator=generator, device=anchors.device, dtype=logs.dtype)

@@ -113,7 +113,7 @@ def laid_out_as(mask: Tensor, like: Tensor) -> Tensor:
 #: Integers as wide as a value, whose bits are copied where a kernel for the dtype would go value by value.
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-#: Called with ``yes``, ``no`` and ``out``, which may be one of them: whether ``out`` now holds what was picked.
+#: A function of ``yes``, ``no`` and ``out``, which may be one of them; it returns whether ``out`` holds the result.
 Picker = Callable[[Tensor, Tensor, Tensor], bool]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Columns that are solved jointly, and joint states of one row that are compared: together they bound time and memory.
+# Numbers of columns that are solved jointly and of joint states of a row that are compared bound time and memory.
 STRIP = 4
 STATES = 625
 # Axis of (Q, rows, columns, L) that a message goes along, and whether it goes backwards.
@@ -62,16 +62,16 @@ def potts_labels(unary: Tensor, distance: Tensor, weight: float, *, rounds: int 
 def _beliefs(unary: Tensor, distance: Tensor, weight: float, rounds: int) -> Tensor:
     """(Q, rows, columns, L) costs of each label with what the neighbours say of it: min-sum messages."""
     beliefs = unary
-    known = unary.unsqueeze(0)
+    outgoing = unary.unsqueeze(0)
     for step in range(rounds):
-        # Over all labels of the block that tells: what its best choice costs for each label of the block that hears.
-        told = (known.unsqueeze(-1) + weight * distance[:, None, None]).amin(-2)
-        told = told - told.amin(-1, keepdim=True)
-        heard = [_shifted(told[d % len(told)], axis, turn) for d, (axis, turn) in enumerate(DIRECTIONS)]
-        beliefs = unary + heard[0] + heard[1] + heard[2] + heard[3]
+        # The best choice of the sending block costs this much for each label of the receiving one.
+        messages = (outgoing.unsqueeze(-1) + weight * distance[:, None, None]).amin(-2)
+        messages = messages - messages.amin(-1, keepdim=True)
+        incoming = [_shifted(messages[d % len(messages)], axis, turn) for d, (axis, turn) in enumerate(DIRECTIONS)]
+        beliefs = unary + incoming[0] + incoming[1] + incoming[2] + incoming[3]
         if step + 1 < rounds:
-            # What a block tells a neighbour leaves out what it heard from it: of the other turn on the same axis.
-            known = beliefs - torch.stack([heard[1], heard[0], heard[3], heard[2]])
+            # A message to a neighbour leaves out what came from it, the message of the other turn on the same axis.
+            outgoing = beliefs - torch.stack([incoming[1], incoming[0], incoming[3], incoming[2]])
     return beliefs
 
 
@@ -146,7 +146,7 @@ def _improved(
     """The labels with the best ones in some strips of columns that do not touch, all others fixed."""
     problems, rows, columns, count = unary.shape
     strips = len(starts)
-    # Every strip as a problem of its own, which pays for its distance to the columns beside it.
+    # Every strip is a problem of its own, which pays for its distance to the columns beside it.
     beside = weight * distance.gather(1, labels.flatten(1)[..., None].expand(-1, -1, count)).unflatten(
         1, (rows, columns)
     )
@@ -159,10 +159,10 @@ def _improved(
             cost[-1] = cost[-1] + beside[:, :, start + width]
         parts.append(torch.stack(cost, 2))
         own = labels[:, :, start : start + width, None]
-        known = candidates[:, :, start : start + width]
+        offered = candidates[:, :, start : start + width]
         # The label a block has now must stay possible: it takes the place of the worst candidate where it is missing.
-        missing = (known != own).all(3, keepdim=True)
-        choices.append(torch.cat([known[..., :-1], torch.where(missing, own, known[..., -1:])], 3))
+        missing = (offered != own).all(3, keepdim=True)
+        choices.append(torch.cat([offered[..., :-1], torch.where(missing, own, offered[..., -1:])], 3))
     solved = _exact(torch.cat(parts), distance.repeat(strips, 1, 1), weight, torch.cat(choices))
     result = labels.clone()
     for place, start in enumerate(starts):

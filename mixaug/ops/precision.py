@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-# Of each thread: two models may train in two threads.
+# Each thread has its own: two models may train in two threads.
 _callers = threading.local()
 
 

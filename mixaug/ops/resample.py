@@ -14,8 +14,8 @@ from mixaug.ops.layout import channels_last_format, each_row, over_channels, pic
 
 __all__ = ["cast_pixels", "paste_patches", "paste_sampled"]
 
-#: Along one axis: the lower and upper pixel (R, N) int64 that each pixel is read from, and the weight of the upper one
-#: (R, N) floating point; None reads the lower one alone.
+#: Pixels to read along one axis: the lower and upper pixel (R, N) int64 that each pixel is read from, and the weight of
+#: the upper one (R, N) floating point; None reads the lower one alone.
 Sources = tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -35,12 +35,12 @@ def paste_sampled(
         A new tensor like ``images``.
     """
     moved = images.ndim == len(size) + 2 and channels_last_format(images) is not None
-    # Axes in memory order, so that lines of pixels are fetched as they lie.
+    # The axes are in memory order, so that lines of pixels are fetched as they lie.
     values = images.movedim(1, -1) if moved else images.contiguous()
     first = 1 if moved else images.ndim - len(size)
     for d in range(len(size)):
         lower, upper, fraction = sources(d)
-        # One axis after the other; the first fetches the partners as well.
+        # One axis is resized after the other; the first pass fetches the partners as well.
         rows = partner if d == 0 else None
         near = _take(values, lower, first + d, rows)
         if fraction is None:
@@ -70,7 +70,7 @@ def paste_patches(
         out, inplace: as everywhere.
     """
     if len(windows) == 1:
-        # Resize every image once, then hand the small results round.
+        # Every image is resized once; the small results are then handed round.
         patches = patch_of(images, 0)
         if patches is not None:
             patches = patches.index_select(0, partner)

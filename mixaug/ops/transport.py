@@ -35,7 +35,7 @@ def puzzlemix_moves(saliency: Tensor, visible: Tensor, *, t_eps: float = 0.8) ->
             f"puzzlemix_moves expects saliency and visible (B, t, u), got {tuple(saliency.shape)} and "
             f"{tuple(visible.shape)}"
         )
-    # Two bodies, one result: on a CPU only the cells without a place are looked at, elsewhere all of them.
+    # Two bodies give one result: on a CPU only the cells without a place are looked at, elsewhere all of them.
     if reads_freely(saliency, visible):
         return torch.from_numpy(_moves_of_few(saliency.numpy(), visible.numpy(), t_eps))
     return _moves_of_all(saliency, visible, t_eps)
@@ -45,7 +45,7 @@ def _moves_of_all(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
     rows, columns = saliency.shape[1:]
     places = torch.arange(rows * columns, device=saliency.device)
     height, width = max(rows - 1, 1), max(columns - 1, 1)
-    # Whole numbers first: places at equal distances must stay equal, the first of them is asked.
+    # Whole numbers are computed first: places at equal distances must stay equal, since the first of them is asked.
     y, x = places // columns * width, places % columns * height
     distance = ((y[:, None] - y).square() + (x[:, None] - x).square()) / (height * width) ** 2
     gain = saliency.flatten(1)[:, :, None] * visible.flatten(1)[:, None]
@@ -55,7 +55,7 @@ def _moves_of_all(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
         asked = torch.where(least < 0, least, torch.inf)
         taken = torch.full_like(asked, torch.inf).scatter_reduce(1, choice, asked, "amin")
         first = asked.isfinite() & (asked == taken.gather(1, choice))
-        # Of equal ones the first cell.
+        # The first of equal cells wins.
         cell = torch.where(first, places, len(places))
         winner = torch.full_like(cell, len(places)).scatter_reduce(1, choice, cell, "amin")
         lost = winner.gather(1, choice) != places

@@ -152,7 +152,7 @@ class LabelKernel:
             scale = total_variance(points).sqrt() if self.units == "standardised" else torch.ones_like(points[0:1, ...])
             width = scale.flatten()[0].to(torch.get_default_dtype() if scale.dtype == torch.int64 else scale.dtype)
             width = width * float(self.bandwidth)
-        # Constant labels in a batch: all are at distance 0, any width will do.
+        # Constant labels in a batch are all at distance 0, and any width will do.
         return width.clamp(min=1e-300 if width.dtype == torch.float64 else 1e-30)
 
     def __repr__(self) -> str:
@@ -194,7 +194,7 @@ def partner_probabilities(squared: Tensor, width: Tensor, kernel: Kernel, includ
         logs = logs.masked_fill(own, -math.inf)
         alone = (logs == -math.inf).all(1, keepdim=True)
         logs = torch.where(alone & own, 0.0, logs)
-    # A softmax: the reference's densities overflow for small bandwidths and many columns.
+    # The weights are a softmax: the reference's densities overflow for small bandwidths and many columns.
     return torch.softmax(logs, dim=1)
 
 

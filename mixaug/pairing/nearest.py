@@ -77,7 +77,7 @@ class Local:
         place = torch.arange(some.shape[0], device=points.device)
         squared = squared_distances(some, some).masked_fill(place == place[:, None], math.inf).flatten()
         rank = max(1, round(LOCAL_SHARE * (squared.shape[0] - some.shape[0])))
-        # Just beyond the pair of that rank: the radius itself is not within.
+        # The radius lies just beyond the pair of that rank: a distance equal to it is not within.
         return squared.kthvalue(rank).values.sqrt() * (1 + 1e-9)
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class Nearest:
         points = points_of_batch("Nearest", batch, self.by)
         own = torch.arange(len(batch), device=batch.device)
         squared = squared_distances(points, points).masked_fill(own == own[:, None], -1.0)
-        # Never more than the others of a batch: the last batch of an epoch is often short.
+        # k never exceeds the number of other samples: the last batch of an epoch is often short.
         count = min(int(self.k_max or 1), len(batch) - 1)
         neighbours = squared.argsort(dim=1, stable=True)[:, 1 : count + 1]
         chosen = self.choose(neighbours, batch, draws)

@@ -14,7 +14,7 @@ from mixaug.ops.kernels import as_points
 By = Literal["labels", "inputs"]
 
 
-#: Beyond this the square of a distance may overflow.
+#: Largest coordinate: beyond it the square of a distance may overflow.
 LARGEST = 1e150
 
 

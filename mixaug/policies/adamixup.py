@@ -154,7 +154,7 @@ def adamixup_loss(logits: Tensor, partner: Tensor, *, reference: bool = False) -
         return losses.mean()
     mixed = partner != number[:half]
     counted = torch.cat([mixed.new_ones(2 * half), mixed]).to(losses.dtype)
-    # Never 0: the real images always count.
+    # The divisor is never 0: the real images always count.
     return (losses * counted).sum() / counted.sum()
 
 
@@ -284,8 +284,8 @@ class AdaMixUp(Policy):
         self.intrusion: nn.Sequential | None = None
 
     def on_attach(self, signals: ModelSignals) -> None:
-        known = None if self.intrusion is None else cast(nn.Linear, self.intrusion[0])
-        first = signals.like_classifier("AdaMixUp", known)
+        existing = None if self.intrusion is None else cast(nn.Linear, self.intrusion[0])
+        first = signals.like_classifier("AdaMixUp", existing)
         if self.region is None:
             self.region = RegionGenerator(signals.inner, signals.classifier(), self.width).train(self.training)
         else:
@@ -374,7 +374,7 @@ def _pooled(source: ModelSignals, images: Tensor) -> Tensor:
 
 
 def _draw_anew(network: nn.Module) -> None:
-    # Children before parents: a parent that draws for its children has the last word.
+    # Children come before parents: a parent that draws for its children has the last word.
     for module in reversed(list(network.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):

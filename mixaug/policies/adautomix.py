@@ -151,10 +151,11 @@ class AdaptiveMask(nn.Module):
 
     def _of_sources(self, layer: nn.Conv2d, features: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
         """(n, N, D, h, w): the layer applied to the maps of all images of each mixture."""
-        # Before the maps are gathered, which are each in N mixtures and wider than what the layer makes of them.
+        # The layer comes before the gathering: each map is in N mixtures and wider than what the layer makes of it.
         channels = features.shape[1]
         every = F.conv2d(features, layer.weight[:, :channels], layer.bias)
-        # Column by column: no row comes twice in a permutation, so that gradients add up in one order on any device.
+        # Rows are gathered column by column: no row comes twice in a permutation, so that gradients add up in one
+        # order on any device.
         found = torch.stack([every.index_select(0, rows) for rows in sources.unbind(1)], 1)
         if self.lam_channel:
             found = found + shares[:, :, None, None, None] * layer.weight[:, channels]
@@ -221,13 +222,13 @@ class AdAutoMix(LearnedMixer):
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
         beta: weight in [0, 1] of the mixtures' loss in the steps against the classifier; that of the cosines between
             outputs is 1 - beta.
-        clean_lam: weight of the loss of the unmixed images and of their plain blends together, not negative; 0 spares
-            both passes.
+        clean_weight: weight of the loss of the unmixed images and of their plain blends together, not negative; 0
+            spares both passes.
         mixup_ratio: part in [0, 1) of it that is the blends', for three or more images; 0 spares that pass.
-        lam_margin: the classifier gets a plain blend where the sample's share, or 1 minus it, is not above this.
+        min_lam: the classifier gets a plain blend where the sample's share, or 1 minus the share, is not above this.
         reference: the released code's two faults: push the mixtures' outputs away from those of their images, and, of
             three or more images, give the classifier a plain blend wherever 1 minus the sample's share is above
-            ``lam_margin``, which is nearly always.
+            ``min_lam``, which is nearly always.
         **shared: all others: see :class:`mixaug.policies.learned.base.LearnedMixer`.
 
     Raises:
@@ -243,12 +244,12 @@ class AdAutoMix(LearnedMixer):
         upsampling: Upsampling = "bilinear",
         beta: float = 0.3,
         mixup_ratio: float = 0.5,
-        lam_margin: float = 0.03,
+        min_lam: float = 0.03,
         **shared: Unpack[MixerOptions],
     ) -> None:
         what = type(self).__name__
         n_images = check_whole(what, "n_images", n_images, 2, 256, reason="each of them is a row of the batch")
-        super().__init__(alpha=alpha, upsampling=upsampling, lam_margin=lam_margin, **shared)
+        super().__init__(alpha=alpha, upsampling=upsampling, min_lam=min_lam, **shared)
         if n_images > 2 and not isinstance(self.labeling, (Area, Drawn)):
             raise ValueError(
                 f"{what} expects labeling 'ratio' or 'area' for {n_images} images, got "
@@ -260,7 +261,7 @@ class AdAutoMix(LearnedMixer):
         if self.mixup_ratio == 1:
             raise ValueError(f"{what} expects mixup_ratio in [0, 1), got 1: the unmixed images would have no weight")
         self.lam_channel = check_flag(what, "lam_channel", lam_channel)
-        #: Optimizer steps so far: the block learns against the classifier in even ones.
+        #: Number of optimizer steps so far: the block learns against the classifier in even ones.
         self.steps = 0
         self.make_known_block()
 
@@ -282,8 +283,8 @@ class AdAutoMix(LearnedMixer):
     def remembered(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
-    def recall(self, known: dict[str, Any]) -> None:
-        self.steps = int(known["steps"])
+    def recall(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> LearnedShares:
         inputs = generator_inputs = self._rows(batch, partner, draws)
@@ -336,8 +337,8 @@ class AdAutoMix(LearnedMixer):
         """(R,) bool: where the classifier gets a plain blend."""
         own = shares[:, 0]
         if self.reference and self.n_images > 2:
-            return (own <= self.lam_margin) | (1 - own > self.lam_margin)
-        return torch.minimum(own, 1 - own) <= self.lam_margin
+            return (own <= self.min_lam) | (1 - own > self.min_lam)
+        return torch.minimum(own, 1 - own) <= self.min_lam
 
     def _weights(self, shares: Tensor, masks: Tensor) -> Tensor | None:
         """(B, N) weights of the labels; None leaves those of two images to the labeling."""
@@ -365,18 +366,18 @@ class AdAutoMix(LearnedMixer):
             size: (H, W) of the images.
         """
         block = self.mixing_block()
-        # Sums over many cells: in half precision the scores overflow.
+        # The scores are sums over many cells, which overflow in half precision.
         with torch.autocast(features.device.type, enabled=False):
             return adautomix_masks(block(features, sources, shares.to(features.dtype)), size, self.upsampling)
 
     def early_loss(self, images: Tensor, mixed: MixedBatch, clean: Signals) -> dict[str, Tensor]:
         terms = super().early_loss(images, mixed, clean)
         plan, source = mixed.plan, getattr(clean, "source", None)
-        blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_lam > 0
+        blends = self.n_images > 2 and self.mixup_ratio > 0 and self.clean_weight > 0
         if blends and isinstance(plan, LearnedShares) and isinstance(source, ModelSignals):
-            # One weight for both, divided between them.
+            # One weight is divided between both losses.
             terms["clean_loss"] = (1 - self.mixup_ratio) * terms["clean_loss"]
-            factor = self.mixup_ratio * self.clean_lam
+            factor = self.mixup_ratio * self.clean_weight
             terms["linear_loss"] = factor * _linear_loss(images, mixed.labels, plan, source)
         return terms
 
@@ -397,7 +398,7 @@ class AdAutoMix(LearnedMixer):
             if self.beta < 1:
                 similarity = adautomix_similarity(outputs, plan.outputs, sources, shares)
                 loss = loss + (1 - self.beta) * (similarity if self.reference else -similarity)
-        # Only as far as the masks: the network is done with before the block's own backward pass.
+        # The pass goes only as far as the masks: the network is done with before the block's own backward pass.
         learning = [masks, *objective_parameters(source)]
         terms = {"generator_loss": early_backward(loss, learning, half_scale(images))}
         return with_early_gradients(terms, [*self.mixer_parameters(), *objective_parameters(source)])

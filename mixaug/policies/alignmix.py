@@ -47,11 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AlignMix", "alignment_cost", "alignmix", "sinkhorn_plan"]
 
-#: Keeps the logarithm of the marginals finite in the authors' code.
+#: Constant by which the authors' code keeps the logarithm of the marginals finite.
 TINY = 1e-8
-#: Entries of plans that a CPU works on at a time.
+#: Number of entries of plans that a CPU works on at a time.
 CHUNK = 2**16
-#: Cells that are aligned at most: a plan holds their square for every sample, and Sinkhorn goes through it 40 times.
+#: Largest number of cells that are aligned: a plan holds their square for each sample, and Sinkhorn goes through it
+#: 40 times.
 MOST_CELLS = 2048
 
 
@@ -72,7 +73,7 @@ def alignment_cost(cells: Tensor, others: Tensor) -> Tensor:
         raise ValueError(f"alignment_cost expects two times (B, r, C), got {tuple(cells.shape)}, {tuple(others.shape)}")
     with torch.no_grad(), torch.autocast(cells.device.type, enabled=False):
         own, other = single_precision(cells.detach()), single_precision(others.detach())
-        # A common shift changes no distance, but what cancels in the expanded square.
+        # A common shift changes no distance, but it makes the terms that cancel in the expanded square small.
         centre = own.mean(1, keepdim=True)
         own, other = own - centre, other - centre
         squares = own.square().sum(2)[:, :, None] + other.square().sum(2)[:, None, :]
@@ -100,7 +101,7 @@ def sinkhorn_plan(cost: Tensor, epsilon: float = 0.1, iterations: int = 20) -> T
         gain = -single_precision(cost)
         if not reads_freely(gain):
             return _transport(gain, epsilon, iterations)
-        # On a CPU a few samples at a time, whose numbers stay in its caches.
+        # A CPU works on a few samples at a time, whose numbers stay in its caches.
         parts = gain.split(max(1, CHUNK // max(1, gain.shape[1] * gain.shape[2])))
         return torch.cat([_transport(part, epsilon, iterations) for part in parts])
 
@@ -188,14 +189,14 @@ def alignmix(
     if channels_last:
         return mixed
     mixed = mixed.movedim(-1, 1)
-    # A copy only where the features were not channels_last themselves.
+    # This copies only where the features were not channels_last themselves.
     return mixed.contiguous() if features.is_contiguous() else mixed
 
 
 def _mix_cells(cells: Tensor, others: Tensor, plan: Tensor, lam: Tensor, direction: Tensor, reference: bool) -> Tensor:
     """(B, r, C) to the same."""
     to_partner = column(direction, cells) == 1
-    # One product for both directions: the cells that stay, and the way of those that move.
+    # One product serves both directions: the cells that stay, and the way of those that move.
     stay, move = torch.where(to_partner, others, cells), torch.where(to_partner, cells, others)
     way = torch.where(to_partner, plan.transpose(1, 2), plan)
     way = way * cells.shape[1] if reference else way / way.sum(2, keepdim=True)

@@ -191,7 +191,7 @@ class AttentiveMix(Policy):
         if held is not None:
             held.eval().requires_grad_(False)
             self.needs = self.labeling.needs
-        # In a tuple, out of torch's sight: no checkpoint, optimizer or DistributedDataParallel has any use for
+        # A tuple hides the network from torch: no checkpoint, optimizer or DistributedDataParallel has any use for
         # it, and train() or an initialisation of the whole step must not reach it.
         self._held: tuple[nn.Module, ...] = () if held is None else (held,)
         self._places = places

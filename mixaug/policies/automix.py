@@ -67,8 +67,8 @@ class AutoMix(PairMixer):
     Args:
         alpha: of Beta(alpha, alpha). Two lambdas and two pairings are drawn, one for the classifier, one for the block.
         lam_channel: let the mask depend on lam, see :class:`MixBlock`; off in the published CIFAR settings.
-        **shared: mask_lam, mask_lam_end, mask_margin, mask_adjust, reference: see :class:`PairMixer`; all others: see
-            :class:`mixaug.policies.learned.base.LearnedMixer`.
+        **shared: mask_weight, mask_weight_end, mask_margin, mask_adjust, reference: see :class:`PairMixer`; all others:
+            see :class:`mixaug.policies.learned.base.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.

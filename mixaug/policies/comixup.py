@@ -36,12 +36,12 @@ from mixaug.ops.layout import channels_last_format, deliver, single_precision, w
 from mixaug.ops.masks import cells_to_size
 from mixaug.ops.supermodular import comixup_shares, compatibility_of
 from mixaug.plan import Plan, Unmixed
-from mixaug.policies.saliency import BySaliency
+from mixaug.policies.saliency import SaliencyPolicy
 from mixaug.registry import register
 
 __all__ = ["CoMixup", "comixup", "comixup_compatibility", "comixup_costs", "comixup_distance", "comixup_prior"]
 
-# Pixels over which the place of an image's saliency is averaged before its peak is sought.
+# Number of pixels over which the place of an image's saliency is averaged before its peak is sought.
 PEAK_WINDOW = 8
 
 
@@ -184,7 +184,7 @@ class BlockSources(Plan):
     arxiv="2102.03065",
     family="guided by the model",
 )
-class CoMixup(BySaliency):
+class CoMixup(SaliencyPolicy):
     """Show salient blocks of several inputs in every output, chosen jointly so that the outputs differ.
 
     Args:
@@ -196,11 +196,11 @@ class CoMixup(BySaliency):
         threshold: overlap that costs nothing, in blocks of one image; 0.81 to 0.84 are useful with 4 blocks.
         eta: weight of the Dirichlet prior over the inputs.
         omega: share of the distance between salient places in the overlap, in [0, 1].
-        dirichlet: concentration of the prior, positive; lower it with ``clean_lam=0``.
+        dirichlet: concentration of the prior, positive; lower it with ``clean_weight=0``.
         iterations: sweeps over the outputs, at least 1. Blocks show two inputs from the second on.
         soft_penalty: penalise only the overlap above the threshold, not all of it once it is above.
-        clean_lam: weight of the clean batch's loss, which is part of the step; 0 leaves it out and takes the saliency
-            in evaluation mode. Beside a binary cross-entropy over K classes the authors use 2 / K.
+        clean_weight: weight of the clean batch's loss, which is part of the step; 0 leaves it out and takes the
+            saliency in evaluation mode. Beside a binary cross-entropy over K classes the authors use 2 / K.
 
     Raises:
         ValueError: an option out of range.
@@ -220,7 +220,7 @@ class CoMixup(BySaliency):
         dirichlet: float = 2.0,
         iterations: int = 4,
         soft_penalty: bool = False,
-        clean_lam: float = 1.0,
+        clean_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if not isinstance(block_num, numbers.Integral) or block_num != -1:
@@ -237,7 +237,7 @@ class CoMixup(BySaliency):
             "CoMixup", "iterations", iterations, most=1000, reason="the labelling settles after a few"
         )
         self.soft_penalty = check_flag("CoMixup", "soft_penalty", soft_penalty)
-        self.keep_clean(clean_lam)
+        self.keep_clean(clean_weight)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """As :meth:`mixaug.Policy.plan`, without drawing partners, which mean nothing here."""

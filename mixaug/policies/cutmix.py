@@ -107,7 +107,7 @@ class CutMix(Policy):
 def _minmax_boxes(minmax: tuple[float, float], size: Sequence[int], draws: Draws) -> Tensor:
     low, high = [], []
     for side in size:
-        # int() and an upper bound of at least one more than the lower: a tiny image still has a box.
+        # The upper bound is at least one more than the lower: a tiny image still has a box.
         least = int(side * minmax[0])
         cut = draws.integers(least, max(int(side * minmax[1]), least + 1))
         start = (draws.uniform() * (side - cut + 1)).long()

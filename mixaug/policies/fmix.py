@@ -161,7 +161,7 @@ def own_count(lam: Tensor, pixels: int, round_up: Tensor) -> Tensor:
 
 def largest(scores: Tensor, count: Tensor) -> Tensor:
     """True for the ``count`` largest scores of each row; of equal ones the first. (R, N), (R,) int64 -> (R, N)."""
-    # Two bodies, one result: on a CPU partial sorting row by row beats a full sort of all rows tenfold.
+    # Two bodies give one result: on a CPU partial sorting row by row beats a full sort of all rows tenfold.
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         return _largest_by_partition(scores, count)
     return _largest_by_sort(scores, count)
@@ -244,7 +244,7 @@ def _grey(
     amplitude = torch.where(once, amplitude * math.sqrt(2), amplitude)
     spectrum_values = torch.view_as_complex(noise[:, 0].contiguous()) * amplitude
     if frequencies is None:
-        # Leading axes first and the half axis last: what the half spectrum lacks of symmetry is then dropped
+        # The leading axes come first and the half axis last: what the half spectrum lacks of symmetry is then dropped
         # in the same way on every device.
         leading = tuple(range(1, len(size)))
         if leading:

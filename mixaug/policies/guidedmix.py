@@ -31,7 +31,7 @@ from mixaug.ops.blend import blend_mask
 from mixaug.ops.filters import check_blur, gaussian_blur, spectral_residual
 from mixaug.ops.layout import reads_freely, single_precision
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policies.saliency import BySaliency
+from mixaug.policies.saliency import SaliencyPolicy
 from mixaug.policy import SharedOptions
 from mixaug.registry import register
 
@@ -65,7 +65,7 @@ def guided_maps(saliency: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> T
     with torch.no_grad(), torch.autocast(saliency.device.type, enabled=False):
         maps = single_precision(saliency.detach())
         maps = torch.where(maps.isfinite(), maps, torch.zeros_like(maps)).clamp_(min=0)
-        # Scaled first, so that sums stay finite.
+        # The maps are scaled first, so that sums stay finite.
         maps = maps / maps.flatten(1).amax(1).clamp(min=torch.finfo(maps.dtype).tiny)[:, None, None]
         maps = gaussian_blur(maps, kernel_size, sigma)
         total = maps.sum((1, 2), keepdim=True)
@@ -94,7 +94,7 @@ def map_distance(maps: Tensor, distance: Distance = "l2") -> Tensor:
             rows = F.normalize(rows, dim=-1)
             found = 1 - rows @ rows.transpose(-2, -1)
         elif distance == "l2":
-            # What all maps share changes no distance, but what cancels in the expanded square.
+            # A common part changes no distance, but without it the terms that cancel in the expanded square are small.
             rows = rows - rows.mean(-2, keepdim=True)
             found = torch.cdist(rows, rows)
         else:
@@ -268,7 +268,7 @@ class GreedyCycle:
     arxiv="2306.16612",
     family="guided by the model",
 )
-class GuidedMix(BySaliency):
+class GuidedMix(SaliencyPolicy):
     """Show of two images at every pixel the more salient one, softly; partners that are salient elsewhere.
 
     Args:
@@ -276,7 +276,7 @@ class GuidedMix(BySaliency):
             maps; or ``"spectral"`` residual of the image (Guided-SR), which needs neither.
         blur_size, blur_sigma: of the Gaussian blur of the maps, in pixels.
         distance, part_size: of the default pairing, see :class:`GreedyCycle`.
-        clean_lam: weight of the clean images' loss, whose gradients the saliency pass has computed, as a part of the
+        clean_weight: weight of the clean images' loss, whose gradients the saliency pass has computed, as a part of the
             step; the model is in training mode in that pass then. 0 discards them, in evaluation mode.
         pairing: None for the greedy cycle; else see :class:`mixaug.Policy`.
         labeling: see :class:`mixaug.Policy`; ``"area"`` is the mean of the mask.
@@ -295,7 +295,7 @@ class GuidedMix(BySaliency):
         blur_sigma: float = 3.0,
         distance: Distance = "l2",
         part_size: int | None = None,
-        clean_lam: float = 0.0,
+        clean_weight: float = 0.0,
         **shared: Unpack[SharedOptions],
     ) -> None:
         check_choice("GuidedMix", "distance", distance, DISTANCES)
@@ -311,10 +311,10 @@ class GuidedMix(BySaliency):
         super().__init__(**shared)
         check_choice("GuidedMix", "saliency", saliency, ("gradient", "spectral"))
         self.blur_size, self.blur_sigma = check_blur("GuidedMix", blur_size, blur_sigma, "blur_size", "blur_sigma")
-        self.keep_clean(clean_lam)
-        if saliency == "spectral" and clean_lam:
+        self.keep_clean(clean_weight)
+        if saliency == "spectral" and clean_weight:
             raise ValueError(
-                "GuidedMix: clean_lam weighs the loss of the saliency pass, which saliency='spectral' lacks"
+                "GuidedMix: clean_weight weighs the loss of the saliency pass, which saliency='spectral' lacks"
             )
         if saliency == "spectral":
             self.needs = self.labeling.needs

@@ -37,7 +37,7 @@ __all__ = ["ManifoldMix"]
 INPUT = "input"
 
 
-#: What the authors mix in ResNets: the input and the first two stages.
+#: Places where the authors mix in ResNets: the input and the first two stages.
 OF_RESNETS = (INPUT, "layer1", "layer2")
 
 

@@ -348,7 +348,7 @@ class Pooled(Policy):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Pooled:
         super()._apply(fn, recurse)
-        # Not buffers: DistributedDataParallel would broadcast them every step, and half() would round them.
+        # These are no buffers: DistributedDataParallel would broadcast them every step, and half() would round them.
         # An integer probe shows where they shall go.
         device = fn(torch.zeros((), dtype=torch.int64, device=self.labels.device)).device
         if device != self.labels.device:

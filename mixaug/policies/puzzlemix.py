@@ -51,7 +51,7 @@ from mixaug.ops.layout import deliver, single_precision
 from mixaug.ops.masks import cells_to_pixels
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.plan import Plan
-from mixaug.policies.saliency import BySaliency
+from mixaug.policies.saliency import SaliencyPolicy
 from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals import CleanSignals
@@ -99,7 +99,7 @@ def puzzlemix_costs(
     keep_own, keep_partner = own.index_select(0, partner), own.clone()
     borders = []
     for axis, (before, after) in enumerate(border_cells(images.detach(), block_num, neigh_size, std), start=1):
-        # Own or partner's block first, own or partner's second.
+        # Each name says whose block comes first, the own or the partner's, and whose comes second.
         own_own = border_difference(before, after)
         partner_own = border_difference(before.index_select(0, partner), after)
         own_partner = border_difference(before, after.index_select(0, partner))
@@ -147,7 +147,7 @@ def puzzlemix_energy(
     own = eta / blocks**2 * torch.stack(levels, dim=1).float()[:, None, None]
     costs = [torch.lerp(keep_own, keep_partner, label / last) for label in range(n_labels)]
     smooth = beta / (16 * blocks)
-    # Below zero only where pixels leave [0, 1] or gamma is above 1: no longer a cut.
+    # A weight is below zero, and the problem no longer a cut, only where pixels leave [0, 1] or gamma is above 1.
     return (
         (torch.stack(costs, dim=3) + own).nan_to_num(0.0),
         (border_v + smooth).nan_to_num(smooth).clamp(min=0),
@@ -298,7 +298,7 @@ class Puzzle(Plan):
     arxiv="2009.06962",
     family="guided by the model",
 )
-class PuzzleMix(BySaliency):
+class PuzzleMix(SaliencyPolicy):
     """Blocks of two images by saliency, chosen with a graph cut and moved into sight; labels by the mask's mean.
 
     Args:
@@ -312,8 +312,8 @@ class PuzzleMix(BySaliency):
         t_eps: price of distance.
         mean, std: of the normalisation of float images, one number or one per channel; 0 and 1 for images in
             [0, 1]. Without them the range of values in the batch stands for std.
-        clean_lam: 0 takes the saliency with the model in evaluation mode and drops its gradients. Above 0 the pass is
-            one of training, and ``clean_lam`` times its loss, with its gradients, is part of the step.
+        clean_weight: 0 takes the saliency with the model in evaluation mode and drops its gradients. Above 0 the pass
+            is one of training, and ``clean_weight`` times its loss, with its gradients, is part of the step.
         adv_p: probability, for own images and for partners, that a batch mixes adversarially perturbed images.
             Needs mean, std and a model behind the signals, and costs one more pass in such batches.
         adv_eps: largest perturbation, of pixels in [0, 1].
@@ -340,7 +340,7 @@ class PuzzleMix(BySaliency):
         t_eps: float = 0.8,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        clean_lam: float = 0.0,
+        clean_weight: float = 0.0,
         adv_p: float = 0.0,
         adv_eps: float = 10 / 255,
         **shared: Unpack[SharedOptions],
@@ -355,7 +355,7 @@ class PuzzleMix(BySaliency):
         self.statistics = check_statistics("PuzzleMix", mean, std)
         self.mean = None if self.statistics is None else self.statistics[0]
         self.std = None if self.statistics is None else self.statistics[1]
-        self.keep_clean(clean_lam)
+        self.keep_clean(clean_weight)
         self.adv_eps = check_not_negative("PuzzleMix", "adv_eps", adv_eps)
         self.adv_p = check_probability("PuzzleMix", "adv_p", adv_p)
         if self.adv_p > 0 and self.statistics is None:
@@ -381,7 +381,8 @@ class PuzzleMix(BySaliency):
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         fitting = self.fitting(batch.size)
-        # One grid for the batch, as the authors': its shape is work for the host, and no sample waits for another's.
+        # The batch has one grid, as in the authors' code: its shape is work for the host, which is
+        # done once.
         blocks_a_side = fitting[draws.host_integer(len(fitting))] if len(fitting) > 1 else fitting[0]
         lam = self.ratio(draws)
         noisy = (False, False)
@@ -496,7 +497,7 @@ def _blend_noisy(
         return puzzlemix_blend(perturbed if noisy[0] else images, partner, blocks, moves)
     own, others = (perturbed, images) if noisy[0] else (images, perturbed)
     count = len(images)
-    # Two batches in one: the second half holds what partners look like.
+    # Two batches are in one: the second half holds what partners look like.
     double, rows = torch.cat([own, others]), torch.arange(count, device=images.device)
     doubled = tuple(torch.cat([move, move]) for move in moves) if moves is not None else None
     towards = torch.cat([partner + count, rows])

@@ -220,12 +220,12 @@ def learn_limits(
         model.eval()
         with torch.no_grad():
             reached = loss(model(validation[0]), validation[1])
-        # Looked at now and then: each look waits for the device.
+        # The loss is looked at only now and then: each look waits for the device.
         if (step % 50 == 49 or step == steps - 1) and not bool(reached.isfinite()):
             raise ValueError(
                 f"learn_limits: the validation loss became {float(reached)}; lower learning_rate={learning_rate}"
             )
-        # As a share, so that the entropy bonus means the same in any unit of the labels.
+        # The reward is a share, so that the entropy bonus means the same in any unit of the labels.
         reward = torch.zeros_like(reached) if expected is None else (expected - reached) / expected.clamp(min=1e-30)
         # A loss that is not finite stops the learning above; until it is looked at, it must not reach the network.
         reward = reward.nan_to_num(0.0, 0.0, 0.0)

@@ -124,7 +124,7 @@ def paste_resized(
     inplace: bool = False,
 ) -> Tensor:
     """:func:`resizemix` without checks, for any tensor (B, ..., *size); any dtype for ``"nearest"``."""
-    # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
+    # Two bodies give one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
     if prefers_slices(images, boxes, partner) or (boxes.shape[0] == 1 and reads_freely(images, boxes, partner)):
         return _paste_slices(images, partner, boxes, len(size), interpolation, out, inplace)
     return deliver(_paste_gather(images, partner, boxes, size, interpolation), images, out, inplace)
@@ -199,7 +199,7 @@ def _sources(
     """
     length = length.clamp(min=1)
     place = torch.minimum(place.clamp(min=0), length - 1)
-    # In the precision of torch's kernels: exact integers would differ from them by a pixel now and then.
+    # This is in the precision of torch's kernels: exact integers would differ from them by a pixel now and then.
     real = torch.float64 if dtype == torch.float64 else torch.float32
     if interpolation == "nearest":
         # torch rounds the product to float32 even for float64 images.

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Channels = Literal["rgb", "bgr"]
-# Red, green, blue in units of 1 / 2**15.
+# Weights of red, green and blue in units of 1 / 2**15.
 GREY_WEIGHTS = (9798, 19235, 3735)
 SCALES = (12, 24, 48, 28, 56, 112)
 
@@ -81,7 +81,7 @@ def eight_bit_images(
         pixels = (pixels - low.reshape(-1, 1, 1, 1)) / extent.reshape(-1, 1, 1, 1)
     else:
         means, stds = per_channel("eight_bit_images", statistics, images.shape[1])
-        # Channel by channel with plain numbers: a tensor made of them would cross to the device each call.
+        # The sum goes channel by channel with plain numbers: a tensor made of them would cross to the device each call.
         planes = [pixels[:, c] * stds[c] + means[c] for c in range(images.shape[1])]
         pixels = torch.stack(planes, dim=1)
     return (pixels * 255).round_().clamp_(0, 255).to(torch.uint8)
@@ -116,7 +116,7 @@ def fine_grained_saliency(images: Tensor, *, channels: Channels = "rgb") -> Tens
         raise ValueError(f"fine_grained_saliency expects channels 'rgb' or 'bgr', got {channels!r}")
     grey = _blur(_blur(_grey(images, channels)))
     height, width = grey.shape[1:]
-    # Sums of whole numbers, exact in any order; int32 as long as they fit.
+    # Sums of whole numbers are exact in any order; int32 serves as long as they fit.
     whole = torch.int32 if height * width * 255 < 2**31 else torch.int64
     integral = grey.cumsum(1, dtype=whole).cumsum(2, dtype=whole)
     integral = torch.nn.functional.pad(integral, (1, 0, 1, 0))
@@ -283,7 +283,7 @@ def _window_sums(integral: Tensor, axis: int, reach: int) -> Tensor:
         axis: 1 or 2.
         reach: positive.
     """
-    # Slices: fetching by index goes value by value along the last axis.
+    # Slices are read here: fetching by index goes value by value along the last axis.
     side = integral.shape[axis] - 1
     reach = min(reach, side)
     end = integral.narrow(axis, side, 1).expand([reach if d == axis else -1 for d in range(3)])
@@ -301,5 +301,5 @@ def _window_sides(side: int, reach: int, device: torch.device) -> Tensor:
 def _full_range(total: Tensor) -> Tensor:
     """(B, H, W) sums scaled so that each map's maximum is 255, in whole numbers; zeros stay."""
     largest = total.amax((1, 2), keepdim=True).clamp(min=1)
-    # One float32 division, then a product that cannot round a value below a whole number up to it.
+    # One float32 division comes first, then a product that cannot round a value below a whole number up to it.
     return ((total / largest).to(wide_dtype(total.device)) * 255).floor_()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMix", "balanced_cross_entropy", "rescaled_lam"]
 
-#: Above it the cubic is the same to three digits.
+#: Largest ``k`` that is told apart: above it the cubic is the same to three digits.
 LARGEST_CUBIC = 10.0
 
 
@@ -132,8 +132,8 @@ class SAMix(PairMixer):
         upsampling: of the mask's logits.
         variance: factor of the reward for masks that vary, see :func:`mixaug.policies.learned.pairs.mask_loss`.
         mask_adjust: chance in [0, 1] that the classifier's masks are given the mean lam.
-        **shared: mask_lam, mask_lam_end, mask_margin, reference: see :class:`mixaug.policies.learned.PairMixer`; all
-            others: see :class:`mixaug.policies.learned.LearnedMixer`.
+        **shared: mask_weight, mask_weight_end, mask_margin, reference: see :class:`mixaug.policies.learned.PairMixer`;
+            all others: see :class:`mixaug.policies.learned.LearnedMixer`.
 
     Raises:
         ValueError: an option out of range.

@@ -70,7 +70,7 @@ def smoothmix_mask(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple
         shape = [rows] + [1] * (len(size) + 1)
         shape[2 + d] = side
         lines.append(line.float().reshape(shape))
-    # Two passes over the pixels, each of which goes many values at a time; a single addcmul of two lines does not.
+    # Each of the two passes over the pixels goes many values at a time; a single addcmul of two lines does not.
     bump = math.prod(lines[:-1], start=-lines[-1])
     return bump.add_(1), (1 - mean).float()
 

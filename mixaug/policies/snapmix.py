@@ -146,7 +146,7 @@ def paste_box(
         boxes: from :func:`pasted_boxes`.
         nearest: copy the nearest pixel, of any dtype, instead of interpolating.
     """
-    # Two bodies, one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
+    # Two bodies give one result: on a CPU slices for large images and for one box for all, index arithmetic elsewhere.
     shared = boxes.shape[0] == partner_boxes.shape[0] == 1
     if prefers_slices(images) or (shared and reads_freely(images)):
         return _paste_slices(images, partner, boxes, partner_boxes, nearest, out, inplace)
@@ -169,7 +169,7 @@ def _weights(cam: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor,
         both = own + other
         own, other = torch.where(same, both, own), torch.where(same, both, other)
     kept = area_kept(boxes, maps.shape[1:])
-    # After the sums: with one constant map of the two, or with both, the area stands for both labels, once.
+    # The test comes after the sums: with one constant map or two, the area stands for both labels, once.
     own = torch.where(own.isnan(), kept, own)
     other = torch.where(other.isnan(), 1 - kept, other)
     pasted = kept < 1

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix_weights"]
 
 Uncertainty = Literal["layer", "logits"]
-#: V beyond e^30 would be a logit that no softmax resolves.
+#: Largest exponent: V beyond e^30 would be a logit that no softmax resolves.
 LARGEST_EXPONENT = 30.0
-#: The authors' value for the policy that is made by name.
+#: Value of alpha, the authors', for a policy that is made by name.
 DEFAULT_ALPHA = 0.2
 
 
@@ -129,7 +129,7 @@ def sumix_weights(
     labels = labels.long()
     own = distances[0].gather(1, labels[:, None])[:, 0]
     other = distances[1].gather(1, labels.index_select(0, partner)[:, None])[:, 0]
-    # The quotient of exponentials in logarithms: neither under- nor overflows.
+    # In logarithms the quotient of exponentials neither under- nor overflows.
     shares = weights.detach().to(own.dtype)
     lam = torch.sigmoid(shares[:, 0].log() - shares[:, 1].log() - own + other)
     if reference:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TLAlign", "patch_grid", "tlalign"]
 
-#: Pixels of a patch where neither the user nor the model says: those of the authors' models.
+#: Side in pixels of a patch where neither the user nor the model says: that of the authors' models.
 USUAL_PATCH = 16
 
 

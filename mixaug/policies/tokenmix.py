@@ -45,7 +45,7 @@ __all__ = ["TokenMix", "content_targets", "tokenmix", "tokenmix_blocks", "tokenm
 Mode = Literal["block", "random"]
 
 
-#: Blocks that one mask may have; on 14 x 14 tokens fewer than one mask in ten thousand would take more.
+#: Largest number of blocks of one mask; on 14 x 14 tokens fewer than one mask in ten thousand would take more.
 ROUNDS = 40
 
 
@@ -89,7 +89,7 @@ def tokenmix_blocks(units: Tensor, count: Tensor, grid: Sequence[int]) -> Tensor
             f"tokenmix_blocks expects units (R, N, K, 4) and count (R,), got {tuple(units.shape)} and "
             f"{tuple(count.shape)}"
         )
-    # Some thousand small operations, which a compiler would trace for minutes.
+    # These are some thousand small operations, which a compiler would trace for minutes.
     place = _opaque_blocks if torch.compiler.is_compiling() else _blocks
     return place(units, count, grid[0], grid[1])[:, None]
 

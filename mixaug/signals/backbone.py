@@ -159,7 +159,7 @@ def classifier_name(model: nn.Module) -> str:
     get = getattr(model, "get_classifier", None)
     found = get() if callable(get) else None
     if isinstance(found, (tuple, list)):
-        # A distilled model: the first is the head of the class token.
+        # A distilled model has several heads: the first is that of the class token.
         found = found[0]
     if found is None:
         found = next(
@@ -221,8 +221,8 @@ _UNLIKE = (
     "rope",
     "window_size",
     "sr_ratio",
-    "proj_l",  # scores mixed across the heads
-    "temperature",  # attention between channels
+    "proj_l",  # it mixes scores across the heads
+    "temperature",  # such attention is between channels
     "crpe",
     "ws",
 )
@@ -299,26 +299,26 @@ def as_map(model: nn.Module | None, features: Tensor, size: Sequence[int], chann
     return features.permute(0, 3, 1, 2) if last else features
 
 
-def queries_and_keys(block: nn.Module, seen: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+def queries_and_keys(block: nn.Module, projected: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
     """(B, heads, N, D) queries and keys, as they enter the softmax, and the scale.
 
     Args:
         block: from :func:`attention_blocks`.
-        seen: what its projections put out, by their names; ``"input"`` of an ``nn.MultiheadAttention``.
+        projected: what its projections put out, by their names; ``"input"`` of an ``nn.MultiheadAttention``.
     """
     heads = int(block.num_heads)  # type: ignore[arg-type]
     if isinstance(block, nn.MultiheadAttention):
         width = 2 * block.embed_dim
         bias = None if block.in_proj_bias is None else block.in_proj_bias[:width]
-        packed = F.linear(seen["input"], block.in_proj_weight[:width].to(seen["input"].dtype), bias)
+        packed = F.linear(projected["input"], block.in_proj_weight[:width].to(projected["input"].dtype), bias)
         query, key = packed.unflatten(-1, (2, heads, -1)).unbind(-3)
-    elif "qkv" in seen:
-        packed = seen["qkv"].unflatten(-1, (3, heads, -1))
+    elif "qkv" in projected:
+        packed = projected["qkv"].unflatten(-1, (3, heads, -1))
         query, key = packed.select(-3, 0), packed.select(-3, 1)
     else:
-        names = ("q", "k") if "q" in seen else ("q_proj", "k_proj")
+        names = ("q", "k") if "q" in projected else ("q_proj", "k_proj")
         # Attention of the class token alone makes one query, without an axis of tokens.
-        made = [seen[name].unsqueeze(1) if seen[name].ndim == 2 else seen[name] for name in names]
+        made = [projected[name].unsqueeze(1) if projected[name].ndim == 2 else projected[name] for name in names]
         query, key = (x.unflatten(-1, (heads, -1)) for x in made)
     query, key = query.transpose(1, 2), key.transpose(1, 2)
     norms: list[Any] = [getattr(block, name, None) for name in ("q_norm", "k_norm")]

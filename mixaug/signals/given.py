@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mixaug.ops.layout import single_precision
 from mixaug.signals import backbone
 
-#: How the model stands during a pass over the clean batch: its statistics and dropout as in training, or not.
+#: Mode of the model during a pass over the clean batch, which decides on its statistics and dropout.
 Mode = Literal["eval", "train"]
 
 

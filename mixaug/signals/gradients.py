@@ -49,7 +49,7 @@ def early_backward(loss: Tensor, parameters: Iterable[Tensor], scale: float = 1.
         # A large loss brings large gradients of its own: with the whole factor they would overflow, for ever.
         factor = (LARGEST_SCALED / loss.detach().float().abs().clamp(min=1e-3)).clamp(max=scale)
         found = torch.autograd.grad(loss.float() * factor, learning, allow_unused=True)
-        # In float32: the factor itself may be too large for half precision.
+        # The division is in float32: the factor itself may be too large for half precision.
         kept = [None if gradient is None else (gradient.float() / factor).to(gradient.dtype) for gradient in found]
     handed: Tensor = KnownGradient.apply(loss.detach(), kept, *learning)
     return handed

@@ -20,7 +20,7 @@ from mixaug.plan import Plan
 
 __all__ = ["hooked"]
 
-#: Where to record: name of a module, ``"input"`` or ``"output"``, key to record under.
+#: Place to record at: name of a module, ``"input"`` or ``"output"``, key to record under.
 Place = tuple[str, str, str]
 
 
@@ -170,7 +170,7 @@ class MixingPass:
         is_open: whether the forward pass may still go on.
     """
 
-    #: Modules whose mix is to be replayed, for every backward pass now running.
+    #: Modules whose mix is to be replayed, by the backward pass that is running.
     replayed: ClassVar[dict[int, list[nn.Module]]] = {}
 
     def __init__(self, plan: Plan, modules: dict[str, nn.Module]) -> None:

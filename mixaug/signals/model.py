@@ -83,28 +83,29 @@ class ModelSignals(ModelParts):
         """
         return CleanSignals(self, images, labels, needs)
 
-    def like_classifier(self, what: str, known: nn.Linear | None = None) -> nn.Linear:
-        """A linear layer of the classifier's sizes, dtype and device, freshly drawn; or ``known``, where it is one.
+    def like_classifier(self, what: str, existing: nn.Linear | None = None) -> nn.Linear:
+        """A linear layer of the classifier's sizes, dtype and device, freshly drawn; or ``existing``, where it is one.
 
         Args:
             what: name of the policy that wants it, for messages.
-            known: what an earlier call gave: a second step around the same policy goes on with what it has learned.
+            existing: what an earlier call gave: a second step around the same policy goes on with what it has learned.
 
         Raises:
-            ValueError: a classifier that is not linear, or of other sizes than ``known``.
+            ValueError: a classifier that is not linear, or of other sizes than ``existing``.
         """
         classifier = self.inner.get_submodule(self.classifier())
         if not isinstance(classifier, nn.Linear):
             raise ValueError(f"{what} expects a linear classifier, got {type(classifier).__name__}")
         sizes = classifier.in_features, classifier.out_features
-        if known is None:
+        if existing is None:
             return nn.Linear(*sizes, device=classifier.weight.device, dtype=classifier.weight.dtype)
-        if (known.in_features, known.out_features) != sizes:
+        if (existing.in_features, existing.out_features) != sizes:
             raise ValueError(
-                f"{what} is attached to a model of {known.in_features} features and {known.out_features} classes, this "
-                f"one has {sizes[0]} and {sizes[1]}: make one policy for each model"
+                f"{what} is attached to a model of {existing.in_features} features and "
+                f"{existing.out_features} classes, this one has {sizes[0]} and {sizes[1]}: make one "
+                "policy for each model"
             )
-        return known
+        return existing
 
 
 class CleanSignals(Signals):
@@ -228,7 +229,7 @@ class CleanSignals(Signals):
 @contextlib.contextmanager
 def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
     """The model in a mode; every module back in its own afterwards."""
-    # As in training is as the user left it: a frozen batch norm stays frozen.
+    # Training mode is what the user left: a frozen batch norm stays frozen.
     changed = [module for module in model.modules() if module.training] if mode == "eval" else []
     for module in changed:
         module.training = False

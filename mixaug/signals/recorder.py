@@ -65,7 +65,7 @@ class Recorder:
             for part in itertools.chain(*backbone.PROJECTIONS):
                 if isinstance(getattr(block, part, None), nn.Linear):
                     found.append((f"{name}.{part}", "output", f"attention:{name}:{part}"))
-        # Beside attention too: a block may turn out to see windows, which then gives way to the substitute.
+        # Attention needs features too: a block may turn out to see windows, which then gives way to the substitute.
         if self.wanted & {"features", "cam", "attention"}:
             try:
                 name, at_input = self.parts.last_map()
@@ -157,13 +157,13 @@ class Recorder:
 
     def _block(self, name: str) -> BlockAttention:
         start = f"attention:{name}:"
-        seen = {key.removeprefix(start): value for key, value in self.shown.items() if key.startswith(start)}
-        if not seen:
+        projected = {key.removeprefix(start): value for key, value in self.shown.items() if key.startswith(start)}
+        if not projected:
             raise ValueError(
                 f"{type(self.parts.inner).__name__} ran without calling its block {name!r}, or a part of it was "
                 "compiled on its own or before its first step with mixaug: compile the whole model"
             )
-        query, key, scale = backbone.queries_and_keys(self.parts.inner.get_submodule(name), seen)
+        query, key, scale = backbone.queries_and_keys(self.parts.inner.get_submodule(name), projected)
         return BlockAttention(query, key, scale, backbone.prefix_tokens(self.parts.inner))
 
     def _last_block(self) -> BlockAttention | None:

@@ -24,7 +24,8 @@ from mixaug.testing.subject import ContractError, Subject
 
 __all__ = ["PROMISES", "ContractError", "check_policy"]
 
-#: What a policy promises: the first line of each function says what; it raises :class:`ContractError`.
+#: The promises of a policy, by name: the first line of each function says what is promised; a broken promise raises
+#: :class:`ContractError`.
 PROMISES: dict[str, Callable[[Subject], None]] = {
     "form": surface.form,
     "sizes": surface.sizes,

@@ -16,9 +16,9 @@ from mixaug.draws import Draws
 from mixaug.plan import Plan
 from mixaug.testing.subject import COUNT, ROUNDING, Subject, equal, numbers
 
-#: Of a share that a network which has not learned yet gives to the own sample, whatever lam it is told.
+#: Deviation allowed to the own share that a network gives before it has learned, whatever lam it gets.
 UNLEARNED = 0.05
-#: Of the pixels that masks drawn apart show for the same lam.
+#: Deviation allowed between the areas of masks that are drawn apart for the same lam.
 ROUNDED = 0.1
 
 
@@ -86,7 +86,7 @@ def _shown(s: Subject, policy: Policy, seed: int, per: str) -> None:
 
 def labels(s: Subject) -> None:
     """Labels say what is shown: the pixels with labeling="area", the drawn share with "ratio"; a labeling is obeyed."""
-    # One of its own making is asked for the weights: what a sample shows does not decide them then.
+    # A labeling made here is asked for the weights: what a sample shows does not decide them then.
     for rule in ("area", "ratio", _Fixed()):
         policy = s.offers(labeling=rule)
         if policy is not None:
@@ -98,7 +98,7 @@ def labels(s: Subject) -> None:
     if type(policy.labeling) is labeling.Drawn:
         _say(s, policy, "ratio")
         return
-    # Other labelings weigh by something else, but never the one image by what the other shows.
+    # Other labelings weigh by something else, but none may weigh one image by what the other shows.
     together = 0.0
     for seed in range(8):
         mixed = s.mix(policy, s.pictures(), seed=seed)
@@ -116,10 +116,10 @@ def _say(s: Subject, policy: Policy, rule: str) -> None:
         mixed = s.mix(policy, s.pictures(), seed=seed)
         plan, weights = s.plan(mixed), mixed.weights
         if rule == "area":
-            told = torch.zeros(COUNT, COUNT, device=s.device).scatter_add_(1, mixed.sources, weights)
+            weighed = torch.zeros(COUNT, COUNT, device=s.device).scatter_add_(1, mixed.sources, weights)
             shown = s.shares(plan).flatten(2).mean(2)
             what = 'labeling="area"' if "labeling" in s.offered else "labels by area"
-            _agree(s, told, shown, f"{what}: a sample shows", "the share of the pixels")
+            _agree(s, weighed, shown, f"{what}: a sample shows", "the share of the pixels")
         elif rule == "ratio":
             own = plan.lam.float().expand(COUNT)
             _agree(s, weights[:, :1], own[:, None], 'labeling="ratio": the drawn own share is', "the drawn lam")
@@ -133,12 +133,15 @@ def _say(s: Subject, policy: Policy, rule: str) -> None:
             )
 
 
-def _agree(s: Subject, told: Tensor, shown: Tensor, what: str, expected: str) -> None:
-    distance = (told - shown).abs()
+def _agree(s: Subject, weighed: Tensor, shown: Tensor, what: str, expected: str) -> None:
+    distance = (weighed - shown).abs()
     if distance.max().item() < ROUNDING:
         return
     row = int(distance.amax(1).argmax())
-    own, label = shown[row, row if shown.shape[1] > 1 else 0].item(), told[row, row if told.shape[1] > 1 else 0].item()
+    own, label = (
+        shown[row, row if shown.shape[1] > 1 else 0].item(),
+        weighed[row, row if weighed.shape[1] > 1 else 0].item(),
+    )
     swapped = abs(label - (1 - own)) < ROUNDING and abs(label - own) > ROUNDING
     hint = ": the labels are the wrong way round" if swapped else ""
     raise s.broken(f"{what} {own:.4f} of itself, and its own label weighs {label:.4f}{hint}", f"labels by {expected}")
@@ -261,7 +264,7 @@ class _Shares:
         self.first, self.calls = first, 0
 
     def __call__(self, draws: Draws) -> Tensor:
-        # Of shares that are divided by their sum, equal ones would say nothing.
+        # Shares are divided by their sum, so that equal ones would say nothing.
         value = self.first + 0.07 * (self.calls % 3)
         self.calls += 1
         rows = 1 if draws.per == "batch" else draws.batch_size

@@ -16,11 +16,11 @@ from mixaug.checks import PER
 from mixaug.plan import Plan
 from mixaug.registry import options_of
 
-#: Samples of a batch: enough that two draws of partners or shares are hardly ever the same.
+#: Number of samples in a batch: enough that two draws of partners or shares are hardly ever the same.
 COUNT = 6
-#: Of a share that is a mean over pixels.
+#: Deviation allowed to a share that is a mean over pixels.
 ROUNDING = 1e-4
-#: Channels of made-up features.
+#: Number of channels of made-up features.
 CHANNELS = 8
 
 
@@ -42,7 +42,7 @@ class Subject:
         pretended: bool = False,
     ) -> None:
         self.promise = self.says = ""
-        self.options, self.given, self.device, self.size = options, signals, device, size
+        self.options, self.make_signals, self.device, self.size = options, signals, device, size
         self.make_model = _small_model if model is None else model
         self.name = make if isinstance(make, str) else getattr(make, "__name__", repr(make))
         self.make: Callable[..., Policy] = (
@@ -56,16 +56,16 @@ class Subject:
         self.offered = _offered(make, first)
         self._model: nn.Module | None = None
 
-    def broken(self, seen: str, expected: str) -> ContractError:
+    def broken(self, actual: str, expected: str) -> ContractError:
         """The error that says what was seen in place of what was expected."""
         return ContractError(
-            f"{self.name} breaks the promise {self.promise!r}: {self.says}\n  seen: {seen}\n  expected: {expected}"
+            f"{self.name} breaks the promise {self.promise!r}: {self.says}\n  seen: {actual}\n  expected: {expected}"
         )
 
-    def require(self, kept: bool | Tensor, seen: str, expected: str) -> None:
+    def require(self, kept: bool | Tensor, actual: str, expected: str) -> None:
         """Raise where a promise is not kept."""
         if not kept:
-            raise self.broken(seen, expected)
+            raise self.broken(actual, expected)
 
     def policy(self, **options: Any) -> Policy:
         """A new policy, attached to a model where it asks for that."""
@@ -123,8 +123,8 @@ class Subject:
         return self.pictures(1).expand(COUNT, *(-1,) * (1 + len(self.size))).contiguous()
 
     def signals(self, policy: Policy, images: Tensor, labels: Tensor | None, alike: bool = False) -> Any:
-        if self.given is not None:
-            return self.given(images, labels)
+        if self.make_signals is not None:
+            return self.make_signals(images, labels)
         if not policy.needs:
             return None
         if "hidden" in policy.needs or (self.attaches and "features" in policy.needs):
@@ -209,11 +209,11 @@ class Subject:
 
     def same(self, got: MixedBatch, wanted: MixedBatch, what: str, tolerance: float = 0.0) -> None:
         """Raise unless two mixed batches, and their plans, agree in everything."""
-        found, known = tensors(got), tensors(wanted)
-        for name in {**known, **found}:
-            if name not in found or name not in known:
+        actual, expected = tensors(got), tensors(wanted)
+        for name in {**expected, **actual}:
+            if name not in actual or name not in expected:
                 raise self.broken(f"{what}: {name} is there only once", "the same plan")
-            a, b = found[name], known[name]
+            a, b = actual[name], expected[name]
             if a.shape != b.shape or a.dtype != b.dtype:
                 seen = f"{tuple(a.shape)} {a.dtype}"
                 raise self.broken(f"{what}: {name} is {seen}", f"{tuple(b.shape)} {b.dtype}")
@@ -230,7 +230,7 @@ def _offered(make: str | Callable[..., Policy], policy: Policy) -> set[str]:
         return set(options_of(make))
     parameters = inspect.signature(make).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        # It hands on whatever comes.
+        # Such a function hands on whatever it gets.
         return set(options_of(type(policy)))
     return {parameter.name for parameter in parameters}
 
@@ -242,9 +242,9 @@ def _waits_for_model(policy: Policy) -> bool:
     return waits and not any(True for _ in policy.parameters())
 
 
-def given(s: Subject, policy: Policy, images: Tensor) -> dict[str, Any]:
-    found = s.signals(policy, images, s.labels(len(images)))
-    return {} if found is None else {"signals": found}
+def signal_arguments(s: Subject, policy: Policy, images: Tensor) -> dict[str, Any]:
+    signals = s.signals(policy, images, s.labels(len(images)))
+    return {} if signals is None else {"signals": signals}
 
 
 def normalised(policy: Policy) -> bool:
@@ -277,28 +277,28 @@ def _made_up(images: Tensor, alike: bool) -> Signals:
 
 
 def _small_model() -> nn.Module:
-    import mixaug.models  # Only for policies that mix inside one.
+    import mixaug.models  # mixaug.models is needed only for policies that mix inside a model.
 
     return mixaug.models.create("cifar_resnet8", num_classes=10)
 
 
 def tensors(mixed: MixedBatch) -> dict[str, Tensor]:
     """All tensors of a mixed batch and of its plan, by name."""
-    found = {"inputs": mixed.inputs, "sources": mixed.sources, "weights": mixed.weights}
+    named = {"inputs": mixed.inputs, "sources": mixed.sources, "weights": mixed.weights}
     if mixed.plan is not None:
-        _collect(mixed.plan, "the plan's", found)
-    return found
+        _collect(mixed.plan, "the plan's", named)
+    return named
 
 
-def _collect(value: Any, name: str, found: dict[str, Tensor]) -> None:
+def _collect(value: Any, name: str, named: dict[str, Tensor]) -> None:
     if isinstance(value, Tensor):
-        found[name] = value
+        named[name] = value
     elif isinstance(value, Plan):
         for field in dataclasses.fields(value):
-            _collect(getattr(value, field.name), f"{name} {field.name}", found)
+            _collect(getattr(value, field.name), f"{name} {field.name}", named)
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
-            _collect(item, f"{name} [{index}]", found)
+            _collect(item, f"{name} [{index}]", named)
 
 
 def equal(first: Tensor, second: Tensor) -> bool:

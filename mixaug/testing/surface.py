@@ -20,11 +20,11 @@ from mixaug import OneOf, Policy, Signals, Sometimes
 from mixaug.batch import Batch
 from mixaug.checks import IMAGE_DTYPES
 from mixaug.plan import Plan
-from mixaug.testing.subject import Subject, equal, given, numbers
+from mixaug.testing.subject import Subject, equal, numbers, signal_arguments
 
 #: Sizes of images, down to single pixels, and up to where copies on a CPU go by slices.
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 5), (2, 2), (33, 8), (130, 140)]
-#: Of what a network of the policy's own says under autocast: a few steps of bfloat16.
+#: Deviation allowed under autocast to what a policy's own network says: a few steps of bfloat16.
 HALF = 0.05
 
 
@@ -96,11 +96,11 @@ def containers(s: Subject) -> None:
     policy, images, extra = s.policy(), s.pictures(4), s.pictures(4, channels=1)
     labels = s.labels(4)
     signals = s.signals(policy, images, labels)
-    known = {} if signals is None else {"signals": signals}
-    alone = policy(images, labels, generator=s.seeded(15), **known)
+    arguments = {} if signals is None else {"signals": signals}
+    alone = policy(images, labels, generator=s.seeded(15), **arguments)
     batch = {"image": images, "depth": extra, "id": ["a", "b", "c", "d"]}
-    mixed = policy(batch, labels, generator=s.seeded(15), keys=["image", "depth"], **known)
-    pair = policy((images, extra), labels, generator=s.seeded(15), keys=[0], **known)
+    mixed = policy(batch, labels, generator=s.seeded(15), keys=["image", "depth"], **arguments)
+    pair = policy((images, extra), labels, generator=s.seeded(15), keys=[0], **arguments)
     for what, got, wanted in (
         ("images in a dict", mixed.inputs["image"], alone.inputs),
         ("a second entry of a dict", mixed.inputs["depth"], alone.apply(extra)),
@@ -125,9 +125,9 @@ def _refused(s: Subject, policy: Policy, images: Tensor, labels: Any, what: str,
     generator = s.seeded(16)
     state = generator.get_state()
     signals = s.signals(policy, s.pictures(4), s.labels(4))
-    known = {} if signals is None or not len(images) else {"signals": signals}
+    arguments = {} if signals is None or not len(images) else {"signals": signals}
     try:
-        policy(images, labels, generator=generator, **known, **others)
+        policy(images, labels, generator=generator, **arguments, **others)
     except (ValueError, TypeError) as error:
         s.require(mention in str(error), f"{what} refused with {str(error)!r}", f"an error that mentions {mention!r}")
     else:
@@ -179,7 +179,7 @@ def replays(s: Subject) -> None:
         again = plan.mix(images)
         s.require(torch.equal(again, mixed.inputs), f"plan.mix(images){time} is not mixed.inputs", "the same images")
         s.require(torch.equal(images, before), "plan.mix changed the images", "images as they were")
-    drawn = policy.draw(images, s.labels(), generator=s.seeded(10), **given(s, policy, images))
+    drawn = policy.draw(images, s.labels(), generator=s.seeded(10), **signal_arguments(s, policy, images))
     applied = policy.apply(images, drawn)
     s.require(torch.equal(applied, mixed.inputs), "apply(draw(...)) is not what a call gives", "forward to be both")
     count, size = len(images), tuple(images.shape[2:])
@@ -188,8 +188,10 @@ def replays(s: Subject) -> None:
     s.require(tuple(shares.shape) == (count, count, *size), f"class shares {tuple(shares.shape)}", "(B, K, *size)")
     near = torch.allclose(shares.sum(1), torch.ones_like(shares[:, 0]), atol=1e-5)
     s.require(near, "class shares of a pixel that do not sum to one", "a share for every class")
-    known = torch.zeros(count, count, device=s.device).scatter_(1, mixed.sources, 1.0)
-    s.require(bool((shares.flatten(2).amax(2) <= known + 1e-5).all()), "a class that no source has", "the sources' own")
+    present = torch.zeros(count, count, device=s.device).scatter_(1, mixed.sources, 1.0)
+    s.require(
+        bool((shares.flatten(2).amax(2) <= present + 1e-5).all()), "a class that no source has", "the sources' own"
+    )
     try:
         copied = mixed.apply(label_map)
     except TypeError as error:
@@ -205,7 +207,7 @@ def replays(s: Subject) -> None:
 def _in_place(s: Subject) -> None:
     cases = [(per, policy, s.size, torch.float32) for per, policy in s.each_per()]
     cases += [("as it is", s.policy(), s.size, dtype) for dtype in (torch.uint8, torch.bfloat16)]
-    if len(s.size) == 2 and s.given is None:
+    if len(s.size) == 2 and s.make_signals is None:
         cases += [("as it is", s.policy(), SIZES[-1], dtype) for dtype in (torch.float32, torch.uint8)]
     for per, policy, size, dtype in cases:
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -213,7 +215,7 @@ def _in_place(s: Subject) -> None:
                 continue
             images = s.pictures(5, size, dtype).contiguous(memory_format=layout)
             try:
-                plan = policy.draw(images, s.labels(5), generator=s.seeded(9), **given(s, policy, images))
+                plan = policy.draw(images, s.labels(5), generator=s.seeded(9), **signal_arguments(s, policy, images))
             except ValueError:
                 if size == s.size:
                     raise
@@ -249,7 +251,7 @@ def combinations(s: Subject) -> None:
         policy.plan = plan  # type: ignore[method-assign]
         inside = s.mix(wrap(policy), images, labels, seed=18)
         s.require(len(states) == 1, f"{what} asked it for {len(states)} plans", "one plan")
-        # The choice is drawn first: alone it is given the generator as it was then.
+        # The choice is drawn first: alone, the chosen policy gets the generator in its state after the choice.
         generator = s.seeded(0)
         generator.set_state(states[0])
         alone = s.mix(s.policy(), images, labels, generator=generator)
@@ -280,7 +282,7 @@ def gradients(s: Subject) -> None:
 def autocast(s: Subject) -> None:
     """Under autocast the plan, the weights and the pixels are what they are without."""
     for per, policy in s.each_per():
-        # Networks of its own run as the caller says, and what they say is rounded.
+        # Networks of the policy run in the caller's precision, and what they say is rounded.
         tolerance = HALF if any(True for _ in policy.parameters()) or _reads_model(s, policy) else 0.0
         images = s.pictures()
         plain = s.mix(policy, images, seed=19)
@@ -312,8 +314,8 @@ def module(s: Subject) -> None:
 
 def device(s: Subject) -> None:
     """No value is read back from the device, and no work is done sample by sample."""
-    if s.given is not None:
-        # Signals of somebody else's making are made of real tensors.
+    if s.make_signals is not None:
+        # Signals that the caller makes hold real tensors.
         return
     counts: dict[int, int] = {}
     with _pretended_cuda():
@@ -346,7 +348,7 @@ def device(s: Subject) -> None:
 def _waits_for_nothing(s: Subject) -> None:
     images, labels = s.pictures(), s.labels()
     for _, policy in s.each_per():
-        signals, generator = given(s, policy, images), s.seeded(17)
+        signals, generator = signal_arguments(s, policy, images), s.seeded(17)
         policy(images, labels, generator=generator, **signals)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

@@ -74,7 +74,7 @@ def shown(config: DictConfig) -> list[Tensor]:
     "overrides",
     [
         ("policy=snapmix", "+model.drop_rate=0.2", "ema.decay=0.9"),  # asks the model in training mode
-        ("policy=puzzlemix", "policy.clean_lam=0.5"),
+        ("policy=puzzlemix", "policy.clean_weight=0.5"),
         ("policy=cutmix", "data.transform=uint8", "augment.crop_padding=0"),  # read sample by sample
         ("policy=smmix", *VIT),
         ("policy=automix",),

@@ -130,7 +130,7 @@ def replay_step(a, stem):
         stage="stage",
         lam_channel=a["mix_block__value_weight"].shape[1] > a["backbone_q__c2_weight"].shape[0],
         mask_adjust=float("mask_adjust" in stem),
-        mask_lam=float(a["mask_loss_weight"]),
+        mask_weight=float(a["mask_loss_weight"]),
         momentum=0.9,
         momentum_end=None,
         ratio=Recorded(lam, generator_lam),

@@ -33,6 +33,17 @@ def test_each_state_is_told_apart(tmp_path):
     assert "result.json cannot be read" in runs[4].reason
 
 
+def test_options_of_older_runs_have_their_present_names(tmp_path):
+    before = {"mask_lam": 0.2, "lam_margin": 0.1, "alpha": 2.0}
+    write_run(tmp_path, result("automix", policy_options=before))
+    write_run(tmp_path, result("none", policy_options={"mask_lam": 1}))
+    options = {run.result["policy"]: run.result["policy_options"] for run in collect(tmp_path)}
+    assert options == {
+        "automix": {"mask_weight": 0.2, "min_lam": 0.1, "alpha": 2.0},
+        "none": {"mask_lam": 1},  # an option of that name was never renamed there
+    }
+
+
 def test_a_run_resumed_after_a_failure_is_finished(tmp_path):
     folder = write_run(tmp_path, result())
     (folder / "failure.json").write_text(json.dumps({"status": "failed", "reason": "disk full"}))

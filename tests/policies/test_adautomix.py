@@ -204,8 +204,8 @@ def twin(step, images, labels, plan):
     own = plan.shares[:, :1].expand(len(images), 1)
     faulty = policy.reference and number > 2
     for b in range(len(images)):
-        low, high = own[b] <= policy.lam_margin, 1 - own[b] > policy.lam_margin
-        if low or (high if faulty else 1 - own[b] <= policy.lam_margin):
+        low, high = own[b] <= policy.min_lam, 1 - own[b] > policy.min_lam
+        if low or (high if faulty else 1 - own[b] <= policy.min_lam):
             masks[b] = plan.shares.expand(len(images), number)[b][:, None, None]
     head = {f"fc.{name}": p for name, p in policy.clean_head.named_parameters()}
     one = objective(functional_call(model, head, (images,)), mixaug.batch.unmixed(images, labels))
@@ -222,7 +222,7 @@ def twin(step, images, labels, plan):
         sign = 1 if policy.reference else -1
         learned = -policy.beta * learned + sign * (1 - policy.beta) * similarity
     blended = slow_blend(images, plan.inputs, masks)
-    loss = policy.clean_lam * one + learned + soft(model(blended), plan.inputs, plan.shares)
+    loss = policy.clean_weight * one + learned + soft(model(blended), plan.inputs, plan.shares)
     loss.backward()
     return loss.detach(), model, policy
 
@@ -236,7 +236,7 @@ def twin(step, images, labels, plan):
         {"n_images": 2},
         {"n_images": 2, "reference": True, "per": "sample"},
         {"n_images": 4, "lam_channel": False, "per": "sample", "upsampling": "nearest"},
-        {"generator_share": 0.5, "clean_lam": 0.7, "mixup_ratio": 0.2, "beta": 0.1},
+        {"generator_share": 0.5, "clean_weight": 0.7, "mixup_ratio": 0.2, "beta": 0.1},
         {"ratio": Given(0.02, 0.9, 0.6)},
     ],
     ids=str,
@@ -420,7 +420,7 @@ def test_the_alternation_goes_on_after_a_checkpoint():
         ({"beta": 1.0}, 0, 3, 1, 2),
         ({"mixup_ratio": 0.0}, 0, 2, 2, 2),
         ({"n_images": 2}, 0, 2, 2, 2),
-        ({"clean_lam": 0.0}, 0, 1, 2, 2),
+        ({"clean_weight": 0.0}, 0, 1, 2, 2),
         ({"generator_probability": 0.0}, 0, 3, 0, 1),
         ({"frozen": True}, 0, 3, 0, 1),
     ],
@@ -548,9 +548,9 @@ def test_a_batch_of_one_stays_as_it_is():
         ({"beta": 1.5}, r"beta in \[0, 1\], got 1\.5"),
         ({"mixup_ratio": 1}, r"mixup_ratio in \[0, 1\), got 1"),
         ({"mixup_ratio": -0.1}, "mixup_ratio"),
-        ({"lam_margin": -1.0}, "lam_margin as a number that is not negative"),
+        ({"min_lam": -1.0}, "min_lam as a number that is not negative"),
         ({"labeling": "attention"}, "labeling 'ratio' or 'area' for 3 images, got 'attention'; n_images=2 takes any"),
-        ({"clean_lam": float("nan")}, "clean_lam"),
+        ({"clean_weight": float("nan")}, "clean_weight"),
         ({"alpha": 0.0}, "alpha"),
     ],
     ids=str,

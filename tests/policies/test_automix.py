@@ -103,10 +103,10 @@ def one_graph(step, lam, partner, generator_lam, generator_partner, rows=6, lear
     model(IMAGES[:clean])
     hook.remove()
     head = policy.clean_head or model.fc
-    terms["clean_loss"] = policy.clean_lam * cross_entropy(head(pooled[0]), LABELS[:clean])
+    terms["clean_loss"] = policy.clean_weight * cross_entropy(head(pooled[0]), LABELS[:clean])
     own, other = features[:rows], features[generator_partner[:rows]]
     made = policy.masks(own, other, generator_lam, size)
-    terms["mask_loss"] = policy.mask_lam * F.mask_loss(made, generator_lam, 0.1, policy.variance)
+    terms["mask_loss"] = policy.mask_weight * F.mask_loss(made, generator_lam, 0.1, policy.variance)
     share = made[:, None]
     blended = share * IMAGES[:rows] + (1 - share) * IMAGES[generator_partner[:rows]]
     if learns:
@@ -126,7 +126,7 @@ DRAWS = (
 
 @pytest.mark.parametrize(("name", "options"), [
     ("automix", {}),
-    ("automix", {"clean_head": False, "clean_lam": 0.5}),
+    ("automix", {"clean_head": False, "clean_weight": 0.5}),
     ("automix", {"lam_channel": False, "upsampling": "bilinear", "generator_share": 0.6}),
     ("automix", {"clean_share": 0.5, "generator_share": 0.4}),
     ("samix", {"eta": 1.0}),
@@ -166,7 +166,7 @@ def test_a_part_of_the_batch_is_taken_from_the_samples_with_a_label():
 
 
 def test_the_loss_of_the_block_does_not_reach_the_model_and_the_slow_copy_learns_nothing():
-    step = step_of("automix", clean_lam=0.0, mask_lam=0.0)
+    step = step_of("automix", clean_weight=0.0, mask_weight=0.0)
     clean = mixaug.ModelSignals(step.model).of(IMAGES, LABELS)
     mixed = step.policy(IMAGES, LABELS, signals=clean, generator=seeded(1))
     terms = step.policy.early_loss(IMAGES, mixed, clean)
@@ -178,7 +178,7 @@ def test_the_loss_of_the_block_does_not_reach_the_model_and_the_slow_copy_learns
 
 def test_the_block_learns_to_be_classified():
     # With the mask's own loss off, only the way through the frozen copy can lower the loss of the block.
-    step = step_of("automix", clean_lam=0.0, mask_lam=0.0, lam_channel=False)
+    step = step_of("automix", clean_weight=0.0, mask_weight=0.0, lam_channel=False)
     lam, _, _, partner = DRAWS
     optimizer = torch.optim.Adam(step.policy.mixer_parameters(), 0.02)
     losses = []
@@ -408,11 +408,11 @@ def test_loops_that_forget_something_are_told(monkeypatch):
 
 
 def test_the_weight_of_the_mask_loss_can_fall():
-    policy = drawn("automix", mask_lam=0.2, mask_lam_end=0.0)
+    policy = drawn("automix", mask_weight=0.2, mask_weight_end=0.0)
     policy.set_progress(0.5)
-    assert policy.mask_weight() == pytest.approx(0.1)
+    assert policy.mask_weight_now() == pytest.approx(0.1)
     policy.set_progress(1.0)
-    assert policy.mask_weight() == pytest.approx(0.0)
+    assert policy.mask_weight_now() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -581,8 +581,8 @@ def test_stages_and_features_that_do_not_fit_are_named():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"clean_lam": -1.0}, "clean_lam as a number that is not negative"),
-    ({"mask_lam": float("nan")}, "mask_lam"),
+    ({"clean_weight": -1.0}, "clean_weight as a number that is not negative"),
+    ({"mask_weight": float("nan")}, "mask_weight"),
     ({"momentum": 1.5}, "momentum"),
     ({"frozen": "no"}, "frozen as True or False, got 'no'"),
     ({"stage": 1.5}, "stage as the name of a module or a number, got 1.5"),
@@ -707,7 +707,8 @@ class Tempered(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("automix", {}), ("samix", {}), ("automix", {"clean_lam": 0.0}), ("adautomix", {}), ("adautomix", {"n_images": 2}),
+    ("automix", {}), ("samix", {}), ("automix", {"clean_weight": 0.0}),
+    ("adautomix", {}), ("adautomix", {"n_images": 2}),
 ], ids=str)  # fmt: skip
 def test_a_parameter_of_the_loss_learns_from_every_term(name, options):
     step = step_of(name, objective=Tempered(), **options)

@@ -459,24 +459,24 @@ def batch(count=6):
     return torch.randn(count, 3, 16, 16, generator=seeded(14)), torch.arange(count) % 5
 
 
-@pytest.mark.parametrize("clean_lam", [1.0, 0.02, 0.0])
-def test_one_step_is_the_mixed_loss_plus_the_clean_one(clean_lam):
+@pytest.mark.parametrize("clean_weight", [1.0, 0.02, 0.0])
+def test_one_step_is_the_mixed_loss_plus_the_clean_one(clean_weight):
     images, labels = batch()
     model, twin = small_model(), small_model()
-    step = mixaug.MixStep(model, mixaug.create("comixup", clean_lam=clean_lam), MixedCrossEntropy())
+    step = mixaug.MixStep(model, mixaug.create("comixup", clean_weight=clean_weight), MixedCrossEntropy())
     loss, scalars = step(images, labels, generator=seeded(15))
     loss.backward()
-    assert ("clean_loss" in scalars) == (clean_lam > 0)
+    assert ("clean_loss" in scalars) == (clean_weight > 0)
 
-    twin.train(clean_lam > 0)
+    twin.train(clean_weight > 0)
     inputs = images.clone().requires_grad_()
     clean = nn.functional.cross_entropy(twin(inputs), labels)
     (gradient,) = torch.autograd.grad(clean, inputs, retain_graph=True)
     saliency = gradient.square().mean(1).sqrt()
-    policy = mixaug.create("comixup", clean_lam=clean_lam)
+    policy = mixaug.create("comixup", clean_weight=clean_weight)
     mixed = policy(images, labels, signals=Signals(saliency=saliency), generator=seeded(15))
     twin.train()
-    expected = MixedCrossEntropy()(twin(mixed.inputs), mixed) + clean_lam * clean
+    expected = MixedCrossEntropy()(twin(mixed.inputs), mixed) + clean_weight * clean
     expected.backward()
     torch.testing.assert_close(loss, expected)
     for (name, got), other in zip(model.named_parameters(), twin.parameters(), strict=True):
@@ -501,9 +501,9 @@ def test_given_saliency_mixes_but_has_no_clean_loss():
     for clean in (given, None):
         with policy.tap(model, mixed, clean) as seen:
             model(mixed.inputs)
-        with pytest.raises(ValueError, match="set clean_lam=0"):
+        with pytest.raises(ValueError, match="set clean_weight=0"):
             policy.auxiliary_loss(mixed, seen)
-    assert mixaug.create("comixup", clean_lam=0).auxiliary_loss(mixed, seen) == {}
+    assert mixaug.create("comixup", clean_weight=0).auxiliary_loss(mixed, seen) == {}
 
 
 def test_a_model_as_signals_and_inside_oneof():
@@ -550,7 +550,7 @@ def test_compiles_as_one_graph_with_the_sweeps_as_one_operator():
     ({"eta": float("inf")}, "eta"),
     ({"omega": 1.5}, r"omega in \[0, 1\]"),
     ({"dirichlet": 0}, "dirichlet as a positive"),
-    ({"clean_lam": -1}, "clean_lam"),
+    ({"clean_weight": -1}, "clean_weight"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

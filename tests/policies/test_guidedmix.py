@@ -300,7 +300,7 @@ def test_through_mixstep_by_hand():
 def test_the_clean_loss_is_a_part_of_the_step():
     model, images, labels = model_and_images()
     twin = copy.deepcopy(model)
-    step = mixaug.MixStep(model, mixaug.create("guidedmix", clean_lam=0.7), MixedCrossEntropy())
+    step = mixaug.MixStep(model, mixaug.create("guidedmix", clean_weight=0.7), MixedCrossEntropy())
     loss, scalars = step(images, labels)
     loss.backward()
     leaf = images.clone().requires_grad_()
@@ -318,12 +318,12 @@ def test_the_clean_loss_is_a_part_of_the_step():
 
 
 def test_the_clean_loss_needs_a_model_and_a_mixed_batch():
-    policy = mixaug.create("guidedmix", clean_lam=1.0)
+    policy = mixaug.create("guidedmix", clean_weight=1.0)
     mixed = policy(IMAGES, LABELS, signals=GIVEN)
     model, images, labels = model_and_images()
     with policy.tap(model, mixed, GIVEN) as seen:
         pass
-    with pytest.raises(ValueError, match=r"loss of the clean batch, which comes with.*clean_lam=0"):
+    with pytest.raises(ValueError, match=r"loss of the clean batch, which comes with.*clean_weight=0"):
         policy.auxiliary_loss(mixed, seen)
     step = mixaug.MixStep(model, mixaug.Sometimes(policy, 0.0), MixedCrossEntropy())
     assert "clean_loss" not in step(images, labels)[1]
@@ -349,9 +349,9 @@ def test_spectral_needs_no_model():
     ({"part_size": True}, "part_size as an integer >= 2"),
     ({"blur_size": 6}, "odd number of pixels to blur over, got 6"),
     ({"blur_sigma": 0.0}, "blur_sigma as a positive"),
-    ({"clean_lam": -1.0}, "clean_lam as a number that is not negative, got -1.0"),
-    ({"clean_lam": float("nan")}, "clean_lam as a number that is not negative, got nan"),
-    ({"clean_lam": 1.0, "saliency": "spectral"}, "saliency='spectral' lacks"),
+    ({"clean_weight": -1.0}, "clean_weight as a number that is not negative, got -1.0"),
+    ({"clean_weight": float("nan")}, "clean_weight as a number that is not negative, got nan"),
+    ({"clean_weight": 1.0, "saliency": "spectral"}, "saliency='spectral' lacks"),
     ({"pairing": "shift", "distance": "l1"}, "of the greedy pairing"),
     ({"pairing": "nobody"}, "unknown pairing 'nobody'"),
 ])  # fmt: skip

@@ -264,20 +264,20 @@ def test_device_bodies_give_gradients_that_count_pixels():
     assert images.grad.sum().item() == pytest.approx(images.numel(), rel=1e-4)
 
 
-@pytest.mark.parametrize("clean_lam", [0.0, 0.5])
-def test_training_step_keeps_the_clean_loss_if_asked(clean_lam):
+@pytest.mark.parametrize("clean_weight", [0.0, 0.5])
+def test_training_step_keeps_the_clean_loss_if_asked(clean_weight):
     torch.manual_seed(0)
     model = models.create("cifar_resnet8", num_classes=5)
     images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
-    policy = mixaug.create("puzzlemix", clean_lam=clean_lam, block_nums=(4,))
+    policy = mixaug.create("puzzlemix", clean_weight=clean_weight, block_nums=(4,))
     step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy())
     loss, scalars = step(images, labels, seeded(1))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert ("clean_loss" in scalars) == (clean_lam > 0)
-    if clean_lam:
+    assert ("clean_loss" in scalars) == (clean_weight > 0)
+    if clean_weight:
         reference = torch.nn.functional.cross_entropy(model(images), labels)
-        assert scalars["clean_loss"].item() == pytest.approx(clean_lam * reference.item(), rel=1e-4)
+        assert scalars["clean_loss"].item() == pytest.approx(clean_weight * reference.item(), rel=1e-4)
 
 
 def test_perturbation_stays_small_and_inside():
@@ -317,7 +317,7 @@ def test_bad_input():
         mixaug.create("puzzlemix")(images, signals=Signals(saliency=saliency[:, :8]))
     with pytest.raises(ValueError, match="block_num must divide 16"):
         F.puzzlemix(images, PARTNER, torch.tensor([0.5]), saliency, block_num=3)
-    policy = mixaug.create("puzzlemix", clean_lam=1.0)
+    policy = mixaug.create("puzzlemix", clean_weight=1.0)
     mixed = policy(images, signals=signals)
     with (
         policy.tap(models.create("cifar_resnet8", num_classes=3), mixed, signals) as seen,
@@ -330,7 +330,7 @@ def test_bad_input():
         ({"gamma": -1.0}, "gamma as a number that is not negative"),
         ({"t_size": 0}, "t_size as a positive number of pixels"),
         ({"adv_p": 0.1}, "pass mean and std"),
-        ({"clean_lam": float("nan")}, "clean_lam"),
+        ({"clean_weight": float("nan")}, "clean_weight"),
     ):
         with pytest.raises(ValueError, match=message):
             mixaug.create("puzzlemix", **options)

@@ -6,7 +6,7 @@ images, the loss that the mixer learns from (through a frozen momentum copy of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -41,7 +41,7 @@ class MixerOptions(SharedOptions, total=False):
 
     stage: int | str | None
     channels: int | None
-    clean_lam: float
+    clean_weight: float
     clean_share: float
     clean_head: bool
     momentum: float
@@ -60,7 +60,7 @@ class LearnedOptions(MixerOptions, total=False):
 
     alpha: float
     upsampling: Upsampling
-    lam_margin: float
+    min_lam: float
 
 
 class LearnedMixer(Policy):
@@ -76,12 +76,12 @@ class LearnedMixer(Policy):
             the last but one, and of a plain transformer the middle block.
         channels: of that stage; None finds it when the policy is attached to a model.
         upsampling: of the masks' logits, ``"nearest"`` or ``"bilinear"``.
-        clean_lam: weight of the loss of the unmixed images, not negative; 0 spares that pass.
+        clean_weight: weight of the loss of the unmixed images, not negative; 0 spares that pass.
         clean_share: part of the batch that this loss is taken over, in (0, 1]: the first samples with a label, two at
             least, which are all that batch norm sees of that pass.
         clean_head: give the unmixed images a classifier of their own, a parameter of the policy, as in the released
             code; without it they share the model's.
-        lam_margin: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
+        min_lam: the classifier gets a plain blend where lam, or 1 - lam, is not above this.
         momentum: of the slow copy at the start of training, in [0, 1].
         momentum_end: at the end; None keeps it constant.
         scope: parts of training between which the momentum rises.
@@ -100,6 +100,7 @@ class LearnedMixer(Policy):
     spatial = (2,)
 
     shared_defaults: ClassVar[SharedOptions] = {"labeling": "ratio", "per": "batch"}
+    renamed: ClassVar[Mapping[str, str]] = {"clean_lam": "clean_weight", "lam_margin": "min_lam"}
 
     def __init__(
         self,
@@ -108,10 +109,10 @@ class LearnedMixer(Policy):
         stage: int | str | None = None,
         channels: int | None = None,
         upsampling: Upsampling = "nearest",
-        clean_lam: float = 1.0,
+        clean_weight: float = 1.0,
         clean_share: float = 1.0,
         clean_head: bool = True,
-        lam_margin: float = 0.08,
+        min_lam: float = 0.08,
         momentum: float = 0.999,
         momentum_end: float | None = 0.999999,
         scope: Sequence[float] = (0.1, 1.0),
@@ -128,14 +129,14 @@ class LearnedMixer(Policy):
         check_choice(what, "upsampling", upsampling, get_args(Upsampling))
         self.stage = None if stage is None else check_stage(what, "stage", stage)
         self.upsampling: Upsampling = upsampling
-        self.lam_margin = check_not_negative(what, "lam_margin", lam_margin)
+        self.min_lam = check_not_negative(what, "min_lam", min_lam)
         self.reference = check_flag(what, "reference", reference)
-        self.clean_lam = check_not_negative(what, "clean_lam", clean_lam)
-        self.clean_head_wanted = check_flag(what, "clean_head", clean_head) and self.clean_lam > 0
+        self.clean_weight = check_not_negative(what, "clean_weight", clean_weight)
+        self.clean_head_wanted = check_flag(what, "clean_head", clean_head) and self.clean_weight > 0
         self.schedule = MomentumSchedule(what, momentum, momentum_end, scope)
         self.momentum, self.momentum_end, self.scope = self.schedule.start, self.schedule.end, self.schedule.scope
         self.generator_probability = check_probability(what, "generator_probability", generator_probability)
-        self.clean_share = check_positive_share(what, "clean_share", clean_share, "clean_lam=0 spares that loss")
+        self.clean_share = check_positive_share(what, "clean_share", clean_share, "clean_weight=0 spares that loss")
         self.generator_share = check_positive_share(
             what, "generator_share", generator_share, "frozen=True never trains the mixer"
         )
@@ -153,7 +154,7 @@ class LearnedMixer(Policy):
         self.block: nn.Module | None = None
         self.network: MomentumNetwork | None = None
         self.clean_head: nn.Linear | None = None
-        # Hidden from the submodules: what the policy keeps of it is the copy that is made when it is attached.
+        # The encoder is hidden from the submodules: the policy keeps the copy that is made when it is attached.
         self._encoder = None if encoder is None else (encoder,)
         self.has_encoder = encoder is not None
         self.loop = LoopWatch(what)
@@ -193,16 +194,16 @@ class LearnedMixer(Policy):
 
     def set_extra_state(self, state: Any) -> None:
         """Take up what :meth:`remembered` gave; the settings are those that the policy was made with."""
-        known = of_bytes(state)
-        if known is None:
+        values = of_bytes(state)
+        if values is None:
             raise ValueError(f"{type(self).__name__}: the state was written by another version of mixaug")
-        self.recall(known)
+        self.recall(values)
 
     def remembered(self) -> dict[str, Any]:
         """Numbers that a resumed run needs beside weights."""
         return {}
 
-    def recall(self, known: dict[str, Any]) -> None:
+    def recall(self, state: dict[str, Any]) -> None:
         """Take up :meth:`remembered`."""
 
     def mixer_parameters(self) -> list[nn.Parameter]:
@@ -244,7 +245,7 @@ class LearnedMixer(Policy):
             if self.mixer is not None:
                 self.load_mixer(self.mixer)
         except Exception:
-            # Not half attached: another call would take the untrained mixer for the one that was asked for.
+            # The policy must not stay half attached: another call would take the untrained mixer for the wanted one.
             self.network, self.block, self.channels = None, block, known
             raise
         self._encoder = None
@@ -302,8 +303,8 @@ class LearnedMixer(Policy):
         if self.training and not self.frozen and torch.is_grad_enabled():
             self.loop.learning_batch()
         terms: dict[str, Tensor] = {}
-        if self.clean_lam > 0:
-            terms["clean_loss"] = self.clean_lam * clean_loss(
+        if self.clean_weight > 0:
+            terms["clean_loss"] = self.clean_weight * clean_loss(
                 images, mixed, source, head=self.clean_head, share=self.clean_share
             )
         if not self.frozen:
@@ -377,8 +378,8 @@ def check_channels(what: str, channels: int) -> int:
     return check_whole(what, "channels", channels, 2, 2**14, reason="the block has channels squared weights")
 
 
-def _check_same_sizes(what: str, known: nn.Module, model: nn.Module) -> None:
-    ours = {name: tuple(p.shape) for name, p in known.named_parameters()}
+def _check_same_sizes(what: str, existing: nn.Module, model: nn.Module) -> None:
+    ours = {name: tuple(p.shape) for name, p in existing.named_parameters()}
     theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if ours != theirs:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]

@@ -35,7 +35,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """:func:`attended` by torch's fused kernels, which never write the (N, N) weights."""
     width = value.shape[-1]
-    # They take values of whole groups of 8 only.
+    # The fused kernels take only widths that are multiples of 8.
     value = F.pad(value, (0, -width % 8))
     found = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
     return found[:, 0, :, :width]

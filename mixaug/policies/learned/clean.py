@@ -46,8 +46,8 @@ def clean_loss(
     def learn(outputs: Any) -> Tensor:
         return early_backward(objective(outputs, unmixed(images, labels)), learning, half_scale(images))
 
-    # The model's own forward with another classifier: no hook, so a compiled model stays compiled. The gradient is
-    # taken inside, where a checkpoint that runs the model again still meets that classifier.
+    # The model runs its own forward with another classifier: no hook, so a compiled model stays compiled. The gradient
+    # is taken inside, where a checkpoint that runs the model again still meets that classifier.
     loss: Tensor = functional_call(_Followed(model), swapped, (images, learn))
     return loss
 

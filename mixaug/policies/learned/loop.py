@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-#: Steps of training without ``after_step`` after which a loop that never calls it is told so.
+#: Number of training steps without ``after_step`` after which a loop that never calls it is told so.
 STEPS_WITHOUT_AFTER_STEP = 256
-#: Steps in which no optimizer touches the mixer, after which the loop is told.
+#: Number of steps in which no optimizer touches the mixer, after which the loop is told.
 STEPS_WITHOUT_CHANGE = 16
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,9 +83,9 @@ class LearnedBlend(MaskBlend):
 class PairOptions(MixerOptions, total=False):
     """Options that mixers of pairs share, beside ``alpha`` and those whose defaults differ between them."""
 
-    lam_margin: float
-    mask_lam: float
-    mask_lam_end: float | None
+    min_lam: float
+    mask_weight: float
+    mask_weight_end: float | None
     mask_margin: float
 
 
@@ -93,8 +93,8 @@ class PairMixer(LearnedMixer):
     """Pairs of images under a mask whose block makes logits of the partner's share: AutoMix and SAMix.
 
     Args:
-        mask_lam: weight of :func:`mask_loss`, not negative.
-        mask_lam_end: its weight at the end of training, reached by a cosine; None keeps it constant.
+        mask_weight: weight of :func:`mask_loss`, not negative.
+        mask_weight_end: its weight at the end of training, reached by a cosine; None keeps it constant.
         mask_margin: see :func:`mask_loss`.
         mask_adjust: chance in [0, 1] that the classifier's masks are given the mean lam.
         reference: adjust masks to the lambda of the other branch, as the released code does.
@@ -104,19 +104,23 @@ class PairMixer(LearnedMixer):
         ValueError: an option out of range.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"mask_lam": "mask_weight", "mask_lam_end": "mask_weight_end"}
+
     def __init__(
         self,
         *,
-        mask_lam: float = 0.1,
-        mask_lam_end: float | None = None,
+        mask_weight: float = 0.1,
+        mask_weight_end: float | None = None,
         mask_margin: float = 0.1,
         mask_adjust: float = 0.0,
         **shared: Unpack[LearnedOptions],
     ) -> None:
         super().__init__(**shared)
         what = type(self).__name__
-        self.mask_lam = check_not_negative(what, "mask_lam", mask_lam)
-        self.mask_lam_end = None if mask_lam_end is None else check_not_negative(what, "mask_lam_end", mask_lam_end)
+        self.mask_weight = check_not_negative(what, "mask_weight", mask_weight)
+        self.mask_weight_end = (
+            None if mask_weight_end is None else check_not_negative(what, "mask_weight_end", mask_weight_end)
+        )
         self.mask_margin = check_not_negative(what, "mask_margin", mask_margin)
         self.mask_adjust = check_probability(what, "mask_adjust", mask_adjust)
 
@@ -138,7 +142,7 @@ class PairMixer(LearnedMixer):
                 to = generator_lam if self.reference else lam
                 mask = torch.where(adjusts[:, None, None], adjusted_mask(mask, to), mask)
             share = lam[:, None, None]
-            mask = torch.where(torch.minimum(share, 1 - share) <= self.lam_margin, share, mask)
+            mask = torch.where(torch.minimum(share, 1 - share) <= self.min_lam, share, mask)
         return LearnedBlend(
             partner=partner,
             lam=lam,
@@ -159,7 +163,7 @@ class PairMixer(LearnedMixer):
             size: (H, W) of the images.
         """
         block = self.mixing_block()
-        # Sums over many cells: in half precision the scores overflow.
+        # The scores are sums over many cells, which overflow in half precision.
         with torch.autocast(own.device.type, enabled=False):
             return learned_mask(block(own, other, lam.to(own.dtype)), size, self.upsampling)
 
@@ -170,7 +174,7 @@ class PairMixer(LearnedMixer):
         count = rows_of(self.generator_share, len(images))
         partner, lam = plan.generator_partner[:count], plan.generator_lam[:count]
         mask = self.masks(plan.features[:count], plan.features.index_select(0, partner), lam, images.shape[2:])
-        terms = {"mask_loss": self.mask_weight() * mask_loss(mask, lam, self.mask_margin, self.variance)}
+        terms = {"mask_loss": self.mask_weight_now() * mask_loss(mask, lam, self.mask_margin, self.variance)}
         if plan.learns:
             blended = torch.lerp(images.index_select(0, partner), images[:count], mask[:, None].to(images.dtype))
             own = torch.arange(count, device=partner.device)
@@ -181,7 +185,7 @@ class PairMixer(LearnedMixer):
                 weights=torch.stack([lam, 1 - lam], 1).expand(count, 2),
             )
             loss = self.generator_objective(self.slow_network()(blended), pair, source)
-            # Only as far as the mask: the network is done with before the block's own backward pass.
+            # The pass goes only as far as the mask: the network is done with before the block's own backward pass.
             terms["generator_loss"] = early_backward(loss, [mask, *objective_parameters(source)], half_scale(images))
         return with_early_gradients(terms, [*self.mixer_parameters(), *objective_parameters(source)])
 
@@ -189,9 +193,9 @@ class PairMixer(LearnedMixer):
         """What the block wants of the momentum copy's outputs for its own mixture: the loss of the step."""
         return objective_of(source)(outputs, pair)
 
-    def mask_weight(self) -> float:
+    def mask_weight_now(self) -> float:
         """Weight of the mask's loss at this point of training."""
-        if self.mask_lam_end is None:
-            return self.mask_lam
+        if self.mask_weight_end is None:
+            return self.mask_weight
         part = (math.cos(math.pi * (self.progress or 0.0)) + 1) / 2
-        return self.mask_lam_end + (self.mask_lam - self.mask_lam_end) * part
+        return self.mask_weight_end + (self.mask_weight - self.mask_weight_end) * part

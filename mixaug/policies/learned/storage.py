@@ -13,37 +13,37 @@ from torch import Tensor, nn
 from mixaug.policies.learned.momentum import MomentumNetwork
 from mixaug.signals import backbone
 
-#: Of the settings in a state.
+#: Size that the settings of a mixer may have in a state.
 BYTES = 1024
 
 
 def _read_mixer(what: str, path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and settings of the one mixer in a file."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise ValueError(f"{what} cannot read {path} as a mixer: {type(error).__name__}") from error
-    found = found.get("policy", found) if isinstance(found, dict) else {}
+    stored = stored.get("policy", stored) if isinstance(stored, dict) else {}
     end = "_extra_state"
-    # Inside of other policies the names of its parts start with theirs.
-    known = {name.removesuffix(end): of_bytes(value) for name, value in found.items() if str(name).endswith(end)}
-    starts = [start for start, value in known.items() if value is not None and "settings" in value]
+    # Inside another policy the names of a mixer's parts start with those of the policy.
+    states = {name.removesuffix(end): of_bytes(value) for name, value in stored.items() if str(name).endswith(end)}
+    starts = [start for start, value in states.items() if value is not None and "settings" in value]
     if len(starts) != 1:
         raise ValueError(
             f"{what} found {len(starts) or 'no'} mixer{'s' if len(starts) > 1 else ''} in {path}: expected a file of "
             "save_mixer or a checkpoint of a run with one"
         )
     (start,) = starts
-    return {name.removeprefix(start): value for name, value in found.items()}, (known[start] or {})["settings"]
+    return {name.removeprefix(start): value for name, value in stored.items()}, (states[start] or {})["settings"]
 
 
-def as_bytes(known: dict[str, Any]) -> Tensor:
+def as_bytes(values: dict[str, Any]) -> Tensor:
     """(1024,) uint8: a dict of plain values as JSON, padded, so that every state of a policy has the same shape.
 
     Raises:
         ValueError: more than 1024 bytes.
     """
-    text = json.dumps(known).encode()
+    text = json.dumps(values).encode()
     if len(text) > BYTES:
         raise ValueError(f"the settings of a mixer take {len(text)} bytes, more than {BYTES}")
     return torch.frombuffer(bytearray(text.ljust(BYTES)), dtype=torch.uint8).clone()
@@ -54,10 +54,10 @@ def of_bytes(state: Any) -> dict[str, Any] | None:
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
         return None
     try:
-        known = json.loads(bytes(state.tolist()))
+        values = json.loads(bytes(state.tolist()))
     except ValueError:
         return None
-    return known if isinstance(known, dict) else None
+    return values if isinstance(values, dict) else None
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
