@@ -91,7 +91,7 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal], device: str = "cpu") -> li
         if row.library != PLAIN or not row.goal_section:
             continue
         output = "kept" if row.output in ("out", "inplace") else row.output
-        key = (row.section, row.regime, row.job, row.per, output)
+        key = (row.section, row.setting, row.job, row.per, output)
         if key not in judged or row.floor.median < judged[key][1].floor.median:
             judged[key] = output, row
     goals = list(goals)
