@@ -24,7 +24,7 @@ def test_every_case_runs_once_a_round_in_turn():
     order = []
     cases = {name: lambda name=name: order.append(name) for name in "abc"}
     timings = interleaved(cases, rounds=3, round_seconds=0)
-    # Two calls each to warm up, then two each in every round.
+    # Each case is called twice to warm up, then twice in every round.
     assert order == list("aabbcc") * 4
     assert {name: len(timing.rounds) for name, timing in timings.items()} == {"a": 3, "b": 3, "c": 3}
     with pytest.raises(ValueError, match="rounds of at least 1, got 0"):
@@ -207,7 +207,7 @@ def test_other_libraries_mix_two_sources_and_keep_dtype_and_shape(library, per, 
     assert ((shares > 0).sum(1) <= 2).all()
     assert (shares < 1).any()
     if library == "kornia":
-        # Own label, partner's label and a share, for one mix of each sample.
+        # The labels hold own label, partner's label and a share, for one mix of each sample.
         own, partner, share = targets.reshape(4, 3).unbind(1)
         assert torch.equal(own.long(), labels)
         kept = share if policy == "cutmix" else 1 - share

@@ -17,7 +17,7 @@ from speed.setting import DTYPES, LAYOUTS, Setting, environment
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
 SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned")
-#: Sections of whole training steps, each for backbones of its own.
+#: The sections that time whole training steps, each for backbones of its own.
 STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED}
 LABELS = list(
     dict.fromkeys(
@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--out: {error}")
     torch.set_num_threads(options.threads)
-    known = environment(options.device)
-    print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
+    conditions = environment(options.device)
+    print(", ".join(f"{key} {value}" for key, value in conditions.items()), file=sys.stderr)
     jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
     rows: list[sections.Row] = []
-    seen: list[Profile] = []
+    profiled: list[Profile] = []
     few = max(3, options.rounds // 2)
     for setting in _settings(options):
         print(f"measuring {setting.name}", file=sys.stderr)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if setting.dtype == "float32" and setting.layout == "contiguous" and "loader" in options.sections:
             rows += loaders.loaders(setting, options.per, few, options.workers)
         if options.profile:
-            seen += profiles(setting, jobs, options.per)
+            profiled += profiles(setting, jobs, options.per)
     for shape in options.shapes if "resident" in options.sections else ():
         if shape[-1] <= options.step_side:
             # Few CPUs have units for bfloat16; the others take ten times as long.
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setting = Setting(shape, "float32", "contiguous", options.device)
             rows += steps.training_step(setting, chosen, model, few, memory=True)
     verdicts = judge(rows, read_goals(), torch.device(options.device).type)
-    page = markdown(known, rows, verdicts, seen)
+    page = markdown(conditions, rows, verdicts, profiled)
     print(page)
     if options.out is not None:
         (options.out / "speed.md").write_text(page)

@@ -81,7 +81,7 @@ def delivering(setting: Setting, per: str, batches: int, workers: int) -> dict[s
         from timm.data import FastCollateMixup
         from timm.data.loader import PrefetchLoader
 
-        # Mixes uint8 samples in the workers, and normalises on the device.
+        # timm's loader mixes uint8 samples in the workers, and normalises on the device.
         mode = {"batch": "batch", "pair": "pair", "sample": "elem"}[per]
         collate = FastCollateMixup(mixup_alpha=1.0, mode=mode, label_smoothing=0.0, num_classes=setting.num_classes)
         found["timm/PrefetchLoader, FastCollateMixup"] = PrefetchLoader(

@@ -53,12 +53,12 @@ def markdown(
         lines.append("")
     if profiles:
         lines += ["Profiles are taken eagerly; the profiler adds some microseconds to every call.", ""]
-    for found in profiles:
-        lines += [f"### profile of {found.job}, per {found.per}, into `out=`: {found.setting}", ""]
+    for entry in profiles:
+        lines += [f"### profile of {entry.job}, per {entry.per}, into `out=`: {entry.setting}", ""]
         lines += ["| operator | calls a step | own time, us a step | share |", "|---|--:|--:|--:|"]
         lines += [
             f"| {operator.name} | {operator.calls:g} | {operator.microseconds:.1f} | {operator.share:.1%} |"
-            for operator in found.operators
+            for operator in entry.operators
         ]
         lines.append("")
     return "\n".join(lines)
@@ -75,10 +75,10 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         for job, per in dict.fromkeys((row.job, row.per) for row in rows if row.setting == setting):
             members = [row for row in rows if (row.setting, row.job, row.per) == (setting, job, per)]
             ours = {row.output: row for row in members if row.library == PLAIN}
-            known = {row.library: row.floor.median for row in members}
+            floors = {row.library: row.floor.median for row in members}
             cells = [f"{ours[output].floor.median:.2f}" if output in ours else "" for output in outputs]
-            cells.append(f"{known['lerp']:.2f}" if "lerp" in known else "")
-            others = {name: cost for name, cost in known.items() if name not in (PLAIN, "floor", "lerp")}
+            cells.append(f"{floors['lerp']:.2f}" if "lerp" in floors else "")
+            others = {name: cost for name, cost in floors.items() if name not in (PLAIN, "floor", "lerp")}
             cells.append(", ".join(f"{name} {others[name]:.2f}" for name in sorted(others, key=others.__getitem__)))
             best = min(row.milliseconds for row in ours.values())
             lines.append(f"| {job} | {per} | {best:.2f} | {' | '.join(cells)} |")

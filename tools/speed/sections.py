@@ -129,7 +129,7 @@ def labels_and_loss(
             if compiled:
                 cases[f"{PLAIN}/compiled"] = partial(torch.compile(ours), policy)
             for name, mixer in other_libraries(job.policy, per, setting):
-                if name != "kornia":  # returns pairs of labels and leaves the targets to the user
+                if name != "kornia":  # kornia returns pairs of labels and leaves the targets to the user
                     cases[f"{name}/own"] = partial(theirs, mixer, images.clone())
             yield from _rows("mixing, labels and loss", setting, job.label, per, cases, rounds)
 
@@ -224,7 +224,7 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
     """PuzzleMix from a given saliency, as a multiple of plain mixup, beside the authors' multiple.
 
     Args:
-        shape: of the images; the authors were measured at (100, 3, 32, 32), whose cells move by 4 pixels, and
+        shape: shape of the images; the authors were measured at (100, 3, 32, 32), whose cells move by 4 pixels, and
             (64, 3, 224, 224).
         device, rounds: as elsewhere.
     """
@@ -232,7 +232,7 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
 
     generator = torch.Generator().manual_seed(0)
     images = F.avg_pool2d(torch.rand(shape, generator=generator), 5, 1, 2).to(device)
-    # One salient place in each image, as networks see it.
+    # Each image has one salient place, as networks see it.
     places = torch.linspace(-1, 1, shape[2])
     centre = torch.rand(2, shape[0], 1, generator=generator) * 2 - 1
     near = torch.exp(-8 * (places - centre).square())

@@ -125,7 +125,7 @@ def resident(
         jobs: ``none`` is added; those whose policy asks the model are left out.
         model_name: see ``mixaug.models.create``.
         rounds: as elsewhere.
-        batches: of an epoch. None takes 64 on a CUDA device and 4 elsewhere.
+        batches: number of batches in an epoch. None takes 64 on a CUDA device and 4 elsewhere.
         compiled: the whole MixStep by ``torch.compile``, for the reference as well.
     """
     if setting.dtype not in ("float32", "bfloat16"):
