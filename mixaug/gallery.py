@@ -56,7 +56,7 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
             during training is as drawn from ``seed``, see :func:`untrained`.
         images: (2, C, H, W) uint8; each is the other's partner.
         lambdas: own shares to ask for; policies that take no ``ratio`` draw their own each time.
-        seed: of the generator of every draw.
+        seed: seed of the generator of every draw.
 
     Returns:
         A :class:`MixedBatch` of uint8 images for each share; labels are 0 for the first image and 1 for the second.
@@ -70,7 +70,7 @@ def mixed_pairs(name: str, images: Tensor, lambdas: Sequence[float], seed: int =
         learns = bool(policy.mixer_parameters())
         taken = images.float() / 255 if learns else images
         with torch.no_grad():
-            # The partners are given: a random permutation of two would leave every other pair unmixed.
+            # The partners are fixed: a random permutation of two would leave every other pair unmixed.
             plan = policy.plan(Batch(taken, torch.arange(2), signals), generator, torch.tensor([1, 0]))
             if plan.weights is None:
                 raise ValueError(f"policy {name!r} drew a plan without weights")
@@ -132,7 +132,7 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
         names: policies of the registry.
         images: (2, C, H, W) uint8.
         lambdas: own shares, one column each.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     from matplotlib.figure import Figure
 
@@ -147,7 +147,7 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
     for row, name in enumerate(names):
         batches = mixed_pairs(name, images, lambdas, seed)
         raw = untrained(name, images)
-        # Of a learned mixer the mask is what there is to see.
+        # A learned mixer shows itself in its mask.
         looks = describe(name).needs - {"hidden"} and not raw
         saliency = image_signals(images).saliency() if looks else None
         note = "" if draws_by_ratio(name, images) or name == "none" else "\n(draws its\nown share)"
@@ -172,7 +172,7 @@ def draw_strips(names: Sequence[str], folder: Path, images: Tensor | None = None
         names: policies of the registry.
         folder: made where it is missing.
         images: (2, C, H, W) uint8; None takes :func:`photographs` of 128 pixels, as the documentation does.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         The files, in the order of ``names``.
@@ -210,7 +210,7 @@ def _picture(axes: Any, mixed: MixedBatch, title: str | None, left: str | None) 
         axes.set_title(title, fontsize=10, loc="left")
     if left:
         axes.set_ylabel(left, fontsize=10, rotation=0, ha="right", va="center")
-    # With more sources than images one of them comes twice.
+    # Where a sample has more sources than there are images, one image is a source twice: its weights add up.
     _label_bar(axes, float(mixed.weights[0][mixed.sources[0] == 0].sum()))
 
 
@@ -276,9 +276,9 @@ def signal_sheet(
         labels: (B,) class ids or (B, K) shares.
         policy: any; one with parameters of its own as it was trained, attached to the model. None shows signals alone.
         mean, std: per channel, as the images were normalised in units of 0..1; None for images in [0, 1].
-        class_names: of the labels, for class ids.
+        class_names: names of the labels, for class ids.
         title: above everything.
-        seed: of the policy's draws.
+        seed: seed of the policy's draws.
 
     Raises:
         TypeError: images that are not floating point, or a model that is no module.
@@ -382,7 +382,7 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             for part, mode in zip(parts, modes, strict=True):
                 part.training = mode
             for part, name, value, content in buffers:
-                # Also where a part put another tensor into its place.
+                # The old tensor comes back too where a part has put another into its place.
                 part._buffers[name] = value.copy_(content)
 
 

@@ -9,14 +9,14 @@ import torch
 
 import mixaug
 from speed import goals as goal_files
-from speed import loaders, rivals, sections, steps
+from speed import libraries, loaders, sections, steps
 from speed.command import main
 from speed.goals import Goal, judge, read_goals
 from speed.memory import peak_bytes
 from speed.profiles import PYTHON, profiles, top_operators
-from speed.regime import LAYOUTS, Regime
 from speed.report import markdown, table
 from speed.sections import Row
+from speed.setting import LAYOUTS, Setting
 from speed.timing import Ratio, Timing, interleaved, once_a_round
 
 
@@ -24,7 +24,7 @@ def test_every_case_runs_once_a_round_in_turn():
     order = []
     cases = {name: lambda name=name: order.append(name) for name in "abc"}
     timings = interleaved(cases, rounds=3, round_seconds=0)
-    # Two calls each to warm up, then two each in every round.
+    # Each case is called twice to warm up, then twice in every round.
     assert order == list("aabbcc") * 4
     assert {name: len(timing.rounds) for name, timing in timings.items()} == {"a": 3, "b": 3, "c": 3}
     with pytest.raises(ValueError, match="rounds of at least 1, got 0"):
@@ -73,7 +73,7 @@ def test_the_short_table_has_a_line_for_every_job():
     line = next(
         line
         for line in page.splitlines()
-        if line.startswith("| mixup | sample |") and "rivals" not in line and "timm" in line and "slow" in line
+        if line.startswith("| mixup | sample |") and "other libraries" not in line and "timm" in line and "slow" in line
     )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:] == ["3.00", "1.50", "1.25", "", "2.50", "timm 4.00, slow 9.00"]
@@ -146,7 +146,7 @@ def test_goals_of_the_loss_meet_its_rows():
     rows = [*sections.index_loss(1024, 1000, "cpu", 1), *sections.index_loss(8, 1000, "cpu", 1)]
     assert len(rows) == 10
     verdicts = judge(rows, read_goals())
-    assert [(verdict.row.regime, verdict.row.output) for verdict in verdicts] == [
+    assert [(verdict.row.setting, verdict.row.output) for verdict in verdicts] == [
         ("B=1024 K=1000", "index form"),
         ("B=1024 K=1000", "index form, smoothing 0.1"),
     ]
@@ -163,7 +163,7 @@ def test_goals_of_the_loss_meet_its_rows():
 )
 def test_mixing_is_judged_in_contiguous_float32_only(dtype, layout, section):
     jobs = [job for job in sections.JOBS if job.label == "cutmix"]
-    rows = list(sections.mixing(Regime((4, 3, 8, 8), dtype, layout), jobs, ["sample"], compiled=False, rounds=1))
+    rows = list(sections.mixing(Setting((4, 3, 8, 8), dtype, layout), jobs, ["sample"], compiled=False, rounds=1))
     assert {row.goal_section for row in rows} == {section}
     assert {row.where for row in rows} == {"small"}
     fresh = {row.library: row for row in rows if row.output == "fresh"}
@@ -173,13 +173,13 @@ def test_mixing_is_judged_in_contiguous_float32_only(dtype, layout, section):
 
 
 @pytest.mark.parametrize(("policy", "per"), [("mixup", "batch"), ("mixup", "sample"), ("cutmix", "batch")])
-def test_rivals_do_the_same_job(policy, per):
-    regime = Regime((4, 3, 8, 8))
-    found = dict(rivals.rivals(policy, per, regime))
+def test_other_libraries_do_the_same_job(policy, per):
+    setting = Setting((4, 3, 8, 8))
+    found = dict(libraries.other_libraries(policy, per, setting))
     assert "timm" in found
     assert ("torchvision" in found) == (per == "batch")
-    images, labels = regime.images(0), torch.tensor([1, 2, 3, 4])
-    targets = rivals.dense_targets(found["timm"](images.clone(), labels))
+    images, labels = setting.images(0), torch.tensor([1, 2, 3, 4])
+    targets = libraries.dense_targets(found["timm"](images.clone(), labels))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
 
 
@@ -190,12 +190,12 @@ def test_rivals_do_the_same_job(policy, per):
     ("library", "per"),
     [("torchvision", "batch"), ("timm", "batch"), ("timm", "sample"), ("timm", "pair"), ("kornia", "sample")],
 )
-def test_rivals_mix_two_sources_and_keep_dtype_and_shape(library, per, policy, dtype, layout):
+def test_other_libraries_mix_two_sources_and_keep_dtype_and_shape(library, per, policy, dtype, layout):
     pytest.importorskip(library)
-    regime = Regime((4, 4, 16, 16), dtype, layout)
-    mixer = dict(rivals.rivals(policy, per, regime))[library]
+    setting = Setting((4, 4, 16, 16), dtype, layout)
+    mixer = dict(libraries.other_libraries(policy, per, setting))[library]
     # Image i is one in channel i alone: the mean of channel c is the share of image c.
-    images = torch.eye(4)[:, :, None, None].repeat(1, 1, 16, 16).to(regime.images(0))
+    images = torch.eye(4)[:, :, None, None].repeat(1, 1, 16, 16).to(setting.images(0))
     images = images.to(memory_format=LAYOUTS[layout])
     labels = torch.arange(4)
     torch.manual_seed(0)
@@ -207,14 +207,14 @@ def test_rivals_mix_two_sources_and_keep_dtype_and_shape(library, per, policy, d
     assert ((shares > 0).sum(1) <= 2).all()
     assert (shares < 1).any()
     if library == "kornia":
-        # Own label, partner's label and a share, for one mix of each sample.
+        # The labels hold own label, partner's label and a share, for one mix of each sample.
         own, partner, share = targets.reshape(4, 3).unbind(1)
         assert torch.equal(own.long(), labels)
         kept = share if policy == "cutmix" else 1 - share
         targets = torch.zeros(4, 4).scatter_(1, labels[:, None], kept[:, None])
         targets.scatter_add_(1, partner.long()[:, None], 1 - kept[:, None])
     else:
-        assert targets.shape == (4, regime.num_classes)
+        assert targets.shape == (4, setting.num_classes)
         targets = targets[:, :4].float()
     torch.testing.assert_close(targets, shares, atol=0.02, rtol=0)
 
@@ -243,7 +243,7 @@ def test_bad_shape_is_refused(capsys):
 
 def test_a_step_shows_its_peak_of_memory():
     rows = list(
-        steps.training_step(Regime((4, 3, 8, 8)), [sections.Job("cutmix", "cutmix")], "cifar_resnet8", 1, memory=True)
+        steps.training_step(Setting((4, 3, 8, 8)), [sections.Job("cutmix", "cutmix")], "cifar_resnet8", 1, memory=True)
     )
     assert [row.job for row in rows] == ["none", "cutmix"]
     assert rows[0].note == "peak memory x 1.00"
@@ -255,16 +255,16 @@ def test_a_step_shows_its_peak_of_memory():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_step_in_half_precision_runs_under_autocast(dtype):
     jobs = [sections.Job("mixup", "mixup")]
-    assert len(list(steps.training_step(Regime((4, 3, 8, 8), dtype), jobs, "cifar_resnet8", 1))) == 2
+    assert len(list(steps.training_step(Setting((4, 3, 8, 8), dtype), jobs, "cifar_resnet8", 1))) == 2
     with pytest.raises(ValueError, match="floating-point images, got uint8"):
-        next(steps.training_step(Regime((4, 3, 8, 8), "uint8"), jobs, "cifar_resnet8", 1))
+        next(steps.training_step(Setting((4, 3, 8, 8), "uint8"), jobs, "cifar_resnet8", 1))
 
 
 def test_one_graph_holds_more_than_gradients_taken_at_once():
     marked = {job.label for _, _, jobs in steps.LEARNED for job in jobs if job.one_graph}
     assert marked == {"automix, one graph"}
     jobs = [sections.Job("at once", "automix"), sections.Job("kept", "automix", one_graph=True)]
-    rows = steps.training_step(Regime((8, 3, 16, 16)), jobs, "cifar_resnet8", 1, memory=True)
+    rows = steps.training_step(Setting((8, 3, 16, 16)), jobs, "cifar_resnet8", 1, memory=True)
     memory = {row.job: row.memory for row in rows}
     assert memory["kept"] > 1.3 * memory["at once"]
 
@@ -290,8 +290,8 @@ def test_puzzlemix_section_compares_with_recorded_costs():
 
 @pytest.mark.parametrize("per", ["batch", "sample", "pair"])
 def test_loaders_deliver_the_same_normalised_batches(per):
-    regime = Regime((4, 3, 8, 8))
-    found = loaders.delivering(regime, per, batches=3, workers=0)
+    setting = Setting((4, 3, 8, 8))
+    found = loaders.delivering(setting, per, batches=3, workers=0)
     libraries = {name.partition("/")[0] for name in found}
     assert libraries == {"mixaug", "timm", *(["torchvision"] if per == "batch" else [])}
     for loader in found.values():
@@ -305,7 +305,7 @@ def test_loaders_deliver_the_same_normalised_batches(per):
 
 
 def test_loader_section_compares_with_ours():
-    rows = list(loaders.loaders(Regime((4, 3, 8, 8)), ["batch", "sample"], rounds=1, workers=0))
+    rows = list(loaders.loaders(Setting((4, 3, 8, 8)), ["batch", "sample"], rounds=1, workers=0))
     assert [(row.per, row.library) for row in rows] == [
         *(("batch", library) for library in ("mixaug", "timm", "torchvision")),
         *(("sample", library) for library in ("mixaug", "timm")),
@@ -317,8 +317,8 @@ def test_loader_section_compares_with_ours():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resident_section_leaves_out_what_asks_the_model(dtype):
     jobs = [sections.Job("cutmix", "cutmix"), sections.Job("snapmix", "snapmix")]
-    regime = Regime((4, 3, 8, 8), dtype, "channels_last")
-    rows = list(steps.resident(regime, jobs, "cifar_resnet8", 1, batches=2, compiled=False))
+    setting = Setting((4, 3, 8, 8), dtype, "channels_last")
+    rows = list(steps.resident(setting, jobs, "cifar_resnet8", 1, batches=2, compiled=False))
     assert [(row.library, row.job) for row in rows] == [
         ("floor", "one batch again"),
         ("mixaug", "none"),
@@ -333,7 +333,7 @@ def test_resident_section_leaves_out_what_asks_the_model(dtype):
 
 def test_resident_section_refuses_uint8():
     with pytest.raises(ValueError, match="float32 or bfloat16, got uint8"):
-        next(steps.resident(Regime((4, 3, 8, 8), "uint8"), [], "cifar_resnet8", 1, batches=2, compiled=False))
+        next(steps.resident(Setting((4, 3, 8, 8), "uint8"), [], "cifar_resnet8", 1, batches=2, compiled=False))
 
 
 def test_profile_counts_calls_and_shares():
@@ -351,7 +351,7 @@ def test_profile_counts_calls_and_shares():
     assert times == sorted(times, reverse=True)
     assert len(top_operators(call, torch.device("cpu"), steps=5, count=2)) == 2
     jobs = [job for job in sections.JOBS if job.label == "mixup"]
-    found = list(profiles(Regime((4, 3, 8, 8)), jobs, ["batch", "sample"], steps=2))
+    found = list(profiles(Setting((4, 3, 8, 8)), jobs, ["batch", "sample"], steps=2))
     assert [(profile.job, profile.per) for profile in found] == [("mixup", "batch"), ("mixup", "sample")]
 
 
@@ -370,7 +370,7 @@ def test_command_shows_profiles_of_named_jobs(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_resident_section_runs_compiled():
-    rows = list(steps.resident(Regime((4, 3, 8, 8)), [], "cifar_resnet8", 1, batches=2, compiled=True))
+    rows = list(steps.resident(Setting((4, 3, 8, 8)), [], "cifar_resnet8", 1, batches=2, compiled=True))
     assert [row.output for row in rows] == ["compiled", "compiled"]
 
 

@@ -28,7 +28,7 @@ from mixaug.data.reading import (
 )
 from mixaug.data.sets import ArrayData, DataSet, FileData, RegressionSet
 
-# digits: the test part is drawn once, with this seed; the pool is what is left for training.
+# The test part of `digits` is drawn once, with this seed; the pool is what is left for training.
 _DIGITS_TEST_SEED = 0
 
 

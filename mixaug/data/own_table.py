@@ -56,11 +56,11 @@ def table(
         scaling, fit_on: see `mixaug.data.regression`.
     """
     name = "table"
-    for option, wanted in (("target", target), ("inputs", inputs)):
-        if not (wanted is None or isinstance(wanted, str)) and not (
-            isinstance(wanted, Sequence) and all(isinstance(column, str) for column in wanted)
+    for option, value in (("target", target), ("inputs", inputs)):
+        if not (value is None or isinstance(value, str)) and not (
+            isinstance(value, Sequence) and all(isinstance(column, str) for column in value)
         ):
-            raise TypeError(f"data set 'table' expected {option} to be names of columns, got {wanted!r}")
+            raise TypeError(f"data set 'table' expected {option} to be names of columns, got {value!r}")
     if group is not None and not isinstance(group, str):
         raise TypeError(f"data set 'table' expected group to be the name of a column or None, got {group!r}")
     targets = [target] if isinstance(target, str) else list(target or ())

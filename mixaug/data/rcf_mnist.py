@@ -15,7 +15,7 @@ from mixaug.data.tables import Numbers, Root, Rows, check_choice, check_split, f
 _FASHION_IMAGES = 60_000
 
 
-# Of 255; the reference code leaves pixels up to here as they are.
+# The reference code leaves pixels up to this value, of 255, as they are.
 _BACKGROUND = 5
 
 

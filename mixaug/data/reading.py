@@ -61,17 +61,17 @@ def _transforms(
         raise ValueError(f"image_size must be a positive int or None, got {image_size!r}")
     side = image_size
     built: list[Callable[[Any], Any] | None] = []
-    for option, given in (("test_transform", test_transform), ("transform", transform)):
-        if isinstance(given, str):
+    for option, value in (("test_transform", test_transform), ("transform", transform)):
+        if isinstance(value, str):
             from mixaug.data.transforms import build, default_size
 
-            usual = default_size(given)
-            built.append(build(given, image_size if usual is not None else None))
+            usual = default_size(value)
+            built.append(build(value, image_size if usual is not None else None))
             side = side or usual
-        elif given is None or callable(given):
-            built.append(given)
+        elif value is None or callable(value):
+            built.append(value)
         else:
-            raise TypeError(f"{option} must be a name, a callable or None, got {given!r}")
+            raise TypeError(f"{option} must be a name, a callable or None, got {value!r}")
     return built[1], built[0], side or native
 
 

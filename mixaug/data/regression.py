@@ -4,7 +4,7 @@ Options that these loaders share:
 
     split: which random cut into training, validation and test rows, an int >= 0. Cut k is one permutation by numpy's
         legacy generator seeded with k. `"by_seed"` is a word of the training engine, which passes the run's seed.
-    scaling: of the inputs, column by column: `"minmax"` to [0, 1], `"standard"` to mean 0 and standard deviation 1,
+    scaling: scaling of the inputs by columns: `"minmax"` to [0, 1], `"standard"` to mean 0 and standard deviation 1,
         or `"none"`. A column without spread becomes 0.
     fit_on: the rows that give the statistics of the scaling and the means that fill missing cells. `"train"`: the
         training rows, so the other splits may leave [0, 1]. `"all"`: every row, test rows included, which is what

@@ -34,9 +34,9 @@ SCALINGS = ("minmax", "standard", "none")
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 
 
-def check_choice(name: str, option: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"data set {name!r} expected {option} to be one of {', '.join(known)}, got {value!r}")
+def check_choice(name: str, option: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"data set {name!r} expected {option} to be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_fit(name: str, scaling: str, fit_on: str, scalings: Sequence[str] = SCALINGS) -> None:
@@ -123,12 +123,12 @@ def numbers_of(path: Path, column: str, cells: Sequence[Any]) -> Numbers:
     return values
 
 
-def pick_columns(path: Path, names: Sequence[str], cells: list[list[str]], wanted: Sequence[str]) -> Numbers:
-    """(N, len(wanted)) numbers of the columns with these names."""
-    absent = [column for column in wanted if column not in names]
+def pick_columns(path: Path, names: Sequence[str], cells: list[list[str]], columns: Sequence[str]) -> Numbers:
+    """(N, len(columns)) numbers of the columns with these names."""
+    absent = [column for column in columns if column not in names]
     if absent:
         raise ValueError(f"{path} lacks the column(s) {', '.join(absent)}; it has {', '.join(names)}")
-    picked = [names.index(column) for column in wanted]
+    picked = [names.index(column) for column in columns]
     return np.stack([numbers_of(path, names[k], [row[k] for row in cells]) for k in picked], axis=1)
 
 

@@ -167,7 +167,7 @@ def _resize_crop(size: int, mode: InterpolationMode) -> list[Any]:
     return [v2.Resize(_shorter_side(size), interpolation=mode), v2.CenterCrop(size)]
 
 
-# name: (size unless told, steps at a given size)
+# Each entry maps a name to (default size, function from a size to the transform's steps).
 _BUILDERS: dict[str, tuple[int | None, Callable[[int], list[Any]]]] = {
     "uint8": (None, lambda size: []),
     "cifar10_train": (32, lambda size: _crop_flip(size, "constant")),

@@ -34,7 +34,7 @@ class EpochBatches:
         samples: N.
         batch_size: samples per process and batch.
         world_size, rank: number of processes, and this one.
-        seed: of the permutations.
+        seed: seed of the permutations.
         reshuffle: a new permutation each epoch, else one for all.
         drop_last: drop the last global batch if it is smaller. Otherwise it is shared evenly; at most
             ``world_size - 1`` samples of the permutation's end are left out of the epoch.

@@ -48,14 +48,14 @@ def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: 
     try:
         return instantiate(plain(config)[section], *arguments, _convert_="all", **keywords)
     except InstantiationException as error:
-        # The cause is what the object itself said, without Hydra's layers; missing files stay what they are.
+        # The cause is the object's own error, without Hydra's layers; an error about a missing file stays as it is.
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error
         raise ConfigError(f"{section}: {error.__cause__ or error}") from error
 
 
 BY_SEED = "by_seed"
-"""As ``data.split``: the split that has the number of the run's seed."""
+"""This value of ``data.split`` stands for the split that has the number of the run's seed."""
 
 
 def load_data(config: DictConfig) -> Any:
@@ -235,13 +235,13 @@ def check_mixer(config: DictConfig, step: MixStep) -> None:
     Raises:
         ConfigError: names the settings.
     """
-    given = mixer_settings(config)
-    if not given:
+    settings = mixer_settings(config)
+    if not settings:
         return
     if not _mixer_parameters(step):
-        told = ", ".join(f"{key}={value}" for key, value in given.items())
+        listed = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise ConfigError(
-            f"{told}: policy={config.choices.policy} has no learned mixer to train, so these settings would do "
+            f"{listed}: policy={config.choices.policy} has no learned mixer to train, so these settings would do "
             "nothing; leave them at null"
         )
     build_optimizer(config, step)
@@ -306,7 +306,7 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if not key.startswith("_") and key != "name"}
 
 
-def _module(built: Any, section: str) -> Any:
-    if not isinstance(built, nn.Module):
-        raise ConfigError(f"{section} must build a torch.nn.Module, got {type(built).__name__}")
-    return built
+def _module(module: Any, section: str) -> Any:
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{section} must build a torch.nn.Module, got {type(module).__name__}")
+    return module

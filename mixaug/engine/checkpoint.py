@@ -30,8 +30,8 @@ _END, _LENGTH = 22, 2
 _COMMENT = re.compile(rb"mixaug sha256 (.{64})", re.DOTALL)
 _SEAL = _LENGTH + len(b"mixaug sha256 ") + 64
 
-#: Whether a checkpoint file is whole, by its path, and the file (number, size, time) that this was found out of.
-_known: dict[Path, tuple[tuple[int, int, int], bool]] = {}
+#: Checkpoint files that were verified, by path: the identity of the file (inode, size, time) and whether it was whole.
+_verified: dict[Path, tuple[tuple[int, int, int], bool]] = {}
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -90,8 +90,8 @@ def load_latest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | No
 
     Args:
         folder: the run folder.
-        say: told when the newest checkpoint is damaged and an older one is taken instead, and when one is taken that
-            has no checksum of its own.
+        say: called with a line when the newest checkpoint is damaged and an older one is taken instead, and when the
+            one taken has no checksum of its own.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
@@ -153,12 +153,12 @@ def _choose(folder: Path) -> tuple[tuple[Path, dict[str, Any], bool] | None, lis
         except FileNotFoundError:
             continue
         except CheckpointError as error:
-            # What is beside its place may well be torn: it was being written.
+            # A file beside its place may well be torn: it was being written.
             damaged += [str(error)] if name != LAST + BESIDE else []
             continue
         if name != LAST + BESIDE:
             break
-    # Of equal steps the one in its place.
+    # Between equal steps, the file that is in its place wins.
     return max(reversed(found), key=lambda entry: _step(entry[1]), default=None), damaged
 
 
@@ -170,10 +170,9 @@ def _step(state: dict[str, Any]) -> int:
 def _is_whole(path: Path) -> bool:
     """Whether a checkpoint is there and undamaged; read only if this process has neither written nor read it."""
     try:
-        found = os.stat(path)
-        known = _known.get(path)
-        if known is not None and known[0] == _identity(found):
-            return known[1]
+        verdict = _verified.get(path)
+        if verdict is not None and verdict[0] == _identity(os.stat(path)):
+            return verdict[1]
         with open(path, "rb") as file:
             _verify(file)
     except Exception:
@@ -183,15 +182,15 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _remember(path: Path, whole: bool) -> None:
     try:
-        _known[path] = _identity(os.stat(path)), whole
+        _verified[path] = _identity(os.stat(path)), whole
     except OSError:
-        _known.pop(path, None)
+        _verified.pop(path, None)
 
 
 def _verify(file: BinaryIO) -> bool:
@@ -240,7 +239,7 @@ class _Sealed:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
-        # The end of what was written: the archive's last record, once it is complete.
+        # These are the last bytes written: the archive's last record, once it is complete.
         self._end = b""
         self._error: BaseException | None = None
 

@@ -29,7 +29,7 @@ __all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", 
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
-# These say where, how loudly and how often a run writes; they cannot change what it computes.
+# These keys say where, how loudly and how often a run writes; they cannot change what it computes.
 NEUTRAL_KEYS = (
     *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
     *("checkpoint_every_steps", "workers"),
@@ -43,7 +43,7 @@ MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
 
-#: Kinds of timm's schedules that know no ``min_lr``.
+#: These kinds of timm's schedules have no ``min_lr``.
 NO_MINIMUM = ("none", "constant", "step", "multistep")
 
 KNOWN_KEYS = frozenset(
@@ -125,7 +125,7 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    # Inside a program started by Hydra its own state is set aside meanwhile.
+    # A program that was started by Hydra has a state of its own, which is set aside meanwhile.
     around = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -259,11 +259,11 @@ def validate(config: DictConfig) -> None:
 
 
 def _check_mixer(config: DictConfig) -> None:
-    for section, known in (("mixer", MIXER_KEYS), ("mixer.schedule", MIXER_SCHEDULE_KEYS)):
-        found = OmegaConf.select(config, section)
-        if not isinstance(found, DictConfig) or set(found) != set(known):
+    for section, keys in (("mixer", MIXER_KEYS), ("mixer.schedule", MIXER_SCHEDULE_KEYS)):
+        value = OmegaConf.select(config, section)
+        if not isinstance(value, DictConfig) or set(value) != set(keys):
             raise ConfigError(
-                f"{section} must have the keys {', '.join(known)}, each of them null or set; got {found!r}"
+                f"{section} must have the keys {', '.join(keys)}, each of them null or set; got {value!r}"
             )
     _number(config, "mixer.lr", above=0.0, optional=True)
     _number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)

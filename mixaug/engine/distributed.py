@@ -92,7 +92,7 @@ def start(device: str = "auto") -> World:
         chosen = torch.device("cuda", torch.cuda.current_device())
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        # Not at the end of a run: a sweep has further runs in the same processes.
+        # The group outlives a run, because a sweep has further runs in the same processes.
         atexit.register(dist.destroy_process_group)
     return World(rank, size, chosen)
 
@@ -133,9 +133,9 @@ def gather_objects(own: Any, world: World) -> list[Any]:
     """One object of every process, in the order of the ranks; tensors inside should lie on the CPU."""
     if world.size == 1:
         return [own]
-    found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, own)
-    return found
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
 def on_main(world: World, action: Callable[[], T]) -> T:

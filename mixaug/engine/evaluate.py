@@ -81,7 +81,7 @@ def evaluate(
         },
         compute_groups=False,
     ).to(device)
-    # Sums in float64: a float32 sum over a large test set loses the digits that methods differ in.
+    # The sums are float64: a float32 sum over a large test set loses the digits that methods differ in.
     nll, count = SumMetric().set_dtype(torch.float64).to(device), SumMetric().to(device)
 
     was_training = model.training
@@ -91,7 +91,7 @@ def evaluate(
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()
-            # Given as probabilities: torchmetrics would take logits that all lie in [0, 1] for such.
+            # The metrics get probabilities: torchmetrics would take logits that all lie in [0, 1] for probabilities.
             metrics.update(logits.softmax(1), labels)
             nll.update(F.cross_entropy(logits, labels, reduction="sum").double())
             count.update(len(labels))

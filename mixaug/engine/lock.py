@@ -36,7 +36,7 @@ NAME = ".lock"
 EXIT_HELD = 75
 """Exit code of a command whose run folder another process holds: "try again later" (EX_TEMPFAIL of sysexits.h)."""
 
-#: Whoever looks for the holder has the lock for a moment, and a holder that ends needs one.
+#: Seconds to wait for a lock: whoever looks for the holder has it for a moment, and a holder that ends needs one.
 PATIENCE = 1.0
 
 
@@ -62,7 +62,7 @@ class RunLock:
 
     Args:
         folder: the run folder; created when it is taken.
-        say: told what a user should know about the file system's locks.
+        say: called with what a user should know about the file system's locks.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
@@ -96,7 +96,7 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = self._locked()
             try:
-                before = _said_by(descriptor)
+                before = _read_holder(descriptor)
                 self._sign(descriptor)
             except BaseException:
                 self._drop(descriptor)
@@ -132,7 +132,7 @@ class RunLock:
                 # A holder that ended in between has removed the file that is now locked here.
                 if taken and _is_at(descriptor, self.path):
                     return descriptor
-                who = _said_by(descriptor)
+                who = _read_holder(descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -161,7 +161,7 @@ class RunLock:
         os.fsync(descriptor)
 
     def _drop(self, descriptor: int) -> None:
-        # Removed before the lock ends: whoever takes the name then makes a file of its own.
+        # The file is removed before the lock ends: whoever takes the name then makes a file of its own.
         try:
             # A file that cannot be removed is no lock either.
             with contextlib.suppress(OSError):
@@ -194,14 +194,14 @@ def holder(folder: Path) -> Holder | None:
     try:
         if _lock(descriptor, shared=True):
             return None
-        return _said_by(descriptor) or Holder(0, "", "")
+        return _read_holder(descriptor) or Holder(0, "", "")
     except OSError:
         return None
     finally:
         os.close(descriptor)
 
 
-#: What a file system without locks answers: not there, not for this kind of file, no lock service.
+#: Error numbers of a file system without locks: no such call, not for this kind of file, no lock service.
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK)
 
 
@@ -226,12 +226,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _said_by(descriptor: int) -> Holder | None:
+def _read_holder(descriptor: int) -> Holder | None:
     """What the last holder wrote; None where it is nothing, or not whole."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        said = json.loads(os.read(descriptor, 4096))
-        return Holder(int(said["pid"]), str(said["host"]), str(said["since"]))
+        entry = json.loads(os.read(descriptor, 4096))
+        return Holder(int(entry["pid"]), str(entry["host"]), str(entry["since"]))
     except (ValueError, KeyError, TypeError):
         return None
 

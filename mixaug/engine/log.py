@@ -50,7 +50,7 @@ class Log:
                 with _named(str(self._folder)):
                     self._writer.close()
             except RunFolderError:
-                # The error on its way out says more.
+                # The error that ends the run says more than this one.
                 if error is None:
                     raise
 

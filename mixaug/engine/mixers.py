@@ -26,9 +26,9 @@ class MaskReport:
 
     Attributes:
         lam: own share that was asked for.
-        mean: of the masks' own shares, in [0, 1].
+        mean: mean of the masks' own shares, in [0, 1].
         within: standard deviation of the own share over the pixels of an image, averaged over images.
-        loss: of the slow copy on the mixed images, against both labels.
+        loss: loss of the slow copy on the mixed images, against both labels.
     """
 
     lam: float
@@ -46,8 +46,8 @@ def mask_reports(
         run: from :func:`mixaug.engine.pictures.open_run`.
         samples: how many test images.
         lambdas: own shares to ask for.
-        fresh: with a newly drawn block in the place of the trained one.
-        seed: of the images, their partners and the fresh block.
+        fresh: whether a newly drawn block takes the place of the trained one.
+        seed: seed of the images, their partners and the fresh block.
 
     Raises:
         ValueError: the policy of the run is neither AutoMix nor one of its kind.
@@ -62,7 +62,7 @@ def mask_reports(
             if fresh:
                 policy.block = policy.make_block(policy.channels or 0).to(images.device)
             if not policy.frozen and policy.block is not None:
-                # As in training: batch norm in the block takes out of its values what running statistics leave in.
+                # The block runs as in training: batch norm then removes what running statistics leave in its values.
                 policy.block.train()
                 network.train()
             features = network.features(images).float()

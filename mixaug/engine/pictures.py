@@ -25,7 +25,7 @@ from mixaug.step import MixStep
 
 __all__ = ["OpenRun", "Pictures", "are_images", "open_run", "pictures_of"]
 
-#: Samples in a picture of a run under way, and the range of the sides of one of its tiles in pixels.
+#: Number of samples in a picture of a run under way, and the range of the side of one of its tiles in pixels.
 SAMPLES, SMALLEST, LARGEST = 8, 64, 128
 
 
@@ -63,7 +63,7 @@ class Pictures:
 
     Args:
         config: the run's config.
-        batches: of the run.
+        batches: the run's data, read in batches.
     """
 
     def __init__(self, config: DictConfig, batches: Batches) -> None:
@@ -152,7 +152,7 @@ def open_run(
     Args:
         folder: the run folder.
         device: "auto", "cpu", "cuda".
-        say: told when the newest checkpoint is damaged and the one before is taken.
+        say: called with a line when the newest checkpoint is damaged and the one before is read.
         allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyPolicy"``.
 
     Raises:

@@ -21,19 +21,19 @@ MOST_BYTES = 256 * 1024
 """A larger JSON object or config is not read. The engine writes a few thousand bytes."""
 
 MOST_DEPTH = 32
-"""Levels of mappings and lists in each other."""
+"""A file may nest this many levels of mappings and lists."""
 
 MOST_VALUES = 5000
-"""Mappings, lists, keys and plain values in one file."""
+"""One file may hold this many mappings, lists, keys and plain values."""
 
 MOST_CHARACTERS = 10_000
-"""Of one text."""
+"""One text may have this many characters."""
 
 LARGEST = 1e15
 """Numbers beyond this are not results: sums of their squares and the digits behind their point would be lost."""
 
 _INTEGERS = 2**63
-# They reverse the direction of what stands around them, so that a page says something else than its source.
+# These characters reverse the direction of what stands around them, so that a page says something else than its source.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -56,7 +56,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     except OSError as error:
         raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
     try:
-        # Before anything else is made of it: a folder cannot be opened as a file.
+        # This comes before anything else: a folder cannot be opened as a file.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DamagedFile(f"{path.name} is not an ordinary file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:

@@ -29,7 +29,7 @@ from mixaug.engine.reading import DamagedFile, read_object
 __all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
 
 BESIDE = ".part"
-"""Behind the name of a file while it is written."""
+"""This suffix stands behind the name of a file while it is written."""
 
 _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", "hydra-core")
 

@@ -60,7 +60,7 @@ class Streams:
                 f"the checkpoint holds the random streams of {len(states['mixing'])} processes, "
                 f"this run has {self.world.size}"
             )
-        # Copied, because torch's set_state reads a view of a row from the start of its storage.
+        # The state is copied, because torch's set_state reads a view of a row from the start of its storage.
         own = {name: rows[rank].clone() for name, rows in states.items()}
         self.mixing.set_state(own["mixing"])
         torch.set_rng_state(own["cpu"])
@@ -131,14 +131,14 @@ class Meters:
         wide = {"dtype": torch.float64, "device": self.device}
         self.loss = torch.zeros((), **wide)  # type: ignore[call-overload]  # dtype and device by name
         self.accuracy = torch.zeros((), **wide)  # type: ignore[call-overload]
-        # Terms of the loss by name: their sum over samples, and how many samples had them.
+        # Every term of the loss has, by its name, a sum over samples and the number of samples that had it.
         self.terms: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.samples = 0
         self.scored = 0
         self.milliseconds: list[float] = []
         self.seconds = 0.0
-        # Number of the first step with a bad loss; -1 while there is none.
+        # This is the number of the first step with a bad loss; -1 while there is none.
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
 
     def add(self, logs: dict[str, Tensor], loss: Tensor, samples: int, step: int) -> None:
@@ -208,19 +208,19 @@ class Part(torch.optim.Optimizer):
     """The groups of an optimizer that are, or are not, a learned mixer's: as much of it as a schedule looks at.
 
     Args:
-        whole: the optimizer.
-        mixer: which of both.
+        optimizer: the optimizer with all groups.
+        mixer: whether the groups of the mixer are meant, or those of everything else.
     """
 
-    def __init__(self, whole: torch.optim.Optimizer, *, mixer: bool) -> None:
-        # An Optimizer by its type alone, which torch's plateau schedule asks for: it steps nothing and keeps nothing.
-        # The groups are those of now, because an optimizer that loads a state has new ones.
-        self.whole, self.mixer = whole, mixer
+    def __init__(self, optimizer: torch.optim.Optimizer, *, mixer: bool) -> None:
+        # This is an Optimizer by its type alone, which torch's plateau schedule asks for: it steps and keeps nothing.
+        # The groups are read anew each time, because an optimizer that loads a state has new ones.
+        self.optimizer, self.mixer = optimizer, mixer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """These groups, as they are now."""
-        return [group for group in self.whole.param_groups if bool(group.get("mixer")) == self.mixer]
+        return [group for group in self.optimizer.param_groups if bool(group.get("mixer")) == self.mixer]
 
 
 class Schedules:
@@ -290,7 +290,7 @@ class StepClock:
         return [1000 * (end - start) for start, end in pairwise(marks)]
 
 
-#: What a checkpoint must hold for a run to go on from it.
+#: A checkpoint must hold these entries for a run to go on from it.
 KEPT = (
     "model",
     "ema",
@@ -360,7 +360,7 @@ class TrainingState:
             **self.weights(),
             "policy": self.step.policy.state_dict(),
             "objective": _state(self.step.objective),
-            # Of a frozen network that is its fingerprint alone.
+            # The state of a frozen network is its fingerprint alone.
             "networks": self.step.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -410,9 +410,9 @@ class TrainingState:
         self.prepare_seconds = state["prepare_seconds"]
 
 
-def _of_another_version(why: str) -> CheckpointError:
+def _of_another_version(reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint was written by another version of mixaug: {why}; remove the run's folder to start it anew"
+        f"the checkpoint was written by another version of mixaug: {reason}; remove the run's folder to start it anew"
     )
 
 

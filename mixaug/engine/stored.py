@@ -87,8 +87,8 @@ def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
     """The networks beside the model that a config names: those of finished runs, frozen.
 
     Args:
-        config: of the run; ``networks`` maps names to run folders or checkpoints.
-        data: of the run.
+        config: the run's config; ``networks`` maps names to run folders or checkpoints.
+        data: the run's data set.
 
     Raises:
         ConfigError: a folder without a checkpoint, or a network of another number of outputs.
@@ -96,7 +96,7 @@ def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
     networks = {}
     for name, folder in plain(config).get("networks", {}).items():
         try:
-            # What is drawn for weights that are then replaced must not move the stream of the model.
+            # The draws for weights that are then replaced must not move the random stream of the model.
             with torch.random.fork_rng(devices=[]):
                 network, _, theirs = open_model(str(folder))
         except (FileNotFoundError, CheckpointError) as error:

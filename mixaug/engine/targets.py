@@ -39,7 +39,7 @@ FACTORIES = frozenset(
         "timm.scheduler.create_scheduler_v2",
     }
 )
-"""Functions that the shipped configs call, beside registered policies."""
+"""These functions are called by the shipped configs, beside registered policies."""
 
 _MODELS = frozenset({"mixaug.models.create", "timm.create_model"})
 # Each of them makes timm read a file or a repository of the folder's choice.
@@ -48,7 +48,7 @@ _ELSEWHERE = frozenset({"_args_", "cache_dir", "checkpoint_path", "pretrained_cf
 # These write files, start processes or train; nothing in a config is made of them.
 _CLOSED = ("engine", "gallery", "integrations", "leaderboard", "speed")
 
-# What evaluation and pictures ask a config for. Later versions may add keys, so that older folders still open.
+# Evaluation and pictures ask a config for these keys. Later versions may add keys, so that older folders still open.
 _SECTIONS = ("data", "model", "policy", "objective", "optimizer", "augment", "protocol", "choices")
 _COUNTS = ("seed", "epochs", "batch_size", "eval_batch_size")
 
@@ -96,15 +96,15 @@ def check_targets(config: Mapping[str, Any], path: Path | str, allow_targets: Co
     Raises:
         ConfigError: lists every such name with its place, and says how to allow it.
     """
-    found = [(where, name, why) for where, name, why in _refused(config, "") if name not in allow_targets]
-    if not found:
+    refused = [(where, name, why) for where, name, why in _refused(config, "") if name not in allow_targets]
+    if not refused:
         return
-    told = "; ".join(f"{where}: {name} ({why})" for where, name, why in found)
+    listed = "; ".join(f"{where}: {name} ({why})" for where, name, why in refused)
     # A name is the folder's own text, and this line is one that people copy into a shell.
-    names = " ".join(f"--trust {shlex.quote(name)}" for name in dict.fromkeys(name for _, name, _ in found))
+    names = " ".join(f"--trust {shlex.quote(name)}" for name in dict.fromkeys(name for _, name, _ in refused))
     raise ConfigError(
-        f"{path} would run code that is not mixaug's own: {told}. Nothing was run. If you know what this is and where "
-        f"the folder comes from, allow it by name: {names} on the command line, allow_targets=[...] in Python"
+        f"{path} would run code that is not mixaug's own: {listed}. Nothing was run. If you know what this is and "
+        f"where the folder comes from, allow it by name: {names} on the command line, allow_targets=[...] in Python"
     )
 
 

@@ -29,9 +29,9 @@ class Detail:
     """A further number of a run, shown beside the one that counts.
 
     Attributes:
-        key: in ``result.json``; ``{figure}`` stands for the figure that is shown.
-        title: of its column.
-        digits: behind the point.
+        key: the number's key in ``result.json``; ``{figure}`` stands for the figure that is shown.
+        title: title of its column.
+        digits: number of digits behind the point.
     """
 
     key: str
@@ -47,17 +47,17 @@ class Task:
         name: ``"classification"`` or ``"regression"``.
         measure: the number that counts, as in ``test_<measure>`` of a record and ``<measure>_<figure>`` of a result.
         title, unit: how pages call it.
-        digits: behind the point, of the measure and of differences.
+        digits: number of digits behind the point, for the measure and for differences.
         higher_is_better: whether a larger measure is the better one.
         figures: ways of taking one number from a run, and what each is.
         figure: the usual one.
         details: further numbers on pages.
         splits: the held-out sets that are scored after every epoch.
         score: (model, batches, split, precision) to numbers by name, ``samples`` among them.
-        value: of a record, the larger the better; chooses the best checkpoint.
-        later_wins: which of equal epochs that is.
+        value: record to its value, the larger the better; chooses the best checkpoint.
+        later_wins: whether the later of two equal epochs is the best.
         summary: records of all epochs to the numbers of a result.
-        line: of a record, what an epoch's line of the log says.
+        line: record to the text of an epoch's line in the log.
     """
 
     name: str
@@ -178,7 +178,7 @@ def _value_of_numbers(record: Record) -> float:
 
 
 def _summary_of_numbers(history: Sequence[Record]) -> dict[str, Any]:
-    # Of equal epochs the later one, as in the code of C-Mixup.
+    # The later of equal epochs wins, as in the code of C-Mixup.
     chosen = max(range(len(history)), key=lambda epoch: (_value_of_numbers(history[epoch]), epoch))
     taken = {"selected": history[chosen], "last": history[-1]}
     numbers = {
@@ -211,11 +211,11 @@ REGRESSION = Task(
     value=_value_of_numbers,
     later_wins=True,
     summary=_summary_of_numbers,
-    line=lambda record: f"valid RMSE {_told(record['valid_rmse'])}  test RMSE {_told(record['test_rmse'])}",
+    line=lambda record: f"valid RMSE {_shown(record['valid_rmse'])}  test RMSE {_shown(record['test_rmse'])}",
 )
 
 
-def _told(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 

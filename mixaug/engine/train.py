@@ -71,7 +71,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             log.say(f"{folder} is finished; skipped")
             return finished
         if distributed.on_main(world, folder.is_dir):
-            # Before the data is read: a second process on a folder need not wait for its answer.
+            # The lock comes before the data, so that a second process on a folder need not wait for its answer.
             distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -172,9 +172,9 @@ def _assemble(
         config_hash=config_hash(config),
     )
     if config.compile:
-        # What an earlier run of this process compiled is taken for this model too, without a look at its hooks.
+        # Without the reset, torch reuses for this model what an earlier run compiled, whatever its hooks are.
         torch.compiler.reset()
-        # In place, so that the names in checkpoints stay those of the bare model.
+        # The model is compiled in place, so that the names in checkpoints stay those of the bare model.
         step.model.compile()
     if world.size == 1:
         return state, step
@@ -287,7 +287,7 @@ def _train_epoch(
             meters.milliseconds += clock.milliseconds()
             meters.seconds = before + perf_counter() - begun
             _save(folder, state, world)
-            # The writing is not the method's time.
+            # The time that writing takes is not the method's.
             clock = StepClock(world.device)
     meters.check(world, policy_name, checkpoint.last_good(folder))
     meters.milliseconds += clock.milliseconds()
@@ -347,7 +347,7 @@ def _peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # Bytes on macOS, kibibytes elsewhere.
+    # The unit is bytes on macOS, kibibytes elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -66,7 +66,7 @@ class MixBatchMixin:
             TypeError: `mix_policy` is not a `mixaug.Policy`, or the batch cannot be taken apart.
             ValueError: `mix_policy` needs a model.
         """
-        # Next in line among the bases: a data module or another mixin may define the same hook.
+        # `super()` is the next of the bases: a data module or another mixin may define the same hook.
         batch = super().on_after_batch_transfer(batch, dataloader_idx)  # type: ignore[misc]
         trainer = self.trainer  # type: ignore[attr-defined]
         if not trainer.training:

@@ -32,7 +32,7 @@ __all__ = ["Benchmark", "LineDisplay", "Outcome", "TableDisplay", "cores", "defa
 
 ENDED = ("finished", "skipped", "failed", "stopped")
 
-#: Bytes; with less room than this on the disk a run cannot write why it failed.
+#: Bytes of free disk space below which a run cannot even write why it failed.
 LEAST_SPACE = 2**16
 
 #: Seconds between two looks at a cell that another process works on.
@@ -281,20 +281,20 @@ class LineDisplay:
 
     def __init__(self, say: Callable[[str], None] = print, every: float = 30.0) -> None:
         self._say, self._every = say, every
-        self._known: dict[str, str] = {}
+        self._last_state: dict[str, str] = {}
         self._last = self._begin = time.monotonic()
 
     def __call__(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             name = outcome.cell.folder.name
-            if self._known.get(name, "waiting") != outcome.state:
-                self._known[name] = outcome.state
+            if self._last_state.get(name, "waiting") != outcome.state:
+                self._last_state[name] = outcome.state
                 ended = sum(other.state in ENDED for other in outcomes)
                 self._say(f"[{ended}/{len(outcomes)}] {outcome.state:<8} {outcome.cell.label}{_details(outcome)}")
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
             running = [f"{o.cell.label} epoch {o.epoch}/{o.cell.epochs}" for o in outcomes if o.state == "running"]
-            self._say(f"    running: {'; '.join(running)}{_left(outcomes, time.monotonic() - self._begin)}")
+            self._say(f"    running: {'; '.join(running)}{_time_left(outcomes, time.monotonic() - self._begin)}")
 
 
 def _details(outcome: Outcome) -> str:
@@ -308,7 +308,7 @@ def _details(outcome: Outcome) -> str:
     return ""
 
 
-def _left(outcomes: Sequence[Outcome], elapsed: float) -> str:
+def _time_left(outcomes: Sequence[Outcome], elapsed: float) -> str:
     """``", about 3 min left"`` from the epochs done since the start; empty while nothing is known."""
     counted = [outcome for outcome in outcomes if outcome.state != "skipped"]
     done = sum(
@@ -376,13 +376,13 @@ class TableDisplay:
             )
         counts = {state: sum(o.state == state for o in outcomes) for state in self.MARKS}
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return Group(table, Text(f"{said}{_left(outcomes, time.monotonic() - self._begin)}", style="dim"))
+        return Group(table, Text(f"{said}{_time_left(outcomes, time.monotonic() - self._begin)}", style="dim"))
 
     def _fitting(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         room = max(3, self._console.size.height - 4)
         if len(outcomes) <= room:
             return list(outcomes)
-        # What moves and what went wrong comes first, then the latest results, then what comes next.
+        # Running and failed runs come first, then the latest results, then the runs that come next.
         ended = [o for o in outcomes if o.state in ("finished", "skipped", "stopped")]
         urgent = [o for o in outcomes if o.state in ("running", "held", "failed")]
         kept = [*urgent, *reversed(ended), *(o for o in outcomes if o.state == "waiting")][:room]

@@ -53,22 +53,22 @@ def figure_text(row: Row) -> str:
 
 def rerun(row: Row) -> str:
     """``"2.8020 ± 0.2157, agrees"``: what the authors' code gave here, and whether we agree within the spread."""
-    found = row.published.rerun
-    if found is None:
+    result = row.published.rerun
+    if result is None:
         return "–"
     digits = row.task.digits
-    told = f"{statistics.fmean(found.values):.{digits}f} ± {statistics.stdev(found.values):.{digits}f}"
+    text = f"{statistics.fmean(result.values):.{digits}f} ± {statistics.stdev(result.values):.{digits}f}"
     agreement = agrees(row)
-    return told if agreement is None else f"{told}, {'agrees' if agreement else 'differs'}"
+    return text if agreement is None else f"{text}, {'agrees' if agreement else 'differs'}"
 
 
 def agrees(row: Row) -> bool | None:
     """Whether our mean lies within 2.5 standard errors of the rerun's; None where that cannot be told."""
-    found = row.published.rerun
-    if found is None or row.score.std is None or row.statistic != row.task.figure:
+    result = row.published.rerun
+    if result is None or row.score.std is None or row.statistic != row.task.figure:
         return None
-    away = abs(row.score.mean - statistics.fmean(found.values))
-    return away <= found.allowed(row.score.std, row.score.n)
+    away = abs(row.score.mean - statistics.fmean(result.values))
+    return away <= result.allowed(row.score.std, row.score.n)
 
 
 def number(row: Row, key: str, digits: int = 2) -> str:
@@ -77,32 +77,32 @@ def number(row: Row, key: str, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _rerun_remark(row: Row, found: Rerun) -> str:
-    told = f"rerun of the authors' code, {len(found.values)} seeds ({found.name})"
+def _rerun_remark(row: Row, result: Rerun) -> str:
+    text = f"rerun of the authors' code, {len(result.values)} seeds ({result.name})"
     if agrees(row) is not None and row.score.std is not None:
-        away, allowed = row.score.mean - statistics.fmean(found.values), found.allowed(row.score.std, row.score.n)
-        told += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}"
-    if len(found.worst_group) > 1:
-        mean, std = statistics.fmean(found.worst_group), statistics.stdev(found.worst_group)
-        told += f"; its worst group {mean:.4f} ± {std:.4f}"
-    return told
+        away, allowed = row.score.mean - statistics.fmean(result.values), result.allowed(row.score.std, row.score.n)
+        text += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}"
+    if len(result.worst_group) > 1:
+        mean, std = statistics.fmean(result.worst_group), statistics.stdev(result.worst_group)
+        text += f"; its worst group {mean:.4f} ± {std:.4f}"
+    return text
 
 
 def remarks(row: Row) -> list[str]:
     """Everything a reader must know before comparing this row."""
-    said = list(row.notes)
-    figure, found = row.published.figure, row.published.rerun
-    if found is not None:
-        said.append(_rerun_remark(row, found))
+    lines = list(row.notes)
+    figure, result = row.published.figure, row.published.rerun
+    if result is not None:
+        lines.append(_rerun_remark(row, result))
     if figure is not None:
-        said.append(f"published: {figure.citation}")
+        lines.append(f"published: {figure.citation}")
         taken = "median of last 10 epochs" in figure.note
         usual = "median10" if taken else row.task.figure
         if row.statistic != usual:
-            said.append(f"this column is the {row.task.figures[row.statistic]}")
+            lines.append(f"this column is the {row.task.figures[row.statistic]}")
     elif row.published.detail:
-        said.append(f"{row.published.mark}: {row.published.detail}")
-    return said
+        lines.append(f"{row.published.mark}: {row.published.detail}")
+    return lines
 
 
 def seeds(row: Row) -> str:
@@ -114,13 +114,13 @@ def seeds(row: Row) -> str:
 
 def how(leaderboard: Leaderboard) -> str:
     """One paragraph: how the numbers of this page are made."""
-    taken = dict.fromkeys(
+    sources = dict.fromkeys(
         f"{board.task.title} is that of the {board.statistic_title}"
         + (", in percent" if board.task.unit == "%" else ", on the test set, in label units")
         for board in leaderboard.boards
     )
     return (
-        f"{'. '.join(taken) or 'Numbers are'}, as mean ± standard deviation over seeds. "
+        f"{'. '.join(sources) or 'Numbers are'}, as mean ± standard deviation over seeds. "
         f"The difference to {BASELINE} is paired by seed, with a {leaderboard.confidence:.0%} Student-t interval; "
         "intervals are per row, not corrected for the number of rows. "
         f"Time per step and peak memory are ratios of medians to {BASELINE} over the same seeds. "

@@ -29,11 +29,11 @@ from mixaug.registry import describe, list_policies
 __all__ = ["STATISTICS", "Run", "collect", "read_epochs", "read_run"]
 
 STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in task.figures))
-"""How one number may be taken from a run; each task has some of these."""
+"""Ways of taking one number from a run; each task has some of these."""
 
 MARKERS = ("result.json", "failure.json", "config.yaml", "epochs.jsonl")
 TEXT_KEYS = ("policy", "model", "data", "protocol")
-INTEGER_KEYS = {"seed": 0, "epochs": 1}  # and the least of each
+INTEGER_KEYS = {"seed": 0, "epochs": 1}  # each with its smallest value
 MOST_BYTES_OF_EPOCHS = 16 * 2**20
 MOST_CHARACTERS_OF_AN_EPOCH = 64 * 1024
 OPTIONAL_NUMBER_KEYS = ("top5_last", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
@@ -163,7 +163,7 @@ def read_epochs(path: str | Path, problems: list[str] | None = None) -> tuple[di
             try:
                 value = parse_json(line, path.name)
             except DamagedFile:
-                value = None  # said below, with the line's number
+                value = None  # the problem is reported below, with the line's number
         epoch = value.get("epoch") if isinstance(value, dict) else None
         if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= 10**9:
             damaged.append(number)
@@ -205,7 +205,7 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     return value
 
 
-# What a page asks an environment for, and the kinds that the engine and earlier versions of it write.
+# A page asks an environment for these keys; the types are those that this and earlier versions of the engine write.
 _ENVIRONMENT: Mapping[str, type | tuple[type, ...]] = {
     "versions": dict,
     "device": (str, dict),

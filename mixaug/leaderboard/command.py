@@ -15,9 +15,9 @@ from mixaug.leaderboard.published import LOCATIONS
 __all__ = ["CommandError", "departures", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
 
 PROGRAM = "python tools/benchmark.py"
-# Shown even when they are the defaults, so that a command reads without the config files at hand.
+# These groups are shown even when they are the defaults, so that a command reads without the config files at hand.
 SPELLED_OUT = ("policy", "model", "data", "protocol")
-# Names of a row or of its board, and what the engine itself derives.
+# These keys name a row or its board, or are derived by the engine itself.
 NOT_SETTINGS = (
     "policy",
     "pool",
@@ -31,8 +31,8 @@ NOT_SETTINGS = (
     "world_size",
     "device",
 )
-# What may differ from a protocol's file without leaving the protocol: what is compared on its own (policy, data,
-# model, length) and how a machine does the work.
+# These keys may differ from a protocol's file without leaving the protocol: they are compared on their own (policy,
+# data, model, length) or say how a machine does the work.
 WITHIN_PROTOCOL = frozenset(
     {*SPELLED_OUT, "pool", "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
     | {f"data.{option}" for option in LOCATIONS}

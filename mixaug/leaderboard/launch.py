@@ -196,7 +196,7 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         try:
             os.killpg(pid, number)
         except ProcessLookupError:
-            os.kill(pid, number)  # it has not opened its session yet
+            os.kill(pid, number)  # the process has not opened its session yet
 
 
 def _load_prctl() -> Callable[..., int] | None:
@@ -208,7 +208,7 @@ def _load_prctl() -> Callable[..., int] | None:
         return None
 
 
-_PRCTL = _load_prctl()  # before any fork: loading a library in the child of a threaded process may deadlock
+_PRCTL = _load_prctl()  # loaded before any fork: loading a library in the child of a threaded process may deadlock
 _PR_SET_PDEATHSIG = 1
 
 
@@ -227,7 +227,7 @@ def terminate_as_interrupt() -> Iterator[None]:
 
     try:
         previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: signals are not ours to handle
+    except ValueError:  # outside the main thread, signals cannot be handled
         yield
         return
     try:

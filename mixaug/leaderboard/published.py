@@ -48,7 +48,7 @@ MODELS: dict[str, str] = {
     "convnext_tiny": "ConvNeXt-T",
     "cifar_convnext_tiny": "ConvNeXt-T",
 }
-"""Model name to published backbone. The protocol decides between the 32-pixel and the 224-pixel variant of a name."""
+"""Published backbone of a model name. A protocol decides between the 32-pixel and the 224-pixel variant of a name."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class MethodName:
 
 
 ANY = object()
-"""Marks an option whose value the protocol decides."""
+"""This marks an option whose value the protocol decides."""
 
 _PER_BATCH: dict[str, object] = {"per": "batch"}  # OpenMixup draws one lambda and one mask for a whole batch
 _OF_FOUR = "published: the best of four classifiers, two of the network and two of its momentum copy"
@@ -138,7 +138,7 @@ METHODS: dict[str, MethodName] = {
     "mixup": MethodName(("MixUp",), options=_PER_BATCH),
     "cutmix": MethodName(("CutMix",), options=_PER_BATCH),
     "fmix": MethodName(("FMix",), options={**_PER_BATCH, "spectrum": "reference"}),
-    # Nearest for the CNNs, bilinear for the transformers: the protocol file sets it.
+    # The protocol file sets the interpolation: nearest for the CNNs, bilinear for the transformers.
     "resizemix": MethodName(("ResizeMix",), options={**_PER_BATCH, "rule": "beta", "interpolation": ANY}),
     "gridmix": MethodName(("GridMix",), options=_PER_BATCH),
     # OpenMixup's SmoothMix draws a lambda and does not use it; its labels are swapped.
@@ -166,10 +166,10 @@ METHODS: dict[str, MethodName] = {
     "alignmix": MethodName(("AlignMix",), unlike=_ELSEWHERE),
     "automix": MethodName(("AutoMix",), unlike=_OF_FOUR),
     "samix": MethodName(("SAMix",), unlike=_OF_FOUR),
-    # Its figures on the data of our protocols stand in its own repository's table, which tells no epochs.
+    # Its figures on the data of our protocols stand in its own repository's table, which names no epochs.
     "adautomix": MethodName(("AdAutoMix",)),
 }
-"""Policy name to published method, and what must agree before their figures stand side by side."""
+"""Published method of each policy name, and what must agree before their figures stand side by side."""
 
 
 # -- figures and matching -----------------------------------------------------------------------------------------
@@ -308,15 +308,15 @@ def match(
     if method.unlike:
         return Match(mark="not like for like", detail=method.unlike)
 
-    known = policy_defaults(policy) if defaults is None else defaults
-    options = {**known, **policy_options}
+    defaults = policy_defaults(policy) if defaults is None else defaults
+    options = {**defaults, **policy_options}
     ours = tuple(options.get(name) for name in method.alpha)
     agreeing = [figure for figure in timed if not method.alpha or not figure.alpha or _same(figure.alpha, ours)]
     if not agreeing:
         published = "/".join(f"{value:g}" for value in timed[0].alpha)
         return Match(mark="other alpha", detail=f"published with {published}, run with {_show(ours)}")
 
-    differing = _option_differences(method, options, policy_options, known)
+    differing = _option_differences(method, options, policy_options, defaults)
     if differing:
         return Match(mark="other options", detail=", ".join(differing))
     if departures is None:
@@ -327,27 +327,29 @@ def match(
 
 
 def _data_differences(entry: DataName, data_options: Mapping[str, Any]) -> list[str]:
-    told = {key: value for key, value in data_options.items() if key not in LOCATIONS | BY_PROTOCOL}
+    compared = {key: value for key, value in data_options.items() if key not in LOCATIONS | BY_PROTOCOL}
     return [
-        f"{key}={value}" for key, value in sorted(told.items()) if value != entry.options.get(key) and value is not None
+        f"{key}={value}"
+        for key, value in sorted(compared.items())
+        if value != entry.options.get(key) and value is not None
     ]
 
 
 def _option_differences(
     method: MethodName,
     options: Mapping[str, Any],
-    told: Mapping[str, Any],
-    known: Mapping[str, Any],
+    policy_options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> list[str]:
     differing = [
         f"{key}={options.get(key)} (published: {value})"
         for key, value in method.options.items()
         if key in options and value is not ANY and options[key] != value
     ]
-    for key, value in sorted(told.items()):
+    for key, value in sorted(policy_options.items()):
         if key in method.alpha or key in method.options:
             continue
-        usual = known.get(key)
+        usual = defaults.get(key)
         if value != (list(usual) if isinstance(usual, tuple) else usual):
             differing.append(f"{key}={value}")
     return differing

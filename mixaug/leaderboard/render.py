@@ -37,9 +37,6 @@ from mixaug.leaderboard.cells import (
 )
 from mixaug.leaderboard.page import to_html
 
-"""Numbers of result.json that vary with the machine's other work: told as medians."""
-
-
 _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "model": lambda row, board, _: board.setting.model,
     "data": lambda row, board, _: board.setting.data,
@@ -105,7 +102,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
     return buffer.getvalue()
 
 
-# What spreadsheets take for the beginning of a formula, in both widths.
+# Spreadsheets take these characters for the beginning of a formula, in both widths.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 

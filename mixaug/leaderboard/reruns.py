@@ -71,7 +71,7 @@ METHODS: Mapping[str, str] = {
     "cmixup": "C-Mixup",
     "regmix": "MixRL",
 }
-"""Policy to its name in the published tables. k-Mixup there is another method than k-nearest-neighbour mixup, and
+"""Name of each policy in the published tables. k-Mixup there is another method than k-nearest-neighbour mixup, and
 Local Mixup weighs losses, so neither stands beside ours."""
 
 
@@ -92,8 +92,8 @@ def match(
         return Match(mark="no published figure")
     if protocol != PROTOCOL:
         return Match(mark="other protocol", detail=f"published runs keep to protocol={PROTOCOL}")
-    told = {key: data_options.get(key) for key in entry.options}
-    differing = [f"{key}={value}" for key, value in told.items() if value != entry.options[key]]
+    actual = {key: data_options.get(key) for key in entry.options}
+    differing = [f"{key}={value}" for key, value in actual.items() if value != entry.options[key]]
     if differing:
         return Match(mark="other data", detail=f"run on {', '.join(differing)}")
     if epochs != entry.epochs:
@@ -105,16 +105,16 @@ def match(
     defaults = policy_defaults(policy)
     options = {**defaults, **policy_options}
     alpha = {} if policy == "none" else {"alpha": 1.5 if data == "exchange_rate" else 2.0}
-    wanted = {**defaults, **COMMON[policy], **alpha, **PUBLISHED[data].get(policy, {})}
+    expected = {**defaults, **COMMON[policy], **alpha, **PUBLISHED[data].get(policy, {})}
     other = [
-        f"{key}={options.get(key)} (published: {wanted.get(key)})"
-        for key in sorted({*options, *wanted})
-        if _plain(options.get(key)) != _plain(wanted.get(key))
+        f"{key}={options.get(key)} (published: {expected.get(key)})"
+        for key in sorted({*options, *expected})
+        if _plain(options.get(key)) != _plain(expected.get(key))
     ]
     # Variants of the authors' own settings were rerun too: other bandwidths, alphas and places of mixing.
     free = ("alpha", "bandwidth", "stages") if policy == "cmixup" else ()
     rerun = None
-    if not [told for told in other if told.partition("=")[0] not in free]:
+    if not [option for option in other if option.partition("=")[0] not in free]:
         rerun = _rerun(entry.rerun.format(split=data_options.get("split")), _rerun_name(policy, options))
     if other:
         return Match(mark="" if rerun else "other options", detail=", ".join(other), rerun=rerun)
@@ -149,7 +149,7 @@ def _rerun(dataset: str, method: str) -> Rerun | None:
         return tuple(
             float(row[key])
             for row in _rows(name)
-            # The file has its variants' parts in either order.
+            # The file names the parts of a variant in either order.
             if row["dataset"] == dataset and set(row["method"].split("_")) == set(method.split("_"))
         )
 
@@ -176,6 +176,6 @@ def _figure(entry: DataName, method: str, backbone: str) -> Figure | None:
         if (row["dataset"], row["method"], row["metric"], row["backbone"])
         == (entry.published, method, entry.metric, backbone)
     ]
-    # What was seen, at second hand, comes before what is remembered; the method's own paper before others.
+    # A figure read in some table comes before an unverified one, and C-Mixup's own table before other papers.
     found.sort(key=lambda figure: (figure.status == "unverified", figure.source != "C-Mixup"))
     return found[0] if found else None

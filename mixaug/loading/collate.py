@@ -76,7 +76,7 @@ class MixCollate:
         self.layout = Layout("MixCollate", image_key, label_key, tuple(keys))
         self.seed = seed
         self._rank: int | None = None
-        # Epoch, first batch and number of set_epoch calls. In shared memory, so that persistent workers,
+        # Epoch, first batch and number of set_epoch calls lie in shared memory, so that persistent workers,
         # which hold copies of this object, see what the main process sets.
         self._epoch = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._progress = torch.full((1,), -1.0, dtype=torch.float64).share_memory_()
@@ -138,7 +138,7 @@ class MixCollate:
         return torch.Generator().manual_seed(key)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker knows nothing of torch.distributed: it is told the rank of its parent.
+        # A spawned worker knows nothing of torch.distributed: it gets the rank of its parent.
         return {**self.__dict__, "_rank": process_rank() if self._rank is None else self._rank}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -35,11 +35,11 @@ class DeviceLoader:
     Args:
         loader: any iterable of batches: ``(images, labels, ...)``, mappings, tensors, or
             :class:`MixedBatch` (from :class:`MixCollate`), whose inputs are normalised after mixing.
-        device: where to.
+        device: device that the batches are moved to.
         policy: a model-free policy; batches then come out as :class:`MixedBatch`.
         mean, std: in units of 0..1, one number for each channel or one for all.
-        dtype: of the images. None gives float32 for normalised uint8 images, else leaves them.
-        memory_format: of the images, such as ``torch.channels_last``.
+        dtype: dtype of the images. None gives float32 for normalised uint8 images, else leaves them.
+        memory_format: memory format of the images, such as ``torch.channels_last``.
         generator: for mixing, on the device. None takes torch's default one of the device.
         seed: instead of a generator: each batch is mixed by (seed, rank, epoch, number of the batch) alone,
             so that a resumed run repeats none and changes none. Call :meth:`set_epoch` before each epoch.
@@ -107,11 +107,11 @@ class DeviceLoader:
         for name in ("sampler", "batch_sampler", "dataset", "collate_fn"):
             parts.append(getattr(self.loader, name, None))
         parts.append(getattr(parts[2], "sampler", None))
-        told: set[int] = set()
+        notified: set[int] = set()
         for part in parts:
             method = getattr(part, "set_epoch", None)
-            if callable(method) and id(part) not in told:
-                told.add(id(part))
+            if callable(method) and id(part) not in notified:
+                notified.add(id(part))
                 if isinstance(part, MixCollate):
                     method(epoch, first_batch)
                 else:
@@ -167,12 +167,12 @@ class DeviceLoader:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(ready)
 
-        def seen(tensor: Tensor) -> Tensor:
+        def in_use(tensor: Tensor) -> Tensor:
             # Without this the memory could be given to the next batch while this stream still reads it.
             tensor.record_stream(current)
             return tensor
 
-        return _each_tensor(batch, seen)
+        return _each_tensor(batch, in_use)
 
     def _seed(self, number: int) -> None:
         if self.seed is not None and self.generator is not None:
@@ -206,7 +206,7 @@ class DeviceLoader:
     def _move(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:
             if self._stream is not None:
-                # Made by the loader itself on the consumer's stream: wait for it, and keep it while we read
+                # The loader itself made it on the consumer's stream: wait for it, and keep it while we read
                 # it.
                 self._stream.wait_stream(self._consumer or torch.cuda.default_stream(self.device))
                 tensor.record_stream(self._stream)

@@ -18,9 +18,9 @@ class Normalize:
 
     Args:
         mean, std: one number for each channel, or one for all, in units of 0..1; 0 and 1 where None.
-        dtype: of the result. None gives float32 for normalised uint8 images and otherwise the images' own
+        dtype: dtype of the result. None gives float32 for normalised uint8 images and otherwise the images' own
             dtype; with no mean, std and dtype uint8 images stay uint8.
-        memory_format: of the result; None keeps the images'.
+        memory_format: memory format of the result; None keeps the images'.
 
     Raises:
         ValueError: std not positive, mean or std not finite, or of another length than the images' channels.

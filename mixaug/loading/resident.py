@@ -39,12 +39,12 @@ class ResidentLoader:
         padding_mode: "zeros" (black, before normalisation) or "reflect".
         flip: mirror left to right with probability 1/2.
         mean, std: in units of 0..1, one number for each channel or one for all.
-        dtype: of the images. None gives float32 if there is a mean or std, else they stay uint8.
-        memory_format: of the images.
+        dtype: dtype of the images. None gives float32 if there is a mean or std, else they stay uint8.
+        memory_format: memory format of the images.
         shuffle: a random order.
         reshuffle: a new one each epoch; else that of epoch 0 throughout, and so the same batches.
         drop_last: leave out a last batch that is not full.
-        seed: of all draws.
+        seed: seed of all draws.
         rank, world_size: this process among all; None asks torch.distributed, if it runs. When shuffling, all
             processes get batches of one size, so a rest of fewer than world_size samples of the epoch's
             order is left out; without shuffling none is left out, and the last batches may differ in size
@@ -166,7 +166,7 @@ class ResidentLoader:
         samples = len(self.images)
 
         def stream(purpose: str, epoch: int = epoch) -> torch.Generator:
-            # One stream for each purpose: whether images are flipped does not change their order.
+            # Each purpose has a stream of its own: whether images are flipped does not change their order.
             return torch.Generator().manual_seed(stream_key("resident", purpose, self.seed, epoch))
 
         order = offsets = flips = None

@@ -20,7 +20,7 @@ class Layout:
     """Where images and labels are in a batch.
 
     A tensor is images without labels; a list or tuple has the images first and the labels second unless
-    told otherwise; a mapping has to be told.
+    the keys say otherwise; a mapping needs the keys.
 
     Args:
         what: name of the caller, for messages.

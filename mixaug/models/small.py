@@ -346,7 +346,7 @@ class SmallResNetV2(ResNetV2):
         """Feature maps after the stem (index 0) and after each stage (1, 2, ...); arguments as in timm."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        # Not timm's method: it counts negative and "last n" indices from four stages, whatever the network has.
+        # timm's own method counts negative and "last n" indices from four stages, whatever the network has.
         take, last = feature_take_indices(len(self.feature_info), indices)
         x = self.stem(x)
         intermediates = [x] if 0 in take else []

@@ -526,7 +526,7 @@ def test_transforms_by_name_and_by_function(tiny, birds):
     assert found.train[0][0].shape == found.test[0][0].shape == (3, 56, 56)
     found = load("cub", root=birds, test_transform=lambda image: image.size)
     assert found.test[0] == ((10, 12), 1)
-    # the split without a transform: tensors of the images as they are
+    # The split without a transform gives tensors of the images as they are.
     assert found.train[0][0].dtype == torch.uint8
     assert found.train[0][0].shape == (3, 12, 10)
     half = load("tiny_imagenet", root=tiny, transform="tiny_imagenet_train")

@@ -541,7 +541,7 @@ def test_rcf_mnist_has_the_published_form(rcf):
     assert (rcf.input_shape, rcf.outputs, rcf.train.inputs.dtype) == ((3, 28, 28), 1, torch.uint8)
     assert rcf.mean == rcf.std == (0.5, 0.5, 0.5)
     for part in parts(rcf):
-        # uniform on [0, 1): standard deviation 1 / sqrt(12)
+        # A uniform variable on [0, 1) has the standard deviation 1 / sqrt(12).
         assert abs(part.labels.mean() - 0.5) < 4 * (1 / 12 / len(part)) ** 0.5
         assert part.labels.min() >= 0
         assert part.labels.max() <= 1

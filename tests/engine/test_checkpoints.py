@@ -83,7 +83,7 @@ def test_flipped_bits_never_pass_for_good(tmp_path: Path, sealed: bool) -> None:
         torch.save(state(2), path)
     whole = path.read_bytes()
     chance = random.Random(0)
-    # The archive's head, its directory and end, and places all over.
+    # Damage is tried at the archive's head, its directory, its end, and places all over.
     places = [*range(0, 40, 5), *range(len(whole) - 160, len(whole), 4), *chance.sample(range(len(whole)), 60)]
     fell_back = 0
     for place in places:
@@ -265,7 +265,7 @@ def test_a_kill_between_any_two_file_operations_loses_no_checkpoint(
             break
         reached = latest(folder)
         assert reached in (newest, newest + 1), first
-        # And a second kill while the first one is mended, and a third.
+        # A second kill comes while the first one is mended, and then a third.
         for second in (0, 3, 6):
             if not killed_before(second, lambda folder=folder, number=reached + 1: go_on(folder, number)):
                 break
@@ -284,7 +284,7 @@ def test_a_kill_between_any_two_file_operations_loses_no_checkpoint(
 def test_what_could_not_be_read_never_replaces_what_can(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     torn(tmp_path / "last.pt")
-    saved(tmp_path, 3)  # also where nobody has tried to read it
+    saved(tmp_path, 3)  # the damage counts even where nobody has tried to read the file
     assert checkpoint.load(tmp_path / "previous.pt")["position"]["step"] == 1
     assert checkpoint.load(tmp_path / "last.pt")["position"]["step"] == 3
     saved(tmp_path, 4)

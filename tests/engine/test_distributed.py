@@ -15,7 +15,7 @@ from mixaug.engine.config import compose
 from mixaug.engine.train import train
 from processes import run_ranks
 
-# No batch statistics, which two processes would take over other samples than one.
+# The model has no batch statistics, which two processes would take over other samples than one.
 MODEL = (
     *("model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=8", "+model.patch_size=4"),
     *("+model.embed_dim=24", "+model.depth=1", "+model.num_heads=2"),
@@ -66,7 +66,7 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
     assert not torch.equal(mixing[0], mixing[1])
     assert not torch.equal(expected["streams"]["cpu"][0], expected["streams"]["cpu"][1])
 
-    # The second epoch's checkpoint, as if the processes had died in the third.
+    # The second epoch's checkpoint is put back, as if the processes had died in the third.
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         source, target = run.run_folder(compose(whole)), run.run_folder(compose(broken))

@@ -35,7 +35,7 @@ def inode(path: Path) -> int:
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path) -> None:
     folder = run.run_folder(compose([*OVERRIDES, f"root={tmp_path / 'killed'}"]))
-    # Right after the start, in the middle of things, and while a checkpoint is being replaced.
+    # The kills come right after the start, in the middle of things, and while a checkpoint is being replaced.
     for writes, delay in ((0, 0.0), (2, 0.004), (9, 0.001), (4, 0.02)):
         process = started(tmp_path / "killed", root)
         last, seen, known = folder / "last.pt", 0, inode(folder / "last.pt")

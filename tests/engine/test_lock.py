@@ -73,7 +73,7 @@ def test_a_release_and_a_take_at_once_never_give_the_folder_to_two(tmp_path: Pat
 
     def flock(descriptor: int, operation: int) -> None:
         if first.held and operation & fcntl.LOCK_EX:
-            first.release()  # between the other's open and its lock
+            first.release()  # this falls between the other's open and its lock
         really(descriptor, operation)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -221,7 +221,7 @@ def test_a_benchmark_takes_other_cells_meanwhile_and_comes_back(
         seen.append([outcome.state for outcome in outcomes])
         if outcomes[3].state == "finished" and freed.held:
             assert outcomes[0].reason.startswith(f"held by process {os.getpid()} on ")
-            freed.release()  # it died
+            freed.release()  # the process died
             (cells[2].folder / "result.json").write_text("{}")  # and this one was finished
             theirs.release()
 

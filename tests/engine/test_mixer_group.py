@@ -209,7 +209,7 @@ def test_per_update_schedules_keep_apart_with_their_own_warm_up(tiny: Tiny) -> N
     for update in range(50):
         if update:
             scheduler.step_update(update)
-            scheduler.step(update // 5, 1.0)  # says nothing to a schedule that goes by updates
+            scheduler.step(update // 5, 1.0)  # the epoch means nothing to a schedule that goes by updates
         model.append([group["lr"] for group in optimizer.param_groups[:-1]])
         mixer.append(optimizer.param_groups[-1]["lr"])
     warm = [0.01 + (0.2 - 0.01) * t / 10 for t in range(10)]
@@ -367,7 +367,7 @@ def test_settings_name_another_run_and_nulls_do_not() -> None:
         "mixer.lr": 0.01,
         "mixer.schedule.min_lr": 0.001,
     }
-    # A config from before there was a mixer.
+    # Configs of earlier versions have no mixer.
     older = copy.deepcopy(plain)
     older._set_flag("readonly", False)
     del older["mixer"]

@@ -112,13 +112,13 @@ def test_what_the_reader_trusts_by_name_runs(tool: str, folder: Path, monkeypatc
     [
         *("os.system", "builtins.eval", "torch.load", "subprocess.Popen", "torch.utils.collect_env.run", "getattr"),
         *("hydra.utils.get_method", "hydra.utils.get_class", "hydra.utils.instantiate", "functools.partial"),
-        # What begins with mixaug and does not lie in it.
+        # These names begin with mixaug and do not lie in it.
         *("mixaug.losses.torch.load", "mixaug.engine.run.os.system", "mixaug.registry.importlib.import_module"),
         *("mixaug.mixer.pickle.loads", "mixaug.losses.nn.Linear", "mixaug_evil.X", "mixaug.nowhere.X"),
-        # What lies in it and writes, trains, starts processes or changes the registry.
+        # These lie in it and write, train, start processes or change the registry.
         *("mixaug.engine.run.write_json", "mixaug.leaderboard.write", "mixaug.leaderboard.launch.CommandLauncher"),
         *("mixaug.engine.train.train", "mixaug.gallery.save", "mixaug.create", "mixaug.register"),
-        # Parts of classes, and what is no name at all.
+        # These are parts of classes, or no names at all.
         *("mixaug.policies.CutMix.__init__", "mixaug.policies.AutoMix.save_mixer", "mixaug.policies.__builtins__"),
         *("mixaug", "mixaug.", ".mixaug.policies.CutMix", "mixaug..policies.CutMix", "mixaug.policies.CutMix\n", ""),
         *("timm.create_model.__globals__", "timm.models.load_checkpoint"),
@@ -299,7 +299,7 @@ def test_a_config_without_its_parts_is_named(missing: str, folder: Path) -> None
 
 
 def test_composing_is_the_readers_own_word(tmp_path: Path) -> None:
-    # A command line may name any class, as ever; the folder of such a run asks for that word again.
+    # A command line may name any class, as ever; to open the folder of such a run, the class has to be allowed again.
     config = compose([f"root={tmp_path}", "model._target_=some_package.Model"])
     run.prepare(tmp_path / "run", config, torch.device("cpu"), 1)
     with pytest.raises(ConfigError, match=r"--trust some_package\.Model"):

@@ -88,7 +88,7 @@ def test_pictures_change_nothing_that_a_run_computes(tiny: Tiny, tmp_path: Path,
     train(pictured)
     assert_same(kept(plain), kept(pictured))
     first, second = shown(pictured)
-    # Digits of 8 pixels, eight times as large: images, mixed ones, masks.
+    # The digits of 8 pixels are shown eight times as large, in rows: images, mixed ones, masks.
     assert first.shape == (3, 3 * 64, 8 * 64)
     assert torch.equal(first[:, :64], second[:, :64])
     assert not torch.equal(first[:, :64], first[:, 64:128])
@@ -115,7 +115,7 @@ def test_pictures_come_every_so_many_epochs_and_not_unasked(tiny: Tiny, tmp_path
     found = shown(some)
     assert len(found) == 2
     assert found[0].shape == (3, 2 * 64, 8 * 64)  # mixup has no mask
-    assert torch.equal(found[0], found[1])  # and learns nothing
+    assert torch.equal(found[0], found[1])  # mixup learns nothing
     none = tiny("tensorboard=true", root=tmp_path / "none")
     train(none)
     with pytest.raises(AssertionError):

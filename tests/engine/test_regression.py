@@ -55,7 +55,7 @@ def test_a_run_reports_errors_of_the_epoch_with_the_lowest_validation_error(smal
         assert result[f"{name}_last"] == history[-1][f"test_{name}"]
     best = checkpoint.load(run.run_folder(config) / "best.pt")
     assert best["epoch"] in (chosen, chosen + 1)
-    assert result["rmse_last"] < 100  # of labels with a standard deviation of 77 around a mean of 152
+    assert result["rmse_last"] < 100  # the labels have a standard deviation of 77 around a mean of 152
 
 
 def test_the_numbers_are_those_of_the_model(small: Tiny) -> None:
@@ -112,7 +112,7 @@ def test_partners_come_from_the_whole_training_set(small: Tiny, policy: str) -> 
     partners = mixed.labels[16:]
     from_batch = (partners == labels.T).any(1)
     assert (partners == batches.data.train.labels.T).any(1).all()
-    # 16 of 242 rows: near ones are hardly among them.
+    # A batch has 16 of 242 rows: near ones are hardly among them.
     assert from_batch.float().mean() < 0.7
 
 

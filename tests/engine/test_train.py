@@ -21,7 +21,7 @@ from mixaug.engine.train import train
 
 Tiny = Callable[..., DictConfig]
 
-# Every moving part at once: blended inputs, dropout, averaged weights, accumulation, clipping, augmentation.
+# Every moving part takes part at once: blended inputs, dropout, averaged weights, accumulation, clipping, augmentation.
 EVERYTHING = (
     "policy=mixup",
     "+model.drop_rate=0.2",

@@ -155,7 +155,7 @@ def test_settings_of_a_learned_mixer_are_the_policys_and_in_its_command(tmp_path
         composed = compose([f"policy={policy}", *given])
         told = result(policy, 0, 80.0 + (rate or 0), policy_options=mixer_settings(composed))
         write_run(tmp_path, told, configured=plain(composed))
-    # A run of a version that knew no mixers.
+    # Such a run comes from a version that had no mixers.
     older = plain(compose(["policy=none", "seed=1"]))
     del older["mixer"]
     write_run(tmp_path, result("none", 1, 81.0), configured=older)

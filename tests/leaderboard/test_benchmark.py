@@ -16,7 +16,7 @@ from mixaug.leaderboard.grid import expand
 from mixaug.leaderboard.launch import CommandLauncher
 from processes import Script, run_script
 
-# Stands for tools/train.py: fails for seed 1, writes a result for the others. It is told the folders of the overrides,
+# A stand-in for tools/train.py, which fails for seed 1 and writes a result for the others. It reads the overrides' folders,
 # which spares each process the import of torch.
 FAKE = """
 import json, pathlib, sys
@@ -49,7 +49,7 @@ def test_comma_lists_make_the_grid(tmp_path):
     grid = cells(tmp_path, "policy=none,mixup", "seed=0,1,2")
     assert len(grid) == 6
     assert len({cell.folder for cell in grid}) == 6
-    # Seeds outermost: an interrupted grid has whole comparisons.
+    # Seeds are the outermost loop: an interrupted grid has whole comparisons.
     assert [cell.config["seed"] for cell in grid] == [0, 0, 1, 1, 2, 2]
     assert [cell.label for cell in grid][:2] == ["none seed=0", "mixup seed=0"]
 

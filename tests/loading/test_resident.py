@@ -99,7 +99,7 @@ def test_order_does_not_depend_on_augmentation():
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_crops_are_windows_of_the_padded_image_uniform_over_offsets(mode):
-    # One image that names its pixels; every one of the 2 x 9 windows must turn up about equally often.
+    # Every pixel of the image names itself; each of the 2 x 9 windows must turn up about equally often.
     images = torch.arange(1, 37, dtype=torch.uint8).view(1, 1, 6, 6).expand(18_000, 1, 6, 6)
     loader = ResidentLoader(images, torch.zeros(18_000), 18_000, crop_padding=1, padding_mode=mode, flip=True, seed=0)
     crops, _ = next(iter(loader))

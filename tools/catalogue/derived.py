@@ -15,9 +15,9 @@ README = Path("README.md")
 INDEX = Path("docs/policies/README.md")
 STRIPS = Path("docs/images/policies")
 
-#: What follows this line in a Python file is made anew each time.
+#: The text behind this line of a Python file is written anew each time.
 BEGIN = "# `make policies` writes what follows, from `__all__` in the files of the policies."
-#: What stands between these lines of a Markdown file is made anew each time.
+#: The text between these lines of a Markdown file is written anew each time.
 FIRST, LAST = "<!-- `make policies` writes what follows, from the files of the policies -->", "<!-- end of policies -->"
 WIDTH = 120
 

@@ -63,8 +63,8 @@ def families(root: Path) -> dict[str, str]:
     call = _assigned(_parsed(root / REGISTRY), "FAMILIES")
     if not isinstance(call, ast.Call):
         raise CatalogueError(f"{REGISTRY}: FAMILIES is expected to be MappingProxyType({{...}})")
-    found: dict[str, str] = ast.literal_eval(call.args[0])
-    return found
+    members: dict[str, str] = ast.literal_eval(call.args[0])
+    return members
 
 
 def read_modules(root: Path) -> list[Module]:
@@ -76,8 +76,8 @@ def read_modules(root: Path) -> list[Module]:
     Raises:
         CatalogueError: a file that does not parse, or that says nothing of what lists need.
     """
-    known = families(root)
-    modules = [_read(path, root, known) for path in sorted((root / POLICIES).rglob("*.py"))]
+    family_names = families(root)
+    modules = [_read(path, root, family_names) for path in sorted((root / POLICIES).rglob("*.py"))]
     return sorted((m for m in modules if m.functions or m.method), key=lambda module: module.name)
 
 
@@ -93,7 +93,7 @@ def read_methods(root: Path) -> list[Method]:
     return methods_of(read_modules(root), root)
 
 
-def _read(path: Path, root: Path, known: Iterable[str]) -> Module:
+def _read(path: Path, root: Path, family_names: Iterable[str]) -> Module:
     where = path.relative_to(root)
     tree = _parsed(path)
     dotted = ".".join(where.with_suffix("").parts)
@@ -118,27 +118,29 @@ def _read(path: Path, root: Path, known: Iterable[str]) -> Module:
     ((target, call),) = registered.items()
     if target not in names:
         raise CatalogueError(f"{where}: __all__ does not name {target!r}, the policy that the file registers")
-    return Module(dotted, functions, _method(where, defined[target], call, known))
+    return Module(dotted, functions, _method(where, defined[target], call, family_names))
 
 
-def _method(where: Path, target: Definition, call: ast.Call, known: Iterable[str]) -> Method:
-    said: dict[str, Any] = {}
+def _method(where: Path, target: Definition, call: ast.Call, family_names: Iterable[str]) -> Method:
+    fields: dict[str, Any] = {}
     for key, value in [("name", call.args[0] if call.args else None), *((k.arg, k.value) for k in call.keywords)]:
         if key in ("name", "paper", "arxiv", "family") and value is not None:
             try:
-                said[key] = ast.literal_eval(value)
+                fields[key] = ast.literal_eval(value)
             except ValueError:
                 raise CatalogueError(f"{where}: @register expects {key} written out as text") from None
-    if said.get("name") != where.stem:
-        raise CatalogueError(f"{where}: a policy is registered by the name of its file, got {said.get('name')!r}")
-    if not said.get("paper"):
+    if fields.get("name") != where.stem:
+        raise CatalogueError(f"{where}: a policy is registered by the name of its file, got {fields.get('name')!r}")
+    if not fields.get("paper"):
         raise CatalogueError(f"{where}: @register expects paper, the title and venue of the source")
-    if said.get("family") not in known:
-        raise CatalogueError(f"{where}: @register expects family as one of {list(known)}, got {said.get('family')!r}")
+    if fields.get("family") not in family_names:
+        raise CatalogueError(
+            f"{where}: @register expects family as one of {list(family_names)}, got {fields.get('family')!r}"
+        )
     summary = (ast.get_docstring(target) or "").split("\n", 1)[0]
     if not summary:
         raise CatalogueError(f"{where}: {target.name} needs a docstring, whose first line is its summary in lists")
-    return Method(said["name"], target.name, said["paper"], said.get("arxiv"), said["family"], summary)
+    return Method(fields["name"], target.name, fields["paper"], fields.get("arxiv"), fields["family"], summary)
 
 
 def _registration(node: Definition) -> ast.Call | None:

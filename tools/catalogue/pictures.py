@@ -13,7 +13,7 @@ def draw(root: Path, names: Sequence[str]) -> list[Path]:
     """Draw the pictures of these policies of a checkout, and of no others."""
     if not names:
         return []
-    # The checkout's own package, whatever is installed beside it, and only now that its lists are whole.
+    # The checkout's own package is imported, whatever is installed beside it, and only once its lists are whole.
     sys.path.insert(0, str(root))
     from mixaug import gallery
 

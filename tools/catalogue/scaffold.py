@@ -17,7 +17,7 @@ from catalogue.methods import CatalogueError, families, read_modules
 TEMPLATES = Path(__file__).parent / "templates"
 #: The template's lines hold names of this length.
 LONGEST = 30
-#: Where the files of a policy lie, by their template.
+#: Paths of a policy's files, by their template.
 PLACES = {
     "policy": "mixaug/policies/{}.py",
     "config": "configs/policy/{}.yaml",
@@ -29,10 +29,10 @@ SUMMARY = "Show the partner in the left or in the right columns; the label share
 
 @dataclass(frozen=True)
 class Request:
-    """What is known of a new policy.
+    """What the author says about a new policy.
 
     Attributes:
-        name: in the registry; lower case, an identifier.
+        name: name in the registry; lower case, an identifier.
         cls: name of its class; None makes one of ``name``.
         paper: title and venue of the source.
         arxiv: arXiv id, None where there is none.
@@ -61,7 +61,7 @@ def new_policy(root: Path, request: Request) -> list[Path]:
 
     Args:
         root: the checkout.
-        request: what is known of the policy.
+        request: what the author says about the policy.
 
     Returns:
         The new files and then the derived ones that changed, below ``root``.
@@ -89,7 +89,7 @@ def new_policy(root: Path, request: Request) -> list[Path]:
 
 def _check(root: Path, request: Request) -> None:
     name, cls = request.name, request.class_name
-    # Before anything is made of the name, which may hold a path.
+    # The name is checked before it is used, because it may hold a path.
     if not re.fullmatch(rf"[a-z][a-z0-9_]{{0,{LONGEST - 1}}}", name) or keyword.iskeyword(name):
         raise CatalogueError(
             f"a policy is named in lower case by an identifier of at most {LONGEST} letters, got {name!r}"

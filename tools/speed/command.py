@@ -12,12 +12,12 @@ import torch
 from speed import loaders, sections, steps
 from speed.goals import judge, read_goals
 from speed.profiles import Profile, profiles
-from speed.regime import DTYPES, LAYOUTS, Regime, environment
 from speed.report import markdown, table
+from speed.setting import DTYPES, LAYOUTS, Setting, environment
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
 SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned")
-#: Sections of whole training steps, each for backbones of its own.
+#: The sections that time whole training steps, each for backbones of its own.
 STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED}
 LABELS = list(
     dict.fromkeys(
@@ -38,34 +38,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--out: {error}")
     torch.set_num_threads(options.threads)
-    known = environment(options.device)
-    print(", ".join(f"{key} {value}" for key, value in known.items()), file=sys.stderr)
+    conditions = environment(options.device)
+    print(", ".join(f"{key} {value}" for key, value in conditions.items()), file=sys.stderr)
     jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
     rows: list[sections.Row] = []
-    seen: list[Profile] = []
+    profiled: list[Profile] = []
     few = max(3, options.rounds // 2)
-    for regime in _regimes(options):
-        print(f"measuring {regime.name}", file=sys.stderr)
+    for setting in _settings(options):
+        print(f"measuring {setting.name}", file=sys.stderr)
         if "mixing" in options.sections:
-            rows += sections.mixing(regime, jobs, options.per, compiled=options.compiled, rounds=options.rounds)
-        if regime.dtype != "uint8" and "loss" in options.sections:
+            rows += sections.mixing(setting, jobs, options.per, compiled=options.compiled, rounds=options.rounds)
+        if setting.dtype != "uint8" and "loss" in options.sections:
             pair = [job for job in jobs if job.label in ("mixup", "cutmix")]
             rows += sections.labels_and_loss(
-                regime, pair, options.per, compiled=options.compiled, rounds=options.rounds
+                setting, pair, options.per, compiled=options.compiled, rounds=options.rounds
             )
-        if regime.dtype != "uint8" and "step" in options.sections and regime.shape[-1] <= options.step_side:
-            rows += steps.training_step(regime, jobs, options.model, few)
-        if regime.dtype == "float32" and regime.layout == "contiguous" and "loader" in options.sections:
-            rows += loaders.loaders(regime, options.per, few, options.workers)
+        if setting.dtype != "uint8" and "step" in options.sections and setting.shape[-1] <= options.step_side:
+            rows += steps.training_step(setting, jobs, options.model, few)
+        if setting.dtype == "float32" and setting.layout == "contiguous" and "loader" in options.sections:
+            rows += loaders.loaders(setting, options.per, few, options.workers)
         if options.profile:
-            seen += profiles(regime, jobs, options.per)
+            profiled += profiles(setting, jobs, options.per)
     for shape in options.shapes if "resident" in options.sections else ():
         if shape[-1] <= options.step_side:
             # Few CPUs have units for bfloat16; the others take ten times as long.
             dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
-            regime = Regime(shape, dtype, "channels_last", options.device)
+            setting = Setting(shape, dtype, "channels_last", options.device)
             rows += steps.resident(
-                regime, jobs, options.model, few, batches=options.batches, compiled=not options.eager
+                setting, jobs, options.model, few, batches=options.batches, compiled=not options.eager
             )
     if "loss" in options.sections:
         for batch, classes in ((128, 100), (128, 1000), (1024, 1000), (1024, 21841)):
@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model, shape, known_jobs in [step for name in STEPS if name in options.sections for step in STEPS[name]]:
         chosen = [job for job in known_jobs if not options.jobs or job.label in options.jobs]
         if chosen:
-            regime = Regime(shape, "float32", "contiguous", options.device)
-            rows += steps.training_step(regime, chosen, model, few, memory=True)
+            setting = Setting(shape, "float32", "contiguous", options.device)
+            rows += steps.training_step(setting, chosen, model, few, memory=True)
     verdicts = judge(rows, read_goals(), torch.device(options.device).type)
-    page = markdown(known, rows, verdicts, seen)
+    page = markdown(conditions, rows, verdicts, profiled)
     print(page)
     if options.out is not None:
         (options.out / "speed.md").write_text(page)
@@ -127,9 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _regimes(options: argparse.Namespace) -> list[Regime]:
+def _settings(options: argparse.Namespace) -> list[Setting]:
     return [
-        Regime(shape, dtype, layout, options.device)
+        Setting(shape, dtype, layout, options.device)
         for shape in options.shapes
         for dtype in options.dtypes
         for layout in options.layouts

@@ -10,7 +10,7 @@ from pathlib import Path
 from speed.sections import PLAIN, Row
 
 GOALS = Path(__file__).parent / "goals.csv"
-#: What a goal of each section is a multiple of.
+#: The unit of each section's goals: a goal is a multiple of it.
 UNITS = {"mixing": "floors", "loss": "of log_softmax", "step": "steps of none", "resident": "of steps on one batch"}
 
 
@@ -91,16 +91,16 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal], device: str = "cpu") -> li
         if row.library != PLAIN or not row.goal_section:
             continue
         output = "kept" if row.output in ("out", "inplace") else row.output
-        key = (row.section, row.regime, row.job, row.per, output)
+        key = (row.section, row.setting, row.job, row.per, output)
         if key not in judged or row.floor.median < judged[key][1].floor.median:
             judged[key] = output, row
     goals = list(goals)
     verdicts: list[Verdict] = []
     for output, row in judged.values():
-        known = {"section": row.goal_section, "job": row.job, "per": row.per, "where": row.where, "output": output}
-        known["device"] = device
+        conditions = {"section": row.goal_section, "job": row.job, "per": row.per, "where": row.where, "output": output}
+        conditions["device"] = device
         for goal in goals:
-            if all(getattr(goal, name) in ("", value) for name, value in known.items()):
+            if all(getattr(goal, name) in ("", value) for name, value in conditions.items()):
                 verdicts += _verdicts(row, goal)
     return verdicts
 

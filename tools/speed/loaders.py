@@ -13,34 +13,36 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import mixaug
 from mixaug.loading import DeviceLoader
-from speed.regime import Regime
-from speed.rivals import Mixer, installed
+from speed.libraries import Mixer, installed
 from speed.sections import PLAIN, Row
+from speed.setting import Setting
 from speed.timing import Ratio, once_a_round
 
 MEAN, STD = 0.5, 0.25
 
 
-def loaders(regime: Regime, pers: Sequence[str], rounds: int, workers: int = 2) -> Iterator[Row]:
+def loaders(setting: Setting, pers: Sequence[str], rounds: int, workers: int = 2) -> Iterator[Row]:
     """Images per second of loaders with Mixup; the reference is our :class:`mixaug.loading.DeviceLoader`.
 
     What is timed is a whole pass over 16 batches, until the last one lies on the device. Every loader reads the same
     uint8 images in the same order with the same number of workers, and hands out normalised float32 batches on the
     device with labels in its own form. Workers persist and an untimed pass comes first: starting them does not count.
     """
-    device, batches = torch.device(regime.device), 16
+    device, batches = torch.device(setting.device), 16
     for per in pers:
-        rivals = delivering(regime, per, batches, workers)
-        count = regime.shape[0] * batches
+        readers = delivering(setting, per, batches, workers)
+        count = setting.shape[0] * batches
         timings = once_a_round(
-            {name: partial(_read, name, loader, count) for name, loader in rivals.items()}, rounds=rounds, device=device
+            {name: partial(_read, name, loader, count) for name, loader in readers.items()},
+            rounds=rounds,
+            device=device,
         )
         reference = timings[f"{PLAIN}/DeviceLoader"]
         for name, timing in timings.items():
             library, _, output = name.partition("/")
             yield Row(
                 section=f"loader with {workers} workers, as a multiple of our time",
-                regime=regime.name,
+                setting=setting.name,
                 job="mixup",
                 per=per,
                 output=output,
@@ -51,14 +53,14 @@ def loaders(regime: Regime, pers: Sequence[str], rounds: int, workers: int = 2) 
             )
 
 
-def delivering(regime: Regime, per: str, batches: int, workers: int) -> dict[str, Iterable[Any]]:
+def delivering(setting: Setting, per: str, batches: int, workers: int) -> dict[str, Iterable[Any]]:
     """Loaders of the same data, ours and those of installed libraries that mix ``per`` so."""
-    size, channels = regime.shape[:2]
-    device, count = torch.device(regime.device), size * batches
+    size, channels = setting.shape[:2]
+    device, count = torch.device(setting.device), size * batches
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(
-        torch.randint(256, (count, *regime.shape[1:]), dtype=torch.uint8, generator=generator),
-        torch.randint(regime.num_classes, (count,), generator=generator),
+        torch.randint(256, (count, *setting.shape[1:]), dtype=torch.uint8, generator=generator),
+        torch.randint(setting.num_classes, (count,), generator=generator),
     )
 
     def read(collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
@@ -79,16 +81,16 @@ def delivering(regime: Regime, per: str, batches: int, workers: int) -> dict[str
         from timm.data import FastCollateMixup
         from timm.data.loader import PrefetchLoader
 
-        # Mixes uint8 samples in the workers, and normalises on the device.
+        # timm's loader mixes uint8 samples in the workers, and normalises on the device.
         mode = {"batch": "batch", "pair": "pair", "sample": "elem"}[per]
-        collate = FastCollateMixup(mixup_alpha=1.0, mode=mode, label_smoothing=0.0, num_classes=regime.num_classes)
+        collate = FastCollateMixup(mixup_alpha=1.0, mode=mode, label_smoothing=0.0, num_classes=setting.num_classes)
         found["timm/PrefetchLoader, FastCollateMixup"] = PrefetchLoader(
             read(collate), mean=(MEAN,) * channels, std=(STD,) * channels, channels=channels, device=device
         )
     if installed("torchvision") and per == "batch":
         from torchvision.transforms import v2
 
-        mixer = v2.MixUp(num_classes=regime.num_classes)
+        mixer = v2.MixUp(num_classes=setting.num_classes)
         found["torchvision/MixUp in the collate function"] = _Moved(read(_NormalizeAndMix(mixer)), device)
     return found
 

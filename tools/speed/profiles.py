@@ -11,8 +11,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import mixaug
-from speed.regime import Regime
 from speed.sections import Job, material
+from speed.setting import Setting
 
 PYTHON = "between operators (Python)"
 
@@ -31,20 +31,20 @@ class Operator:
 class Profile:
     """The operators of a job that take the most time, largest first."""
 
-    regime: str
+    setting: str
     job: str
     per: str
     operators: tuple[Operator, ...]
 
 
-def profiles(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], steps: int = 20) -> Iterator[Profile]:
+def profiles(setting: Setting, jobs: Sequence[Job], pers: Sequence[str], steps: int = 20) -> Iterator[Profile]:
     """Profiles of mixing into ``out=``, eager."""
-    images, _, labels = material(regime)
+    images, _, labels = material(setting)
     for job in jobs:
         for per in pers:
             policy = mixaug.create(job.policy, per=per, **job.options)
             call = partial(policy, images, labels, out=torch.empty_like(images))
-            yield Profile(regime.name, job.label, per, top_operators(call, images.device, steps))
+            yield Profile(setting.name, job.label, per, top_operators(call, images.device, steps))
 
 
 def top_operators(

@@ -11,6 +11,7 @@ from speed.profiles import Profile
 from speed.sections import PLAIN, Row
 from speed.timing import Ratio
 
+#: The column `regime` keeps the name that it has in the files written so far; it holds the setting.
 COLUMNS = (
     *("section", "regime", "job", "per", "library", "output", "ms"),
     *("x_floor", "x_floor_low", "x_floor_high", "best_peer", "x_best_peer", "x_fresh_lerp", "x_memory", "note"),
@@ -23,13 +24,13 @@ def markdown(
     verdicts: Sequence[Verdict],
     profiles: Sequence[Profile] = (),
 ) -> str:
-    """One table for every section and regime, a line per job of mixing alone, goals reached and missed, profiles."""
+    """One table for every section and setting, a line per job of mixing alone, goals reached and missed, profiles."""
     lines = [", ".join(f"{key} {value}" for key, value in environment.items()), ""]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.section, row.regime), []).append(row)
-    for (section, regime), members in groups.items():
-        lines += [f"### {section}: {regime}", ""]
+        groups.setdefault((row.section, row.setting), []).append(row)
+    for (section, setting), members in groups.items():
+        lines += [f"### {section}: {setting}", ""]
         lines.append("| job | per | library | output | ms | x floor (low to high) | x best peer | |")
         lines.append("|---|---|---|---|--:|--:|--:|---|")
         for row in members:
@@ -41,44 +42,44 @@ def markdown(
         lines.append("")
     lines += _summary([row for row in rows if row.section == "mixing"])
     if verdicts:
-        lines += ["### goals", "", "| section | regime | job | per | output | goal | measured | |"]
+        lines += ["### goals", "", "| section | setting | job | per | output | goal | measured | |"]
         lines.append("|---|---|---|---|---|--:|--:|---|")
         for verdict in verdicts:
             state = "reached" if verdict.reached else "**missed**" if verdict.missed else "within the spread"
             row = verdict.row
             goal = f"{verdict.goal:g} {verdict.what}"
-            what = f"{row.goal_section} | {row.regime} | {row.job} | {row.per} | {row.output}"
+            what = f"{row.goal_section} | {row.setting} | {row.job} | {row.per} | {row.output}"
             lines.append(f"| {what} | {goal} | {verdict.got:.2f} | {state} |")
         lines.append("")
     if profiles:
         lines += ["Profiles are taken eagerly; the profiler adds some microseconds to every call.", ""]
-    for found in profiles:
-        lines += [f"### profile of {found.job}, per {found.per}, into `out=`: {found.regime}", ""]
+    for entry in profiles:
+        lines += [f"### profile of {entry.job}, per {entry.per}, into `out=`: {entry.setting}", ""]
         lines += ["| operator | calls a step | own time, us a step | share |", "|---|--:|--:|--:|"]
         lines += [
             f"| {operator.name} | {operator.calls:g} | {operator.microseconds:.1f} | {operator.share:.1%} |"
-            for operator in found.operators
+            for operator in entry.operators
         ]
         lines.append("")
     return "\n".join(lines)
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Medians alone, a line for every job: our outputs beside a fresh lerp, and every rival."""
+    """Medians alone, a line for every job: our outputs beside a fresh lerp, and every other library."""
     outputs = ("fresh", "out", "inplace", "compiled")
     lines: list[str] = []
-    for regime in dict.fromkeys(row.regime for row in rows):
-        lines += [f"### mixing in short, x floor: {regime}", ""]
-        lines.append("| job | per | ms, best | fresh | `out=` | in place | compiled | fresh lerp | rivals |")
+    for setting in dict.fromkeys(row.setting for row in rows):
+        lines += [f"### mixing in short, x floor: {setting}", ""]
+        lines.append("| job | per | ms, best | fresh | `out=` | in place | compiled | fresh lerp | other libraries |")
         lines.append("|---|---|--:|--:|--:|--:|--:|--:|---|")
-        for job, per in dict.fromkeys((row.job, row.per) for row in rows if row.regime == regime):
-            members = [row for row in rows if (row.regime, row.job, row.per) == (regime, job, per)]
+        for job, per in dict.fromkeys((row.job, row.per) for row in rows if row.setting == setting):
+            members = [row for row in rows if (row.setting, row.job, row.per) == (setting, job, per)]
             ours = {row.output: row for row in members if row.library == PLAIN}
-            known = {row.library: row.floor.median for row in members}
+            floors = {row.library: row.floor.median for row in members}
             cells = [f"{ours[output].floor.median:.2f}" if output in ours else "" for output in outputs]
-            cells.append(f"{known['lerp']:.2f}" if "lerp" in known else "")
-            rivals = {name: cost for name, cost in known.items() if name not in (PLAIN, "floor", "lerp")}
-            cells.append(", ".join(f"{name} {rivals[name]:.2f}" for name in sorted(rivals, key=rivals.__getitem__)))
+            cells.append(f"{floors['lerp']:.2f}" if "lerp" in floors else "")
+            others = {name: cost for name, cost in floors.items() if name not in (PLAIN, "floor", "lerp")}
+            cells.append(", ".join(f"{name} {others[name]:.2f}" for name in sorted(others, key=others.__getitem__)))
             best = min(row.milliseconds for row in ours.values())
             lines.append(f"| {job} | {per} | {best:.2f} | {' | '.join(cells)} |")
         lines.append("")
@@ -96,7 +97,7 @@ def table(rows: Sequence[Row]) -> str:
         peer = [row.best_peer, "" if ratio is None else f"{ratio.median:.4f}"]
         further = [None if row.fresh_lerp is None else row.fresh_lerp.median, row.memory]
         shown = ["" if value is None else f"{value:.4f}" for value in further]
-        where = [row.section, row.regime, row.job, row.per, row.library, row.output]
+        where = [row.section, row.setting, row.job, row.per, row.library, row.output]
         writer.writerow([*where, f"{row.milliseconds:.5f}", *figures, *peer, *shown, row.note])
     return file.getvalue()
 

@@ -16,8 +16,8 @@ from mixaug.batch import MixedBatch
 from mixaug.losses import mixed_cross_entropy
 from mixaug.pairing.base import PoolPairing
 from mixaug.policy import Policy
-from speed.regime import Regime
-from speed.rivals import Mixer, dense_targets, rivals
+from speed.libraries import Mixer, dense_targets, other_libraries
+from speed.setting import Setting
 from speed.timing import Ratio, interleaved
 
 PLAIN = "mixaug"
@@ -61,7 +61,7 @@ class Row:
     """
 
     section: str
-    regime: str
+    setting: str
     job: str
     per: str
     output: str
@@ -77,13 +77,13 @@ class Row:
     where: str = ""
 
 
-def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int) -> Iterator[Row]:
+def mixing(setting: Setting, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int) -> Iterator[Row]:
     """Mixing alone, labels in each library's own form; ours fresh, into ``out=``, in place and compiled."""
-    images, other, labels = material(regime)
+    images, other, labels = material(setting)
     for job in jobs:
         for per in pers:
             policy = mixaug.create(job.policy, per=per, **job.options)
-            # A policy in place and most rivals overwrite their input: each gets a batch of its own.
+            # A policy in place and most other libraries overwrite their input: each gets a batch of its own.
             cases: dict[str, Callable[[], object]] = {
                 "floor": _floor(images, other),
                 f"{PLAIN}/fresh": partial(policy, images, labels),
@@ -97,20 +97,20 @@ def mixing(regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled
                 torch.compiler.reset()
                 cases[f"{PLAIN}/compiled"] = partial(torch.compile(policy), images, labels)
             if not job.options:
-                for name, mixer in rivals(job.policy, per, regime):
+                for name, mixer in other_libraries(job.policy, per, setting):
                     cases[f"{name}/own"] = partial(mixer, images.clone(), labels)
-            is_judged = regime.dtype == "float32" and regime.layout == "contiguous"
+            is_judged = setting.dtype == "float32" and setting.layout == "contiguous"
             yield from _rows(
-                "mixing", regime, job.label, per, cases, rounds, goal_section="mixing" if is_judged else ""
+                "mixing", setting, job.label, per, cases, rounds, goal_section="mixing" if is_judged else ""
             )
 
 
 def labels_and_loss(
-    regime: Regime, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int
+    setting: Setting, jobs: Sequence[Job], pers: Sequence[str], *, compiled: bool, rounds: int
 ) -> Iterator[Row]:
     """Mixing, targets and cross-entropy: our index form against the dense targets of the others."""
-    images, other, labels = material(regime)
-    logits = torch.randn(regime.shape[0], regime.num_classes, device=regime.device)
+    images, other, labels = material(setting)
+    logits = torch.randn(setting.shape[0], setting.num_classes, device=setting.device)
 
     def ours(policy: Policy) -> Tensor:
         mixed: MixedBatch = policy(images, labels)
@@ -128,10 +128,10 @@ def labels_and_loss(
             }
             if compiled:
                 cases[f"{PLAIN}/compiled"] = partial(torch.compile(ours), policy)
-            for name, mixer in rivals(job.policy, per, regime):
-                if name != "kornia":  # returns pairs of labels and leaves the targets to the user
+            for name, mixer in other_libraries(job.policy, per, setting):
+                if name != "kornia":  # kornia returns pairs of labels and leaves the targets to the user
                     cases[f"{name}/own"] = partial(theirs, mixer, images.clone())
-            yield from _rows("mixing, labels and loss", regime, job.label, per, cases, rounds)
+            yield from _rows("mixing, labels and loss", setting, job.label, per, cases, rounds)
 
 
 def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[Row]:
@@ -156,7 +156,7 @@ def index_loss(batch: int, classes: int, device: str, rounds: int) -> Iterator[R
         library, _, output = name.partition("/")
         yield Row(
             section="loss as a multiple of log_softmax",
-            regime=f"B={batch} K={classes}",
+            setting=f"B={batch} K={classes}",
             job="cross-entropy of two sources",
             per="sample",
             output=output,
@@ -199,7 +199,7 @@ def pairing(count: int, columns: int, device: str, rounds: int, batch: int = 102
         library, _, output = name.partition("/")
         yield Row(
             section=f"partners of {batch} samples, as a multiple of uniform ones",
-            regime=f"N={count:,} D={columns}",
+            setting=f"N={count:,} D={columns}",
             job="uniform" if name == "floor" else output,
             per="sample",
             output="rows",
@@ -224,7 +224,7 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
     """PuzzleMix from a given saliency, as a multiple of plain mixup, beside the authors' multiple.
 
     Args:
-        shape: of the images; the authors were measured at (100, 3, 32, 32), whose cells move by 4 pixels, and
+        shape: shape of the images; the authors were measured at (100, 3, 32, 32), whose cells move by 4 pixels, and
             (64, 3, 224, 224).
         device, rounds: as elsewhere.
     """
@@ -232,7 +232,7 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
 
     generator = torch.Generator().manual_seed(0)
     images = F.avg_pool2d(torch.rand(shape, generator=generator), 5, 1, 2).to(device)
-    # One salient place in each image, as networks see it.
+    # Each image has one salient place, as networks see it.
     places = torch.linspace(-1, 1, shape[2])
     centre = torch.rand(2, shape[0], 1, generator=generator) * 2 - 1
     near = torch.exp(-8 * (places - centre).square())
@@ -254,7 +254,7 @@ def puzzlemix(shape: tuple[int, int, int, int], device: str, rounds: int) -> Ite
         ratio, theirs = Ratio.of(timing, timings["floor"]), authors[name]
         yield Row(
             section="PuzzleMix without the saliency pass, as a multiple of plain mixup",
-            regime="x".join(map(str, shape)),
+            setting="x".join(map(str, shape)),
             job="plain mixup" if name == "floor" else output,
             per="batch",
             output="fresh",
@@ -293,7 +293,7 @@ def cut_energies(device: str, count: int = 100) -> Iterator[Row]:
                 library, _, output = name.partition("/")
                 yield Row(
                     section=f"energy of {count} cuts above the exact minimum; time against scipy's maximum flow",
-                    regime="3x32x32",
+                    setting="3x32x32",
                     job=f"L = {labels}, n = {side}",
                     per="sample",
                     output=output or "scipy",
@@ -304,10 +304,10 @@ def cut_energies(device: str, count: int = 100) -> Iterator[Row]:
                 )
 
 
-def material(regime: Regime) -> tuple[Tensor, Tensor, Tensor]:
+def material(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
     """Two batches of images and one of class ids."""
-    labels = torch.randint(regime.num_classes, (regime.shape[0],), generator=torch.Generator().manual_seed(2))
-    return regime.images(0), regime.images(1), labels.to(regime.device)
+    labels = torch.randint(setting.num_classes, (setting.shape[0],), generator=torch.Generator().manual_seed(2))
+    return setting.images(0), setting.images(1), labels.to(setting.device)
 
 
 def _floor(images: Tensor, other: Tensor) -> Callable[[], object]:
@@ -319,14 +319,14 @@ def _floor(images: Tensor, other: Tensor) -> Callable[[], object]:
 
 def _rows(
     section: str,
-    regime: Regime,
+    setting: Setting,
     job: str,
     per: str,
     cases: dict[str, Callable[[], object]],
     rounds: int,
     goal_section: str = "",
 ) -> Iterator[Row]:
-    timings = interleaved(cases, rounds=rounds, device=torch.device(regime.device))
+    timings = interleaved(cases, rounds=rounds, device=torch.device(setting.device))
     floor, lerp = timings["floor"], timings.get("lerp/fresh")
     no_peers = ("floor", "lerp", PLAIN)
     peers = {name: timing for name, timing in timings.items() if name.partition("/")[0] not in no_peers}
@@ -338,7 +338,7 @@ def _rows(
         against_lerp = Ratio.of(timing, lerp) if allocates and lerp is not None else None
         yield Row(
             section=section,
-            regime=regime.name,
+            setting=setting.name,
             job=job,
             per=per,
             output=output or "kept",
@@ -350,5 +350,5 @@ def _rows(
             note="" if against_lerp is None else f"{against_lerp.median:.2f} fresh lerps",
             fresh_lerp=against_lerp,
             goal_section=goal_section,
-            where="large" if regime.shape[-1] >= LARGE_SIDE else "small",
+            where="large" if setting.shape[-1] >= LARGE_SIDE else "small",
         )

@@ -16,8 +16,8 @@ import mixaug
 from mixaug.loading import ResidentLoader
 from mixaug.policies.learned import clean, objective, pairs
 from speed.memory import peak_bytes
-from speed.regime import DTYPES, LAYOUTS, Regime
 from speed.sections import PLAIN, Job, Row, material
+from speed.setting import DTYPES, LAYOUTS, Setting
 from speed.timing import Ratio, interleaved, once_a_round
 
 #: Policies that look at the model: backbone, shape of a batch, jobs.
@@ -71,23 +71,23 @@ LEARNED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = tu
 
 
 def training_step(
-    regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int, *, memory: bool = False
+    setting: Setting, jobs: Sequence[Job], model_name: str, rounds: int, *, memory: bool = False
 ) -> Iterator[Row]:
     """A whole SGD step of a backbone; the reference is the step of ``none``.
 
     Args:
-        regime, jobs, rounds: as elsewhere.
+        setting, jobs, rounds: as elsewhere.
         model_name: see ``mixaug.models.create``.
         memory: add the peak of the memory that a step holds, beside that of ``none``.
     """
-    if regime.dtype == "uint8":
+    if setting.dtype == "uint8":
         raise ValueError("the training step takes floating-point images, got uint8")
-    images, _, labels = material(regime)
-    device = torch.device(regime.device)
-    model = _model(model_name, regime)
+    images, _, labels = material(setting)
+    device = torch.device(setting.device)
+    model = _model(model_name, setting)
     cases: dict[str, Callable[[], object]] = {}
     for job in (Job("floor", "none"), *jobs):
-        update = _Update(model, job, _autocast(regime))
+        update = _Update(model, job, _autocast(setting))
         name = job.label if job.policy == "none" else f"{PLAIN}/{job.label}"
         case = partial(update, images.float(), labels)
         cases[name] = partial(_in_one_graph, case) if job.one_graph else case
@@ -97,7 +97,7 @@ def training_step(
         share = held[name] / held["floor"] if memory else None
         yield Row(
             section=f"training step of {model_name}, as a multiple of the step without mixing",
-            regime=regime.name,
+            setting=setting.name,
             job=name.partition("/")[2] or "none",
             per="default",
             output="fresh",
@@ -112,41 +112,41 @@ def training_step(
 
 
 def resident(
-    regime: Regime, jobs: Sequence[Job], model_name: str, rounds: int, *, batches: int | None = None, compiled: bool
+    setting: Setting, jobs: Sequence[Job], model_name: str, rounds: int, *, batches: int | None = None, compiled: bool
 ) -> Iterator[Row]:
     """Training from data on the device; the reference repeats the step without mixing on one batch.
 
     What is timed is a loop over one epoch of :class:`mixaug.loading.ResidentLoader` (the epoch's draws, crop, flip and
     normalisation included), each batch given to a :class:`mixaug.MixStep` and an SGD update. Job and reference take
-    turns. Models run under autocast where the regime is bfloat16; images come as float32 either way.
+    turns. Models run under autocast where the setting is bfloat16; images come as float32 either way.
 
     Args:
-        regime: shape of a batch, dtype (float32 or bfloat16), layout, device.
+        setting: shape of a batch, dtype (float32 or bfloat16), layout, device.
         jobs: ``none`` is added; those whose policy asks the model are left out.
         model_name: see ``mixaug.models.create``.
         rounds: as elsewhere.
-        batches: of an epoch. None takes 64 on a CUDA device and 4 elsewhere.
+        batches: number of batches in an epoch. None takes 64 on a CUDA device and 4 elsewhere.
         compiled: the whole MixStep by ``torch.compile``, for the reference as well.
     """
-    if regime.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"the resident section takes float32 or bfloat16, got {regime.dtype}")
-    device = torch.device(regime.device)
+    if setting.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"the resident section takes float32 or bfloat16, got {setting.dtype}")
+    device = torch.device(setting.device)
     if batches is None:
         batches = 64 if device.type == "cuda" else 4
-    size, generator = regime.shape[0], torch.Generator().manual_seed(0)
+    size, generator = setting.shape[0], torch.Generator().manual_seed(0)
     loader = ResidentLoader(
-        torch.randint(256, (size * batches, *regime.shape[1:]), dtype=torch.uint8, generator=generator),
-        torch.randint(regime.num_classes, (size * batches,), generator=generator),
+        torch.randint(256, (size * batches, *setting.shape[1:]), dtype=torch.uint8, generator=generator),
+        torch.randint(setting.num_classes, (size * batches,), generator=generator),
         size,
         device=device,
         crop_padding=4,
         flip=True,
         mean=0.5,
         std=0.25,
-        memory_format=LAYOUTS[regime.layout],
+        memory_format=LAYOUTS[setting.layout],
     )
     first_images, first_labels = next(iter(loader))
-    model = _model(model_name, regime)
+    model = _model(model_name, setting)
 
     def repeat(update: _Update) -> None:
         for _ in range(batches):
@@ -162,7 +162,7 @@ def resident(
         if compiled:
             # The compiler keeps a few versions of MixStep.forward only, so job and reference share it with no other.
             torch.compiler.reset()
-        autocast = _autocast(regime)
+        autocast = _autocast(setting)
         cases = {
             "floor": partial(repeat, _Update(model, Job("none", "none"), autocast, compiled=compiled)),
             PLAIN: partial(epoch, _Update(model, job, autocast, compiled=compiled)),
@@ -171,7 +171,7 @@ def resident(
         for name, timing in timings.items():
             yield Row(
                 section=f"training {model_name} from data on the device, as a multiple of steps on one batch",
-                regime=regime.name,
+                setting=setting.name,
                 job="one batch again" if name == "floor" else job.label,
                 per="default",
                 output="compiled" if compiled else "eager",
@@ -208,18 +208,18 @@ class _Update:
         self.step.policy.after_step(self.step.model)
 
 
-def _model(name: str, regime: Regime) -> nn.Module:
+def _model(name: str, setting: Setting) -> nn.Module:
     from mixaug import models
 
-    model = models.create(name, num_classes=regime.num_classes, in_chans=regime.shape[1])
-    return model.to(regime.device).to(memory_format=LAYOUTS[regime.layout])
+    model = models.create(name, num_classes=setting.num_classes, in_chans=setting.shape[1])
+    return model.to(setting.device).to(memory_format=LAYOUTS[setting.layout])
 
 
-def _autocast(regime: Regime) -> AbstractContextManager[Any]:
-    device = torch.device(regime.device)
-    if regime.dtype == "float32":
+def _autocast(setting: Setting) -> AbstractContextManager[Any]:
+    device = torch.device(setting.device)
+    if setting.dtype == "float32":
         return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, DTYPES[regime.dtype])
+    return torch.autocast(device.type, DTYPES[setting.dtype])
 
 
 def _in_one_graph(run: Callable[[], object]) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from speed.regime import Regime
+from speed.setting import Setting
 
 Mixer = Callable[[Tensor, Tensor], object]
 
 
-def rivals(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+def other_libraries(policy: str, per: str, setting: Setting) -> Iterator[tuple[str, Mixer]]:
     """(name, function of images and labels) of every installed library that offers this policy."""
     for library in (_torchvision, _timm, _kornia):
-        yield from library(policy, per, regime)
+        yield from library(policy, per, setting)
 
 
 def installed(package: str) -> bool:
@@ -25,22 +25,22 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _torchvision(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
+def _torchvision(policy: str, per: str, setting: Setting) -> Iterator[tuple[str, Mixer]]:
     if not installed("torchvision") or per != "batch" or policy not in ("mixup", "cutmix"):
         return
-    if policy == "mixup" and regime.dtype == "uint8":
-        return  # it raises
+    if policy == "mixup" and setting.dtype == "uint8":
+        return  # torchvision's mixup raises on integers
     from torchvision.transforms import v2
 
     kind = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[policy]
-    yield "torchvision", kind(num_classes=regime.num_classes)
+    yield "torchvision", kind(num_classes=setting.num_classes)
 
 
-def _timm(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
-    if not installed("timm") or policy not in ("mixup", "cutmix") or regime.shape[0] % 2:
+def _timm(policy: str, per: str, setting: Setting) -> Iterator[tuple[str, Mixer]]:
+    if not installed("timm") or policy not in ("mixup", "cutmix") or setting.shape[0] % 2:
         return
-    if policy == "mixup" and regime.dtype == "uint8":
-        return  # it raises, or truncates without a word
+    if policy == "mixup" and setting.dtype == "uint8":
+        return  # timm raises, or truncates without a word
     from timm.data import Mixup
 
     mixer = Mixup(
@@ -48,13 +48,13 @@ def _timm(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
         cutmix_alpha=1.0 if policy == "cutmix" else 0.0,
         mode={"batch": "batch", "pair": "pair", "sample": "elem"}[per],
         label_smoothing=0.0,
-        num_classes=regime.num_classes,
+        num_classes=setting.num_classes,
     )
     yield "timm", mixer
 
 
-def _kornia(policy: str, per: str, regime: Regime) -> Iterator[tuple[str, Mixer]]:
-    if not installed("kornia") or per != "sample" or policy not in ("mixup", "cutmix") or regime.dtype == "uint8":
+def _kornia(policy: str, per: str, setting: Setting) -> Iterator[tuple[str, Mixer]]:
+    if not installed("kornia") or per != "sample" or policy not in ("mixup", "cutmix") or setting.dtype == "uint8":
         return
     augmentation = importlib.import_module("kornia.augmentation")
     if policy == "mixup":

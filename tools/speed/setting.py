@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Regime:
+class Setting:
     """Shape, dtype, layout and device of the images, and the number of threads."""
 
     shape: tuple[int, int, int, int]
@@ -30,7 +30,7 @@ class Regime:
         return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
 
     def images(self, seed: int) -> Tensor:
-        """Random images of this regime, floats in [0, 1) or uint8."""
+        """Random images of this setting, floats in [0, 1) or uint8."""
         images = torch.rand(self.shape, generator=torch.Generator().manual_seed(seed))
         if self.dtype == "uint8":
             images = images.mul_(255).round_()
