@@ -157,7 +157,7 @@ class TestOneOf:
         ((["mixup", "cutmix"], [1]), "expects 2 probabilities"),
         ((["mixup", "cutmix"], [0, 0]), "not all zero"),
         ((["mixup", "cutmix"], [-1, 2]), "not negative"),
-        (([3],), "got int"),
+        (([3],), "OneOf expects each of policies as a policy or its name, got 3"),
         ((["mixu"],), "Did you mean 'mixup'"),
     ])  # fmt: skip
     def test_bad_members(self, arguments, message):

@@ -423,7 +423,7 @@ def test_a_choice_per_sample_cannot_mix_inside_the_model():
     (lambda: Pooled("mixup", INPUTS, [1.0] * N), r"labels \(N, ...\)"),
     (lambda: Pooled("mixup", INPUTS, LABELS, candidates="some"), "candidates 'all' or 'batch', got 'some'"),
     (lambda: Pooled("mixup", INPUTS, LABELS, candidates="batch", both=True), "needs candidates='all'"),
-    (lambda: Pooled(3, INPUTS, LABELS), "expects a policy or its name, got int"),
+    (lambda: Pooled(3, INPUTS, LABELS), "expects policy as a policy or its name, got 3"),
     (lambda: Pooled("mixupp", INPUTS, LABELS), "unknown policy 'mixupp'"),
     (lambda: Pooled(mixaug.create("mixup", pairing="reversed"), INPUTS, LABELS), "Reversed only orders a batch"),
     (lambda: Pooled(mixaug.create("cutmix", per="pair"), INPUTS, LABELS), "RandomPairs only orders a batch"),

@@ -130,7 +130,7 @@ def test_bad_arguments():
         mixaug.create("fmix", max_soft=0.7)
     with pytest.raises(ValueError, match="expects spectrum"):
         mixaug.create("fmix", spectrum="white")
-    with pytest.raises(ValueError, match="frequencies as a positive integer"):
+    with pytest.raises(ValueError, match="frequencies as an integer >= 1"):
         mixaug.create("fmix", frequencies=0)
     with pytest.raises(ValueError, match="leave frequencies at None"):
         mixaug.create("fmix", spectrum="reference", frequencies=4)

@@ -213,7 +213,7 @@ def test_stages_by_number_are_timms():
     assert mixaug.create("manifoldmix", stages=[0, 1, -1, "input"]).eligible(model) == (
         "act1", "layer1", "layer3", "input",
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"each of stages once, but stages=\[3, -1\] are \['layer3', 'layer3'\]"):
+    with pytest.raises(ValueError, match=r"each stage once, but stages=\[3, -1\] are \['layer3', 'layer3'\]"):
         mixaug.create("manifoldmix", stages=[3, -1]).draw(IMAGES, signals=model)
     with pytest.raises(ValueError, match="stage 4 does not exist"):
         mixaug.create("manifoldmix", stages=[4]).draw(IMAGES, signals=model)

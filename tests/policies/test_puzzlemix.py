@@ -328,7 +328,7 @@ def test_bad_input():
         ({"n_labels": 1}, "n_labels as an integer >= 2"),
         ({"block_nums": ()}, "block_nums as an integer >= 1"),
         ({"gamma": -1.0}, "gamma as a number that is not negative"),
-        ({"t_size": 0}, "t_size as a positive number of pixels"),
+        ({"t_size": 0}, "t_size as an integer >= 1"),
         ({"adv_p": 0.1}, "pass mean and std"),
         ({"clean_weight": float("nan")}, "clean_weight"),
     ):

@@ -255,7 +255,7 @@ def test_half_precision():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"policy": 3}, TypeError, "policy as a name or a mixaug.Policy, got int"),
+        ({"policy": 3}, TypeError, "policy as a policy or its name, got 3"),
         ({"policy": "cutmx"}, ValueError, "Did you mean 'cutmix'"),
         ({"policy": mixaug.create("mixup"), "per": "batch"}, ValueError, "give pairing and per to that policy"),
         ({"policy": "none", "per": "batch"}, ValueError, "policy 'none' has no such option"),
