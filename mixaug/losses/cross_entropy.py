@@ -58,6 +58,7 @@ def mixed_cross_entropy(
             class ids outside [0, K) that are not ``ignore_index`` or sources outside [0, B).
 
     Example:
+        >>> import torch
         >>> logits, labels = torch.randn(4, 10), torch.tensor([1, 5, 2, 2])
         >>> sources = torch.tensor([[0, 3], [1, 2], [2, 1], [3, 0]])
         >>> weights = torch.tensor([[0.7, 0.3], [0.6, 0.4], [1.0, 0.0], [0.5, 0.5]])

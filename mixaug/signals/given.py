@@ -40,6 +40,7 @@ class Signals:
         ValueError: tensors of different batch sizes.
 
     Example:
+        >>> import torch
         >>> Signals(saliency=torch.rand(8, 32, 32)).saliency().shape
         torch.Size([8, 32, 32])
     """

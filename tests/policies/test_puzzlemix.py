@@ -138,7 +138,7 @@ def slow_moves(saliency, visible, t_eps):
 @pytest.mark.parametrize("grid", [(2, 2), (4, 4), (8, 8), (3, 5), (1, 4)], ids=str)
 def test_moves_against_slow_twin(grid, body, monkeypatch):
     if body == "device":
-        monkeypatch.setattr(module, "reads_freely", lambda *tensors: False)
+        monkeypatch.setattr("mixaug.ops.transport.reads_freely", lambda *tensors: False)
     g = seeded(5)
     saliency = torch.rand(6, *grid, generator=g) ** 6
     saliency = saliency / saliency.sum((1, 2), keepdim=True)
@@ -164,7 +164,7 @@ def test_blend_against_slow_twin_in_both_bodies(dtype, layout, halves, monkeypat
     blocks[torch.rand(4, 2, 2, generator=g) < halves] = 0.5
     moves = torch.randint(16, (4, 4, 4), generator=g), torch.randint(16, (4, 4, 4), generator=g)
     host = F.puzzlemix_blend(images, PARTNER, blocks, moves)
-    monkeypatch.setattr(module, "reads_freely", lambda *tensors: False)
+    monkeypatch.setattr("mixaug.ops.cells.reads_freely", lambda *tensors: False)
     device = F.puzzlemix_blend(images, PARTNER, blocks, moves)
     for mixed in (host, device):
         assert mixed.dtype == dtype
