@@ -12,6 +12,7 @@ import math
 import resource
 import sys
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +37,33 @@ from mixaug.engine.tasks import Task, task_of
 from mixaug.step import MixStep
 
 __all__ = ["train"]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A run at work: what the parts of the loop share.
+
+    Attributes:
+        config: the run's config.
+        folder: the run's folder.
+        world: the processes of the run, and this one's device.
+        log: where progress is shown.
+        task: what is predicted, and by which number epochs are compared.
+        batches: the run's data, read in batches.
+        state: everything that a checkpoint keeps.
+        forward: the module whose forward trains: the step, wrapped where several processes take part.
+        pictures: draws mixed samples while the run goes on; None where there are none to draw.
+    """
+
+    config: DictConfig
+    folder: Path
+    world: World
+    log: Log
+    task: Task
+    batches: Batches
+    state: TrainingState
+    forward: nn.Module
+    pictures: Pictures | None
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -100,15 +128,15 @@ def train(config: DictConfig) -> dict[str, Any]:
             state, forward = _assemble(config, step, world, len(batches))
             state.prepare_seconds = prepared
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
-            found = checkpoint.load_latest(folder, log.say)
-            if found is not None:
-                state.load_state_dict(found)
+            saved = checkpoint.load_latest(folder, log.say)
+            if saved is not None:
+                state.load_state_dict(saved)
             _agree(state, world)
-            if found is not None:
+            if saved is not None:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(config, folder, state, forward, batches, task, world, log, pictures)
+            return _run_epochs(_Training(config, folder, world, log, task, batches, state, forward, pictures))
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
             batches.close()
@@ -182,66 +210,50 @@ def _assemble(
     return state, DistributedDataParallel(step, device_ids=devices)
 
 
-def _run_epochs(
-    config: DictConfig,
-    folder: Path,
-    state: TrainingState,
-    forward: nn.Module,
-    batches: Batches,
-    task: Task,
-    world: World,
-    log: Log,
-    pictures: Pictures | None,
-) -> dict[str, Any]:
+def _run_epochs(training: _Training) -> dict[str, Any]:
+    """Train, score and record every epoch that is left; returns the content of ``result.json``."""
+    config, state, task, log = training.config, training.state, training.task, training.log
     position = state.position
-    tensorboard = folder / "tensorboard" if config.tensorboard else None
-    log.start(config.epochs * len(batches), position.step, tensorboard)
+    tensorboard = training.folder / "tensorboard" if config.tensorboard else None
+    log.start(config.epochs * len(training.batches), position.step, tensorboard)
     while position.epoch < config.epochs:
-        _train_epoch(config, folder, state, forward, batches, world, log)
-        scores = task.scores(state.evaluated, batches, config.precision)
-        record = _record(config, state, world, scores)
-        best = max(map(task.value, state.history), default=-math.inf)
+        _train_epoch(training)
+        scores = task.scores(state.evaluated, training.batches, config.precision)
+        record = _record(config, state, training.world, scores)
+        value, best = task.value(record), max(map(task.value, state.history), default=-math.inf)
         state.history.append(record)
         position.epoch, position.batch = position.epoch + 1, 0
         state.meters.reset()
         if state.scheduler is not None:
-            state.scheduler.step(position.epoch, task.value(record))
-        if world.is_main:
-            value = task.value(record)
+            state.scheduler.step(position.epoch, value)
+        if training.world.is_main:
             if value > best or (task.later_wins and value == best) or len(state.history) == 1:
-                checkpoint.save(folder / checkpoint.BEST, state.weights())
-            run.append_line(folder / "epochs.jsonl", record)
-        _save(folder, state, world)
+                checkpoint.save(training.folder / checkpoint.BEST, state.weights())
+            run.append_line(training.folder / "epochs.jsonl", record)
+        _save(training)
         log.epoch(record, config.epochs, task.line(record))
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
-        if pictures is not None and position.epoch % config.pictures_every_epochs == 0:
-            log.picture("mixed", pictures.draw(state.step), position.step)
+        if training.pictures is not None and position.epoch % config.pictures_every_epochs == 0:
+            log.picture("mixed", training.pictures.draw(state.step), position.step)
     result = _result(config, state, task)
-    if world.is_main:
-        run.write_json(folder / "result.json", result)
-    world.barrier()
+    if training.world.is_main:
+        run.write_json(training.folder / "result.json", result)
+    training.world.barrier()
     log.result(result, task, config.protocol.figure)
     return result
 
 
-def _train_epoch(
-    config: DictConfig,
-    folder: Path,
-    state: TrainingState,
-    forward: nn.Module,
-    batches: Batches,
-    world: World,
-    log: Log,
-) -> None:
+def _train_epoch(training: _Training) -> None:
+    """Take the steps of an epoch that are left."""
+    config, state, forward = training.config, training.state, training.forward
     step, position, meters = state.step, state.position, state.meters
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    count, accumulate = len(batches), config.accumulate
+    count, accumulate = len(training.batches), config.accumulate
     total = config.epochs * count
-    policy_name = config.choices.policy
     begun, before = perf_counter(), meters.seconds
-    clock = StepClock(world.device)
+    clock = StepClock(training.world.device)
     forward.train()
-    for inputs, labels, *known in batches.epoch(position.epoch, position.batch):
+    for inputs, labels, *row_numbers in training.batches.epoch(position.epoch, position.batch):
         group_start = position.batch - position.batch % accumulate
         group = min(accumulate, count - group_start)
         updates = position.batch + 1 == group_start + group
@@ -250,8 +262,8 @@ def _train_epoch(
         # Gradients of the processes meet once, with the last batch of a group.
         apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
         with apart:
-            with autocast(world.device, config.precision):
-                rows = known[0] if known and step.policy.needs_rows else None
+            with autocast(training.world.device, config.precision):
+                rows = row_numbers[0] if row_numbers and step.policy.needs_rows else None
                 loss, logs = forward(inputs, labels, generator=state.streams.mixing, rows=rows)
             state.scaler.scale(loss / group).backward()
         meters.add(logs, loss, len(labels), position.step + 1)
@@ -274,8 +286,8 @@ def _train_epoch(
         clock.tick()
 
         if position.step % config.log_every == 0:
-            meters.check(world, policy_name, checkpoint.last_good(folder))
-            log.step(position.step)
+            _check_losses(training)
+            training.log.step(position.step)
         every = config.checkpoint_every_steps
         if (
             every is not None
@@ -283,22 +295,27 @@ def _train_epoch(
             and position.batch < count
             and position.step // every > (position.step - group) // every
         ):
-            meters.check(world, policy_name, checkpoint.last_good(folder))
+            _check_losses(training)
             meters.milliseconds += clock.milliseconds()
             meters.seconds = before + perf_counter() - begun
-            _save(folder, state, world)
+            _save(training)
             # The time that writing takes is not the method's.
-            clock = StepClock(world.device)
-    meters.check(world, policy_name, checkpoint.last_good(folder))
+            clock = StepClock(training.world.device)
+    _check_losses(training)
     meters.milliseconds += clock.milliseconds()
     meters.seconds = before + perf_counter() - begun
-    log.step(position.step)
+    training.log.step(position.step)
 
 
-def _save(folder: Path, state: TrainingState, world: World) -> None:
-    content = state.state_dict()
-    if world.is_main:
-        checkpoint.save(folder / checkpoint.LAST, content, folder / checkpoint.PREVIOUS)
+def _check_losses(training: _Training) -> None:
+    """Raise TrainingDiverged where a loss since the start of the epoch was not finite."""
+    training.state.meters.check(training.world, training.config.choices.policy, checkpoint.last_good(training.folder))
+
+
+def _save(training: _Training) -> None:
+    content = training.state.state_dict()
+    if training.world.is_main:
+        checkpoint.save(training.folder / checkpoint.LAST, content, training.folder / checkpoint.PREVIOUS)
 
 
 def _record(config: DictConfig, state: TrainingState, world: World, scores: dict[str, float | None]) -> dict[str, Any]:
@@ -359,7 +376,11 @@ def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
 
 
 def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
+<<<<<<< HEAD
     known = isinstance(error, RunFolderError | CheckpointError | ConfigError | LoadingError | TrainingDiverged)
+=======
+    is_ours = isinstance(error, RunFolderError | CheckpointError | ConfigError | TrainingDiverged)
+>>>>>>> names2
     step = None if state is None else state.position.step
     if isinstance(error, TrainingDiverged):
         step = error.step
@@ -368,7 +389,7 @@ def _record_failure(folder: Path, config: DictConfig, state: TrainingState | Non
             folder / "failure.json",
             {
                 "status": "failed",
-                "reason": str(error) if known else f"{type(error).__name__}: {error}",
+                "reason": str(error) if is_ours else f"{type(error).__name__}: {error}",
                 "step": step,
                 "epoch": None if state is None else state.position.epoch + 1,
                 "policy": config.choices.policy,

@@ -16,8 +16,8 @@ from mixaug.leaderboard.grid import expand
 from mixaug.leaderboard.launch import CommandLauncher
 from processes import Script, run_script
 
-# A stand-in for tools/train.py, which fails for seed 1 and writes a result for the others. It reads the folders that
-# the overrides name, which spares each process the import of torch.
+# A stand-in for tools/train.py: it fails for seed 1 and writes a result for the others. It reads the folders of the
+# overrides, which spares each process the import of torch.
 FAKE = """
 import json, pathlib, sys
 folders = json.loads(pathlib.Path(sys.argv[1]).read_text())
