@@ -376,11 +376,7 @@ def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
 
 
 def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
-<<<<<<< HEAD
     known = isinstance(error, RunFolderError | CheckpointError | ConfigError | LoadingError | TrainingDiverged)
-=======
-    is_ours = isinstance(error, RunFolderError | CheckpointError | ConfigError | TrainingDiverged)
->>>>>>> names2
     step = None if state is None else state.position.step
     if isinstance(error, TrainingDiverged):
         step = error.step
