@@ -27,7 +27,14 @@ from mixaug.engine import build, checkpoint, distributed, lock, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
-from mixaug.engine.errors import CheckpointError, ConfigError, LoadingError, RunFolderError, TrainingDiverged
+from mixaug.engine.errors import (
+    CheckpointError,
+    ConfigError,
+    LoadingError,
+    ProcessLost,
+    RunFolderError,
+    TrainingDiverged,
+)
 from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
@@ -80,6 +87,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         RunHeld: another process works on this run; its folder is untouched.
         RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
         TrainingDiverged: the loss became infinite or not a number.
+        ProcessLost: another process of a distributed run ended.
         LoadingError: a sample cannot be read, or a process that reads samples was killed.
         CheckpointError: no checkpoint of the folder can be read.
     """
@@ -125,7 +133,8 @@ def train(config: DictConfig) -> dict[str, Any]:
             begun = perf_counter()
             build.prepare_policy(config, step.policy, objective, data, batches)
             prepared = perf_counter() - begun
-            state, forward = _assemble(config, step, world, len(batches))
+            unused = world.size > 1 and build.leaves_parameters_out(model, data)
+            state, forward = _assemble(config, step, world, len(batches), find_unused_parameters=unused)
             state.prepare_seconds = prepared
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
             saved = checkpoint.load_latest(folder, log.say)
@@ -140,12 +149,12 @@ def train(config: DictConfig) -> dict[str, Any]:
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
             batches.close()
-            told = batches.explained(error)
+            clear = distributed.explained(batches.explained(error), world)
             if world.is_main:
-                _record_failure(folder, config, state, told)
-            if told is error:
+                _record_failure(folder, config, state, clear)
+            if clear is error:
                 raise
-            raise told from error
+            raise clear from error
         finally:
             batches.close()
 
@@ -176,7 +185,7 @@ def _agree(state: TrainingState, world: World) -> None:
 
 
 def _assemble(
-    config: DictConfig, step: MixStep, world: World, batches_per_epoch: int
+    config: DictConfig, step: MixStep, world: World, batches_per_epoch: int, *, find_unused_parameters: bool
 ) -> tuple[TrainingState, nn.Module]:
     """The state of a run at its beginning, and the module whose forward trains."""
     step.to(world.device)
@@ -207,7 +216,7 @@ def _assemble(
     if world.size == 1:
         return state, step
     devices = [world.device] if world.device.type == "cuda" else None
-    return state, DistributedDataParallel(step, device_ids=devices)
+    return state, DistributedDataParallel(step, device_ids=devices, find_unused_parameters=find_unused_parameters)
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:
@@ -375,8 +384,12 @@ def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
     run.write_atomic(folder / "epochs.jsonl", lambda file: file.write(lines.encode()))
 
 
+#: The messages of these errors say all that there is to say.
+_OURS = (RunFolderError, CheckpointError, ConfigError, LoadingError, ProcessLost, TrainingDiverged)
+
+
 def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
-    known = isinstance(error, RunFolderError | CheckpointError | ConfigError | LoadingError | TrainingDiverged)
+    is_ours = isinstance(error, _OURS)
     step = None if state is None else state.position.step
     if isinstance(error, TrainingDiverged):
         step = error.step
