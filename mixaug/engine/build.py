@@ -36,6 +36,7 @@ __all__ = [
     "check_mixer",
     "check_model",
     "check_task",
+    "leaves_parameters_out",
     "load_data",
     "prepare_policy",
     "with_pool",
@@ -95,6 +96,31 @@ def check_model(config: DictConfig, model: nn.Module, data: Any) -> None:
             f"model={config.choices.model} gives {tuple(outputs.shape[1:])} numbers for each input, but data="
             f"{config.choices.data} needs ({data.outputs},)"
         )
+
+
+def leaves_parameters_out(model: nn.Module, data: Any) -> bool:
+    """Whether a training pass of the model may go without some of its parameters, as far as a few passes tell.
+
+    DistributedDataParallel waits for the gradient of every parameter unless it is told to look for those that get none.
+
+    Args:
+        model: with a tensor as its output; a copy of it is run on blank inputs.
+        data: gives the shape of the inputs.
+    """
+    trial = copy.deepcopy(model).train()
+    parameters = [parameter for parameter in trial.parameters() if parameter.requires_grad]
+    inputs = torch.zeros(2, *data.input_shape)
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(TRIALS):
+            torch.manual_seed(seed)
+            gradients = torch.autograd.grad(trial(inputs).sum(), parameters, allow_unused=True)
+            if any(gradient is None for gradient in gradients):
+                return True
+    return False
+
+
+TRIALS = 4
+"""A layer that is skipped at random is found with one less than its chance to be run in all of so many passes."""
 
 
 def build_policy(config: DictConfig) -> Any:

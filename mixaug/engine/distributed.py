@@ -5,17 +5,18 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixaug.engine.errors import ConfigError
+from mixaug.engine.errors import ConfigError, ProcessLost
 
-__all__ = ["World", "gather_objects", "gather_rows", "on_main", "start", "stream_seed"]
+__all__ = ["World", "explained", "gather_objects", "gather_rows", "on_main", "share_buffers", "start", "stream_seed"]
 
 T = TypeVar("T")
 
@@ -138,6 +139,16 @@ def gather_objects(own: Any, world: World) -> list[Any]:
     return found
 
 
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Give every process the first one's buffers.
+
+    Batch statistics are each process's own, and a checkpoint has the first one's.
+    """
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def on_main(world: World, action: Callable[[], T]) -> T:
     """Let the first process do something that concerns all; every process gets what came of it, or the error.
 
@@ -161,3 +172,17 @@ def on_main(world: World, action: Callable[[], T]) -> T:
         raise outcome[1]
     done: T = outcome[0]
     return done
+
+
+def explained(error: Exception, world: World) -> Exception:
+    """The error itself, or a `ProcessLost` in place of what gloo or NCCL say when another process is gone."""
+    said = str(error)
+    lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in said)
+    if world.size == 1 or not lost:
+        return error
+    # Without the place in gloo's sources and without advice.
+    reason = re.sub(r"^\[/\S+\] ", "", said.splitlines()[0]).partition(". ")[0]
+    return ProcessLost(
+        f"process {world.rank} of {world.size} lost another one of the run ({reason}); the output of that one says "
+        "why, and the same command continues from the last checkpoint"
+    )

@@ -1,6 +1,14 @@
 """What can go wrong in a run, by name."""
 
-__all__ = ["CheckpointError", "ConfigError", "LoadingError", "RunFolderError", "RunHeld", "TrainingDiverged"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "LoadingError",
+    "ProcessLost",
+    "RunFolderError",
+    "RunHeld",
+    "TrainingDiverged",
+]
 
 
 class ConfigError(ValueError):
@@ -21,6 +29,10 @@ class CheckpointError(RuntimeError):
 
 class LoadingError(RuntimeError):
     """A sample cannot be read, or a process that reads samples has ended."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of a distributed run has ended, or cannot be reached."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -26,7 +26,14 @@ from mixaug.engine import build, checkpoint, distributed, lock, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
-from mixaug.engine.errors import CheckpointError, ConfigError, LoadingError, RunFolderError, TrainingDiverged
+from mixaug.engine.errors import (
+    CheckpointError,
+    ConfigError,
+    LoadingError,
+    ProcessLost,
+    RunFolderError,
+    TrainingDiverged,
+)
 from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
@@ -51,6 +58,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         RunHeld: another process works on this run; its folder is untouched.
         RunFolderError: the run folder cannot be written; earlier checkpoints are untouched.
         TrainingDiverged: the loss became infinite or not a number.
+        ProcessLost: another process of a distributed run ended.
         LoadingError: a sample cannot be read, or a process that reads samples was killed.
         CheckpointError: no checkpoint of the folder can be read.
     """
@@ -96,7 +104,8 @@ def train(config: DictConfig) -> dict[str, Any]:
             begun = perf_counter()
             build.prepare_policy(config, step.policy, objective, data, batches)
             prepared = perf_counter() - begun
-            state, forward = _assemble(config, step, world, len(batches))
+            unused = world.size > 1 and build.leaves_parameters_out(model, data)
+            state, forward = _assemble(config, step, world, len(batches), find_unused_parameters=unused)
             state.prepare_seconds = prepared
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
             found = checkpoint.load_latest(folder, log.say)
@@ -111,7 +120,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
             batches.close()
-            told = batches.explained(error)
+            told = distributed.explained(batches.explained(error), world)
             if world.is_main:
                 _record_failure(folder, config, state, told)
             if told is error:
@@ -147,7 +156,7 @@ def _agree(state: TrainingState, world: World) -> None:
 
 
 def _assemble(
-    config: DictConfig, step: MixStep, world: World, batches_per_epoch: int
+    config: DictConfig, step: MixStep, world: World, batches_per_epoch: int, *, find_unused_parameters: bool
 ) -> tuple[TrainingState, nn.Module]:
     """The state of a run at its beginning, and the module whose forward trains."""
     step.to(world.device)
@@ -178,7 +187,7 @@ def _assemble(
     if world.size == 1:
         return state, step
     devices = [world.device] if world.device.type == "cuda" else None
-    return state, DistributedDataParallel(step, device_ids=devices)
+    return state, DistributedDataParallel(step, device_ids=devices, find_unused_parameters=find_unused_parameters)
 
 
 def _run_epochs(
@@ -197,6 +206,7 @@ def _run_epochs(
     log.start(config.epochs * len(batches), position.step, tensorboard)
     while position.epoch < config.epochs:
         _train_epoch(config, folder, state, forward, batches, world, log)
+        distributed.share_buffers(state.evaluated, world)
         scores = task.scores(state.evaluated, batches, config.precision)
         record = _record(config, state, world, scores)
         best = max(map(task.value, state.history), default=-math.inf)
@@ -357,8 +367,12 @@ def _rewrite_epochs(folder: Path, state: TrainingState) -> None:
     run.write_atomic(folder / "epochs.jsonl", lambda file: file.write(lines.encode()))
 
 
+#: Errors whose message says all.
+_KNOWN = (RunFolderError, CheckpointError, ConfigError, LoadingError, ProcessLost, TrainingDiverged)
+
+
 def _record_failure(folder: Path, config: DictConfig, state: TrainingState | None, error: Exception) -> None:
-    known = isinstance(error, RunFolderError | CheckpointError | ConfigError | LoadingError | TrainingDiverged)
+    known = isinstance(error, _KNOWN)
     step = None if state is None else state.position.step
     if isinstance(error, TrainingDiverged):
         step = error.step
