@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixaug.engine.errors import ConfigError, ProcessLost
 
-__all__ = ["World", "explained", "gather_objects", "gather_rows", "on_main", "start", "stream_seed"]
+__all__ = ["World", "explained", "gather_objects", "gather_rows", "on_main", "share_buffers", "start", "stream_seed"]
 
 T = TypeVar("T")
 
@@ -137,6 +137,16 @@ def gather_objects(own: Any, world: World) -> list[Any]:
     gathered: list[Any] = [None] * world.size
     dist.all_gather_object(gathered, own)
     return gathered
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Give every process the first one's buffers.
+
+    Batch statistics are each process's own, and a checkpoint has the first one's.
+    """
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def on_main(world: World, action: Callable[[], T]) -> T:

@@ -183,25 +183,34 @@ class Meters:
         """Mean of every term that the policy added to the loss, over the samples of this process that had it."""
         return {name: float(total) / self.counts[name] for name, total in sorted(self.terms.items())}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The sums as tensors and numbers."""
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """The sums as tensors and numbers, those that `means` adds up with a row for each process, all of which ask."""
+        counts = torch.tensor([self.samples, self.scored], dtype=torch.float64)
+        own = torch.cat([torch.stack([self.loss, self.accuracy]).cpu(), counts])
         return {
-            "loss": self.loss,
-            "accuracy": self.accuracy,
+            "processes": gather_rows(own, world),
             "terms": self.terms,
             "counts": self.counts,
-            "samples": self.samples,
-            "scored": self.scored,
             "milliseconds": self.milliseconds,
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], world: World) -> None:
         """Go on with an epoch."""
         self.reset()
-        for name, value in state.items():
-            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
-        self.terms = {name: total.to(self.device) for name, total in self.terms.items()}
+        if "processes" in state:
+            loss, accuracy, samples, scored = state["processes"][world.rank]
+        else:
+            # Earlier versions kept the first process's sums alone.
+            loss, accuracy, samples, scored = (torch.as_tensor(state[name]) for name in _SUMS)
+        self.loss, self.accuracy = loss.double().to(self.device), accuracy.double().to(self.device)
+        self.samples, self.scored = int(samples), int(scored)
+        self.terms = {name: total.to(self.device) for name, total in state["terms"].items()}
+        self.counts = dict(state["counts"])
+        self.milliseconds, self.seconds = list(state["milliseconds"]), state["seconds"]
+
+
+_SUMS = ("loss", "accuracy", "samples", "scored")
 
 
 class Part(torch.optim.Optimizer):
@@ -367,7 +376,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "streams": self.streams.state_dict(),
             "position": vars(self.position).copy(),
-            "meters": self.meters.state_dict(),
+            "meters": self.meters.state_dict(self.streams.world),
             "history": self.history,
             "prepare_seconds": self.prepare_seconds,
         }
@@ -405,7 +414,7 @@ class TrainingState:
         self.scaler.load_state_dict(state["scaler"])
         self.streams.load_state_dict(state["streams"])
         self.position = Position(**state["position"])
-        self.meters.load_state_dict(state["meters"])
+        self.meters.load_state_dict(state["meters"], self.streams.world)
         self.history = list(state["history"])
         self.prepare_seconds = state["prepare_seconds"]
 

@@ -227,6 +227,7 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
     log.start(config.epochs * len(training.batches), position.step, tensorboard)
     while position.epoch < config.epochs:
         _train_epoch(training)
+        distributed.share_buffers(state.evaluated, training.world)
         scores = task.scores(state.evaluated, training.batches, config.precision)
         record = _record(config, state, training.world, scores)
         value, best = task.value(record), max(map(task.value, state.history), default=-math.inf)

@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import mixaug
@@ -29,6 +28,7 @@ from mixaug.engine.batches import EpochBatches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World, explained
 from mixaug.engine.errors import ConfigError, ProcessLost
+from mixaug.engine.evaluate import evaluate_checkpoint
 from mixaug.losses import MixedCrossEntropy
 
 TINY = ("batch_size=10", "epochs=2", "threads=1", "device=cpu", "progress=false")
@@ -140,31 +140,28 @@ def in_two_processes(case: Callable[..., None], *arguments: Any) -> None:
 
 def trained_alike(rank: int, root: Path) -> None:
     """Train every case, and make sure that both processes end with the same weights of model and policy."""
+    states: list[Any] = []
+    result = engine._result
+
+    def kept(config: Any, state: Any, task: Any) -> dict[str, Any]:
+        states.append(state)
+        return result(config, state, task)
+
     for name, (samples, overrides, what, made) in CASES.items():
-        states: list[Any] = []
-        result = engine._result
         with pytest.MonkeyPatch.context() as patch:
             if made is not None:
                 patch.setattr(build, what, lambda *arguments, made=made: made())
-
-            def kept(
-                config: DictConfig, state: Any, task: Any, states: list[Any] = states, result: Any = result
-            ) -> dict[str, Any]:
-                states.append(state)
-                done: dict[str, Any] = result(config, state, task)
-                return done
-
             patch.setattr(engine, "_result", kept)
             config = compose([*TINY, *overrides, f"data.train_size={samples}", f"root={root / name.replace(' ', '_')}"])
             assert engine.train(config)["status"] == "finished"
-        step = states[0].step
+        step = states[-1].step
         # Batch statistics are each process's own.
         own = torch.cat([parameter.detach().flatten() for parameter in step.parameters()])
         both = [torch.empty_like(own) for _ in range(2)]
         dist.all_gather(both, own)
         assert torch.equal(both[0], both[1]), name
         assert own.isfinite().all(), name
-        assert states[0].position.step == 2 * -(-samples // 20), name
+        assert states[-1].position.step == 2 * -(-samples // 20), name
 
 
 #: Samples, overrides, and what is put in the place of a part of the run.
@@ -273,6 +270,7 @@ def test_a_process_that_dies_ends_the_other_and_the_rest_is_exact(
         "epochs=12",
         "checkpoint_every_steps=2",
         "+model.drop_rate=0.1",
+        "ema.decay=0.9",
     ]
 
     def start(where: str) -> list[subprocess.Popen[str]]:
@@ -312,5 +310,12 @@ def test_a_process_that_dies_ends_the_other_and_the_rest_is_exact(
             said, _ = process.communicate(timeout=240)
             assert process.returncode == 0, said
     got, expected = (checkpoint.load(folders[where] / "last.pt") for where in ("broken", "whole"))
-    assert all(torch.equal(got["model"][name], value) for name, value in expected["model"].items())
-    assert [record["train_loss"] for record in got["history"]] == [r["train_loss"] for r in expected["history"]]
+    for part in ("model", "ema"):
+        assert all(torch.equal(got[part][name], value) for name, value in expected[part].items()), part
+    for one, two in zip(got["history"], expected["history"], strict=True):
+        for key in ("train_loss", "train_accuracy", "test_top1", "test_nll"):
+            assert one[key] == two[key], key
+    # Every process scores with the statistics that the checkpoint has.
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    scores = evaluate_checkpoint(folders["broken"], device="cpu")
+    assert scores["nll"] == pytest.approx(got["history"][-1]["test_nll"], rel=1e-6)
