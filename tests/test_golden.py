@@ -24,7 +24,7 @@ def test_against_reference(path):
 
 
 def test_every_adapter_has_a_file():
-    prefixes = {max((p for p in ADAPTERS if path.stem.startswith(p + "_")), key=len) for path in FILES}
+    prefixes = {max((p for p in ADAPTERS if f"{path.stem}_".startswith(p + "_")), key=len) for path in FILES}
     assert prefixes == set(ADAPTERS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from helpers import seeded
 from mixaug import losses
+from mixaug.batch import MixedBatch
 from mixaug.losses import (
     MixedBinaryCrossEntropy,
     MixedCrossEntropy,
@@ -390,9 +392,9 @@ class TestMixedLoss:
 
 
 class TestModules:
-    def mixed(self, shape: tuple[int, int, int]) -> tuple[Tensor, SimpleNamespace]:
+    def mixed(self, shape: tuple[int, int, int]) -> tuple[Tensor, MixedBatch]:
         logits, labels, sources, weights = case(shape)
-        return logits, SimpleNamespace(labels=labels, sources=sources, weights=weights)
+        return logits, MixedBatch(None, labels, sources, weights)
 
     def test_equal_their_functions(self):
         logits, mixed = self.mixed((16, 10, 2))
@@ -421,9 +423,8 @@ class TestModules:
     @pytest.mark.parametrize("module", [MixedCrossEntropy(), MixedBinaryCrossEntropy(), MixedLoss(focal)])
     def test_missing_labels_and_plain_tensors_are_refused(self, module):
         logits, mixed = self.mixed((4, 3, 2))
-        mixed.labels = None
         with pytest.raises(ValueError, match="needs labels"):
-            module(logits, mixed)
+            module(logits, dataclasses.replace(mixed, labels=None))
         with pytest.raises(TypeError, match="expected a MixedBatch, got Tensor"):
             module(logits, torch.zeros(4, dtype=torch.long))
 
@@ -452,7 +453,7 @@ class TestAccuracy:
     @pytest.mark.parametrize("topk", [1, 2, 5, (1, 3), (5, 1), (1, 100)])
     def test_index_form_equals_dense_form_and_slow_twin(self, topk):
         logits, labels, sources, weights = case((20, 7, 3), sums_to_one=False)
-        mixed = SimpleNamespace(labels=labels, sources=sources, weights=weights)
+        mixed = MixedBatch(None, labels, sources, weights)
         targets = dense(labels, sources, weights, 7)
         expected = []
         for k in (topk,) if isinstance(topk, int) else topk:
@@ -499,7 +500,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"labels": torch.zeros(3, dtype=torch.long)}, ValueError, "logits of 4 samples"),
+        ({"labels": torch.zeros(0, dtype=torch.long)}, ValueError, "logits of 4 samples"),
         ({"sources": torch.zeros(4, 0, dtype=torch.long)}, ValueError, "M >= 1"),
         ({"sources": torch.zeros(4, dtype=torch.long)}, ValueError, "sources of shape"),
         ({"sources": torch.zeros(4, 2, dtype=torch.int32)}, TypeError, "int64"),
@@ -601,7 +602,7 @@ def test_cuda_equals_cpu_and_reads_nothing_back():
     cpu = [
         mixed_cross_entropy(logits, labels, sources, weights, **options),
         mixed_binary_cross_entropy(logits, labels, sources, weights, target_threshold=0.2, **options),
-        mixed_accuracy(logits, SimpleNamespace(labels=labels, sources=sources, weights=weights)),
+        mixed_accuracy(logits, MixedBatch(None, labels, sources, weights)),
     ]
     moved = [tensor.detach().cuda() for tensor in (logits, labels, sources, weights)]
     torch.cuda.set_sync_debug_mode("error")

@@ -253,10 +253,15 @@ class Batches:
             # From a worker, with a traceback of several pages before its message.
             return LoadingError(said.rpartition("LoadingError: ")[2].strip())
         died = isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", said)
-        if not died:
+        if died:
+            what = f"(pid {died[1]}) {died[2].strip().rstrip('.')}"
+        elif self.config.workers and isinstance(error, ConnectionError | EOFError):
+            # A worker that dies while it hands a batch over is missed by the pipe first, and by the loader later.
+            what = f"ended while it handed a batch over ({type(error).__name__})"
+        else:
             return error
         return LoadingError(
-            f"a process that reads samples (pid {died[1]}) {died[2].strip().rstrip('.')}, often for want of memory; "
+            f"a process that reads samples {what}, often for want of memory; "
             f"the same command continues from the last checkpoint (workers={self.config.workers} now, fewer if need be)"
         )
 

@@ -113,12 +113,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DamagedFile: the file is cut, too large or something else; names it and the way out.
+        DamagedFile: the file is cut, too large or something else; names it.
     """
     try:
         return read_object(path)
     except DamagedFile as error:
-        raise DamagedFile(f"{path.parent}: {error}; remove the file to go on from the last checkpoint") from error
+        raise DamagedFile(f"{path}: {error}") from error
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -117,11 +117,12 @@ class MixedRegressionLoss(nn.Module):
 
     def forward(self, predictions: Tensor, mixed: MixedBatch) -> Tensor:
         """Loss of ``predictions`` (B,) or (B, D) against the labels of ``mixed``."""
+        labels = labels_of(type(self).__name__, mixed)
         refuse_uniform(type(self).__name__, mixed)
         return mixed_regression_loss(
             self.error,
             predictions,
-            labels_of(type(self).__name__, mixed),
+            labels,
             mixed.sources,
             mixed.weights,
             against=self.against,

@@ -28,7 +28,7 @@ from mixaug.engine.batches import EpochBatches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World, explained
 from mixaug.engine.errors import ConfigError, ProcessLost
-from mixaug.engine.evaluate import evaluate_checkpoint
+from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.losses import MixedCrossEntropy
 
 TINY = ("batch_size=10", "epochs=2", "threads=1", "device=cpu", "progress=false")

@@ -42,6 +42,11 @@ class Given(nn.Module):
         return self.outputs[self.calls - 1]
 
 
+def compared(*rows):
+    """Comparisons whose values are tensors without gradients: (what, got, expected, tolerance)."""
+    return [(what, got.detach(), torch.as_tensor(expected), tolerance) for what, got, expected, tolerance in rows]
+
+
 def pair(a, lam, label_a, label_b):
     """Samples i of classes a[i] and b[i] with shares lam and 1 - lam."""
     first, second = torch.as_tensor(a[label_a]), torch.as_tensor(a[label_b])
@@ -68,7 +73,7 @@ def decoupled(a, stem):
             (f"loss[{i}]", loss.detach(), a["loss"][i], 1e-5),
             (f"grad[{i}]", logits.grad, a["grad_logits"][i], 1e-5),
         ]
-    return found
+    return compared(*found)
 
 
 @adapter("regmixup")
@@ -78,12 +83,12 @@ def regmixup(a, stem):
     step = mixaug.MixStep(model, Recorded([(a["index"], a["lam"])]), RegMixup(reference=True))
     loss, terms = step(torch.tensor(a["x"]), torch.tensor(a["y"]))
     loss.backward()
-    return [
+    return compared(
         ("loss", loss.detach(), a["loss"], 1e-6),
         ("ce_clean", 2 * terms["clean"], a["ce_clean"], 1e-6),
         ("ce_mixed", 2 * terms["mixed"], a["ce_mixed"], 1e-6),
         ("grad_weight", model.weight.grad, a["grad_weight"], 1e-6),
-    ]
+    )
 
 
 @adapter("rankmixup")
@@ -98,13 +103,13 @@ def rankmixup(a, stem):
     loss, terms = step(torch.zeros(count, 2), torch.tensor(a["y"]))
     loss.backward()
     rank = a["loss_rank"] if margin else a["loss_ndcg"]
-    return [
+    return compared(
         ("loss", loss.detach(), a["loss"], 1e-5),
         ("loss_ce", terms["clean"], a["loss_ce"], 1e-5),
         ("rank", terms["rank"] / float(a["weight"]), rank, 1e-5),
         ("grad_logits", model.outputs[0].grad, a["grad_logits"], 1e-5),
         ("grad_mixed", model.outputs[1].grad, a["grad_mixed"], 1e-5),
-    ]
+    )
 
 
 @adapter("mixkd")
@@ -115,11 +120,11 @@ def mixkd(a, stem):
     step = mixaug.MixStep(student, mixaug.create("none"), objective, networks=networks)
     loss, terms = step(torch.zeros(len(a["targets"]), 2), torch.tensor(a["targets"]))
     loss.backward()
-    return [
+    return compared(
         ("loss_cls", terms["labels"], a["loss_cls"], 1e-5),
         ("loss_kd", terms["teacher"], a["loss_kd"], 1e-5),
         ("grad_student", student.outputs[0].grad, a["grad_student"], 1e-5),
-    ]
+    )
 
 
 @adapter("objective_mix_heads")
@@ -135,4 +140,4 @@ def objective_mix_heads(a, stem):
             (f"bce[{row}]", binary, a["loss"][row, names.index("bce_neg1")], 1e-5),
             (f"soft[{row}]", F.cross_entropy(logits, mixed.targets(logits.shape[1])), a["loss"][row, 0], 1e-5),
         ]
-    return found
+    return compared(*found)
