@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixaug.checks import check_choice, check_probability
 from mixaug.signals.backbone import bare
 
 __all__ = ["Auxiliary", "Frozen", "Momentum", "Network", "fingerprint"]
@@ -125,11 +126,8 @@ class Momentum(Network):
 
     def __init__(self, momentum: float = 0.999, buffers: str = "copy") -> None:
         super().__init__()
-        if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 <= momentum <= 1:
-            raise ValueError(f"Momentum expects momentum in [0, 1], got {momentum!r}")
-        if buffers not in ("copy", "keep"):
-            raise ValueError(f"Momentum expects buffers 'copy' or 'keep', got {buffers!r}")
-        self.momentum = float(momentum)
+        self.momentum = check_probability("Momentum", "momentum", momentum)
+        check_choice("Momentum", "buffers", buffers, ("copy", "keep"))
         self.buffers_rule = buffers
         self.copied: nn.Module | None = None
 

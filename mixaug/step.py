@@ -102,9 +102,9 @@ class MixStep(nn.Module):
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
         objective = as_objective(self.objective)
         passes = Passes(self, batch, generator, objective.wants, self.keys)
-        found = objective(passes)
-        terms = {**(found if isinstance(found, Mapping) else {}), **passes.terms}
-        loss: Tensor = functools.reduce(operator.add, found.values()) if isinstance(found, Mapping) else found
+        value = objective(passes)
+        terms = {**(value if isinstance(value, Mapping) else {}), **passes.terms}
+        loss: Tensor = functools.reduce(operator.add, value.values()) if isinstance(value, Mapping) else value
         for term in passes.terms.values():
             loss = loss + term
         logs = {"loss": loss.detach(), **_scores(passes.shown, getattr(self.objective, "task", None))}

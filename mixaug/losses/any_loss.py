@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_mixing, check_options, check_per_sample, labels_of, refuse_uniform
+from mixaug.losses.checks import check_mixing, check_options, check_per_sample, labels_of, reduced, refuse_uniform
 
 
 def mixed_loss(
@@ -54,11 +54,7 @@ def mixed_loss(
         share = weight.to(torch.promote_types(value.dtype, torch.float32)) * value
         total = share if total is None else total + share
     assert total is not None  # check_mixing requires M >= 1
-    if importance is not None:
-        total = total * importance.to(total.dtype)
-    if reduction == "mean":
-        return total.mean()
-    return total.sum() if reduction == "sum" else total
+    return reduced(total, importance, reduction)
 
 
 class MixedLoss(nn.Module):

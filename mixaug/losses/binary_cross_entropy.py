@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, check_per_sample, compute_dtype, labels_of, mix_rows
+from mixaug.losses.checks import (
+    check_inputs,
+    check_options,
+    check_per_sample,
+    compute_dtype,
+    labels_of,
+    mix_rows,
+    reduced,
+)
 
 
 def mixed_binary_cross_entropy(
@@ -121,11 +129,7 @@ def mixed_binary_cross_entropy(
 
     if not sum_classes:
         loss = loss / classes
-    if importance is not None:
-        loss = loss * importance.to(loss.dtype)
-    if reduction == "mean":
-        return loss.mean()
-    return loss.sum() if reduction == "sum" else loss
+    return reduced(loss, importance, reduction)
 
 
 class MixedBinaryCrossEntropy(nn.Module):

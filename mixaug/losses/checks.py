@@ -17,6 +17,15 @@ def mix_rows(rows: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
     return F.embedding_bag(sources, rows, mode="sum", per_sample_weights=weights)
 
 
+def reduced(losses: Tensor, importance: Tensor | None, reduction: str, count: Tensor | int | None = None) -> Tensor:
+    """Losses (B,) times each sample's importance; reduction "mean" divides by ``count``, without one by B."""
+    if importance is not None:
+        losses = losses * importance.to(losses.dtype)
+    if reduction == "mean":
+        return losses.mean() if count is None else losses.sum() / count
+    return losses.sum() if reduction == "sum" else losses
+
+
 def compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, check_per_sample, compute_dtype, labels_of, mix_rows
+from mixaug.losses.checks import (
+    check_inputs,
+    check_options,
+    check_per_sample,
+    compute_dtype,
+    labels_of,
+    mix_rows,
+    reduced,
+)
 
 
 def mixed_cross_entropy(
@@ -112,12 +120,7 @@ def mixed_cross_entropy(
             own = (1 - label_smoothing) * own + label_smoothing * weights.sum(1) * smooth
         if uniform is not None:
             own = own + uniform.to(dtype) * even
-    if importance is not None:
-        own = own * importance.to(dtype)
-
-    if reduction == "mean":
-        return own.sum() / count
-    return own.sum() if reduction == "sum" else own
+    return reduced(own, importance, reduction, count)
 
 
 class MixedCrossEntropy(nn.Module):

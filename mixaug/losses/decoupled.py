@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of
+from mixaug.checks import check_choice, check_not_negative, check_positive_share
+from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, reduced
 from mixaug.losses.cross_entropy import mixed_cross_entropy
 
 #: Choice of the mixed classes that are decoupled: all, the one of less share, or the one of more.
@@ -104,14 +105,11 @@ class DecoupledCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         check_options("DecoupledCrossEntropy", label_smoothing, reduction)
-        if not eta >= 0 or not power >= 0 or not 0 < threshold <= 1:
-            raise ValueError(
-                "DecoupledCrossEntropy expects eta >= 0, power >= 0 and threshold in (0, 1], got "
-                f"eta={eta!r}, power={power!r}, threshold={threshold!r}"
-            )
-        if side not in get_args(Side):
-            raise ValueError(f"DecoupledCrossEntropy expects side in {list(get_args(Side))}, got {side!r}")
-        self.eta, self.power, self.threshold = float(eta), float(power), float(threshold)
+        name = "DecoupledCrossEntropy"
+        check_choice(name, "side", side, get_args(Side))
+        self.eta = check_not_negative(name, "eta", eta)
+        self.power = check_not_negative(name, "power", power)
+        self.threshold = check_positive_share(name, "threshold", threshold)
         self.side: Side = side
         self.label_smoothing = label_smoothing
         self.reduction = reduction
@@ -148,11 +146,7 @@ class DecoupledCrossEntropy(nn.Module):
             power=self.power,
             threshold=self.threshold,
         )
-        if mixed.importance is not None:
-            loss = loss * mixed.importance.to(loss.dtype)
-        if self.reduction == "mean":
-            return loss.mean()
-        return loss.sum() if self.reduction == "sum" else loss
+        return reduced(loss, mixed.importance, self.reduction)
 
     def extra_repr(self) -> str:
         return f"eta={self.eta:g}, side={self.side!r}, power={self.power:g}, threshold={self.threshold:g}"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixaug.checks import check_not_negative
 from mixaug.losses import MixedCrossEntropy
 from mixaug.passes import Objective, Passes, Wants
 
@@ -49,9 +50,8 @@ class MixKD(Objective):
 
     def __init__(self, gamma: float = 0.1, alpha: float = 0.9, label_smoothing: float = 0.0) -> None:
         super().__init__(MixedCrossEntropy(label_smoothing))
-        if not 0 <= gamma < float("inf") or not 0 <= alpha < float("inf"):
-            raise ValueError(f"MixKD expects gamma and alpha that are not negative, got {gamma!r} and {alpha!r}")
-        self.gamma, self.alpha = float(gamma), float(alpha)
+        self.gamma = check_not_negative("MixKD", "gamma", gamma)
+        self.alpha = check_not_negative("MixKD", "alpha", alpha)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         student = passes.run(passes.mixed)

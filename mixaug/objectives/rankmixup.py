@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_choice, check_flag, check_not_negative, check_whole
 from mixaug.losses import MixedCrossEntropy
 from mixaug.passes import Objective, Passes
 
@@ -80,8 +81,8 @@ def rank_ndcg_loss(logits: Tensor, mixed_logits: Tensor, shares: Tensor) -> Tens
     gains = torch.cat([confidence[None], mixed_confidence.gather(0, order)])
     ideal = torch.cat([torch.ones_like(confidence)[None], ordered])
     discount = 1 / torch.arange(2, len(gains) + 2, device=gains.device, dtype=gains.dtype).log2()
-    found, best = (discount[:, None] * gains).sum(0), (discount[:, None] * ideal).sum(0)
-    return (1 - torch.minimum(found / best, best / found)).mean()
+    gain, best = (discount[:, None] * gains).sum(0), (discount[:, None] * ideal).sum(0)
+    return (1 - torch.minimum(gain / best, best / gain)).mean()
 
 
 class RankMixup(Objective):
@@ -91,7 +92,7 @@ class RankMixup(Objective):
         form: ``"ndcg"`` or ``"margin"``, see the module.
         draws: mixtures of each sample, at least 1; 3 in the paper for ``"ndcg"``. ``"margin"`` takes one.
         weight: of the ranking loss, not negative; 0.1 in the authors' code.
-        margin: of ``"margin"``: 2 on CIFAR, 1 on Tiny ImageNet.
+        margin: of ``"margin"``, not negative: 2 on CIFAR, 1 on Tiny ImageNet.
         label_smoothing: of the cross-entropy, in [0, 1].
         reference: see the module.
 
@@ -109,16 +110,13 @@ class RankMixup(Objective):
         reference: bool = False,
     ) -> None:
         super().__init__(MixedCrossEntropy(label_smoothing))
-        if form not in get_args(Form):
-            raise ValueError(f"RankMixup expects form in {list(get_args(Form))}, got {form!r}")
-        if isinstance(draws, bool) or not isinstance(draws, int) or not 1 <= draws <= 64:
-            raise ValueError(f"RankMixup expects draws as a whole number in 1 to 64, got {draws!r}")
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"RankMixup expects weight as a number that is not negative, got {weight!r}")
+        check_choice("RankMixup", "form", form, get_args(Form))
+        draws = check_whole("RankMixup", "draws", draws, most=64)
         self.form: Form = form
         self.draws = draws if form == "ndcg" else 1
-        self.weight, self.margin = float(weight), float(margin)
-        self.reference = bool(reference)
+        self.weight = check_not_negative("RankMixup", "weight", weight)
+        self.margin = check_not_negative("RankMixup", "margin", margin)
+        self.reference = check_flag("RankMixup", "reference", reference)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         clean = passes.run(passes.clean)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_flag, check_not_negative
 from mixaug.passes import Objective, Passes
 
 
@@ -28,7 +29,7 @@ class RegMixup(Objective):
         reference: half of the sum, as the authors' code.
 
     Raises:
-        ValueError: eta below 0.
+        ValueError: an option out of range.
     """
 
     def __init__(
@@ -38,11 +39,9 @@ class RegMixup(Objective):
         reference: bool = False,
     ) -> None:
         super().__init__(loss)
-        if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta < float("inf"):
-            raise ValueError(f"RegMixup expects eta as a number that is not negative, got {eta!r}")
-        self.eta = float(eta)
+        self.eta = check_not_negative("RegMixup", "eta", eta)
         self.task = getattr(self.loss, "task", None)
-        self.scale = 0.5 if reference else 1.0
+        self.scale = 0.5 if check_flag("RegMixup", "reference", reference) else 1.0
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         clean, mixed = passes.run(passes.clean, passes.mixed, joined=True)

@@ -106,11 +106,11 @@ def comixup_shares(
         valid = torch.ones(parts, dtype=torch.bool, device=cost.device)
     # Unrolled into a graph, the sweeps over all outputs would take a compiler minutes: one operator stands for them.
     solve = torch.ops.mixaug.comixup_shares if torch.compiler.is_compiling() else _sweeps
-    found: Tensor = solve(cost, compatibility, start, valid, beta, gamma, threshold, iterations, soft_penalty)
-    return found
+    with torch.no_grad():
+        shares: Tensor = solve(cost, compatibility, start, valid, beta, gamma, threshold, iterations, soft_penalty)
+    return shares
 
 
-@torch.no_grad()
 def _sweeps(
     cost: Tensor,
     compatibility: Tensor,
@@ -176,19 +176,7 @@ def _sweeps(
     return shares
 
 
-@torch.library.custom_op("mixaug::comixup_shares", mutates_args=())
-def _as_operator(
-    cost: Tensor,
-    compatibility: Tensor,
-    start: Tensor,
-    valid: Tensor,
-    beta: float,
-    gamma: float,
-    threshold: float,
-    iterations: int,
-    soft_penalty: bool,
-) -> Tensor:
-    return _sweeps(cost, compatibility, start, valid, beta, gamma, threshold, iterations, soft_penalty)
+_as_operator = torch.library.custom_op("mixaug::comixup_shares", _sweeps, mutates_args=())
 
 
 @_as_operator.register_fake

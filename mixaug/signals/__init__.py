@@ -9,11 +9,11 @@ import warnings
 from typing import Any
 
 from mixaug.signals.backbone import is_compiled
-from mixaug.signals.given import Mode, Signals, as_grid
 from mixaug.signals.gradients import early_backward, half_scale
 from mixaug.signals.mixed import MixedSignals
 from mixaug.signals.model import CleanSignals, Loss, ModelSignals, clean_cross_entropy, model_of, resolve
 from mixaug.signals.recorder import BlockAttention, Recorder
+from mixaug.signals.tensors import Mode, Signals, as_grid
 
 __all__ = [
     "BlockAttention",

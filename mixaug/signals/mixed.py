@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from mixaug.ops.nested import map_tensors
-from mixaug.signals.given import Mode, Signals
 from mixaug.signals.model import ModelSignals
 from mixaug.signals.recorder import BlockAttention, Recorder
+from mixaug.signals.tensors import Mode, Signals
 
 
 class MixedSignals(Signals):

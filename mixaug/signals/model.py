@@ -16,10 +16,10 @@ from mixaug.ops.layout import single_precision
 from mixaug.ops.precision import callers_precision
 from mixaug.signals import backbone
 from mixaug.signals.backbone import ModelParts, is_compiled
-from mixaug.signals.given import Mode, Signals
 from mixaug.signals.gradients import KnownGradient, half_scale
 from mixaug.signals.hooks import hooked
 from mixaug.signals.recorder import Recorder
+from mixaug.signals.tensors import Mode, Signals
 
 Loss = Callable[[Any, Tensor], Tensor]
 
