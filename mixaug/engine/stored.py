@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,28 @@ from mixaug.engine.tasks import task_of
 from mixaug.networks import Frozen
 
 
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=4)
+
+
 def evaluate_checkpoint(
-    path: Path | str, weights: str = "auto", device: str = "auto", allow_targets: Collection[str] = ()
+    path: Path | str,
+    weights: str = "auto",
+    device: str = "auto",
+    allow_targets: Collection[str] = (),
+    say: Callable[[str], None] = _warn,
 ) -> dict[str, float | None]:
     """Score a checkpoint on the test set of the run that wrote it.
 
     The folder may come from anybody: its config builds what a run of mixaug is made of and nothing else.
 
     Args:
-        path: a checkpoint file, or a run folder (its ``last.pt`` is taken).
+        path: a checkpoint file, or a run folder for its newest checkpoint that can be read.
         weights: "model", "ema", or "auto": the averaged weights where the run kept them.
         device: "auto", "cpu", "cuda".
         allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyModel"``.
+        say: called with a line when the newest checkpoint of a folder is damaged and an older one is taken instead. By
+            default a RuntimeWarning.
 
     Returns:
         Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
@@ -40,25 +51,28 @@ def evaluate_checkpoint(
 
     Raises:
         FileNotFoundError: no checkpoint or no ``config.yaml`` beside it.
-        CheckpointError: the file is damaged, does not fit the config, or has no averaged weights though they were asked
-            for.
+        CheckpointError: the file, or every one of a folder, is damaged, does not fit the config, or has no averaged
+            weights though they were asked for.
         ConfigError: the config would run code that is not mixaug's own, or cannot work.
         DamagedFile: the config cannot be read.
     """
 
-    model, config, data = open_model(path, weights, allow_targets)
+    model, config, data = open_model(path, weights, allow_targets, say)
     world = start(device)
     model.to(world.device)
     return task_of(data).score(model, Batches(config, data, world), "test", config.precision)
 
 
 def open_model(
-    path: Path | str, weights: str = "auto", allow_targets: Collection[str] = ()
+    path: Path | str,
+    weights: str = "auto",
+    allow_targets: Collection[str] = (),
+    say: Callable[[str], None] = _warn,
 ) -> tuple[nn.Module, DictConfig, Any]:
     """The model of a checkpoint, on the CPU, with the config and the data set of its run.
 
     Args:
-        path, weights, allow_targets: see :func:`evaluate_checkpoint`.
+        path, weights, allow_targets, say: see :func:`evaluate_checkpoint`.
 
     Raises:
         FileNotFoundError, CheckpointError, ConfigError, DamagedFile: see :func:`evaluate_checkpoint`.
@@ -66,20 +80,22 @@ def open_model(
     if weights not in ("auto", "model", "ema"):
         raise ValueError(f"weights must be auto, model or ema, got {weights!r}")
     path = Path(path)
-    if path.is_dir():
-        path = path / checkpoint.LAST
-    config = open_config(path.parent, allow_targets)
-    state = checkpoint.load(path)
+    whole_run = path.is_dir()
+    name = f"the checkpoint in {path}" if whole_run else f"checkpoint {path}"
+    config = open_config(path if whole_run else path.parent, allow_targets)
+    state = checkpoint.load_latest(path, say) if whole_run else checkpoint.load(path)
+    if state is None:
+        raise FileNotFoundError(f"{path} has no checkpoint yet: a run writes its first one at the end of an epoch")
     if weights == "auto":
         weights = "model" if state.get("ema") is None else "ema"
     if state.get(weights) is None:
-        raise CheckpointError(f"checkpoint {path} has no averaged weights: the run kept none (ema.decay is null)")
+        raise CheckpointError(f"{name} has no averaged weights: the run kept none (ema.decay is null)")
     data = load_data(config)
     model = build_model(config, data)
     try:
         model.load_state_dict(state[weights])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path} does not fit the model of its config: {error}") from error
+        raise CheckpointError(f"{name} does not fit the model of its config: {error}") from error
     return model, config, data
 
 

@@ -98,3 +98,31 @@ def test_the_tool_scores_a_run_as_the_run_did(tiny: Callable[..., DictConfig], r
         evaluate_checkpoint(folder, weights="ema", device="cpu")
     with pytest.raises(ValueError, match="weights must be"):
         evaluate_checkpoint(folder, weights="best", device="cpu")
+
+
+def test_a_damaged_newest_checkpoint_of_a_folder_gives_way_to_the_one_before(
+    tiny: Callable[..., DictConfig], root: Path
+) -> None:
+    config = tiny("epochs=2")
+    train(config)
+    folder = run.run_folder(config)
+    newest = folder / "last.pt"
+    before, whole = (evaluate_checkpoint(folder / name, device="cpu") for name in ("previous.pt", "last.pt"))
+    assert before != whole
+    changed = bytearray(newest.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    newest.write_bytes(changed)
+    with pytest.warns(RuntimeWarning, match=r"last\.pt cannot be read.*falling back to .*previous\.pt"):
+        assert evaluate_checkpoint(folder, device="cpu") == before
+    shown = run_script(root / "tools" / "evaluate.py", str(folder), "--device", "cpu")
+    assert json.loads(shown.stdout) == before
+    assert "falling back to" in shown.stderr
+    # Whoever names the file means that file.
+    with pytest.raises(CheckpointError, match="SHA-256 does not hold"):
+        evaluate_checkpoint(newest, device="cpu")
+    (folder / "previous.pt").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        evaluate_checkpoint(folder, device="cpu")
+    newest.unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        evaluate_checkpoint(folder, device="cpu")
