@@ -274,13 +274,8 @@ class Passes:
         return (mixed or of_model)[0].outcome if of_model else None
 
     def _draw(self) -> MixedBatch:
-        batch = self.batch
-        more: dict[str, Any] = {} if batch.rows is None else {"rows": batch.rows}
-        if self.keys is not None:
-            more["keys"] = self.keys
-        mixed: MixedBatch = self.step.policy(
-            batch.inputs, batch.labels, signals=self.signals, generator=self.generator, **more
-        )
+        more: dict[str, Any] = {} if self.keys is None else {"keys": self.keys}
+        mixed: MixedBatch = self.step.policy(self.batch, signals=self.signals, generator=self.generator, **more)
         return mixed
 
     def _is_drawn(self, batch: MixedBatch) -> bool:
@@ -461,4 +456,7 @@ def _called(module: nn.Module, inputs: Any, contexts: list[Any]) -> Any:
 
 
 def _plan_of(batch: MixedBatch) -> Plan:
-    return Unmixed.of(len(batch), batch.sources.device) if batch.plan is None else batch.plan
+    # A plan that does not act inside the model has no part in the pass.
+    if batch.plan is None or not batch.plan.stages:
+        return Unmixed.of(len(batch), batch.sources.device)
+    return batch.plan

@@ -375,8 +375,8 @@ class JoinedPlan(Plan):
         for plan in plans:
             if plan.rows != plan.sources.shape[0]:
                 raise ValueError(
-                    "a batch that hands its partners on into the model (Pooled around a policy that mixes inside) "
-                    "cannot share a pass with another batch: run each alone, joined=False"
+                    "a batch that hands partners from outside on into the model, where they are mixed, cannot share a "
+                    "pass with another batch: run each alone, joined=False"
                 )
         starts = [sum(plan.rows for plan in plans[:index]) for index in range(len(plans))]
         return cls(

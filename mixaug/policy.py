@@ -12,19 +12,23 @@ from torch import Generator, Tensor, nn
 
 from mixaug import labeling as labelings
 from mixaug import pairing as pairings
+from mixaug import partners as sources_of_partners
 from mixaug import ratio as ratios
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_generator, check_images, check_labels, check_out, check_per, check_probability
+from mixaug.checks import check_images, check_labels, check_out, check_per, check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.options import Offering, options_of, shared_defaults_of
 from mixaug.pairing import Pairing
+from mixaug.partners import PartnerSource, PartnersPlan
+from mixaug.partners.joining import check_one_new_tensor, with_partners
+from mixaug.partners.taking import TakesPartners
 from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
-from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled, resolve
+from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled
 from mixaug.signals.hooks import hooked
 
 if TYPE_CHECKING:
@@ -45,9 +49,10 @@ class SharedOptions(TypedDict, total=False):
     pairing: str | Pairing | None
     labeling: str | Labeling
     per: Per
+    partners: str | PartnerSource | None
 
 
-class Policy(Offering, nn.Module):
+class Policy(TakesPartners, Offering, nn.Module):
     """Draws a plan for a batch (all randomness) and applies it (none).
 
     A subclass implements :meth:`sample`. It acts whenever it is called, in ``train()`` and ``eval()``
@@ -63,10 +68,11 @@ class Policy(Offering, nn.Module):
             others of :mod:`mixaug.labeling` (through :class:`mixaug.MixStep`), a Labeling.
         per: ``"sample"`` draws for each sample, ``"batch"`` once for all, ``"pair"`` once for two samples
             that mix with each other.
+        partners: where partners come from: None for the batch, a source of :mod:`mixaug.partners`, or its name.
 
     Raises:
         ValueError: an option out of range or an unknown name.
-        TypeError: an option that the policy does not offer, an object that is no Ratio, Pairing or Labeling.
+        TypeError: an option that the policy does not offer, an object that is no Ratio, Pairing, Labeling or source.
     """
 
     #: Signals that the policy asks of the model: "saliency", "cam", "attention", "features", "outputs" of the unmixed
@@ -79,7 +85,13 @@ class Policy(Offering, nn.Module):
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
 
     #: Defaults of its bases that a class changes, by the names of :class:`SharedOptions`.
-    shared_defaults: ClassVar[SharedOptions] = {"ratio": "beta", "pairing": None, "labeling": "area", "per": "sample"}
+    shared_defaults: ClassVar[SharedOptions] = {
+        "ratio": "beta",
+        "pairing": None,
+        "labeling": "area",
+        "per": "sample",
+        "partners": None,
+    }
     #: Options of its bases that a class does not offer because they would have no effect.
     not_offered: ClassVar[tuple[str, ...]] = ()
 
@@ -100,6 +112,9 @@ class Policy(Offering, nn.Module):
                 f"{type(self).__name__} reads {sorted(self.reads)} of the mixed pass, but its needs are empty: name "
                 "there everything it asks of the model"
             )
+        self.partners: PartnerSource | None = sources_of_partners.make(options["partners"], what)
+        if self.partners is not None:
+            self.bind_partners(self.pairing)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         """Draw everything but the partners. The one method that a new policy has to write.
@@ -116,30 +131,15 @@ class Policy(Offering, nn.Module):
 
     def draw(
         self,
-        images: Tensor,
+        images: Tensor | Batch,
         labels: Tensor | None = None,
         *,
         signals: Any = None,
         generator: Generator | None = None,
+        rows: Tensor | None = None,
     ) -> Plan:
-        """Draw a plan for these images.
-
-        Args:
-            images: (B, C, *size), floating point or uint8.
-            labels: (B,) class ids, (B, K) or (B,) float targets, or None.
-            signals: for policies with :attr:`needs`: the model, :class:`mixaug.ModelSignals` or
-                :class:`mixaug.Signals`.
-            generator: on the images' device; None takes torch's default one.
-
-        Raises:
-            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
-            TypeError: a dtype that cannot be mixed.
-        """
-        batch = Batch(images, labels, resolve(type(self).__name__, signals, images, labels, self.needs))
-        self.check(batch)
-        check_generator(type(self).__name__, generator, images.device)
-        with full_precision(images.device):
-            return self.plan(batch, generator)
+        """Draw a plan for these images; arguments and errors as of :meth:`forward`."""
+        return self.drawn(_batch(self, images, labels, rows), signals, generator).replayable(self.partners)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
@@ -174,6 +174,8 @@ class Policy(Offering, nn.Module):
             if isinstance(images, Tensor) or not callable(images):
                 raise TypeError(f"{type(self).__name__}.apply expects (images, plan); draw a plan first")
             return super().apply(images)
+        if isinstance(plan, PartnersPlan):
+            images = with_partners(type(self).__name__, self.partners, images, plan, inplace or out is not None)
         check_out(type(self).__name__, images, out, inplace)
         with full_precision(images.device):
             return plan.mix(images, out=out, inplace=inplace)
@@ -188,11 +190,13 @@ class Policy(Offering, nn.Module):
         keys: Sequence[Hashable] | None = None,
         inplace: bool = False,
         out: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> MixedBatch:
         """Draw and mix.
 
         Args:
-            images: (B, C, *size) floating point or uint8, or a dict, list or tuple that holds such tensors.
+            images: (B, C, *size) floating point or uint8, or a dict, list or tuple that holds such tensors; or a whole
+                :class:`mixaug.Batch`, with what partners, pairings and labelings want beside the images.
             labels: (B,) class ids, (B, K) or (B,) float targets, or None.
             signals: for policies with :attr:`needs`: the model, :class:`mixaug.ModelSignals` or
                 :class:`mixaug.Signals`.
@@ -202,29 +206,37 @@ class Policy(Offering, nn.Module):
                 through untouched.
             inplace: overwrite the images.
             out: tensor like the images that receives the result; must not overlap them.
+            rows: (B,) int64 rows of the training set that the samples are, for a policy that ``needs_rows``.
 
         Raises:
-            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
+            ValueError: wrong shape, an empty batch, labels of another length, a missing signal, partners that the
+                batch does not bring.
             TypeError: a dtype that cannot be mixed.
         """
-        if isinstance(images, Tensor):
+        what = type(self).__name__
+        batch = _batch(self, images, labels, rows)
+        if isinstance(batch.inputs, Tensor):
             if keys is not None:
                 raise ValueError(f"keys={list(keys)} names entries of a dict or tuple, but images is a tensor")
-            plan = self.draw(images, labels, signals=signals, generator=generator)
-            mixed: Any = self.apply(images, plan, inplace=inplace, out=out)
+            container, tensors = None, {0: batch.inputs}
         else:
-            tensors = entries(type(self).__name__, images, keys)
+            container, tensors = batch.inputs, entries(what, batch.inputs, keys)
             if out is not None:
                 raise ValueError("out= takes a single tensor of images, not a dict or tuple")
-            primary = next(iter(tensors.values()))
-            plan = self.draw(primary, labels, signals=signals, generator=generator)
-            _check_same_batch(type(self).__name__, tensors, primary, plan)
-            done = {key: self.apply(tensor, plan, inplace=inplace) for key, tensor in tensors.items()}
-            mixed = replaced(images, done)
-        weights = plan.weights
-        if weights is None:
-            raise ValueError(f"{type(self).__name__} drew a plan without weights")
-        return MixedBatch(inputs=mixed, labels=labels, sources=plan.sources, weights=weights, plan=plan)
+        primary = next(iter(tensors.values()))
+        if self.partners is not None:
+            check_one_new_tensor(what, tensors, inplace or out is not None)
+        batch = dataclasses.replace(batch, inputs=primary)
+        drawn = self.drawn(batch, signals, generator)
+        if drawn.further is None:
+            _check_same_batch(what, tensors, primary, drawn.plan)
+            done = {key: self.apply(one, drawn.plan, inplace=inplace, out=out) for key, one in tensors.items()}
+        else:
+            done = {key: self.apply(drawn.batch.inputs, drawn.plan) for key in tensors}
+        mixed = drawn.labelled(what, self.partners, batch, next(iter(done.values())))
+        if self.partners is not None:
+            self.partners.remember(batch, mixed)
+        return mixed if container is None else dataclasses.replace(mixed, inputs=replaced(container, done))
 
     def check(self, batch: Batch) -> None:
         """Raise a clear error for a batch that this policy cannot mix."""
@@ -242,16 +254,19 @@ class Policy(Offering, nn.Module):
                 f"{what} pairs by labels: pass labels with the images, or choose another pairing such as "
                 'pairing="permutation"'
             )
+        for name in getattr(self.pairing, "metadata", ()):
+            if name not in batch.metadata:
+                raise ValueError(
+                    f"{what} pairs by {name!r}, the batch has metadata {sorted(batch.metadata)}: pass "
+                    f"Batch(images, labels, metadata={{{name!r}: ...}})"
+                )
+        if self.partners is not None:
+            self.partners.check(what, batch)
 
     @property
     def members(self) -> tuple[Policy, ...]:
         """The policies that this one is made of; none for most policies."""
         return ()
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
-        return bool(getattr(self.pairing, "needs_labels", False))
 
     def attach(self, model: nn.Module | ModelSignals) -> None:
         """Show the policy, and those inside it, the model that it will train with, before an optimizer is made."""
@@ -354,11 +369,6 @@ class Policy(Offering, nn.Module):
     def on_prepare(self, preparation: Preparation) -> None:
         """Hook for policies that learn from the training data beforehand. Does nothing by default."""
 
-    @property
-    def needs_rows(self) -> bool:
-        """Whether ``forward`` has to be told which rows of a training set the samples are (:class:`mixaug.Pooled`)."""
-        return False
-
     def set_progress(self, fraction: float) -> None:
         """Tell the policy, and those inside it, how much of training is done: 0 at the start, 1 at the end."""
         fraction = check_probability("set_progress", "fraction", fraction)
@@ -396,6 +406,16 @@ class Policy(Offering, nn.Module):
 def no_change(parameters: Iterable[Tensor]) -> Tensor:
     """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
+
+
+def _batch(policy: Policy, images: Any, labels: Tensor | None, rows: Tensor | None) -> Batch:
+    if not isinstance(images, Batch):
+        return Batch(images, labels, rows=rows)
+    if labels is not None or rows is not None:
+        raise ValueError(
+            f"{type(policy).__name__} got a Batch, which holds labels and rows, and labels or rows beside it"
+        )
+    return images
 
 
 def _inside(module: nn.Module) -> Iterator[Policy]:

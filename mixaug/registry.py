@@ -196,7 +196,7 @@ def describe(name: str) -> PolicyInfo:
     paper    mixup: Beyond Empirical Risk Minimization, ICLR 2018
     arXiv    https://arxiv.org/abs/1710.09412
     needs    nothing of the model
-    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample'
+    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
     import   from mixaug.policies.mixup import Mixup
     """
     if name not in _registered:

@@ -194,7 +194,7 @@ def test_the_smallest_and_largest_alpha_draw_shares(alpha, dtype, monkeypatch):
     assert (lam.sub(0.5).abs() > 0.49).all() if alpha < 1 else torch.allclose(lam, torch.full_like(lam, 0.5))
 
 
-SHARED = {"alpha": 1.0, "ratio": "beta", "pairing": None, "labeling": "area", "per": "sample"}
+SHARED = {"alpha": 1.0, "ratio": "beta", "pairing": None, "labeling": "area", "per": "sample", "partners": None}
 
 
 class TestSharedOptions:
@@ -203,7 +203,7 @@ class TestSharedOptions:
         assert options_of(SnapMix) == {**SHARED, "alpha": 5.0, "mode": "train", "labeling": None, "per": "batch"}
         assert options_of(ResizeMix).keys() == {"rule", "scope", "interpolation", *SHARED} - {"ratio"}
         assert options_of(AutoMix).items() >= {"alpha": 2.0, "labeling": "ratio", "per": "batch"}.items()
-        assert options_of(OneOf).keys() == {"policies", "probabilities", "pairing", "per"}
+        assert options_of(OneOf).keys() == {"policies", "probabilities", "pairing", "per", "partners"}
         assert options_of(Sometimes).keys() == {"policy", "probability", "until", "per"}
 
     @pytest.mark.parametrize(("target", "options", "message"), [
@@ -253,7 +253,7 @@ class TestSharedOptions:
                 super().__init__()
                 self.anything = anything
 
-        assert options_of(Child) == {"ratio": 0.5, "width": 3, "labeling": "ratio", "per": "pair"}
+        assert options_of(Child) == {"ratio": 0.5, "width": 3, "labeling": "ratio", "per": "pair", "partners": None}
         assert (Child().per, type(Child().labeling).__name__) == ("pair", "Drawn")
         with pytest.raises(TypeError, match=r"Child has no option 'alpha'; its options are \['ratio', 'width', 'lab"):
             Child(alpha=1.0)

@@ -385,9 +385,11 @@ def test_sometimes_keeps_its_policys_pairing():
 
 
 def test_members_must_agree_on_the_partners():
-    with pytest.raises(ValueError, match=r"theirs differ: LabelKernel\(auto, .*, Permutation\. Give OneOf one for all"):
+    with pytest.raises(
+        ValueError, match=r"pairings differ: LabelKernel\(auto, .*, Permutation\. Give OneOf one for all"
+    ):
         Pooled(OneOf(["cmixup", "mixup"]), INPUTS, LABELS)
-    with pytest.raises(ValueError, match=r"theirs differ: LabelKernel\(1 raw, .*LabelKernel\(2 raw, "):
+    with pytest.raises(ValueError, match=r"pairings differ: LabelKernel\(1 raw, .*LabelKernel\(2 raw, "):
         Pooled(OneOf([mixaug.create("cmixup", bandwidth=h) for h in (1.0, 2.0)]), INPUTS, LABELS)
     used, new = (mixaug.create("cmixup", bandwidth=1e9) for _ in range(2))
     with pytest.warns(UserWarning, match="so wide"):
@@ -402,14 +404,14 @@ def test_members_must_agree_on_the_partners():
 
 def test_pooled_is_not_a_member():
     inner = Pooled("mixup", INPUTS, LABELS)
-    for policy in (OneOf([inner]), Sometimes(inner, 1.0), Pooled(inner, INPUTS, LABELS)):
-        with pytest.raises(ValueError, match="put it around OneOf or Sometimes, not inside them"):
-            policy(INPUTS[:B], LABELS[:B], generator=seeded(0))
+    for around in (lambda: OneOf([inner]), lambda: Sometimes(inner, 1.0), lambda: Pooled(inner, INPUTS, LABELS)):
+        with pytest.raises(ValueError, match="got Pooled with partners of its own: give them to"):
+            around()
 
 
 def test_a_choice_per_sample_cannot_mix_inside_the_model():
     policy = Pooled(OneOf([mixaug.create("manifoldmix", stages=["layer1"]), "mixup"], per="sample"), INPUTS, LABELS)
-    with pytest.raises(ValueError, match="cannot hold a choice per sample"):
+    with pytest.raises(ValueError, match="there cannot be a choice per sample"):
         policy(INPUTS[:B], LABELS[:B], signals=Small(), generator=seeded(0))
 
 
@@ -436,12 +438,38 @@ def test_bad_sets_are_refused(call, message):
         call()
 
 
-def test_a_policy_that_asks_the_model_about_images_is_refused():
-    class Guided(mixaug.policies.Mixup):
-        needs = frozenset({"saliency"})
+def test_a_policy_that_asks_the_model_asks_about_the_partners_too():
+    class Told(mixaug.policies.Mixup):
+        """Shows the more salient sample alone."""
 
-    with pytest.raises(ValueError, match=r"partners from outside the batch, but Guided needs \['saliency'\]"):
-        Pooled(Guided(), INPUTS, LABELS)
+        needs = frozenset({"outputs"})
+
+        def sample(self, batch, partner, draws):
+            asked.append(batch.signals.outputs())
+            return super().sample(batch, partner, draws)
+
+    asked, model = [], nn.Linear(5, 3)
+    policy = Pooled(Told(), INPUTS, LABELS)
+    mixed = policy(INPUTS[:B], LABELS[:B], signals=model, generator=seeded(16))
+    torch.testing.assert_close(asked[-1], model(INPUTS[torch.cat([OWN, mixed.plan.pool_rows])]))
+    with pytest.raises(ValueError, match=r"Pooled needs \['outputs'\] of partners from outside the batch too"):
+        policy(INPUTS[:B], LABELS[:B], signals=mixaug.Signals(outputs=torch.zeros(B, 3)))
+    loss, _ = mixaug.MixStep(nn.Linear(5, 1), policy, MixedSquaredError())(INPUTS[:B], LABELS[:B], generator=seeded(17))
+    assert loss.isfinite()
+
+
+def test_policies_that_cannot_take_partners_say_so():
+    labels = torch.arange(N) % 4
+    for name, message in (
+        ("guidedmix", "GuidedMix takes no partners from outside the batch"),
+        ("automix", "AutoMix takes no partners from outside the batch"),
+        ("comixup", "CoMixup takes no partners from outside the batch"),
+        (mixaug.create("puzzlemix", clean_weight=1.0), r"PuzzleMix\(clean_weight=1\) adds the loss of the batch alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Pooled(name, IMAGES, labels)
+        with pytest.raises(ValueError, match=message):
+            Pooled(OneOf(["mixup", name]), IMAGES, labels)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -480,8 +508,9 @@ def test_a_function_of_inputs_that_gives_something_else():
 def test_apply_wants_its_own_plan():
     policy = Pooled("mixup", INPUTS, LABELS)
     plan = policy.draw(INPUTS[:B], LABELS[:B], generator=seeded(16))
-    with pytest.raises(TypeError, match="expects a plan that it drew, got Blend"):
-        policy.apply(INPUTS[:B], mixaug.create("mixup").draw(INPUTS[:B]))
+    torch.testing.assert_close(
+        policy.apply(INPUTS[:B], plan), policy.apply(INPUTS[torch.cat([OWN, plan.pool_rows])], plan)
+    )
     with pytest.raises(ValueError, match="have no meaning"):
         policy.apply(INPUTS[:B], plan, inplace=True)
     with pytest.raises(ValueError, match="generator is on cpu"):
@@ -490,7 +519,7 @@ def test_apply_wants_its_own_plan():
         )
     visited = []
     policy.apply(lambda module: visited.append(type(module).__name__))
-    assert visited == ["Mixup", "Pooled"]
+    assert visited == ["Mixup", "TrainingSet", "Pooled"]
 
 
 def test_rows_that_the_training_set_does_not_have_are_refused():

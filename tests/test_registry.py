@@ -92,7 +92,7 @@ def test_a_printed_description_is_a_card(clean):
         "paper    CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
         "arXiv    https://arxiv.org/abs/1905.04899",
         "needs    nothing of the model",
-        "options  alpha=1.0, minmax=None, ratio='beta', pairing=None, labeling='area', per='sample'",
+        "options  alpha=1.0, minmax=None, ratio='beta', pairing=None, labeling='area', per='sample', partners=None",
         "import   from mixaug.policies.cutmix import CutMix",
     ]
 

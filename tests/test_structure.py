@@ -21,7 +21,7 @@ LAYERS = [
     ["plan"],
     ["signals"],
     ["batch"],
-    ["pairing", "labeling", "losses", "preparation", "regression_metrics"],
+    ["pairing", "partners", "labeling", "losses", "preparation", "regression_metrics"],
     ["policy"],
     ["registry"],
     ["policies"],

@@ -267,7 +267,7 @@ class AdaMixUp(Policy):
 
     needs = frozenset({"pooled"})
     spatial = (2,)
-    not_offered = ("alpha", "ratio", "labeling", "per")
+    not_offered = ("alpha", "ratio", "labeling", "per", "partners")
 
     def __init__(
         self,

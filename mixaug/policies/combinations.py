@@ -13,6 +13,9 @@ from torch import Generator, Tensor, nn
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_numbers, check_positive_share, check_probability, shown
 from mixaug.draws import Draws
+from mixaug.options import options_of
+from mixaug.pairing import Pairing
+from mixaug.partners import PartnerSource
 from mixaug.plan import Plan, Select, Unmixed
 from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import create
@@ -66,6 +69,14 @@ class OneOf(Policy):
         self.shares_partner = shared.get("pairing") is not None or self.per == "pair"
         self.needs = frozenset().union(*(policy.needs for policy in built))
         self.reads = frozenset().union(*(policy.reads for policy in built))
+        for policy in built:
+            if policy.partners is not None:
+                raise ValueError(
+                    f"{type(self).__name__} got {type(policy).__name__} with partners of its own: give them to "
+                    f"{type(self).__name__}"
+                )
+        if self.partners is not None:
+            self.bind_partners(pairing_of(self))
 
     @property
     def members(self) -> tuple[Policy, ...]:
@@ -75,6 +86,11 @@ class OneOf(Policy):
     def needs_labels(self) -> bool:
         members = any(policy.needs_labels for policy in self.members) and not self.shares_partner
         return members or super().needs_labels
+
+    def check_partners(self, source: PartnerSource) -> None:
+        # The policies inside are not there yet while the base is made.
+        for policy in self.members if "policies" in self._modules else ():
+            check_takes_partners(type(self).__name__, policy, source)
 
     def check(self, batch: Batch) -> None:
         for policy in self.members:
@@ -223,6 +239,42 @@ class Sometimes(OneOf):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+
+
+def check_takes_partners(what: str, policy: Policy, source: PartnerSource) -> None:
+    """Raise a ValueError for a policy that cannot be mixed with samples from this source."""
+    if policy.partners is not None:
+        raise ValueError(
+            f"{what} got {type(policy).__name__} with partners of its own: give them to {what}, or to what stands "
+            "around it"
+        )
+    # One without partners that asks nothing of the model leaves the samples as they are.
+    if "partners" not in options_of(type(policy)) and (policy.has_partners or policy.needs):
+        raise ValueError(f"{what}: {type(policy).__name__} takes no partners from outside the batch")
+    policy.check_partners(source)
+
+
+def pairing_of(policy: Policy) -> Pairing:
+    """The pairing that draws a policy's partners; of several policies to choose from, the one that they share.
+
+    Raises:
+        ValueError: they do not share one.
+    """
+    if not policy.members or policy.shares_partner:
+        return policy.pairing
+    found = [pairing_of(member) for member in policy.members if member.has_partners]
+    if any(_described(other) != _described(found[0]) for other in found):
+        raise ValueError(
+            "partners from outside the batch are drawn before it is known which of several policies mixes, but their "
+            f"pairings differ: {', '.join(map(_described, found))}. Give OneOf one for all with pairing="
+        )
+    return found[0] if found else policy.pairing
+
+
+def _described(pairing: Pairing) -> str:
+    """A pairing with its options; the name of one that has none."""
+    plain = type(pairing).__repr__ is object.__repr__
+    return type(pairing).__name__ if plain else repr(pairing)
 
 
 def _for_whole_batches(policy: Policy) -> ValueError:

@@ -286,7 +286,7 @@ class GuidedMix(SaliencyPolicy):
             of another size than the images.
     """
 
-    not_offered = ("alpha", "ratio", "per")
+    not_offered = ("alpha", "ratio", "per", "partners")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_not_negative
+from mixaug.partners import PartnerSource
 from mixaug.policy import Policy
 from mixaug.signals import MixedSignals
 
@@ -34,6 +35,16 @@ class SaliencyPolicy(Policy):
             ValueError: negative or not finite.
         """
         self.clean_weight = check_not_negative(type(self).__name__, "clean_weight", clean_weight)
+        # The policy is bound to its partners before it knows this option.
+        self.bind_partners(self.pairing)
+
+    def check_partners(self, source: PartnerSource) -> None:
+        super().check_partners(source)
+        if self.clean_weight > 0:
+            raise ValueError(
+                f"{type(self).__name__}(clean_weight={self.clean_weight:g}) adds the loss of the batch alone, but with "
+                "partners from outside the saliency is that of the batch and its partners: set clean_weight=0"
+            )
 
     def saliency_of(self, batch: Batch) -> Tensor:
         """(B, H, W) float32 on the images' device, without gradient; the loss is kept where a model can give it.

@@ -272,7 +272,7 @@ class SMMix(Policy):
     reads = frozenset({"features", "outputs"})
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
-    not_offered = ("alpha", "ratio")
+    not_offered = ("alpha", "ratio", "partners")
 
     def __init__(
         self,

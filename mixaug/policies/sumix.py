@@ -202,7 +202,7 @@ class SUMix(Policy):
     needs = frozenset({"outputs", "pooled"})
     reads = frozenset({"outputs", "pooled"})
     spatial = None
-    not_offered = ("ratio", "labeling")
+    not_offered = ("ratio", "labeling", "partners")
 
     def __init__(
         self,

@@ -100,6 +100,8 @@ class LearnedMixer(Policy):
     spatial = (2,)
 
     shared_defaults: ClassVar[SharedOptions] = {"labeling": "ratio", "per": "batch"}
+    # The block learns from pairs within the batch, whose features the model has just shown.
+    not_offered = ("partners",)
     renamed: ClassVar[Mapping[str, str]] = {"clean_lam": "clean_weight", "lam_margin": "min_lam"}
 
     def __init__(

@@ -1,0 +1,93 @@
+"""`TakesPartners`: the part of a policy that deals with where partners come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Generator, Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_generator
+from mixaug.ops.precision import full_precision
+from mixaug.pairing import Pairing
+from mixaug.partners.base import PartnerSource
+from mixaug.partners.joining import Drawn, askable, draw_with, resolved
+from mixaug.plan import Plan
+
+
+class TakesPartners:
+    """Base of :class:`mixaug.Policy`: draws a plan for a batch together with its partners."""
+
+    needs: frozenset[str]
+    reads: frozenset[str]
+    pairing: Pairing
+    partners: PartnerSource | None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
+        source = self.partners
+        return bool(getattr(self.pairing, "needs_labels", False)) or (source is not None and source.needs_labels)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether ``forward`` has to be told which rows of a training set the samples are."""
+        return self.partners is not None and self.partners.needs_rows
+
+    def check(self, batch: Batch) -> None:
+        """Raise a clear error for a batch that this policy cannot mix."""
+        raise NotImplementedError
+
+    def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
+        """A plan for a checked batch, with given partners where the caller chose them."""
+        raise NotImplementedError
+
+    def check_partners(self, source: PartnerSource) -> None:
+        """Raise a ValueError for a source of partners that the policy, as it was made, cannot take."""
+        what = type(self).__name__
+        asks = sorted((self.needs & {"saliency", "cam"}) | self.reads)
+        if asks and not source.labels_own:
+            raise ValueError(
+                f"{what} asks the model for {asks}, which goes by the label of each sample; partners of "
+                f"{type(source).__name__} have none of their own"
+            )
+
+    def bind_partners(self, pairing: Pairing) -> None:
+        """Tell the source of partners, if there is one, which pairing chooses.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        if self.partners is None:
+            return
+        self.check_partners(self.partners)
+        self.choosing = pairing
+        self.partners.bind(type(self).__name__, pairing)
+
+    def drawn(self, batch: Batch, signals: Any, generator: Generator | None) -> Drawn:
+        """A plan for a batch and its partners, everything checked.
+
+        Args:
+            batch: as it came.
+            signals: as a user passed them; None takes those of the batch.
+            generator: of all draws.
+        """
+        what, source = type(self).__name__, self.partners
+        signals = batch.signals if signals is None else signals
+        if source is not None:
+            signals = askable(what, signals, self.needs)
+        batch = resolved(what, batch, signals, self.needs)
+        self.check(batch)
+        check_generator(what, generator, batch.device)
+        with full_precision(batch.device):
+            if source is None:
+                return Drawn(self.plan(batch, generator), batch)
+            return draw_with(
+                what,
+                source,
+                self.choosing,
+                batch,
+                generator,
+                lambda whole: resolved(what, whole, signals, self.needs),
+                lambda whole, partner: self.plan(whole, generator, partner),
+            )
