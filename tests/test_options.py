@@ -204,7 +204,7 @@ class TestSharedOptions:
         assert options_of(ResizeMix).keys() == {"rule", "scope", "interpolation", *SHARED} - {"ratio"}
         assert options_of(AutoMix).items() >= {"alpha": 2.0, "labeling": "ratio", "per": "batch"}.items()
         assert options_of(OneOf).keys() == {"policies", "probabilities", "pairing", "per", "partners"}
-        assert options_of(Sometimes).keys() == {"policy", "probability", "until", "per"}
+        assert options_of(Sometimes).keys() == {"policy", "probability", "until", "per", "partners"}
 
     @pytest.mark.parametrize(("target", "options", "message"), [
         (ResizeMix, {"ratio": 0.5}, r"ResizeMix has no option 'ratio'; its options are \['alpha', 'rule', 'scope'"),
