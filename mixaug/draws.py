@@ -42,10 +42,16 @@ class Draws:
         self._given: dict[str, Any] = {} if generator is None else {"generator": generator}
         self.per: Per = per
         self.partner: Tensor | None = None
+        self.batch: Any = None
 
-    def pair_with(self, partner: Tensor) -> None:
-        """Make ``partner``, (B,) int64, known; with ``per="pair"`` later draws are shared by each pair."""
-        self.partner = partner
+    def pair_with(self, partner: Tensor, batch: Any = None) -> None:
+        """Make ``partner``, (B,) int64, known; with ``per="pair"`` later draws are shared by each pair.
+
+        Args:
+            partner: row that each sample is mixed with.
+            batch: the :class:`mixaug.Batch`, which a Ratio may look at beside ``partner``.
+        """
+        self.partner, self.batch = partner, batch
 
     def uniform(
         self,

@@ -148,7 +148,7 @@ class Policy(TakesPartners, Offering, nn.Module):
         draws = Draws(len(batch), batch.device, generator, self.per)
         if partner is None:
             partner = self.pairing(batch, draws)
-        draws.pair_with(partner)
+        draws.pair_with(partner, batch)
         plan = self.sample(batch, partner, draws)
         if not isinstance(plan, Plan):
             raise TypeError(f"{type(self).__name__}.sample must return a mixaug.plan.Plan, got {type(plan).__name__}")

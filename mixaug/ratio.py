@@ -16,7 +16,11 @@ from mixaug.ops.layout import wide_dtype
 
 @runtime_checkable
 class Ratio(Protocol):
-    """Draws the own share of every sample: (R,) floats in [0, 1], R as in :class:`mixaug.draws.Draws`."""
+    """Draws the own share of every sample: (R,) floats in [0, 1], R as in :class:`mixaug.draws.Draws`.
+
+    One that goes by the pair finds the batch in ``draws.batch`` and the (B,) rows of the partners in
+    ``draws.partner``, and gives R = B values.
+    """
 
     def __call__(self, draws: Draws) -> Tensor: ...
 

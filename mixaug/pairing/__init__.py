@@ -4,14 +4,18 @@ from mixaug.pairing.base import Pairing, PoolPairing
 from mixaug.pairing.kernel import FittedKernel, LabelKernel, label_kernel
 from mixaug.pairing.named import NAMED, make
 from mixaug.pairing.nearest import FittedNearest, Local, Nearest, limited_choice, nearest_rows
+from mixaug.pairing.selective import ClassPairs, FittedClassPairs, FittedSelective, Selective, WithinGroup
 from mixaug.pairing.within_batch import AnyRow, Derangement, Permutation, RandomPairs, Reversed, Shift
 
 __all__ = [
     "NAMED",
     "AnyRow",
+    "ClassPairs",
     "Derangement",
+    "FittedClassPairs",
     "FittedKernel",
     "FittedNearest",
+    "FittedSelective",
     "LabelKernel",
     "Local",
     "Nearest",
@@ -20,7 +24,9 @@ __all__ = [
     "PoolPairing",
     "RandomPairs",
     "Reversed",
+    "Selective",
     "Shift",
+    "WithinGroup",
     "label_kernel",
     "limited_choice",
     "make",

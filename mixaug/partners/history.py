@@ -11,6 +11,7 @@ from torch import Tensor
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_choice, check_whole
 from mixaug.draws import Draws
+from mixaug.ops.choice import one_of
 from mixaug.pairing import Pairing
 from mixaug.partners.base import Partners, PartnerSource
 
@@ -207,19 +208,6 @@ class Memory(Keeping):
 
 def _described(tensor: Tensor | None) -> str:
     return "none" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def one_of(allowed: Tensor, unit: Tensor) -> Tensor:
-    """(B,) int64 one of the allowed columns of each row, uniformly; -1 where there is none.
-
-    Args:
-        allowed: (B, N) bool.
-        unit: (B,) in [0, 1).
-    """
-    counts = allowed.sum(1)
-    number = torch.minimum((unit * counts).long(), (counts - 1).clamp(min=0))
-    place = (allowed.cumsum(1) <= number[:, None]).sum(1)
-    return torch.where(counts > 0, place, -1)
 
 
 def _scrambled(numbers: Tensor) -> Tensor:

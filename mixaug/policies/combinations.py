@@ -105,7 +105,7 @@ class OneOf(Policy):
         if partner is None and self.shares_partner:
             partner = self.pairing(batch, draws)
         if partner is not None:
-            draws.pair_with(partner)
+            draws.pair_with(partner, batch)
         if self.needs and self.per == "batch":
             # A policy that was not chosen must not cost a pass of the model.
             return self._chosen(self._index(draws.host_uniform()), batch, generator, partner)

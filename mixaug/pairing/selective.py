@@ -1,0 +1,253 @@
+"""Partners by class and group: selective mixup (arXiv:2305.16817), LISA (arXiv:2201.00299), class pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_choice, shown
+from mixaug.draws import Draws
+from mixaug.ops.choice import one_of
+from mixaug.ops.layout import wide_dtype
+
+Relation = Literal["same", "other", "any"]
+
+
+class Selective:
+    """A partner of the same or of another class, in the same or in another group, chosen uniformly among those.
+
+    Selective mixup (arXiv:2305.16817) for every combination; LISA's two kinds of pairs (arXiv:2201.00299) are
+    ``Selective("same", ("domain", "other"))`` and ``Selective("other", ("domain", "same"))``. Nobody is their own
+    partner; a sample for which there is none stays as it is. Over a training set
+    (:class:`mixaug.partners.TrainingSet`) partners are drawn with replacement, and all of the set counts.
+
+    Args:
+        label: ``"same"`` class, an ``"other"`` one, or ``"any"``.
+        group: name of the metadata that hold each sample's group, integers (B,), and ``"same"``, ``"other"`` or
+            ``"any"``; None looks at no group.
+
+    Raises:
+        ValueError: an unknown word; when drawing, labels or groups that are no integers (B,).
+    """
+
+    involution = False
+
+    def __init__(self, label: Relation = "any", group: tuple[str, Relation] | None = None) -> None:
+        check_choice("Selective", "label", label, get_args(Relation))
+        # A configuration file gives a list.
+        pair = tuple(group) if isinstance(group, list | tuple) else group
+        if pair is not None and (not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str)):
+            raise ValueError(f'Selective expects group as a name and a word, ("domain", "other"), got {shown(group)}')
+        self.label: Relation = label
+        self.group: str | None = None
+        self.relation: Relation = "any"
+        if pair is not None:
+            check_choice("Selective", f"group[1] for {pair[0]!r}", pair[1], get_args(Relation))
+            self.group, self.relation = pair[0], pair[1]
+        self.needs_labels = label != "any"
+        #: Metadata that it looks at.
+        self.metadata: tuple[str, ...] = () if self.group is None or self.relation == "any" else (self.group,)
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        own = torch.arange(len(batch), device=batch.device)
+        allowed = own[:, None] != own
+        for values, relation in self._looked_at(batch.labels, batch.metadata):
+            same = values[:, None] == values
+            allowed = allowed & (same if relation == "same" else ~same)
+        chosen = one_of(allowed, draws.uniform(per="sample"))
+        return torch.where(chosen < 0, own, chosen)
+
+    def fit(
+        self, labels: Tensor, inputs: Tensor | None = None, metadata: Mapping[str, Tensor] | None = None
+    ) -> FittedSelective:
+        """The same choice over a whole training set.
+
+        Args:
+            labels: (N,) class ids.
+            inputs: not used.
+            metadata: (N,) integers by name; the group's must be there.
+
+        Raises:
+            ValueError: no such metadata, or values that are no integers.
+        """
+        return FittedSelective(self, labels, metadata or {})
+
+    def _looked_at(self, labels: Tensor | None, metadata: Mapping[str, Tensor]) -> list[tuple[Tensor, Relation]]:
+        found: list[tuple[Tensor, Relation]] = []
+        if self.label != "any":
+            found.append((_integers("labels", labels), self.label))
+        for name in self.metadata:
+            found.append((_integers(f"metadata {name!r}", metadata.get(name)), self.relation))
+        return found
+
+    def __repr__(self) -> str:
+        return f"Selective(label={self.label!r}, group={None if self.group is None else (self.group, self.relation)})"
+
+
+class WithinGroup(Selective):
+    """A partner of the same group, such as another crop of the same image (FerKD's SelfMix, arXiv:2312.17473).
+
+    Args:
+        name: of the metadata that hold each sample's group, integers (B,).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__("any", (name, "same"))
+
+
+class FittedSelective:
+    """Draws partners by class and group from a training set; made by ``Selective.fit``."""
+
+    def __init__(self, pairing: Selective, labels: Tensor, metadata: Mapping[str, Tensor]) -> None:
+        self.pairing = pairing
+        looked_at = pairing._looked_at(labels, metadata)
+        # Whoever may be their own partner by class and group must be left out by their row.
+        self.wants_rows = all(relation == "same" for _, relation in looked_at)
+        device = labels.device
+        cell = torch.zeros(len(labels), dtype=torch.int64, device=device)
+        allowed = torch.ones(1, 1, dtype=torch.bool, device=device)
+        self.known: list[Tensor] = []
+        for values, relation in looked_at:
+            known, index = values.unique(return_inverse=True)
+            self.known.append(known)
+            cell = cell * len(known) + index
+            same = torch.eye(len(known), dtype=torch.bool, device=device)
+            one = same if relation == "same" else ~same
+            allowed = (allowed[:, None, :, None] & one[None, :, None, :]).reshape(2 * [len(allowed) * len(known)])
+        self.cell = cell
+        #: Rows in the order of their cells (a cell is a combination of class and group), and where each cell begins.
+        self.order = cell.argsort(stable=True)
+        counts = torch.bincount(cell, minlength=len(allowed))
+        self.start = counts.cumsum(0) - counts
+        #: (C, C) partners that an anchor of each cell finds in the cells up to each one.
+        self.reached = (allowed * counts).cumsum(1)
+        self.place = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(cell), device=device))
+
+    def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
+        """(B,) int64 rows of the training set, -1 where there is no partner.
+
+        Args:
+            batch: the anchors.
+            draws: source of randomness.
+            rows: (B,) int64 rows that the anchors have in the training set; needed where a sample could be its own
+                partner.
+        """
+        if self.wants_rows and rows is None:
+            raise ValueError(
+                f"{self.pairing!r} needs to know which rows of the training set the samples are, so that nobody is "
+                "their own partner: pass rows="
+            )
+        cell = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
+        lost = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+        looked_at = self.pairing._looked_at(batch.labels, batch.metadata)
+        for (values, _), known in zip(looked_at, self.known, strict=True):
+            index = torch.searchsorted(known, values.to(known.dtype)).clamp(max=len(known) - 1)
+            lost = lost | (known[index] != values)
+            cell = cell * len(known) + index
+        reached = self.reached[cell]
+        total = reached[:, -1]
+        unit = draws.uniform(per="sample")
+        if self.wants_rows and rows is not None:
+            # The anchor's own place among its partners is left out.
+            number = (unit * (total - 1)).long().clamp(min=0)
+            number = number + (number >= self.place[rows] - self.start[cell] + self._before(reached, cell))
+            total = total - 1
+        else:
+            number = torch.minimum((unit * total).long(), (total - 1).clamp(min=0))
+        chosen = (reached <= number[:, None]).sum(1).clamp(max=reached.shape[1] - 1)
+        row = self.start[chosen] + number - self._before(reached, chosen)
+        found = self.order[row.clamp(0, len(self.order) - 1)]
+        return torch.where(lost | (total <= 0), -1, found)
+
+    @staticmethod
+    def _before(reached: Tensor, cell: Tensor) -> Tensor:
+        """(B,) partners in the cells before one."""
+        before = reached.gather(1, (cell - 1).clamp(min=0)[:, None])[:, 0]
+        return torch.where(cell > 0, before, torch.zeros_like(before))
+
+
+class ClassPairs:
+    """A partner's class is drawn by the own class, and the partner uniformly within that class: SelMix's pairs.
+
+    In a batch only the classes that are there can be drawn, by their shares; a sample stays as it is where none of them
+    has any. Over a training set the shares hold exactly.
+
+    Args:
+        matrix: (K, K) floating, not negative: row own class, column partner's class. Rows need not sum to 1. May be
+            changed in place while training goes on.
+
+    Raises:
+        ValueError: another shape, a negative or non-finite entry.
+    """
+
+    involution = False
+    needs_labels = True
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = check_matrix("ClassPairs", matrix)
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        labels = _integers("labels", batch.labels)
+        own = torch.arange(len(batch), device=batch.device)
+        counts = torch.bincount(labels, minlength=len(self.matrix))
+        share = self.matrix.to(batch.device)[labels] / counts.clamp(min=1)
+        weights = share.gather(1, labels[None].expand(len(batch), -1)).masked_fill(own[:, None] == own, 0.0)
+        reached = weights.to(wide_dtype(batch.device)).cumsum(1)
+        number = draws.uniform(per="sample") * reached[:, -1]
+        chosen = (reached <= number[:, None]).sum(1).clamp(max=len(batch) - 1)
+        return torch.where(reached[:, -1] > 0, chosen, own)
+
+    def fit(self, labels: Tensor, inputs: Tensor | None = None) -> FittedClassPairs:
+        """The same choice over a whole training set of class ids (N,)."""
+        return FittedClassPairs(self, _integers("labels", labels))
+
+    def __repr__(self) -> str:
+        return f"ClassPairs({len(self.matrix)} classes)"
+
+
+class FittedClassPairs:
+    """Draws partners by class from a training set; made by ``ClassPairs.fit``."""
+
+    wants_rows = False
+
+    def __init__(self, pairing: ClassPairs, labels: Tensor) -> None:
+        self.pairing = pairing
+        self.order = labels.argsort(stable=True)
+        self.counts = torch.bincount(labels, minlength=len(pairing.matrix))
+        self.start = self.counts.cumsum(0) - self.counts
+
+    def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
+        """(B,) int64 rows of the training set, -1 where no class can be drawn."""
+        labels = _integers("labels", batch.labels)
+        shares = self.pairing.matrix.to(batch.device)[labels] * (self.counts > 0)
+        reached = shares.to(wide_dtype(batch.device)).cumsum(1)
+        number = draws.uniform(per="sample") * reached[:, -1]
+        chosen = (reached <= number[:, None]).sum(1).clamp(max=len(self.counts) - 1)
+        count = self.counts[chosen]
+        within = torch.minimum((draws.uniform(per="sample") * count).long(), (count - 1).clamp(min=0))
+        return torch.where(reached[:, -1] > 0, self.order[self.start[chosen] + within], -1)
+
+
+def check_matrix(what: str, matrix: object) -> Tensor:
+    """Shares of pairs of classes, or an error that names ``what``."""
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        raise TypeError(f"{what} expects matrix as a floating tensor (K, K), got {shown(matrix)}")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(f"{what} expects matrix (K, K), got {tuple(matrix.shape)}")
+    if not bool((matrix.isfinite() & (matrix >= 0)).all()):
+        raise ValueError(f"{what} expects shares in matrix, finite and not negative")
+    return matrix
+
+
+def _integers(what: str, values: Tensor | None) -> Tensor:
+    if values is None or values.is_floating_point() or values.ndim != 1:
+        came = "none" if values is None else f"{tuple(values.shape)} {values.dtype}"
+        raise ValueError(f"a pairing by class or group expects {what} as integers (B,), got {came}")
+    return values.long()
+
+
+__all__ = ["ClassPairs", "FittedClassPairs", "FittedSelective", "Selective", "WithinGroup"]
