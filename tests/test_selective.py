@@ -108,7 +108,7 @@ def test_a_ratio_may_go_by_the_pair():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: Selective("some"), r"Selective expects label in \['same', 'other', 'any'\], got 'some'"),
     (lambda: Selective("any", "domain"), "Selective expects group as a name and a word"),
-    (lambda: Selective("any", ("domain", "near")), r"group\[1\] for 'domain' in \['same', 'other', 'any'\], got 'near'"),
+    (lambda: Selective("any", ("domain", "near")), r"group\[1\] for 'domain' in .*, got 'near'"),
     (lambda: ClassPairs([[1.0]]), "matrix as a floating tensor"),
     (lambda: ClassPairs(torch.ones(2, 3)), r"matrix \(K, K\), got \(2, 3\)"),
     (lambda: ClassPairs(torch.tensor([[-1.0]])), "finite and not negative"),

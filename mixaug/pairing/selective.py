@@ -47,7 +47,7 @@ class Selective:
         self.relation: Relation = "any"
         if pair is not None:
             check_choice("Selective", f"group[1] for {pair[0]!r}", pair[1], get_args(Relation))
-            self.group, self.relation = pair[0], pair[1]
+            self.group, self.relation = pair[0], pair[1]  # type: ignore[assignment]  # checked above
         self.needs_labels = label != "any"
         #: Metadata that it looks at.
         self.metadata: tuple[str, ...] = () if self.group is None or self.relation == "any" else (self.group,)
