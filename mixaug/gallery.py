@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
+from mixaug.networks import Frozen
 from mixaug.ops.filters import spectral_residual
 from mixaug.policy import Policy
 from mixaug.registry import create, describe
@@ -364,6 +365,11 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
         for name, value in part._buffers.items()
         if value is not None
     ]
+    states = [
+        (part, part.get_extra_state())
+        for part in parts
+        if type(part).get_extra_state is not nn.Module.get_extra_state and not isinstance(part, Frozen)
+    ]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     compiled = any(
@@ -381,6 +387,8 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
         finally:
             for part, mode in zip(parts, modes, strict=True):
                 part.training = mode
+            for part, state in states:
+                part.set_extra_state(state)
             for part, name, value, content in buffers:
                 # The old tensor comes back too where a part has put another into its place.
                 part._buffers[name] = value.copy_(content)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
 from mixaug.draws import Draws
-from mixaug.pairing import Pairing
+from mixaug.pairing import Pairing, Permutation, RandomPairs
 from mixaug.partners.plan import PartnersPlan
 
 
@@ -47,6 +47,8 @@ class PartnerSource(nn.Module):
     needs_labels = False
     #: Whether every partner is a sample with a label of its own, which saliency and class activation ask for.
     labels_own = True
+    #: Whether the policy's pairing chooses among its samples; False where row i goes to sample i, or it chooses itself.
+    asks_pairing = True
     #: Whether it keeps samples from one batch to the next.
     keeps_state = False
     #: Views and streams of the batch that it reads.
@@ -64,6 +66,12 @@ class PartnerSource(nn.Module):
         Raises:
             ValueError: a pairing that cannot choose among this source's samples.
         """
+        # These two are what a policy has where nobody chose.
+        if not self.asks_pairing and not isinstance(pairing, Permutation | RandomPairs):
+            raise ValueError(
+                f"{what}: partners of {type(self).__name__} are not chosen by a pairing, so "
+                f"pairing={type(pairing).__name__} has no effect: leave it out"
+            )
 
     def check(self, what: str, batch: Batch) -> None:
         """Raise a ValueError for a batch that this source has no partners for, before anything is drawn."""

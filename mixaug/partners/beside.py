@@ -34,6 +34,8 @@ class Stream(PartnerSource):
         TypeError: a name that is no string, a label rule that cannot be called.
     """
 
+    asks_pairing = False
+
     def __init__(self, name: str, label: Literal["own", "uniform"] | LabelRule = "own") -> None:
         super().__init__()
         self.streams = (_name("Stream", name),)

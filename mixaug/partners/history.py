@@ -23,6 +23,7 @@ class Keeping(PartnerSource):
     """A source that keeps samples. They move and are saved with the policy, and no process hands them to another."""
 
     keeps_state = True
+    asks_pairing = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +70,8 @@ class PreviousBatch(Keeping):
     def __init__(self, depth: int = 16) -> None:
         super().__init__()
         self.depth = check_whole("PreviousBatch", "depth", depth, most=1024)
+        #: Batches remembered so far.
+        self.count = 0
 
     def check(self, what: str, batch: Batch) -> None:
         inputs = self.kept.get("inputs")
@@ -97,6 +100,7 @@ class PreviousBatch(Keeping):
 
     @torch.no_grad()
     def remember(self, batch: Batch, mixed: MixedBatch) -> None:
+        self.count += 1
         weights, sources = mixed.weights, mixed.sources
         if weights.shape[1] > self.depth:
             rest = weights[:, self.depth - 1 :].sum(1, keepdim=True)
@@ -105,6 +109,13 @@ class PreviousBatch(Keeping):
         if mixed.labels is not None:
             # A row of labels for every source, in the order of the sources, so that nothing older need be kept.
             self.kept["labels"] = mixed.labels[sources.flatten()].detach().clone()
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {**super().get_extra_state(), "count": torch.tensor(self.count)}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.count = int(state["count"])
+        super().set_extra_state({name: tensor for name, tensor in state.items() if name != "count"})
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}"

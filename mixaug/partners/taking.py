@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from mixaug.batch import Batch
 from mixaug.checks import check_generator
+from mixaug.labeling import Labeling
 from mixaug.ops.precision import full_precision
 from mixaug.pairing import Pairing
 from mixaug.partners.base import PartnerSource
@@ -19,7 +20,7 @@ class TakesPartners:
     """Base of :class:`mixaug.Policy`: draws a plan for a batch together with its partners."""
 
     needs: frozenset[str]
-    reads: frozenset[str]
+    labeling: Labeling
     pairing: Pairing
     partners: PartnerSource | None
 
@@ -45,7 +46,7 @@ class TakesPartners:
     def check_partners(self, source: PartnerSource) -> None:
         """Raise a ValueError for a source of partners that the policy, as it was made, cannot take."""
         what = type(self).__name__
-        asks = sorted((self.needs & {"saliency", "cam"}) | self.reads)
+        asks = sorted((self.needs & {"saliency", "cam"}) | getattr(self.labeling, "reads", frozenset()))
         if asks and not source.labels_own:
             raise ValueError(
                 f"{what} asks the model for {asks}, which goes by the label of each sample; partners of "

@@ -22,6 +22,7 @@ from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
 from mixaug.policies.puzzlemix import PuzzleMix
+from mixaug.policies.recursivemix import RecursiveMix
 from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
@@ -53,6 +54,7 @@ __all__ = [
     "NoMix",
     "PatchMix",
     "PuzzleMix",
+    "RecursiveMix",
     "RegMix",
     "ResizeMix",
     "SAMix",

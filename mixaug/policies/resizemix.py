@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ResizeMix", "resizemix", "resizemix_boxes"]
 
-Interpolation = Literal["nearest", "bilinear"]
-INTERPOLATIONS = ("nearest", "bilinear")
+#: "bilinear_corners" is torch's ``align_corners=True``: the corner pixels of the patch are those of the image.
+Interpolation = Literal["nearest", "bilinear", "bilinear_corners"]
+INTERPOLATIONS = ("nearest", "bilinear", "bilinear_corners")
 Rule = Literal["uniform", "beta", "area"]
 RULES = ("uniform", "beta", "area")
 
@@ -92,7 +93,8 @@ def resizemix(
         partner: (B,) int64.
         boxes: (B, 4), or (1, 4) for all, int64 y0, x0, y1, x1, half open, clipped. An empty box pastes nothing.
         interpolation: ``"nearest"`` or ``"bilinear"``, pixel for pixel as ``torch.nn.functional.interpolate``
-            does it (without ``align_corners`` or ``antialias``); linear along every axis for other shapes.
+            does it (without ``align_corners`` or ``antialias``), or ``"bilinear_corners"``, with ``align_corners``;
+            linear along every axis for other shapes.
         out: tensor like ``images`` that receives the result and does not overlap it.
         inplace: write the result into ``images``.
 
@@ -169,10 +171,13 @@ def _shrink(images: Tensor, corners: list[int], dims: int, interpolation: Interp
     stacked = images if images.ndim == dims + 2 else images.reshape(-1, 1, *images.shape[-dims:])
     # torch's kernel is the fastest, and for bilinear computes in the dtype it is given: half precision and uint8 go
     # through float32. For nearest it reads other pixels in other dtypes, so that float32 alone goes there.
-    if interpolation == "bilinear":
+    if interpolation != "nearest":
         mode = ("linear", "bilinear", "trilinear")[dims - 1]
         exact = images.dtype in (torch.float32, torch.float64)
-        values = torch.nn.functional.interpolate(stacked if exact else stacked.float(), size, mode=mode)
+        corners_aligned = interpolation == "bilinear_corners"
+        values = torch.nn.functional.interpolate(
+            stacked if exact else stacked.float(), size, mode=mode, align_corners=corners_aligned
+        )
     elif images.dtype == torch.float32:
         values = torch.nn.functional.interpolate(stacked, size, mode="nearest")
     else:
@@ -205,7 +210,11 @@ def _sources(
         # torch rounds the product to float32 even for float64 images.
         near = (place.to(real) * _quotient(side, length.to(real))).float().long().clamp(max=side - 1)
         return near, near, place.to(real)
-    position = ((place.to(real) + 0.5) * _quotient(side, length.to(real)) - 0.5).clamp(min=0)
+    if interpolation == "bilinear_corners":
+        # A single pixel is the first one of the image.
+        position = place.to(real) * _quotient(side - 1, (length - 1).clamp(min=1).to(real))
+    else:
+        position = ((place.to(real) + 0.5) * _quotient(side, length.to(real)) - 0.5).clamp(min=0)
     lower = position.long().clamp(max=side - 1)
     return lower, (lower + 1).clamp(max=side - 1), (position - lower).clamp(0, 1)
 
@@ -223,7 +232,7 @@ class ResizePaste(Paste):
     and uint8 tensors without a channel axis.
 
     Attributes:
-        interpolation: ``"nearest"`` or ``"bilinear"``.
+        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bilinear_corners"``.
     """
 
     interpolation: Interpolation
@@ -265,8 +274,8 @@ class ResizeMix(Policy):
             ``"area"`` (mmpretrain), see the module.
         scope: (low, high), 0 <= low < high <= 1: the side of the box as a share of the image's, and for ``"area"``
             the own area as a share of the image's; (0.1, 0.8) in the paper and both codes.
-        interpolation: ``"nearest"`` (OpenMixup's convolutional configs) or ``"bilinear"`` (its transformer configs,
-            mmpretrain).
+        interpolation: ``"nearest"`` (OpenMixup's convolutional configs), ``"bilinear"`` (its transformer configs,
+            mmpretrain) or ``"bilinear_corners"`` (RecursiveMix's code).
         pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the share before clipping.
 
     Raises:

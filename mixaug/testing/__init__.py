@@ -62,7 +62,8 @@ def check_policy(
     """Raise unless a policy keeps its promises, :data:`PROMISES`: mixed pixels, labels, draws, options, devices.
 
     A policy that ``needs`` signals of a model gets made-up ones; one that mixes inside a model gets a small one; one
-    that has to see its model first (``on_attach``) is attached to that. How a method labels is asked of its labeling:
+    that has to see its model first (``on_attach``) is attached to that. One whose partners come from elsewhere is given
+    those of the batch, where pixels tell whose they are. How a method labels is asked of its labeling:
     one with an attribute ``normalised = False`` may give a sample's labels a sum other than one.
 
     Args:

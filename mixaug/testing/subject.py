@@ -76,6 +76,8 @@ class Subject:
                 raise TypeError(
                     f"check_policy expects a function that makes a mixaug.Policy, got {type(policy).__name__}"
                 )
+            # Only rows of one batch can be told from each other by their pixels.
+            policy.partners = None
             if _waits_for_model(policy):
                 policy.attach(self.make_model())
                 self.attaches = any(True for _ in policy.parameters())
