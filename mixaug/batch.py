@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixaug.checks import check_class_ids
-from mixaug.ops.nested import first_tensor, map_tensors
+from mixaug.ops.nested import concatenated, first_tensor, map_tensors
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
@@ -197,6 +197,21 @@ class MixedBatch:
             mixed = mixed + self.uniform.to(mixed.dtype)[:, None] / mixed.shape[1]
         return mixed
 
+    def rows_of(self, index: Tensor) -> MixedBatch:
+        """Some of the mixed samples, in the order of ``index`` (n,) int64; without a plan, for nothing is replayed.
+
+        A sample may be there several times, so there may be more of them than rows of labels.
+        """
+        return MixedBatch(
+            inputs=map_tensors(self.inputs, lambda tensor: tensor.index_select(0, index)),
+            labels=self.labels,
+            sources=self.sources.index_select(0, index),
+            weights=self.weights.index_select(0, index),
+            uniform=None if self.uniform is None else self.uniform.index_select(0, index),
+            importance=None if self.importance is None else self.importance.index_select(0, index),
+            metadata=self.metadata,
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedBatch:
         """The same batch on another device."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -226,6 +241,51 @@ def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> Non
             f"apply expects a tensor that ends in the images' spatial size {size}, got {tuple(tensor.shape)}; "
             "resize it first"
         )
+
+
+def concatenated_batches(batches: Sequence[MixedBatch]) -> MixedBatch:
+    """Mixed batches one behind the other; without a plan, for nothing is replayed.
+
+    Args:
+        batches: at least one, of like inputs and labels; labels that they share are not repeated.
+    """
+    first, *others = batches
+    if not others:
+        return first
+    shared = all(other.labels is first.labels for other in others)
+    starts = [0]
+    for batch in batches[:-1]:
+        starts.append(starts[-1] + (0 if shared or batch.labels is None else len(batch.labels)))
+    columns = max(batch.sources.shape[1] for batch in batches)
+    sources, weights = [], []
+    for batch, start in zip(batches, starts, strict=True):
+        missing = columns - batch.sources.shape[1]
+        own = batch.sources[:, :1].expand(-1, missing)
+        # A source that is not there is the sample itself, with weight 0.
+        sources.append(torch.cat([batch.sources, own], 1) + start)
+        weights.append(torch.cat([batch.weights, batch.weights.new_zeros(len(batch), missing)], 1))
+    given = [batch.labels for batch in batches if batch.labels is not None]
+    return MixedBatch(
+        inputs=concatenated([batch.inputs for batch in batches]),
+        labels=first.labels if shared else torch.cat(given),
+        sources=torch.cat(sources),
+        weights=torch.cat(weights),
+        uniform=_filled(batches, "uniform", 0.0),
+        importance=_filled(batches, "importance", 1.0),
+        metadata=first.metadata if shared else {},
+    )
+
+
+def _filled(batches: Sequence[MixedBatch], name: str, missing: float) -> Tensor | None:
+    values = [getattr(batch, name) for batch in batches]
+    if all(value is None for value in values):
+        return None
+    return torch.cat(
+        [
+            batch.weights.new_full((len(batch),), missing) if value is None else value
+            for batch, value in zip(batches, values, strict=True)
+        ]
+    )
 
 
 def unmixed(inputs: Any, labels: Tensor | None) -> MixedBatch:

@@ -127,6 +127,21 @@ class Draws:
         difference = logarithms[0] + boost[0] / alpha - logarithms[1] - boost[1] / beta
         return self._shared(torch.sigmoid(difference), None)
 
+    def dirichlet(self, alpha: float, count: int) -> Tensor:
+        """(R, count) from the symmetric Dirichlet distribution, rows sum to 1; ``alpha`` any positive number."""
+        size, dtype = (self._rows(None), count), wide_dtype(self.device)
+        if alpha >= 1.0:
+            gamma = torch._standard_gamma(
+                torch.full(size, alpha, device=self.device, dtype=dtype), generator=self.generator
+            )
+            return self._shared(gamma / gamma.sum(1, keepdim=True), None)
+        # In logarithms, as in `beta`, so that small parameters do not underflow.
+        gamma = torch._standard_gamma(
+            torch.full(size, alpha + 1, device=self.device, dtype=dtype), generator=self.generator
+        )
+        unit = torch.rand(size, **self._given, device=self.device, dtype=dtype)
+        return self._shared((gamma.log() + torch.log1p(-unit) / alpha).softmax(1), None)
+
     def permutation(self) -> Tensor:
         """(B,) int64, uniform over all permutations of the batch."""
         # Sorting random keys needs no host and traces; float64 keys make ties impossible in practice.

@@ -26,6 +26,7 @@ from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
 from mixaug.policies.comixup import comixup, comixup_compatibility, comixup_costs, comixup_distance, comixup_prior
 from mixaug.policies.cutmix import cutmix
+from mixaug.policies.dmixup import dmixup
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
 from mixaug.policies.gridmix import gridmix, gridmix_mask
 from mixaug.policies.guidedmix import greedy_cycle, guided_maps, guided_mask, guidedmix, map_distance
@@ -80,6 +81,7 @@ __all__ = [
     "content_targets",
     "cutmix",
     "cutmix_boxes",
+    "dmixup",
     "draw_index",
     "eight_bit_images",
     "feature_attention",

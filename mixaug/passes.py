@@ -413,6 +413,9 @@ class Objective(nn.Module):
         """The loss: a scalar, or weighted terms by the names to log, which are added up."""
         raise TypeError(f"{type(self).__name__} does not define forward(passes)")
 
+    def attach(self, step: Any) -> None:
+        """Called when a step is made of it: raises a ValueError where the step's parts do not go with it."""
+
     def after_step(self, step: Any) -> None:
         """To be called after every optimizer step, for queues and running values. Does nothing by default."""
 

@@ -69,6 +69,9 @@ class MixStep(nn.Module):
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
         policy.attach(self.signals())
+        attach = getattr(objective, "attach", None)
+        if callable(attach):
+            attach(self)
         for network in self.networks.values():
             if isinstance(network, Momentum):
                 network.attach(model)

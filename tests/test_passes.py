@@ -13,7 +13,8 @@ import mixaug
 from helpers import seeded
 from mixaug import Batch, MixStep, Objective, Wants, losses, models, networks
 from mixaug.losses import MixedCrossEntropy
-from mixaug.objectives import MixKD, RankMixup, RegMixup, top_share
+from mixaug.objectives import CutMixPick, MixKD, MixOE, RankMixup, RegMixup, top_share
+from mixaug.partners import Stream
 from mixaug.passes import Passes
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=seeded(0))
@@ -200,13 +201,16 @@ OBJECTIVES = {
     "rankmixup": lambda: RankMixup(draws=2),
     "rank_margin": lambda: RankMixup("margin"),
     "mixkd": MixKD,
+    "cutmixpick": lambda: CutMixPick(mixed_labels=0.5),
 }
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_any_policy_under_any_objective(policy, objective):
-    beside = {"teacher": networks.Frozen(resnet(3))} if objective == "mixkd" else None
+    if objective == "cutmixpick" and policy in ("manifoldmix", "alignmix"):
+        pytest.skip("picks mixed inputs, and these mix inside the model")
+    beside = {"teacher": networks.Frozen(resnet(3))} if objective in ("mixkd", "cutmixpick") else None
     images = torch.randn(6, 3, 32, 32, generator=seeded(6))
     step = MixStep(resnet(), mixaug.create(policy, **POLICIES[policy]), OBJECTIVES[objective](), networks=beside)
     step.set_progress(0.1)
@@ -247,6 +251,56 @@ def test_pairs_of_one_class_do_not_count_in_the_margin():
     objective = RankMixup("margin", weight=1.0)
     _, logs = MixStep(model, policy, objective)(IMAGES, LABELS, generator=seeded(9))
     torch.testing.assert_close(logs["rank"], hinge[1:5].sum().detach() / 6, rtol=1e-4, atol=1e-5)
+
+
+def test_mixoe_by_hand():
+    outliers = torch.randn(6, 3, 8, 8, generator=seeded(30))
+    images = torch.randn(6, 3, 8, 8, generator=seeded(31))
+    policy = mixaug.create("mixup", ratio=0.25, partners=Stream("outliers", label="uniform"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    step = MixStep(model, policy, MixOE(beta=2.0))
+    loss, logs = step(mixaug.Batch(images, LABELS, streams={"outliers": mixaug.Batch(outliers)}))
+    target = 0.25 * nn.functional.one_hot(LABELS, 5) + 0.75 / 5
+    mixed = nn.functional.cross_entropy(model(0.25 * images + 0.75 * outliers), target)
+    torch.testing.assert_close(logs["outliers"], 2 * mixed)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(model(images), LABELS) + 2 * mixed)
+    for wrong in (mixaug.create("mixup"), mixaug.create("mixup", partners=Stream("outliers"))):
+        with pytest.raises(ValueError, match="MixOE expects a policy whose partners are outliers"):
+            MixStep(model, wrong, MixOE())
+    with pytest.raises(ValueError, match=r"from the stream 'outliers', the batch has \[\]"):
+        step(images, LABELS)
+
+
+@pytest.mark.parametrize("score", ["student_entropy", "teacher_entropy", "divergence"])
+def test_cutmixpick_learns_from_the_candidates_that_score_highest(score):
+    torch.manual_seed(0)
+    model, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)) for _ in range(2))
+    images = torch.randn(6, 3, 8, 8, generator=seeded(32))
+    objective = CutMixPick(score, draws=3, pick=7, temperature=2.0, mixed_labels=0.5)
+    step = MixStep(model, mixaug.create("cutmix"), objective, networks={"teacher": networks.Frozen(teacher)})
+    loss, logs = step(images, LABELS, generator=seeded(33))
+    generator = seeded(33)
+    drawn = [mixaug.create("cutmix")(images, LABELS, generator=generator) for _ in range(3)]
+    pool, targets = torch.cat([one.inputs for one in drawn]), torch.cat([one.targets(5) for one in drawn])
+    student, told = model(pool), teacher(pool)
+    if score == "divergence":
+        shares = (told / 2).softmax(1)
+        scores = (shares * (shares.log() - (student / 2).log_softmax(1))).sum(1)
+    else:
+        scores = torch.distributions.Categorical(logits=student if score == "student_entropy" else told).entropy()
+    rows = scores.argsort(descending=True)[:7]
+
+    def divergence(student, teacher):
+        shares = (teacher / 2).softmax(1)
+        return 4 * (shares * (shares.log() - (student / 2).log_softmax(1))).sum(1).mean()
+
+    torch.testing.assert_close(logs["picked"], divergence(student[rows], told[rows]))
+    torch.testing.assert_close(logs["labels"], 0.5 * nn.functional.cross_entropy(student[rows], targets[rows]))
+    torch.testing.assert_close(logs["clean"], divergence(model(images), teacher(images)))
+    torch.testing.assert_close(loss, logs["picked"] + logs["labels"] + logs["clean"])
+    step.policy = mixaug.create("manifoldmix", stages=["1"])
+    with pytest.raises(ValueError, match="CutMixPick picks mixed inputs, but the policy mixes inside the model"):
+        step(images, LABELS)
 
 
 def test_a_frozen_network_stays_as_it_is(tmp_path):

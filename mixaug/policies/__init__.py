@@ -10,10 +10,12 @@ from mixaug.policies.cmixup import cmixup
 from mixaug.policies.comixup import CoMixup
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
+from mixaug.policies.dmixup import DMixup
 from mixaug.policies.fmix import FMix
 from mixaug.policies.gridmix import GridMix
 from mixaug.policies.guidedmix import GuidedMix
 from mixaug.policies.knn_mixup import knn_mixup
+from mixaug.policies.lisa import lisa
 from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
@@ -28,6 +30,7 @@ from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
 from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
+from mixaug.policies.selective_mixup import selective_mixup
 from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
@@ -44,6 +47,7 @@ __all__ = [
     "AutoMix",
     "CoMixup",
     "CutMix",
+    "DMixup",
     "FMix",
     "GridMix",
     "GuidedMix",
@@ -69,6 +73,8 @@ __all__ = [
     "cmixup",
     "deit",
     "knn_mixup",
+    "lisa",
     "local_mixup",
     "rsb",
+    "selective_mixup",
 ]

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 import mixaug
 from mixaug import MixedBatch, Policy, Signals
 from mixaug.checks import PER
+from mixaug.pairing import Permutation
 from mixaug.plan import Plan
 from mixaug.registry import options_of
 
@@ -76,8 +77,12 @@ class Subject:
                 raise TypeError(
                     f"check_policy expects a function that makes a mixaug.Policy, got {type(policy).__name__}"
                 )
-            # Only rows of one batch can be told from each other by their pixels.
-            policy.partners = None
+            for part in policy.modules():
+                if isinstance(part, Policy):
+                    # Only rows of one batch can be told from each other by their pixels.
+                    part.partners = None
+                    if getattr(part.pairing, "metadata", ()):
+                        part.pairing = Permutation()
             if _waits_for_model(policy):
                 policy.attach(self.make_model())
                 self.attaches = any(True for _ in policy.parameters())

@@ -1,0 +1,146 @@
+"""d-Mixup (arXiv:2306.00740): a weighted mean of several samples, whose shares are drawn from a Dirichlet distribution.
+
+    x' = sum_m w_m x[p_m],   y' = sum_m w_m y[p_m],   w ~ Dirichlet(alpha, ..., alpha) over ``points`` samples
+
+The sample itself is the first of them, and each of the others comes from a permutation of its own. Two points with
+alpha 1 are mixup with Beta(1, 1). The paper shows that models which interpolate labels of pairs alone calibrate badly
+where classes overlap, and that more points constrain them between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mixaug.batch import Batch
+from mixaug.checks import check_images, check_out, check_whole, shown
+from mixaug.draws import Draws
+from mixaug.ops.layout import deliver
+from mixaug.ops.resample import cast_pixels
+from mixaug.plan import Plan
+from mixaug.policy import Policy, SharedOptions
+from mixaug.registry import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["DMixup", "dmixup"]
+
+
+def dmixup(
+    images: Tensor, sources: Tensor, shares: Tensor, *, out: Tensor | None = None, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Weighted means of several rows. Half precision and uint8 are computed in float32. Differentiable.
+
+    Args:
+        images: (B, ...) floating point or uint8.
+        sources: (B, M) int64 rows of ``images``.
+        shares: (B, M), or (1, M) for all, floating, rows sum to 1.
+        out: tensor like ``images`` that receives the result and does not overlap it.
+        inplace: write the result into ``images``.
+
+    Returns:
+        Mixed images like ``images``, and the shares (B, M) float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or, on a CPU, sources outside the batch.
+        TypeError: another dtype.
+    """
+    check_images("dmixup", images, None)
+    check_out("dmixup", images, out, inplace)
+    batch = images.shape[0]
+    if not isinstance(sources, Tensor) or sources.dtype != torch.int64 or sources.ndim != 2 or len(sources) != batch:
+        raise ValueError(f"dmixup expects sources ({batch}, M) int64, got {shown(sources)}")
+    if sources.device.type == "cpu" and not torch.compiler.is_compiling() and sources.numel():
+        low, high = (int(value) for value in sources.aminmax())
+        if low < 0 or high >= batch:
+            raise ValueError(f"dmixup expects sources in [0, {batch}), got values from {low} to {high}")
+    if shares.shape not in {(batch, sources.shape[1]), (1, sources.shape[1])} or not shares.is_floating_point():
+        raise ValueError(
+            f"dmixup expects shares ({batch}, {sources.shape[1]}) or (1, {sources.shape[1]}) floating, got "
+            f"{tuple(shares.shape)} {shares.dtype}"
+        )
+    mixed = _weighted(images, sources, shares)
+    return deliver(mixed, images, out, inplace), shares.float().expand(batch, -1)
+
+
+def _weighted(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+    wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
+    total: Tensor | None = None
+    # One pass for each of a few sources needs no (B, M, ...) copy of the images.
+    for column in range(sources.shape[1]):
+        share = shares[:, column].to(wide.dtype).reshape(-1, *([1] * (images.ndim - 1)))
+        term = share * (wide if column == 0 else wide.index_select(0, sources[:, column]))
+        total = term if total is None else total + term
+    return cast_pixels(images if total is None else total, images.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedSources(Plan):
+    """A weighted mean of several rows of the batch.
+
+    Attributes:
+        rows_in: (B, M) int64 rows that went into each sample, the sample itself first.
+        shares: (R, M) float32.
+    """
+
+    rows_in: Tensor
+    shares: Tensor
+
+    @property
+    def sources(self) -> Tensor:
+        return self.rows_in
+
+    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+            raise TypeError(f"a weighted mean of {tensor.dtype} has no meaning; pass num_classes for a label map")
+        return deliver(_weighted(tensor, self.rows_in, self.shares), tensor, out, inplace)
+
+
+@register(
+    "dmixup",
+    paper="On the Limitations of Temperature Scaling for Distributions with Overlaps, ICLR 2024",
+    arxiv="2306.00740",
+    family="blends",
+)
+class DMixup(Policy):
+    """Blend several samples, shares ~ Dirichlet(alpha) over ``points`` of them. Works on any tensor (B, ...).
+
+    Args:
+        alpha: concentration of the Dirichlet distribution, positive; 1 is uniform over all shares.
+        points: samples in each mixture, the sample itself among them, 2 to 64.
+        pairing: draws the others, anew for each of them.
+        per: see :class:`mixaug.Policy`; once per batch in the authors' code.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    spatial = None
+    shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+    not_offered = ("ratio", "labeling", "partners")
+
+    def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[SharedOptions]) -> None:
+        super().__init__(alpha=alpha, **shared)
+        if self.per == "pair":
+            raise ValueError("DMixup mixes more than pairs: per expects 'sample' or 'batch', got 'pair'")
+        self.points = check_whole("DMixup", "points", points, least=2, most=64)
+
+    def draw_shares(self, draws: Draws) -> Tensor:
+        """(R, points) float32 shares, rows sum to 1."""
+        return draws.dirichlet(self.alpha, self.points).float()
+
+    def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        own = torch.arange(len(batch), device=batch.device)
+        others = [partner, *(self.pairing(batch, draws) for _ in range(self.points - 2))]
+        shares = self.draw_shares(draws)
+        return WeightedSources(
+            partner=partner,
+            lam=shares[:, 0],
+            weights=shares.expand(len(batch), self.points),
+            rows_in=torch.stack([own, *others], 1),
+            shares=shares,
+        )

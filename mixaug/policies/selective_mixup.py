@@ -1,0 +1,68 @@
+"""Selective mixup (arXiv:2305.16817): partners by class and group.
+
+Picking partners by a criterion changes which classes and groups are trained on, even without mixing: among two classes,
+partners of the other class make both equally frequent, whatever their frequency in the data. The paper finds that part
+of the gain is this resampling: compare with plain mixup on balanced batches before the mixing is credited.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mixaug.checks import check_choice
+from mixaug.draws import Per
+from mixaug.pairing import Selective
+from mixaug.pairing.selective import Relation
+from mixaug.partners import PartnerSource
+from mixaug.policies.cutmix import CutMix
+from mixaug.policies.mixup import Mixup
+from mixaug.policy import Policy
+from mixaug.registry import register
+
+__all__ = ["selective_mixup"]
+
+Mixing = Literal["mixup", "cutmix"]
+
+
+@register(
+    "selective_mixup",
+    paper="Selective Mixup Helps with Distribution Shifts, But Not (Only) because of Mixup, ICML 2024",
+    arxiv="2305.16817",
+    family="blends",
+)
+def selective_mixup(
+    alpha: float = 1.0,
+    label: Relation = "other",
+    group: str | None = None,
+    relation: Relation = "any",
+    mixing: Mixing = "mixup",
+    per: Per = "sample",
+    partners: str | PartnerSource | None = None,
+) -> Policy:
+    """Mix with a partner of the same or of another class, from the same or from another group.
+
+    Args:
+        alpha: of lam ~ Beta(alpha, alpha).
+        label: ``"same"`` class, an ``"other"`` one, or ``"any"``.
+        group: metadata of the batch that hold each sample's group, integers (B,); None looks at no group.
+        relation: ``"same"`` group, an ``"other"`` one, or ``"any"``.
+        mixing: ``"mixup"`` or ``"cutmix"``.
+        per: how often lam is drawn.
+        partners: see :class:`mixaug.Policy`; the paper draws them from the whole training set.
+    """
+    check_choice("selective_mixup", "mixing", mixing, ("mixup", "cutmix"))
+    check_choice("selective_mixup", "relation", relation, ("same", "other", "any"))
+    if group is None and relation != "any":
+        raise ValueError(
+            f"selective_mixup got relation={relation!r}, but no group to look at: name one, group='domain'"
+        )
+    pairing = Selective(label, None if group is None else (group, relation))
+    return mix_selected(mixing, alpha, pairing, per, partners)
+
+
+def mix_selected(
+    mixing: Mixing, alpha: float, pairing: Selective, per: Per, partners: str | PartnerSource | None = None
+) -> Policy:
+    """Mixup or CutMix with partners by class and group."""
+    made = Mixup if mixing == "mixup" else CutMix
+    return made(alpha, pairing=pairing, per=per, partners=partners)
