@@ -65,6 +65,12 @@ def test_a_sample_without_a_partner_stays_as_it_is():
     assert torch.equal(mixed.inputs[1], INPUTS[1])
 
 
+def test_dense_labels_count_by_their_largest_entry():
+    labels = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.9, 0.1], [0.0, 1.0]])
+    partner = Selective("same")(Batch(torch.zeros(4, 1), labels), Draws(4, torch.device("cpu"), seeded(6)))
+    assert partner.tolist() == [2, 3, 0, 1]
+
+
 def test_within_a_group_nobody_meets_themselves_but_the_lonely():
     group = torch.tensor([3, 3, 9, 9, 9, 4])
     partner = WithinGroup("image_id")(
@@ -113,7 +119,6 @@ def test_a_ratio_may_go_by_the_pair():
     (lambda: ClassPairs(torch.ones(2, 3)), r"matrix \(K, K\), got \(2, 3\)"),
     (lambda: ClassPairs(torch.tensor([[-1.0]])), "finite and not negative"),
     (lambda: mixaug.create("mixup", pairing=Selective("same"))(INPUTS), "pass labels with the images"),
-    (lambda: mixaug.create("mixup", pairing=Selective("same"))(INPUTS, INPUTS), "labels as integers"),
     (lambda: mixaug.create("mixup", pairing=WithinGroup("image"))(INPUTS), r"pairs by 'image', the batch has metadata"),
     (lambda: Selective("same").fit(LABELS).draw(Batch(INPUTS, LABELS), Draws(N, torch.device("cpu"))), "pass rows="),
     (

@@ -31,7 +31,7 @@ class Selective:
             ``"any"``; None looks at no group.
 
     Raises:
-        ValueError: an unknown word; when drawing, labels or groups that are no integers (B,).
+        ValueError: an unknown word; when drawing, groups that are no integers (B,), labels of another shape.
     """
 
     involution = False
@@ -79,7 +79,7 @@ class Selective:
     def _looked_at(self, labels: Tensor | None, metadata: Mapping[str, Tensor]) -> list[tuple[Tensor, Relation]]:
         found: list[tuple[Tensor, Relation]] = []
         if self.label != "any":
-            found.append((_integers("labels", labels), self.label))
+            found.append((_classes(labels), self.label))
         for name in self.metadata:
             found.append((_integers(f"metadata {name!r}", metadata.get(name)), self.relation))
         return found
@@ -241,6 +241,16 @@ def check_matrix(what: str, matrix: object) -> Tensor:
     if not bool((matrix.isfinite() & (matrix >= 0)).all()):
         raise ValueError(f"{what} expects shares in matrix, finite and not negative")
     return matrix
+
+
+def _classes(labels: Tensor | None) -> Tensor:
+    """(B,) what stands for the class: ids, the largest share of dense labels, numbers as they are."""
+    if labels is None or labels.ndim not in (1, 2):
+        came = "none" if labels is None else tuple(labels.shape)
+        raise ValueError(f"a pairing by class expects labels (B,) or (B, K), got {came}")
+    if labels.ndim == 2:
+        return labels.argmax(1)
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def _integers(what: str, values: Tensor | None) -> Tensor:

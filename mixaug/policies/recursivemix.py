@@ -44,7 +44,7 @@ __all__ = ["RecursiveMix"]
     "recursivemix",
     paper="RecursiveMix: Mixed Learning with History, NeurIPS 2022",
     arxiv="2203.06844",
-    family="cut and paste",
+    family="guided by the model",
 )
 class RecursiveMix(Policy):
     """Paste the whole mixed image of the batch before, shrunk, into each sample; labels of all of them go along.
@@ -107,8 +107,9 @@ class RecursiveMix(Policy):
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         own = torch.arange(len(batch), device=batch.device)
         boxes = self.draw_boxes(draws, batch.size)
-        # Who has no image of the batch before is not to get its own.
-        boxes = torch.where((partner == own)[:, None], torch.zeros_like(boxes), boxes)
+        if self.partners is not None:
+            # Who has no image of the batch before is not to get its own.
+            boxes = torch.where((partner == own)[:, None], torch.zeros_like(boxes), boxes)
         lam = area_kept(boxes, batch.size)
         return ResizePaste(partner=partner, lam=lam, size=batch.size, boxes=boxes, interpolation=self.interpolation)
 
