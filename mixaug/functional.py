@@ -45,6 +45,7 @@ from mixaug.policies.saliencymix import (
     saliencymix_boxes,
 )
 from mixaug.policies.samix import balanced_cross_entropy, rescaled_lam
+from mixaug.policies.selmix import selmix_gains, selmix_pairs
 from mixaug.policies.smmix import pooled_tokens, smmix, smmix_boxes, smmix_consistency, smmix_windows
 from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
@@ -124,6 +125,8 @@ __all__ = [
     "saliency_peak",
     "saliencymix",
     "saliencymix_boxes",
+    "selmix_gains",
+    "selmix_pairs",
     "sinkhorn_plan",
     "smmix",
     "smmix_boxes",

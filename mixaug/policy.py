@@ -26,7 +26,7 @@ from mixaug.partners import PartnerSource, PartnersPlan
 from mixaug.partners.joining import check_one_new_tensor, with_partners
 from mixaug.partners.taking import TakesPartners
 from mixaug.plan import Plan, Unmixed
-from mixaug.preparation import Preparation
+from mixaug.preparation import Inspection, Preparation
 from mixaug.ratio import Ratio
 from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled
 from mixaug.signals.hooks import hooked
@@ -368,6 +368,20 @@ class Policy(TakesPartners, Offering, nn.Module):
 
     def on_prepare(self, preparation: Preparation) -> None:
         """Hook for policies that learn from the training data beforehand. Does nothing by default."""
+
+    #: Optimizer steps between two calls of :meth:`on_refresh`; None for policies that ask for none.
+    refresh_every: int | None = None
+
+    def on_refresh(self, inspection: Inspection) -> None:
+        """Hook for policies that look at a whole validation set again and again. Does nothing by default."""
+
+    def sampling(self, labels: Tensor) -> Tensor | None:
+        """(N,) floating weights with which the samples of a training set are to be drawn; None leaves them as they are.
+
+        Args:
+            labels: (N, ...) of the training set.
+        """
+        return None
 
     def set_progress(self, fraction: float) -> None:
         """Tell the policy, and those inside it, how much of training is done: 0 at the start, 1 at the end."""

@@ -1,4 +1,4 @@
-"""What a policy may look at once, before training begins."""
+"""What a policy may look at beside its batches: once, before training begins, and again and again while it goes on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 
-__all__ = ["Preparation"]
+__all__ = ["Inspection", "Preparation"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,23 @@ class Preparation:
     learning_rate: float
     loss: Callable[[Tensor, Tensor], Tensor]
     generator: Generator
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model says of a whole set, for a policy that is told every ``refresh_every`` steps (``on_refresh``).
+
+    Attributes:
+        split: name of the set, ``"valid"`` or ``"train"``; never the test set.
+        outputs: (N, K) of the model in evaluation mode, without gradient.
+        pooled: (N, D) what its classifier takes in.
+        labels: (N,) class ids.
+        weight, bias: (K, D) and (K,) of the classifier; ``bias`` may be None.
+    """
+
+    split: str
+    outputs: Tensor
+    pooled: Tensor
+    labels: Tensor
+    weight: Tensor
+    bias: Tensor | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -177,8 +177,8 @@ class ClassPairs:
     has any. Over a training set the shares hold exactly.
 
     Args:
-        matrix: (K, K) floating, not negative: row own class, column partner's class. Rows need not sum to 1. May be
-            changed in place while training goes on.
+        matrix: (K, K) floating, not negative: row own class, column partner's class; rows need not sum to 1. Or a
+            function that returns such a tensor, for one that changes while training goes on.
 
     Raises:
         ValueError: another shape, a negative or non-finite entry.
@@ -187,14 +187,20 @@ class ClassPairs:
     involution = False
     needs_labels = True
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = check_matrix("ClassPairs", matrix)
+    def __init__(self, matrix: Tensor | Callable[[], Tensor]) -> None:
+        self._matrix = matrix if callable(matrix) else check_matrix("ClassPairs", matrix)
+
+    @property
+    def matrix(self) -> Tensor:
+        """(K, K) shares as they are now."""
+        return self._matrix if isinstance(self._matrix, Tensor) else self._matrix()
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         labels = _integers("labels", batch.labels)
         own = torch.arange(len(batch), device=batch.device)
-        counts = torch.bincount(labels, minlength=len(self.matrix))
-        share = self.matrix.to(batch.device)[labels] / counts.clamp(min=1)
+        matrix = self.matrix.to(batch.device)
+        counts = torch.bincount(labels, minlength=len(matrix))
+        share = matrix[labels] / counts.clamp(min=1)
         weights = share.gather(1, labels[None].expand(len(batch), -1)).masked_fill(own[:, None] == own, 0.0)
         reached = weights.to(wide_dtype(batch.device)).cumsum(1)
         number = draws.uniform(per="sample") * reached[:, -1]
@@ -206,7 +212,7 @@ class ClassPairs:
         return FittedClassPairs(self, _integers("labels", labels))
 
     def __repr__(self) -> str:
-        return f"ClassPairs({len(self.matrix)} classes)"
+        return "ClassPairs()"
 
 
 class FittedClassPairs:
@@ -217,13 +223,17 @@ class FittedClassPairs:
     def __init__(self, pairing: ClassPairs, labels: Tensor) -> None:
         self.pairing = pairing
         self.order = labels.argsort(stable=True)
-        self.counts = torch.bincount(labels, minlength=len(pairing.matrix))
+        self.counts = torch.bincount(labels)
         self.start = self.counts.cumsum(0) - self.counts
 
     def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
         """(B,) int64 rows of the training set, -1 where no class can be drawn."""
         labels = _integers("labels", batch.labels)
-        shares = self.pairing.matrix.to(batch.device)[labels] * (self.counts > 0)
+        matrix = self.pairing.matrix.to(batch.device)
+        if len(matrix) < len(self.counts):
+            raise ValueError(f"ClassPairs has {len(matrix)} classes, the training set {len(self.counts)}")
+        counts = torch.nn.functional.pad(self.counts, (0, len(matrix) - len(self.counts)))
+        shares = matrix[labels] * (counts > 0)
         reached = shares.to(wide_dtype(batch.device)).cumsum(1)
         number = draws.uniform(per="sample") * reached[:, -1]
         chosen = (reached <= number[:, None]).sum(1).clamp(max=len(self.counts) - 1)

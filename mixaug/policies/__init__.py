@@ -31,6 +31,7 @@ from mixaug.policies.rsb import rsb
 from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
 from mixaug.policies.selective_mixup import selective_mixup
+from mixaug.policies.selmix import SelMix
 from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
@@ -65,6 +66,7 @@ __all__ = [
     "SMMix",
     "SUMix",
     "SaliencyMix",
+    "SelMix",
     "SmoothMix",
     "SnapMix",
     "TLAlign",
