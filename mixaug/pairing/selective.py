@@ -199,7 +199,7 @@ class ClassPairs:
         labels = _integers("labels", batch.labels)
         own = torch.arange(len(batch), device=batch.device)
         matrix = self.matrix.to(batch.device)
-        counts = torch.bincount(labels, minlength=len(matrix))
+        counts = matrix.new_zeros(len(matrix)).index_add_(0, labels, matrix.new_ones(len(batch)))
         share = matrix[labels] / counts.clamp(min=1)
         weights = share.gather(1, labels[None].expand(len(batch), -1)).masked_fill(own[:, None] == own, 0.0)
         reached = weights.to(wide_dtype(batch.device)).cumsum(1)
@@ -264,6 +264,8 @@ def _classes(labels: Tensor | None) -> Tensor:
 
 
 def _integers(what: str, values: Tensor | None) -> Tensor:
+    if what == "labels" and values is not None and values.ndim == 2:
+        return values.argmax(1)
     if values is None or values.is_floating_point() or values.ndim != 1:
         came = "none" if values is None else f"{tuple(values.shape)} {values.dtype}"
         raise ValueError(f"a pairing by class or group expects {what} as integers (B,), got {came}")

@@ -14,7 +14,7 @@ and keeps its own label. The estimate is made anew every ``refresh_every`` steps
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -100,6 +100,7 @@ class SelMix(Policy):
         factor: the own share is uniform in [factor, 1], in [0, 1]; 0.6 in the authors' configurations.
         temperature: of the softmax over pairs, positive; 0.1.
         refresh_every: optimizer steps between two estimates, at least 1; 50.
+        labeling: ``"own"``, the own label alone; see :class:`mixaug.Policy`.
         partners: where partners come from, see :class:`mixaug.Policy`; the authors draw them from a second,
             pseudo-labelled set.
 
@@ -109,7 +110,8 @@ class SelMix(Policy):
 
     needs = frozenset({"hidden"})
     spatial = None
-    not_offered = ("alpha", "ratio", "pairing", "labeling", "per")
+    shared_defaults: ClassVar[SharedOptions] = {"labeling": "own"}
+    not_offered = ("alpha", "ratio", "pairing", "per")
 
     pairs: Tensor | None
 
@@ -200,11 +202,9 @@ class SelMix(Policy):
         self.current_pairs()
         assert self.classifier is not None  # known as soon as the pairs are
         lam = self.ratio(draws).float()
-        own = torch.ones(len(batch), device=batch.device)
         return Hidden(
             partner=partner,
             lam=lam,
-            weights=torch.stack([own, own - 1], 1),
             stage=torch.zeros(1, dtype=torch.int64, device=batch.device),
             # A share of what goes into a linear layer is the same share of what comes out.
             eligible=(self.classifier,),

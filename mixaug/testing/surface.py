@@ -83,7 +83,15 @@ def label_forms(s: Subject) -> None:
         if labels is None and policy.needs_labels:
             _refused(s, policy, images, None, "no labels for a policy that needs_labels", "labels")
             continue
-        mixed = s.mix(policy, images, labels, seed=14)
+        try:
+            mixed = s.mix(policy, images, labels, seed=14)
+        except ValueError as error:
+            # Numbers are of no class, by which a policy may pair.
+            numbers_by_class = policy.needs_labels and labels is not None and labels.shape == soft.shape[:1]
+            s.require(
+                numbers_by_class and labels.is_floating_point() and "labels" in str(error), str(error), "no error"
+            )
+            continue
         s.form(policy, mixed, images, labels, " for labels of another form")
         if labels is soft:
             wanted = (soft[mixed.sources] * mixed.weights[..., None]).sum(1)
