@@ -7,7 +7,7 @@
 (torch.Size([8, 3, 32, 32]), torch.Size([8, 10]))
 """
 
-from mixaug import functional, labeling, losses, networks, objectives, pairing, partners, policies, ratio
+from mixaug import functional, labeling, losses, networks, objectives, pairing, partners, policies, ratio, schedule
 from mixaug._version import __version__
 from mixaug.batch import Batch, MixedBatch
 from mixaug.loading import DeviceLoader, MixCollate
@@ -49,4 +49,5 @@ __all__ = [
     "policies",
     "ratio",
     "register",
+    "schedule",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
@@ -15,7 +15,7 @@ from mixaug import pairing as pairings
 from mixaug import partners as sources_of_partners
 from mixaug import ratio as ratios
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_images, check_labels, check_out, check_per, check_probability
+from mixaug.checks import check_images, check_labels, check_out, check_per, check_positive, check_probability
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
@@ -28,6 +28,7 @@ from mixaug.partners.taking import TakesPartners
 from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Inspection, Preparation
 from mixaug.ratio import Ratio
+from mixaug.schedule import Schedule, at_start, is_schedule
 from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled
 from mixaug.signals.hooks import hooked
 
@@ -60,7 +61,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     but for passes of a model.
 
     Args:
-        alpha: own share lam ~ Beta(alpha, alpha), positive.
+        alpha: own share lam ~ Beta(alpha, alpha), positive; or a :mod:`mixaug.schedule`, and then the training loop
+            must call :meth:`set_progress`.
         ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, a share, a Ratio.
         pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
             permutation (random pairs with ``per="pair"``).
@@ -95,9 +97,14 @@ class Policy(TakesPartners, Offering, nn.Module):
     #: Options of its bases that a class does not offer because they would have no effect.
     not_offered: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, *, alpha: float = 1.0, **shared: Unpack[SharedOptions]) -> None:
+    def __init__(self, *, alpha: float | Schedule = 1.0, **shared: Unpack[SharedOptions]) -> None:
         super().__init__()
         what = type(self).__name__
+        #: Options that change over training, by name.
+        self.schedules: dict[str, Schedule] = {}
+        #: Part of training that is done; None until :meth:`set_progress` says so.
+        self.progress: float | None = None
+        alpha = self.scheduled("alpha", alpha, check_positive)
         options: Any = {**shared_defaults_of(type(self)), **shared}
         check_per(what, options["per"])
         self.ratio: Ratio = ratios.make(options["ratio"], alpha, what)
@@ -115,6 +122,13 @@ class Policy(TakesPartners, Offering, nn.Module):
         self.partners: PartnerSource | None = sources_of_partners.make(options["partners"], what)
         if self.partners is not None:
             self.bind_partners(self.pairing)
+
+    def scheduled(self, name: str, value: float | Schedule, check: Callable[[str, str, float], float]) -> float:
+        """The first value of an option that may be a schedule, which is then followed from :meth:`set_progress` on."""
+        if not is_schedule(value):
+            return value  # type: ignore[return-value]  # a number, or what the check of the option refuses
+        self.schedules[name] = value  # type: ignore[assignment]  # it can be called, and is looked at next
+        return at_start(type(self).__name__, name, self.schedules[name], check)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         """Draw everything but the partners. The one method that a new policy has to write.
@@ -143,6 +157,11 @@ class Policy(TakesPartners, Offering, nn.Module):
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
+        if self.schedules and self.progress is None:
+            raise RuntimeError(
+                f"{type(self).__name__} follows a schedule of {', '.join(self.schedules)}, but does not know how far "
+                "training is: call policy.set_progress(step / total_steps) before each step"
+            )
         if len(batch) == 1:
             return Unmixed.of(1, batch.device)
         draws = Draws(len(batch), batch.device, generator, self.per)
@@ -388,6 +407,12 @@ class Policy(TakesPartners, Offering, nn.Module):
         fraction = check_probability("set_progress", "fraction", fraction)
         for module in self.modules():
             if isinstance(module, Policy):
+                if module.schedules:
+                    module.progress = fraction
+                for name, schedule in module.schedules.items():
+                    setattr(module, name, schedule(fraction))
+                    if name == "alpha" and isinstance(module.ratio, ratios.Beta):
+                        module.ratio = ratios.Beta(module.alpha)
                 module.on_progress(fraction)
 
     def on_progress(self, fraction: float) -> None:

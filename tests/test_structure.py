@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["_version", "checks", "options"],
     ["ops"],
-    ["draws", "ratio"],
+    ["draws", "ratio", "schedule"],
     ["plan"],
     ["signals"],
     ["batch"],

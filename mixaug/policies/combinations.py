@@ -19,6 +19,7 @@ from mixaug.partners import PartnerSource
 from mixaug.plan import Plan, Select, Unmixed
 from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import create
+from mixaug.schedule import Schedule, at_start
 from mixaug.signals import MixedSignals, ModelSignals, Signals
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Sometimes(OneOf):
 
     Args:
         policy: a policy, or a name of the registry.
-        probability: chance to mix, in [0, 1].
+        probability: chance to mix, in [0, 1], or a :mod:`mixaug.schedule` of it.
         until: fraction of training in (0, 1] after which nothing is mixed any more; the training loop
             must then call :meth:`set_progress` (the engine does).
         per: ``"batch"`` decides once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
@@ -213,24 +214,32 @@ class Sometimes(OneOf):
     def __init__(
         self,
         policy: Policy | str = "mixup",
-        probability: float = 1.0,
+        probability: float | Schedule = 1.0,
         until: float | None = None,
         **shared: Unpack[SharedOptions],
     ) -> None:
-        probability = check_probability("Sometimes", "probability", probability)
-        super().__init__([made("Sometimes", "policy", policy), "none"], [probability, 1.0 - probability], **shared)
-        self.probability = probability
+        # The base, which would keep a schedule, comes after what it is made of.
+        first = at_start("Sometimes", "probability", probability, check_probability) if callable(probability) else None
+        start = check_probability("Sometimes", "probability", probability if first is None else first)
+        super().__init__([made("Sometimes", "policy", policy), "none"], [start, 1.0 - start], **shared)
+        self.probability = self.scheduled("probability", probability, check_probability)
         self.until = None if until is None else check_positive_share("Sometimes", "until", until)
         self.active: bool | None = None if until is not None else True
 
     def on_progress(self, fraction: float) -> None:
         # A flag that flips once, not the fraction: a compiled step would be compiled anew each time.
         self.active = self.until is None or fraction < self.until
+        self.probabilities = [self.probability, 1.0 - self.probability]
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         if self.active is None:
             raise RuntimeError(
                 f"Sometimes(until={self.until}) does not know how far training is: "
+                "call policy.set_progress(step / total_steps) before each step"
+            )
+        if self.schedules and self.progress is None:
+            raise RuntimeError(
+                "Sometimes follows a schedule of its probability, but does not know how far training is: "
                 "call policy.set_progress(step / total_steps) before each step"
             )
         if not self.active:

@@ -8,7 +8,7 @@ classes or groups before the mixing is credited.
 
 from __future__ import annotations
 
-from mixaug.checks import check_choice, check_probability
+from mixaug.checks import check_choice, check_per, check_positive, check_probability
 from mixaug.draws import Per
 from mixaug.pairing import Selective
 from mixaug.policies.combinations import OneOf
@@ -41,6 +41,8 @@ def lisa(
         mixing: ``"mixup"``, or ``"cutmix"`` as the authors take on some image sets.
         per: how often lam is drawn; CutMix in the authors' code draws once a batch.
     """
+    alpha = check_positive("lisa", "alpha", alpha)
+    check_per("lisa", per)
     check_choice("lisa", "mixing", mixing, ("mixup", "cutmix"))
     same_label = check_probability("lisa", "same_label", same_label)
     pairs = [Selective("same", (group, "other")), Selective("other", (group, "same"))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mixaug.checks import check_choice
+from mixaug.checks import check_choice, check_per, check_positive
 from mixaug.draws import Per
 from mixaug.pairing import Selective
 from mixaug.pairing.selective import Relation
@@ -50,6 +50,8 @@ def selective_mixup(
         per: how often lam is drawn.
         partners: see :class:`mixaug.Policy`; the paper draws them from the whole training set.
     """
+    alpha = check_positive("selective_mixup", "alpha", alpha)
+    check_per("selective_mixup", per)
     check_choice("selective_mixup", "mixing", mixing, ("mixup", "cutmix"))
     check_choice("selective_mixup", "relation", relation, ("same", "other", "any"))
     if group is None and relation != "any":
