@@ -96,6 +96,7 @@ def in_memory_set(
     transform: Transform,
     test_transform: Transform,
     image_size: int | None,
+    fitted: bool = False,
 ) -> DataSet:
     channels, height, width = train.images.shape[1:]
     train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
@@ -114,13 +115,16 @@ def in_memory_set(
         std=std,
         image_size=(channels, height, width) if plain else (channels, side, side),
         class_names=names,
+        fitted=fitted,
     )
 
 
-def set_from_files(name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int) -> DataSet:
+def set_from_files(
+    name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int, valid: Any = None
+) -> DataSet:
     names = tuple(class_names)
     size = (3, image_size, image_size)
-    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names)
+    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names, valid)
 
 
 def read_lines(path: Path, columns: int) -> list[list[str]]:
