@@ -275,7 +275,7 @@ class Passes:
 
     def _draw(self) -> MixedBatch:
         batch = self.batch
-        more: dict[str, Any] = {} if batch.rows is None else {"rows": batch.rows}
+        more: dict[str, Any] = {"rows": batch.rows} if self.step.policy.needs_rows else {}
         if self.keys is not None:
             more["keys"] = self.keys
         mixed: MixedBatch = self.step.policy(

@@ -21,6 +21,7 @@ from mixaug.regression_metrics import mae, mape, r2, rmse, worst_group
 
 __all__ = [
     "CLASSIFICATION",
+    "FIGURES_OF_LAST_EPOCHS",
     "LAST_EPOCHS",
     "REGRESSION",
     "TASKS",
@@ -103,6 +104,11 @@ class Task:
         title = self.figures[figure]
         return f"{title}, chosen on the {SPLIT_TITLES[selected_on]} set" if figure in self.choosing else title
 
+    def aim(self, result: Mapping[str, Any], figure: str) -> float:
+        """What a search over options goes by: the figure of the validation set, or, without one, of the test set."""
+        key = self.result_key(figure)
+        return float(result.get(f"valid_{key}", result[key]))
+
     def scores(self, model: nn.Module, batches: Batches, precision: str) -> dict[str, float | None]:
         """The model's numbers on every held-out set: ``test_top1`` and, where there is such a set, ``valid_top1``."""
         return {
@@ -158,8 +164,9 @@ def task_named(data: str) -> Task:
     return REGRESSION if data in regression.LOADERS else CLASSIFICATION
 
 
-#: So many epochs at the end count for the figures ``median10`` and ``best10``.
+#: So many epochs at the end count for these figures.
 LAST_EPOCHS = 10
+FIGURES_OF_LAST_EPOCHS = ("median10", "best10")
 
 
 # -- classification -----------------------------------------------------------------------------------------------
@@ -171,28 +178,27 @@ def _score_classes(model: nn.Module, batches: Batches, split: str, precision: st
 
 
 def _summary_of_classes(history: Sequence[Record]) -> dict[str, Any]:
-    last, tail = history[-1], history[-LAST_EPOCHS:]
-    best = history[CLASSIFICATION.chosen(history)]
-    taken: dict[str, Record | None] = {"last": last, "best": best, "best10": None}
-    middle = None
-    if all(map(CLASSIFICATION.is_scored, tail)):
-        taken["best10"] = tail[CLASSIFICATION.chosen(tail)]
-        middle = float(median([record["test_top1"] for record in tail]))
+    last, tail, chosen = history[-1], history[-LAST_EPOCHS:], CLASSIFICATION.chosen(history)
+
+    def figures(key: str) -> dict[str, float | None]:
+        whole = all(map(CLASSIFICATION.is_scored, tail))
+        return {
+            "last": last[key],
+            "best": history[chosen][key],
+            "median10": float(median([record[key] for record in tail])) if whole else None,
+            "best10": tail[CLASSIFICATION.chosen(tail)][key] if whole else None,
+        }
+
     selected_on = CLASSIFICATION.selected_on(last)
-    valid = {"valid_top1": taken} if selected_on == "valid" else {}
+    valid = figures("valid_top1") if selected_on == "valid" else {}
     return {
-        **{f"top1_{figure}": None if record is None else record["test_top1"] for figure, record in taken.items()},
-        "top1_median10": middle,
+        **{f"top1_{figure}": value for figure, value in figures("test_top1").items()},
         "top5_last": last["test_top5"],
         "nll_last": last["test_nll"],
         "ece_last": last["test_ece"],
-        **{
-            f"{key}_{figure}": None if record is None else record[key]
-            for key, records in valid.items()
-            for figure, record in records.items()
-        },
+        **{f"valid_top1_{figure}": value for figure, value in valid.items()},
         "selected_on": selected_on,
-        "selected_epoch": int(best["epoch"]),
+        "selected_epoch": chosen + 1,
     }
 
 
@@ -216,7 +222,11 @@ CLASSIFICATION = Task(
     },
     choosing=frozenset({"best", "best10"}),
     figure="last",
-    details=(Detail("nll_last", "NLL", 3), Detail("ece_last", "ECE", 3)),
+    details=(
+        Detail("valid_top1_{figure}", "Validation", 2),
+        Detail("nll_last", "NLL", 3),
+        Detail("ece_last", "ECE", 3),
+    ),
     score=_score_classes,
     later_wins=False,
     summary=_summary_of_classes,
@@ -271,6 +281,7 @@ REGRESSION = Task(
     choosing=frozenset(),
     figure="selected",
     details=(
+        Detail("valid_rmse_{figure}", "Validation", 4),
         Detail("mae_{figure}", "MAE", 4),
         Detail("mape_{figure}", "MAPE (%)", 3),
         Detail("r2_{figure}", "R2", 4),

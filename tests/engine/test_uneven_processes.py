@@ -24,10 +24,10 @@ from torch import Tensor, nn
 import mixaug
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
-from mixaug.engine.batches import EpochBatches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World, explained
 from mixaug.engine.errors import ConfigError, ProcessLost
+from mixaug.engine.sources import EpochBatches
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.losses import MixedCrossEntropy
 
