@@ -25,6 +25,7 @@ from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.train import train
 from mixaug.passes import Wants
+from processes import in_two_processes
 
 Tiny = Callable[..., DictConfig]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -402,6 +403,4 @@ def two_processes_stay_alike(rank: int, folder: Path, root: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_of_many_passes_resume_to_the_bit(teacher: Path, tmp_path: Path) -> None:
-    from test_uneven_processes import in_two_processes
-
     in_two_processes(two_processes_stay_alike, teacher, tmp_path)
