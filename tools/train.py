@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(_: DictConfig) -> float:
-    """Run the composed config; a Hydra sweeper may optimise what is returned: the number that counts, of the validation set
-    where there is one, else of the test set.
+    """Run the composed config; a Hydra sweeper may optimise what is returned, the top-1 or the RMSE that counts.
+
+    It is that of the validation set where there is one, else of the test set.
     """
     from mixaug.engine.config import compose
     from mixaug.engine.errors import RunHeld

@@ -324,7 +324,7 @@ def imagefolder(
                 f"in one of them only: {shortened(different)}"
             )
     train, test, *valid = [
-        FileData([Path(file) for file, _ in part.samples], part.targets, train_fn if part is found[0] else test_fn)
+        FileData([file for file, _ in part.samples], part.targets, train_fn if part is found[0] else test_fn)
         for part in found
     ]
     return set_from_files("imagefolder", train, test, found[0].classes, side, valid[0] if valid else None)
@@ -400,8 +400,7 @@ def aircraft(
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     found = [FGVCAircraft(str(path), split, annotation_level) for split in splits]
     train, test, *valid = [
-        FileData([Path(file) for file in part._image_files], part._labels, train_fn if part is found[0] else test_fn)
-        for part in found
+        FileData(part._image_files, part._labels, train_fn if part is found[0] else test_fn) for part in found
     ]
     return set_from_files("aircraft", train, test, found[0].classes, side, valid[0] if valid else None)
 
@@ -430,7 +429,7 @@ def cars(
 
     def part(cars: Any, function: Callable[[Any], Any] | None) -> FileData:
         # SciPy decides the type of the labels in the tables; the interface promises plain ints.
-        return FileData([Path(file) for file, _ in cars._samples], [int(label) for _, label in cars._samples], function)
+        return FileData([file for file, _ in cars._samples], [int(label) for _, label in cars._samples], function)
 
     return set_from_files("cars", part(train, train_fn), part(test, test_fn), train.classes, side)
 

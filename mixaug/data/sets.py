@@ -106,7 +106,7 @@ class FileData(Dataset[tuple[Any, int]]):
         metadata: per-sample tensors by name, (N, ...), such as "domain"; batches carry them beside the images.
     """
 
-    paths: Sequence[Path] = field(repr=False)
+    paths: Sequence[Path | str] = field(repr=False)
     labels: Sequence[int] = field(repr=False)
     transform: Callable[[Any], Any] | None = None
     metadata: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

@@ -48,7 +48,7 @@ def with_splits(
         split_seed: seed of the last two draws, >= 0.
 
     Raises:
-        TypeError: an option of another kind.
+        TypeError: an option of another kind, parts other than `ArrayData`, `MappedData` and `FileData`.
         ValueError: an option out of range, a class that the set does not have, too few samples of a class, a share of
             a set that has a validation part of its own.
     """
@@ -56,6 +56,8 @@ def with_splits(
     kept = chosen_classes(data.name, data.class_names, classes, class_seed)
     if kept != list(range(data.num_classes)):
         data = _of_classes(data, kept)
+    if not valid_share and per_class is None:
+        return data
     labels = labels_of(data.train)
     rows = torch.arange(len(labels))
     valid = data.valid
@@ -70,8 +72,6 @@ def with_splits(
         rows = rows[~held]
     if per_class is not None:
         rows = rows[_per_class(data, labels[rows], per_class, split_seed)]
-    if len(rows) == len(labels):
-        return replace(data, valid=valid)
     source: Any = data.train
     train = source.take(rows)
     mean, std = channel_statistics(labelled(train).images) if data.fitted else (data.mean, data.std)
@@ -135,13 +135,21 @@ def chosen_classes(what: str, names: Sequence[str], classes: Classes, class_seed
 
 def labels_of(data: Any) -> Tensor:
     """(N,) int64 labels of a part, read without its images."""
-    part = labelled(data)
-    return torch.as_tensor(part.labels, dtype=torch.int64)
+    return torch.as_tensor(labelled(data).labels, dtype=torch.int64)
 
 
 def labelled(data: Any) -> Any:
-    """The part that has the labels: the one behind a transform, or the part itself."""
-    return data.data if isinstance(data, MappedData) else data
+    """The part that has the labels: the one behind a transform, or the part itself.
+
+    Raises:
+        TypeError: a part of another kind than those of `mixaug.data`.
+    """
+    part = data.data if isinstance(data, MappedData) else data
+    if not isinstance(part, (ArrayData, FileData)):
+        raise TypeError(
+            f"a choice of samples expects parts that are ArrayData, MappedData or FileData, got {type(data).__name__}"
+        )
+    return part
 
 
 def _check(what: str, class_seed: Any, per_class: Any, valid_share: Any, split_seed: Any) -> None:
@@ -222,8 +230,6 @@ def _as_evaluated(train: Any, test: Any) -> Any:
     if isinstance(train, FileData) and isinstance(test, FileData):
         return replace(train, transform=test.transform)
     samples = labelled(train)
-    if not isinstance(samples, ArrayData):
-        raise TypeError(f"a validation part can be taken from ArrayData, MappedData or FileData, got {type(train)}")
     return MappedData(samples, test.transform) if isinstance(test, MappedData) else samples
 
 

@@ -59,7 +59,6 @@ class Batches:
             raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
         self._scoring: list[Any] = []
         self._train = Source(
-            "training",
             data,
             config.batch_size,
             world,
@@ -194,7 +193,6 @@ class Batches:
         usual = self.config.augment if images else {"crop_padding": 0, "padding_mode": "zeros", "flip": False}
         try:
             return Source(
-                where,
                 data,
                 settings.get("batch_size") or self.config.batch_size,
                 self.world,

@@ -176,7 +176,6 @@ class Source:
     """The training part of a data set in batches on the device, normalised to float32.
 
     Args:
-        what: how messages call it.
         data: a ``mixaug.data.DataSet`` or one like it.
         batch_size: samples per process and batch.
         world: this process among all.
@@ -194,7 +193,6 @@ class Source:
 
     def __init__(
         self,
-        what: str,
         data: Any,
         batch_size: int,
         world: World,
@@ -222,7 +220,7 @@ class Source:
         )
         if len(self._order) == 0:
             raise ConfigError(
-                f"{samples} {what} samples give no batch with batch_size={batch_size}, "
+                f"{samples} training samples give no batch with batch_size={batch_size}, "
                 f"{world.size} processes and drop_last={drop_last}"
             )
         augments = bool(augment["crop_padding"] or augment["flip"])

@@ -24,6 +24,7 @@ __all__ = [
     "FIGURES_OF_LAST_EPOCHS",
     "LAST_EPOCHS",
     "REGRESSION",
+    "SPLIT_TITLES",
     "TASKS",
     "Detail",
     "Task",

@@ -247,7 +247,7 @@ def _result_fault(result: dict[str, Any]) -> str:
     gaps = [task.result_key(figure) for figure in FIGURES_OF_LAST_EPOCHS if figure in task.figures]
     gaps = [key for key in gaps if key in result and result[key] is None]
     figures = [key for key in figures if key not in gaps]
-    if result.get("selected_on", "test") not in SPLIT_TITLES:
+    if result.get("selected_on", "test") not in list(SPLIT_TITLES):
         return f"selected_on: expected one of {', '.join(SPLIT_TITLES)}, got {_shown(result['selected_on'])}"
     for key in (*INTEGER_KEYS, *figures):
         if not is_number(result.get(key)):

@@ -34,7 +34,17 @@ NOT_SETTINGS = (
 # These keys may differ from a protocol's file without leaving the protocol: they are compared on their own (policy,
 # data, model, length) or say how a machine does the work.
 WITHIN_PROTOCOL = frozenset(
-    {*SPELLED_OUT, "pool", "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
+    {
+        *SPELLED_OUT,
+        "pool",
+        "epochs",
+        "eval_batch_size",
+        "evaluate_every",
+        "device",
+        "threads",
+        "channels_last",
+        "compile",
+    }
     | {f"data.{option}" for option in LOCATIONS}
 )
 _CHOICE = re.compile(r"\w[\w\-]*(\.\w[\w\-]*|/\w[\w\-]*)*", re.ASCII)

@@ -25,8 +25,8 @@ def numbered(counts: dict[int, int], first: int = 0) -> ArrayData:
     return ArrayData(images.contiguous(), torch.tensor(labels), {"place": place})
 
 
-def whole(train: dict[int, int] | None = None, **changes: Any) -> DataSet:
-    counts = train or {0: 20, 1: 10, 2: 40, 3: 8}
+def whole(**changes: Any) -> DataSet:
+    counts = {0: 20, 1: 10, 2: 40, 3: 8}
     names = tuple("abcd")
     parts = {"train": numbered(counts), "test": numbered(dict.fromkeys(counts, 3), first=100)}
     return DataSet(
@@ -209,3 +209,10 @@ def test_metadata_have_a_row_for_each_sample() -> None:
         ArrayData(images, labels, {"domain": torch.zeros(2)})
     with pytest.raises(TypeError, match=r"metadata\['domain'\] to be a tensor, got list"):
         FileData([Path("a")], [0], metadata={"domain": [1]})
+
+
+def test_parts_of_ones_own_are_left_alone_or_refused() -> None:
+    own = whole(train=[(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)])
+    assert with_splits(own) is own
+    with pytest.raises(TypeError, match="parts that are ArrayData, MappedData or FileData, got list"):
+        with_splits(own, per_class=1)
