@@ -21,6 +21,7 @@ from mixaug.data.reading import (
     file_transforms,
     in_memory_set,
     read_lines,
+    read_metadata,
     require_files,
     set_from_files,
     shortened,
@@ -297,6 +298,7 @@ def imagefolder(
     train_folder: str = "train",
     test_folder: str = "val",
     valid_folder: str | None = None,
+    metadata: str | None = None,
     transform: Transform = None,
     test_transform: Transform = None,
     image_size: int | None = None,
@@ -308,12 +310,16 @@ def imagefolder(
         root: folder with all parts.
         train_folder, test_folder: their names.
         valid_folder: name of the folder with a validation part; None: the set has none of its own.
+        metadata: name of a CSV table in `root` of what is known of each image, such as its domain: a column `path` with
+            `train/<class>/<image>`, and columns of whole numbers, each a tensor that comes with the images by the
+            column's name; None: nothing is known.
     """
     from torchvision.datasets import ImageFolder
 
     folders = [folder for folder in (train_folder, test_folder, valid_folder) if folder is not None]
     layout = f"your own images, as {' and '.join(f'{folder}/<class>/<image>' for folder in folders)}"
-    path = require_files("imagefolder", root, [f"{folder}/" for folder in folders], layout)
+    tables = [] if metadata is None else [metadata]
+    path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], layout)
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     found = [ImageFolder(str(path / folder)) for folder in folders]
     for folder, other in zip(folders[1:], found[1:], strict=True):
@@ -323,9 +329,11 @@ def imagefolder(
                 f"data set 'imagefolder': {train_folder} and {folder} in {str(path)!r} hold different classes; "
                 f"in one of them only: {shortened(different)}"
             )
+    files = [[file for file, _ in part.samples] for part in found]
+    known = [{} for _ in found] if metadata is None else read_metadata("imagefolder", path / metadata, path, files)
     train, test, *valid = [
-        FileData([file for file, _ in part.samples], part.targets, train_fn if part is found[0] else test_fn)
-        for part in found
+        FileData(files[number], part.targets, test_fn if number else train_fn, known[number])
+        for number, part in enumerate(found)
     ]
     return set_from_files("imagefolder", train, test, found[0].classes, side, valid[0] if valid else None)
 

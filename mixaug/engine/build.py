@@ -257,7 +257,7 @@ def check_wants(config: DictConfig, objective: nn.Module, batches: Batches) -> N
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
         "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
-        "metadata": (batches.metadata, "a data set with metadata {!r}, as docs/engine.md says"),
+        "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
     for kind, (there, way_out) in brought.items():
         for name in getattr(wants, kind):

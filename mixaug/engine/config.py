@@ -71,7 +71,7 @@ KNOWN_KEYS = frozenset(
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
 LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
-LATER_OF_DATA: Mapping[str, Any] = {**SPLIT_OPTIONS, "own_valid": False, "valid_folder": None}
+LATER_OF_DATA: Mapping[str, Any] = {**SPLIT_OPTIONS, "own_valid": False, "valid_folder": None, "metadata": None}
 #: Data sets that had one of them before.
 OF_OLD = (("digits", "split_seed"), ("image_sheets", "classes"))
 

@@ -203,6 +203,28 @@ def test_every_set_with_classes_takes_the_options(name: str) -> None:
     assert "/nowhere" in str(caught.value) or "valid_share" in str(caught.value)
 
 
+def test_what_is_known_of_files_comes_from_a_table(folder: Path) -> None:
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    domains = {path: 3 * number for number, path in enumerate(files)}
+    table = folder / "known.csv"
+    table.write_text("path,domain,site\n" + "".join(f"{path},{domain},{-domain}\n" for path, domain in domains.items()))
+    found = load("imagefolder", root=folder, metadata="known.csv", valid_share=0.5, classes=["z", "x"])
+    for part in (found.train, found.valid, found.test):
+        expected = [domains[Path(path).relative_to(folder).as_posix()] for path in part.paths]
+        assert part.metadata["domain"].tolist() == expected
+        assert torch.equal(part.metadata["site"], -part.metadata["domain"])
+    for content, message in (
+        ("path,domain\n", r"lacks train/x/0\.png"),
+        ("file,domain\n", "needs the column path and at least one more"),
+        ("path,domain\n" + "".join(f"{path},cat\n" for path in files), "whole numbers beside each path.*'cat'"),
+    ):
+        table.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load("imagefolder", root=folder, metadata="known.csv")
+    with pytest.raises(FileNotFoundError, match=r"lacks nowhere\.csv"):
+        load("imagefolder", root=folder, metadata="nowhere.csv")
+
+
 def test_metadata_have_a_row_for_each_sample() -> None:
     images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"metadata\['domain'\] with a row for each of 3 samples, got shape \(2,\)"):

@@ -249,7 +249,7 @@ class Wanting(Objective):
         ),
         (Wants(views=("second",)), r"wants 'second' of views, there are \[\]: views=\[second\]"),
         (Wants(networks=("slow",)), r"wants 'slow' of networks, there are \[\]: \+networks\.slow=<folder"),
-        (Wants(metadata=("domain",)), r"wants 'domain' of metadata, there are \[\]: a data set with metadata 'domain'"),
+        (Wants(metadata=("domain",)), r"wants 'domain' of metadata, there are \[\]: data that bring it, such as"),
     ],
 )
 def test_what_nobody_brings_is_named_with_the_setting(
