@@ -24,6 +24,7 @@ __all__ = [
     "CIFAR_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SPLIT_OPTIONS",
     "ArrayData",
     "DataSet",
     "FileData",

@@ -54,28 +54,13 @@ def with_splits(
     """
     _check(data.name, class_seed, per_class, valid_share, split_seed)
     kept = chosen_classes(data.name, data.class_names, classes, class_seed)
-    if kept != list(range(data.num_classes)):
-        data = _of_classes(data, kept)
-    if not valid_share and per_class is None:
-        return data
-    labels = labels_of(data.train)
-    rows = torch.arange(len(labels))
-    valid = data.valid
-    if valid_share:
-        if valid is not None:
-            raise ValueError(
-                f"data set {data.name!r} has a validation part of its own, and valid_share={valid_share} would take "
-                "another one from the training part: choose one"
-            )
-        held = _valid_rows(data, labels, valid_share, split_seed)
-        valid = _as_evaluated(data.train, data.test).take(rows[held])
-        rows = rows[~held]
-    if per_class is not None:
-        rows = rows[_per_class(data, labels[rows], per_class, split_seed)]
-    source: Any = data.train
-    train = source.take(rows)
-    mean, std = channel_statistics(labelled(train).images) if data.fitted else (data.mean, data.std)
-    return replace(data, train=train, valid=valid, mean=mean, std=std)
+    chosen = data if kept == list(range(data.num_classes)) else _of_classes(data, kept)
+    if valid_share or per_class is not None:
+        chosen = _of_samples(chosen, per_class, valid_share, split_seed)
+    if not chosen.fitted or chosen.train is data.train:
+        return chosen
+    mean, std = channel_statistics(labelled(chosen.train).images)
+    return replace(chosen, mean=mean, std=std)
 
 
 SPLIT_OPTIONS: dict[str, Any] = {
@@ -195,6 +180,25 @@ def _of_classes(data: DataSet, kept: list[int]) -> DataSet:
         num_classes=len(kept),
         class_names=tuple(data.class_names[number] for number in kept),
     )
+
+
+def _of_samples(data: DataSet, per_class: int | None, valid_share: float, split_seed: int) -> DataSet:
+    """The set with a validation part and with some of the training samples."""
+    labels, valid, train = labels_of(data.train), data.valid, data.train
+    rows = torch.arange(len(labels))
+    if valid_share:
+        if valid is not None:
+            raise ValueError(
+                f"data set {data.name!r} has a validation part of its own, and valid_share={valid_share} would take "
+                "another one from the training part: choose one"
+            )
+        held = _valid_rows(data, labels, valid_share, split_seed)
+        valid = _as_evaluated(train, data.test).take(rows[held])
+        rows = rows[~held]
+    if per_class is not None:
+        rows = rows[_per_class(data, labels[rows], per_class, split_seed)]
+    part: Any = train
+    return replace(data, train=part.take(rows), valid=valid)
 
 
 def _valid_rows(data: DataSet, labels: Tensor, share: float, seed: int) -> Tensor:

@@ -483,6 +483,13 @@ def test_aircraft(tmp_path):
     assert shown(found.train) == [(0, 1), (2, 0)]
     assert shown(found.test) == [(1, 1)]
     assert load("aircraft", root=tmp_path, annotation_level="family").class_names == ("707", "A")
+    with pytest.raises(FileNotFoundError, match=r"images_variant_train\.txt, .*images_variant_val\.txt"):
+        load("aircraft", root=tmp_path, own_valid=True)
+    write(base / "images_variant_train.txt", f"002 {'707-320'}\n")
+    write(base / "images_variant_val.txt", f"000 {'A 380'}\n")
+    own = load("aircraft", root=tmp_path, own_valid=True)
+    assert (shown(own.train), shown(own.valid), shown(own.test)) == ([(2, 0)], [(0, 1)], [(1, 1)])
+    assert found.valid is None
     with pytest.raises(FileNotFoundError, match=r"manufacturers\.txt"):
         load("aircraft", root=tmp_path, annotation_level="manufacturer")
     with pytest.raises(ValueError, match="annotation_level"):

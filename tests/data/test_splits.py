@@ -112,6 +112,8 @@ def test_statistics_of_the_training_images_follow_the_choice() -> None:
     assert found.std == pytest.approx([float(pixels.std(correction=0))], abs=1e-12)
     assert found.mean != plain.mean
     assert found.class_names == ("3", "7")
+    three = load("digits", classes=[3])
+    assert three.mean == pytest.approx([float((plain.train.images[plain.train.labels == 3].double() / 255).mean())])
     assert found.train.labels.bincount().tolist() == [10, 10]
     fixed = with_splits(whole(), per_class=2)
     assert (fixed.mean, fixed.std) == ((0.5,), (0.5,))
