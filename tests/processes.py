@@ -8,6 +8,7 @@ timm, Hydra and the engine once, so that a start takes milliseconds and not the 
 from __future__ import annotations
 
 import atexit
+import datetime
 import gc
 import multiprocessing
 import os
@@ -16,9 +17,11 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The engine imports some of these when a run first needs them.
@@ -122,10 +125,7 @@ def run_script(
 
 def run_ranks(script: Path, *arguments: str, size: int = 2) -> str:
     """What rank 0 writes when `size` processes run the script with the environment that torchrun sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     started = [
         Script(script, *arguments, environment={**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)
@@ -134,3 +134,43 @@ def run_ranks(script: Path, *arguments: str, size: int = 2) -> str:
     said = "".join(one.stdout + one.stderr for one in done)
     assert [one.returncode for one in done] == [0] * size, said
     return "".join(one.stdout for one in done)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _process_of_two(rank: int, port: int, case: Callable[..., None], arguments: tuple[Any, ...], told: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    patience = datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timeout=patience, rank=rank, world_size=2)
+    try:
+        case(rank, *arguments)
+        told.put("")
+    except BaseException:
+        told.put(f"process {rank}:\n{traceback.format_exc()}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def in_two_processes(case: Callable[..., None], *arguments: Any) -> None:
+    """Call ``case(rank, *arguments)`` in two new processes of one gloo group; fail where it fails."""
+    import torch.multiprocessing
+
+    context = torch.multiprocessing.get_context("spawn")
+    told, port = context.Queue(), free_port()
+    processes = [context.Process(target=_process_of_two, args=(r, port, case, arguments, told)) for r in range(2)]
+    for process in processes:
+        process.start()
+    said = [told.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert said == ["", ""], "\n".join(said)

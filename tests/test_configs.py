@@ -115,6 +115,7 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_choices("data"))
 def test_data_file_repeats_names_and_defaults(name: str) -> None:
+    from mixaug.data import SPLIT_OPTIONS, regression
     from mixaug.data.loaders import LOADERS
 
     config = compose(with_root([f"data={name}"], name))
@@ -122,10 +123,12 @@ def test_data_file_repeats_names_and_defaults(name: str) -> None:
     assert isinstance(written, dict)
     given = {key: value for key, value in written.items() if key not in ("_target_", "name")}
     parameters = inspect.signature(LOADERS[name]).parameters
-    assert list(given) == list(parameters)
+    splits = {} if name in regression.LOADERS else {k: v for k, v in SPLIT_OPTIONS.items() if k not in parameters}
+    assert list(given) == [*parameters, *splits]
     for key, parameter in parameters.items():
         if parameter.default is not parameter.empty:
             assert given[key] == parameter.default, key
+    assert {key: given[key] for key in splits} == splits
     if "root" in given:
         with pytest.raises(FileNotFoundError, match="/nowhere"):
             build.load_data(config)

@@ -13,15 +13,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from mixaug.data import regression
 from mixaug.data.loaders import LOADERS
 from mixaug.data.reading import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionData, RegressionSet
+from mixaug.data.splits import SPLIT_OPTIONS, with_splits
 
 __all__ = [
     "CIFAR_MEAN",
     "CIFAR_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SPLIT_OPTIONS",
     "ArrayData",
     "DataSet",
     "FileData",
@@ -30,6 +33,7 @@ __all__ = [
     "RegressionSet",
     "list_datasets",
     "load",
+    "with_splits",
 ]
 
 
@@ -53,16 +57,17 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     |---|---|---|
     | `digits` | `train_size`, `split_seed` | yes |
     | `cifar10`, `cifar100` | `root` | yes |
-    | `image_sheets` | `root`, `labels`, `classes`, `verify` | yes |
+    | `image_sheets` | `root`, `labels`, `verify` | yes |
     | `tiny_imagenet`, `cub`, `cars` | `root` | no |
-    | `aircraft` | `root`, `annotation_level` | no |
-    | `imagefolder` | `root`, `train_folder`, `test_folder` | no |
+    | `aircraft` | `root`, `annotation_level`, `own_valid` | no |
+    | `imagefolder` | `root`, `train_folder`, `test_folder`, `valid_folder`, `metadata` | no |
 
     Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
     the two splits, which are then read image by image; where only one is given, the other split gives its images
     as unchanged uint8 tensors, and where none is given, files give PIL images. `image_size` is the side in pixels
-    that named transforms produce and that `DataSet.image_size` reports. Each loader in `mixaug.data.loaders`
-    documents its own options.
+    that named transforms produce and that `DataSet.image_size` reports. `classes`, `class_seed`, `per_class`,
+    `valid_share` and `split_seed` choose classes, samples of each and a validation part: see `mixaug.data.splits`.
+    Each loader in `mixaug.data.loaders` documents its own options.
 
     Sets with real-valued labels come as a `RegressionSet`, in memory:
 
@@ -89,7 +94,9 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
         hint = f"closest names: {', '.join(close)}" if close else f"known names: {', '.join(list_datasets())}"
         raise ValueError(f"mixaug.data.load got the unknown data set {name!r}; {hint}")
     loader = LOADERS[name]
-    known = list(inspect.signature(loader).parameters)
+    own = list(inspect.signature(loader).parameters)
+    splits = {} if loader in regression.LOADERS.values() else SPLIT_OPTIONS
+    known = [*own, *(option for option in splits if option not in own)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(
@@ -97,4 +104,8 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
         )
     if "root" in known and options.get("root") is None:
         raise TypeError(f"mixaug.data.load({name!r}) needs root=: {_root_line(loader)}")
-    return loader(**options)
+    loaded = loader(**{option: value for option, value in options.items() if option in own})
+    # A loader that chooses classes by itself has chosen them; the seed of the split is for both.
+    done = {"classes", "class_seed"} & set(own)
+    rest = {option: options[option] for option in splits if option in options and option not in done}
+    return with_splits(loaded, **rest) if isinstance(loaded, DataSet) else loaded

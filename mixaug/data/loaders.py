@@ -21,12 +21,14 @@ from mixaug.data.reading import (
     file_transforms,
     in_memory_set,
     read_lines,
+    read_metadata,
     require_files,
     set_from_files,
     shortened,
     stratified_rows,
 )
 from mixaug.data.sets import ArrayData, DataSet, FileData, RegressionSet
+from mixaug.data.splits import Classes, chosen_classes
 
 # The test part of `digits` is drawn once, with this seed; the pool is what is left for training.
 _DIGITS_TEST_SEED = 0
@@ -85,6 +87,7 @@ def digits(
         transform,
         test_transform,
         image_size,
+        fitted=True,
     )
 
 
@@ -186,7 +189,8 @@ def _read_sheet(path: Path, sha256: str | None) -> Tensor:
 def image_sheets(
     root: Root,
     labels: str = "fine",
-    classes: int | None = None,
+    classes: Classes = None,
+    class_seed: int | None = None,
     verify: bool = False,
     transform: Transform = None,
     test_transform: Transform = None,
@@ -196,12 +200,12 @@ def image_sheets(
 
     `train/<class>.webp` and `test/<class>.webp` hold the class's 32x32 images row by row; `classes.csv` has
     the fine and the coarse label and name of each class and the SHA-256 of each sheet's decoded RGB bytes.
-    Samples come in the order of the fine labels, so a loader must shuffle them.
+    Samples come in the order of the fine labels, so a loader must shuffle them. Their metadata is "coarse_label".
 
     Args:
         root: the folder with `classes.csv`, `train` and `test`.
         labels: `"fine"` (100 classes) or `"coarse"` (20 superclasses).
-        classes: keep the first this many of the chosen labels; default all.
+        classes, class_seed: which of the chosen labels to keep, see `mixaug.data.splits`; no other sheet is read.
         verify: check the SHA-256 of every sheet that is read.
     """
     if labels not in ("fine", "coarse"):
@@ -217,15 +221,9 @@ def image_sheets(
     names = {int(row[id_column]): row[name_column] for row in rows}
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"{path / 'classes.csv'}: the column {id_column!r} does not count from 0 without gaps")
-    if classes is None:
-        classes = len(names)
-    if isinstance(classes, bool) or not isinstance(classes, int):
-        raise TypeError(f"data set 'image_sheets' expected classes to be an int or None, got {classes!r}")
-    if not 1 <= classes <= len(names):
-        raise ValueError(
-            f"data set 'image_sheets' expected classes in 1..{len(names)} for {labels} labels, got {classes}"
-        )
-    rows = [row for row in rows if int(row[id_column]) < classes]
+    kept = chosen_classes("image_sheets", [names[index] for index in range(len(names))], classes, class_seed)
+    new = {old: number for number, old in enumerate(kept)}
+    rows = [row for row in rows if int(row[id_column]) in new]
     files = [f"{split}/{row['name']}.webp" for split in ("train", "test") for row in rows]
     require_files("image_sheets", path, files, _SHEETS_SOURCE)
 
@@ -236,9 +234,11 @@ def image_sheets(
             for row in rows
         ]
         counts = torch.tensor([len(sheet) for sheet in sheets])
-        ids = torch.tensor([int(row[id_column]) for row in rows], dtype=torch.int64)
-        splits.append(ArrayData(torch.cat(sheets), ids.repeat_interleave(counts)))
-    class_names = [names[index] for index in range(classes)]
+        ids = torch.tensor([new[int(row[id_column])] for row in rows], dtype=torch.int64)
+        coarse = torch.tensor([int(row["coarse_label"]) for row in rows], dtype=torch.int64)
+        metadata = {"coarse_label": coarse.repeat_interleave(counts)}
+        splits.append(ArrayData(torch.cat(sheets), ids.repeat_interleave(counts), metadata))
+    class_names = [names[index] for index in kept]
     return in_memory_set(
         "image_sheets",
         splits[0],
@@ -297,6 +297,8 @@ def imagefolder(
     root: Root,
     train_folder: str = "train",
     test_folder: str = "val",
+    valid_folder: str | None = None,
+    metadata: str | None = None,
     transform: Transform = None,
     test_transform: Transform = None,
     image_size: int | None = None,
@@ -305,23 +307,35 @@ def imagefolder(
     `root/val/<class>/*`.
 
     Args:
-        root: folder with both parts.
+        root: folder with all parts.
         train_folder, test_folder: their names.
+        valid_folder: name of the folder with a validation part; None: the set has none of its own.
+        metadata: name of a CSV table in `root` of what is known of each image, such as its domain: a column `path` with
+            `train/<class>/<image>`, and columns of whole numbers, each a tensor that comes with the images by the
+            column's name; None: nothing is known.
     """
     from torchvision.datasets import ImageFolder
 
-    layout = f"your own images, as {train_folder}/<class>/<image> and {test_folder}/<class>/<image>"
-    path = require_files("imagefolder", root, [f"{train_folder}/", f"{test_folder}/"], layout)
+    folders = [folder for folder in (train_folder, test_folder, valid_folder) if folder is not None]
+    layout = f"your own images, as {' and '.join(f'{folder}/<class>/<image>' for folder in folders)}"
+    tables = [] if metadata is None else [metadata]
+    path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], layout)
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    train = ImageFolder(str(path / train_folder), transform=train_fn)
-    test = ImageFolder(str(path / test_folder), transform=test_fn)
-    if train.classes != test.classes:
-        different = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
-            f"data set 'imagefolder': {train_folder} and {test_folder} in {str(path)!r} hold different classes; "
-            f"in one of them only: {shortened(different)}"
-        )
-    return set_from_files("imagefolder", train, test, train.classes, side)
+    found = [ImageFolder(str(path / folder)) for folder in folders]
+    for folder, other in zip(folders[1:], found[1:], strict=True):
+        if other.classes != found[0].classes:
+            different = sorted(set(found[0].classes) ^ set(other.classes))
+            raise ValueError(
+                f"data set 'imagefolder': {train_folder} and {folder} in {str(path)!r} hold different classes; "
+                f"in one of them only: {shortened(different)}"
+            )
+    files = [[file for file, _ in part.samples] for part in found]
+    known = [{} for _ in found] if metadata is None else read_metadata("imagefolder", path / metadata, path, files)
+    train, test, *valid = [
+        FileData(files[number], part.targets, test_fn if number else train_fn, known[number])
+        for number, part in enumerate(found)
+    ]
+    return set_from_files("imagefolder", train, test, found[0].classes, side, valid[0] if valid else None)
 
 
 def cub(
@@ -363,6 +377,7 @@ def cub(
 def aircraft(
     root: Root,
     annotation_level: str = "variant",
+    own_valid: bool = False,
     transform: Transform = None,
     test_transform: Transform = None,
     image_size: int | None = None,
@@ -373,14 +388,17 @@ def aircraft(
     Args:
         root: folder that holds `fgvc-aircraft-2013b`, the unpacked archive.
         annotation_level: `"variant"` (100 classes), `"family"` (70) or `"manufacturer"` (30).
+        own_valid: train on the published training part (3,334 images) and take the published validation part (3,333)
+            for validation; published figures train on both.
     """
     from torchvision.datasets import FGVCAircraft
 
     plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}
     if annotation_level not in plural:
         raise ValueError(f"data set 'aircraft' expected annotation_level in {sorted(plural)}, got {annotation_level!r}")
+    splits = ("train", "test", "val") if own_valid else ("trainval", "test")
     entries = [f"{plural[annotation_level]}.txt", "images/"]
-    entries += [f"images_{annotation_level}_{split}.txt" for split in ("trainval", "test")]
+    entries += [f"images_{annotation_level}_{split}.txt" for split in splits]
     path = require_files(
         "aircraft",
         root,
@@ -388,9 +406,11 @@ def aircraft(
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    train = FGVCAircraft(str(path), "trainval", annotation_level, transform=train_fn)
-    test = FGVCAircraft(str(path), "test", annotation_level, transform=test_fn)
-    return set_from_files("aircraft", train, test, train.classes, side)
+    found = [FGVCAircraft(str(path), split, annotation_level) for split in splits]
+    train, test, *valid = [
+        FileData(part._image_files, part._labels, train_fn if part is found[0] else test_fn) for part in found
+    ]
+    return set_from_files("aircraft", train, test, found[0].classes, side, valid[0] if valid else None)
 
 
 def cars(
@@ -413,10 +433,13 @@ def cars(
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (its links are dead; copies circulate)",
     )
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    # SciPy decides the type of the labels in the tables; the interface promises plain ints.
-    train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int)
-    test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int)
-    return set_from_files("cars", train, test, train.classes, side)
+    train, test = (StanfordCars(str(path), split) for split in ("train", "test"))
+
+    def part(cars: Any, function: Callable[[Any], Any] | None) -> FileData:
+        # SciPy decides the type of the labels in the tables; the interface promises plain ints.
+        return FileData([file for file, _ in cars._samples], [int(label) for _, label in cars._samples], function)
+
+    return set_from_files("cars", part(train, train_fn), part(test, test_fn), train.classes, side)
 
 
 LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {

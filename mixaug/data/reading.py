@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import csv
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def in_memory_set(
     transform: Transform,
     test_transform: Transform,
     image_size: int | None,
+    fitted: bool = False,
 ) -> DataSet:
     channels, height, width = train.images.shape[1:]
     train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
@@ -114,13 +116,16 @@ def in_memory_set(
         std=std,
         image_size=(channels, height, width) if plain else (channels, side, side),
         class_names=names,
+        fitted=fitted,
     )
 
 
-def set_from_files(name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int) -> DataSet:
+def set_from_files(
+    name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int, valid: Any = None
+) -> DataSet:
     names = tuple(class_names)
     size = (3, image_size, image_size)
-    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names)
+    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names, valid)
 
 
 def read_lines(path: Path, columns: int) -> list[list[str]]:
@@ -134,6 +139,41 @@ def read_lines(path: Path, columns: int) -> list[list[str]]:
             raise ValueError(f"{path}, line {number}: expected {columns} fields, got {line!r}")
         rows.append(fields)
     return rows
+
+
+def read_metadata(name: str, table: Path, root: Path, parts: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
+    """Whole numbers known of each file, from a table with the column `path` and one for each of them.
+
+    Args:
+        name: of the data set, for messages.
+        table: CSV file with a header; `path` is relative to `root`, with `/` between folders.
+        root: folder of the files.
+        parts: files of each part.
+
+    Returns:
+        For each part the columns by name, (N,) int64.
+
+    Raises:
+        ValueError: no such column, no other one, a file that the table lacks, a value that is no whole number.
+    """
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = [column for column in reader.fieldnames or () if column != "path"]
+        if "path" not in (reader.fieldnames or ()) or not columns:
+            raise ValueError(f"{table} needs the column path and at least one more, it has {reader.fieldnames}")
+        known = {row["path"]: row for row in reader}
+    found = []
+    for files in parts:
+        paths = [Path(entry).relative_to(root).as_posix() for entry in files]
+        absent = [path for path in paths if path not in known]
+        if absent:
+            raise ValueError(f"data set {name!r}: {table} lacks {shortened(absent)}")
+        try:
+            values = {column: [int(known[path][column]) for path in paths] for column in columns}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{table}: expected whole numbers beside each path: {error}") from error
+        found.append({column: torch.tensor(numbers, dtype=torch.int64) for column, numbers in values.items()})
+    return found
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
+        metadata: per-sample tensors by name, (N, ...), such as "domain"; batches carry them beside the images.
 
     Raises:
         TypeError: wrong dtype.
@@ -31,6 +32,7 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
 
     images: Tensor
     labels: Tensor
+    metadata: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8:
@@ -42,6 +44,7 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
                 "ArrayData expected images (N, C, H, W) and labels (N,), "
                 f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"
             )
+        _check_metadata("ArrayData", self.metadata, len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,6 +56,11 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
     def inputs(self) -> Tensor:
         """The images, under the name that all splits in memory have."""
         return self.images
+
+    def take(self, rows: Tensor, labels: Tensor | None = None) -> ArrayData:
+        """The samples of these rows (n,) int64, with other labels (n,) where they are given."""
+        taken = self.labels[rows] if labels is None else labels
+        return ArrayData(self.images[rows], taken, _taken(self.metadata, rows))
 
     def __repr__(self) -> str:
         return f"ArrayData(images={tuple(self.images.shape)}, labels={tuple(self.labels.shape)})"
@@ -77,6 +85,15 @@ class MappedData(Dataset[tuple[Any, int]]):
         image, label = self.data[index]
         return self.transform(image), label
 
+    @property
+    def metadata(self) -> Mapping[str, Tensor]:
+        """Those of the split."""
+        return self.data.metadata
+
+    def take(self, rows: Tensor, labels: Tensor | None = None) -> MappedData:
+        """The samples of these rows (n,) int64, with other labels (n,) where they are given."""
+        return MappedData(self.data.take(rows, labels), self.transform)
+
 
 @dataclass(frozen=True, eq=False)
 class FileData(Dataset[tuple[Any, int]]):
@@ -86,15 +103,18 @@ class FileData(Dataset[tuple[Any, int]]):
         paths: one image file per sample.
         labels: their class ids.
         transform: applied to each PIL image; None leaves it as it is.
+        metadata: per-sample tensors by name, (N, ...), such as "domain"; batches carry them beside the images.
     """
 
-    paths: Sequence[Path] = field(repr=False)
+    paths: Sequence[Path | str] = field(repr=False)
     labels: Sequence[int] = field(repr=False)
     transform: Callable[[Any], Any] | None = None
+    metadata: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
             raise ValueError(f"FileData got {len(self.paths)} paths and {len(self.labels)} labels")
+        _check_metadata("FileData", self.metadata, len(self.labels))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -106,19 +126,43 @@ class FileData(Dataset[tuple[Any, int]]):
             image = file.convert("RGB")
         return (image if self.transform is None else self.transform(image)), self.labels[index]
 
+    def take(self, rows: Tensor, labels: Tensor | None = None) -> FileData:
+        """The samples of these rows (n,) int64, with other labels (n,) where they are given."""
+        places = rows.tolist()
+        taken = [self.labels[row] for row in places] if labels is None else labels.tolist()
+        return FileData([self.paths[row] for row in places], taken, self.transform, _taken(self.metadata, rows))
+
+
+def _check_metadata(what: str, metadata: Mapping[str, Tensor], samples: int) -> None:
+    for name, values in metadata.items():
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{what} expected metadata[{name!r}] to be a tensor, got {type(values).__name__}")
+        if values.ndim == 0 or len(values) != samples:
+            raise ValueError(
+                f"{what} expected metadata[{name!r}] with a row for each of {samples} samples, got shape "
+                f"{tuple(values.shape)}"
+            )
+
+
+def _taken(metadata: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: values[rows] for name, values in metadata.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Two splits and what is known about them.
+    """A training and a test part, with or without one for validation, and what is known about them.
 
     Attributes:
         name: the name it was loaded by.
-        train, test: `ArrayData`, or a map data set that yields (PIL or uint8 tensor image, int label).
+        train, test: `ArrayData`, or a map data set that yields (PIL or uint8 tensor image, int label). A data set of
+            your own may have an attribute ``metadata``, per-sample tensors by name.
         num_classes: K; labels are 0..K-1.
         mean, std: per channel, of images scaled to [0, 1] (uint8 / 255).
         image_size: (C, H, W) that a model meets; for files without a transform, the size they are meant to be
             brought to.
         class_names: K names in the order of the labels.
+        valid: a part like ``test`` to choose epochs and options on, or None.
+        fitted: whether ``mean`` and ``std`` are those of the training images, and follow a choice among them.
     """
 
     name: str
@@ -129,11 +173,13 @@ class DataSet:
     std: Triple
     image_size: tuple[int, int, int]
     class_names: tuple[str, ...] = field(repr=False)
+    valid: Dataset[Any] | None = None
+    fitted: bool = False
 
     @property
     def in_memory(self) -> bool:
-        """Whether both splits are `ArrayData`, ready for a device-resident loader."""
-        return isinstance(self.train, ArrayData) and isinstance(self.test, ArrayData)
+        """Whether all parts are `ArrayData`, ready for a device-resident loader."""
+        return all(isinstance(part, ArrayData) for part in (self.train, self.test, self.valid) if part is not None)
 
     @property
     def outputs(self) -> int:
@@ -194,6 +240,11 @@ class RegressionData(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.labels[index]
+
+    @property
+    def metadata(self) -> Mapping[str, Tensor]:
+        """The groups as "domain", where there are some."""
+        return {} if self.groups is None else {"domain": self.groups}
 
     def __repr__(self) -> str:
         groups = "" if self.groups is None else f", groups={tuple(self.groups.shape)}"

@@ -1,163 +1,30 @@
-"""Batches on the device, whatever the data: shards, order and augmentation fixed by seed and epoch alone.
+"""The data of a run in batches on its device: training batches with what travels beside them, and held-out sets.
 
-Every epoch has its own permutation, drawn from (seed, epoch). It is cut into global batches and each of those into
-one contiguous piece per process, so that n processes with batches of B see what one process with batches of nB sees.
-The augmentation of a sample depends on (seed, epoch, sample), never on the process or worker that reads it. A run can
-therefore be resumed at any batch of any epoch, and the position is two numbers.
+Order and augmentation are those of `mixaug.engine.sources`: functions of seed, epoch and sample. What comes beside the
+training batch (streams) has an order and a seed of its own, and the batch that a step gets is a function of the step's
+number. A run can therefore be resumed at any batch of any epoch.
 """
 
 from __future__ import annotations
 
-import random
 import re
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from mixaug.batch import Batch
+from mixaug.engine.config import AUGMENT_KEYS
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
+from mixaug.engine.sources import SeededDraws, Source, end_reading, leave_interrupts
+from mixaug.loading import DeviceLoader, Normalize
 
-__all__ = ["Batches", "EpochBatches", "SeededDraws"]
-
-
-class EpochBatches:
-    """Batch sampler: this process's piece of each global batch of an epoch.
-
-    Args:
-        samples: N.
-        batch_size: samples per process and batch.
-        world_size, rank: number of processes, and this one.
-        seed: seed of the permutations.
-        reshuffle: a new permutation each epoch, else one for all.
-        drop_last: drop the last global batch if it is smaller. Otherwise it is shared evenly; at most
-            ``world_size - 1`` samples of the permutation's end are left out of the epoch.
-    """
-
-    def __init__(
-        self,
-        samples: int,
-        batch_size: int,
-        *,
-        rank: int,
-        world_size: int,
-        seed: int,
-        drop_last: bool,
-        reshuffle: bool = True,
-    ) -> None:
-        self.samples, self.batch_size = samples, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.drop_last, self.reshuffle = seed, drop_last, reshuffle
-        self.epoch = 0
-        self.first = 0
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.samples, self.batch_size * self.world_size)
-        return whole + int(not self.drop_last and rest >= self.world_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.epoch if self.reshuffle else 0
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, f"order/{epoch}"))
-        order = torch.randperm(self.samples, generator=generator)
-        step = self.batch_size * self.world_size
-        for number in range(self.first, len(self)):
-            batch = order[number * step : (number + 1) * step]
-            share = len(batch) // self.world_size
-            yield batch[self.rank * share : (self.rank + 1) * share].tolist()
-
-
-_STREAMS = {"training": "augmentation", "evaluation": "evaluation"}
-
-
-class SeededDraws(Dataset[tuple[Tensor, int]]):
-    """A data set whose random transforms draw from a stream of (seed, epoch, sample).
-
-    Args:
-        data: yields (uint8 tensor, label); transforms inside draw from torch's global generator, Python's ``random`` or
-            NumPy's, which are put back afterwards.
-        seed: the run's seed.
-        purpose: what the samples are read for, ``"training"`` or ``"evaluation"``; each has streams of its own.
-
-    Raises:
-        LoadingError: by a sample that cannot be read; names it and its file.
-    """
-
-    def __init__(self, data: Dataset[Any], seed: int, purpose: str = "training") -> None:
-        self.data, self.seed, self.purpose = data, seed, purpose
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]  # map data sets have a length
-
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> list[tuple[Tensor, int]]:
-        """The samples of a batch; a ``DataLoader`` asks for them all at once."""
-        samples = []
-        with _global_draws_put_back():
-            for key in keys:
-                epoch, index = key if isinstance(key, tuple) else (0, key)
-                seed = stream_seed(self.seed, f"{_STREAMS[self.purpose]}/{epoch}/{index}")
-                torch.default_generator.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002 (transforms draw from it)
-                try:
-                    image, label = self.data[index]
-                except Exception as error:
-                    raise LoadingError(
-                        f"sample {index} for {self.purpose}{_place_of(self.data, index)} cannot be read: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-                samples.append((image, label))
-        return samples
-
-
-def _place_of(data: Any, index: int) -> str:
-    """``", <file>,"`` where a data set has a list of its files, as those of `mixaug.data` and torchvision have."""
-    for name in ("paths", "samples", "_image_files", "_samples"):
-        try:
-            entry = getattr(data, name)[index]
-        except (AttributeError, TypeError, LookupError):
-            continue
-        return f", {entry[0] if isinstance(entry, tuple) else entry},"
-    return ""
-
-
-def _leave_interrupts(worker: int) -> None:
-    """In a loader's process: Ctrl-C is the training process's, which ends its loaders."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _global_draws_put_back() -> Iterator[None]:
-    """Leave torch's, Python's and NumPy's global generators of the CPU as they were; a model draws from them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-class _WithEpoch:
-    """Hands each sample's index to the data set together with the epoch, across worker processes."""
-
-    def __init__(self, batches: EpochBatches) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches:
-            yield [(self.batches.epoch, index) for index in batch]
+__all__ = ["Batches"]
 
 
 class Batches:
@@ -167,42 +34,18 @@ class Batches:
         config: the run's config.
         data: a ``mixaug.data.DataSet``.
         world: this process among all.
+        streams: data sets of the config's ``streams`` by name, for training.
 
     Raises:
-        ConfigError: fewer training samples than one step needs.
+        ConfigError: fewer training samples than one step needs, settings that do not fit the data, a stream whose
+            inputs are not like those of the training set.
     """
 
-    def __init__(self, config: DictConfig, data: Any, world: World) -> None:
+    def __init__(self, config: DictConfig, data: Any, world: World, streams: Mapping[str, Any] | None = None) -> None:
         self.config, self.data, self.world = config, data, world
         self.mean = _listed(data.mean if config.augment.mean is None else config.augment.mean)
         self.std = _listed(data.std if config.augment.std is None else config.augment.std)
         self.memory_format = torch.channels_last if config.channels_last else None
-        samples = len(data.train)
-        self._order = EpochBatches(
-            samples,
-            config.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            seed=config.seed,
-            drop_last=config.drop_last,
-            reshuffle=config.reshuffle,
-        )
-        if len(self._order) == 0:
-            raise ConfigError(
-                f"{samples} training samples give no batch with batch_size={config.batch_size}, "
-                f"{world.size} processes and drop_last={config.drop_last}"
-            )
-        augments = bool(config.augment.crop_padding or config.augment.flip)
-        if augments and not data.in_memory:
-            raise ConfigError(
-                "augment.crop_padding and augment.flip act on data held in memory; data that is read image by "
-                "image takes data.transform"
-            )
-        if augments and data.train.inputs.dtype != torch.uint8:
-            raise ConfigError(
-                f"augment.crop_padding and augment.flip act on images; {data.name} has inputs "
-                f"{tuple(data.input_shape)} {data.train.inputs.dtype}"
-            )
         if (
             data.in_memory
             and data.train.inputs.dtype != torch.uint8
@@ -214,36 +57,50 @@ class Batches:
             )
         if config.channels_last and len(data.input_shape) != 3:
             raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
-        # A DataLoader draws a number from the global generator for every pass, unless it has one of its own. The global
-        # one belongs to the model's dropout and is in every checkpoint.
-        self._loading = torch.Generator()
         self._scoring: list[Any] = []
-        self._train: Any = self._resident() if data.in_memory else self._read()
+        self._train = Source(
+            data,
+            config.batch_size,
+            world,
+            seed=config.seed,
+            form=self._form,
+            augment=config.augment,
+            workers=config.workers,
+            reshuffle=config.reshuffle,
+            drop_last=config.drop_last,
+            views=config.views,
+        )
+        self._streams = {name: self._stream(name, source) for name, source in (streams or {}).items()}
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._train)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """Names of what batches carry of each sample."""
+        return tuple(self._train.metadata)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Training batches of an epoch, from batch number ``first`` on.
 
         Yields:
-            inputs (B, ...) float32 and labels (B, ...) on the device, and, of data held in memory, (B,) int64 rows
-            of the training set.
+            inputs (B, ...) float32, labels (B, ...) and (B,) int64 rows of the training set, all on the device, with
+            metadata, views and streams where there are some. Streams go on from epoch to epoch: batch n of a run
+            comes with batch n of each stream.
         """
-        if self.data.in_memory:
-            self._train.load_state_dict({**self._train.state_dict(), "epoch": epoch, "position": first})
-            return iter(self._train)
-        self._order.epoch, self._order.first = epoch, first
-        self._loading.manual_seed(stream_seed(self.config.seed, f"loading/{epoch}", self.world.rank))
-        return iter(self._train)
+        number = epoch * len(self) + first
+        for batch in self._train.epoch(epoch, first):
+            if self._streams:
+                batch = replace(batch, streams={name: source.batch(number) for name, source in self._streams.items()})
+            yield batch
+            number += 1
 
     def close(self) -> None:
         """End the processes that read samples."""
-        # A DataLoader with lasting workers ends them only when it is no longer referred to, and the traceback of an
-        # error refers to it.
-        loader, self._train = getattr(self._train, "loader", None), None
-        for reading in (getattr(loader, "_iterator", None), *self._scoring):
-            _end(reading)
+        for source in (self._train, *self._streams.values()):
+            source.close()
+        for reading in self._scoring:
+            end_reading(reading)
         self._scoring.clear()
 
     def explained(self, error: Exception) -> Exception:
@@ -309,65 +166,44 @@ class Batches:
                     else "read file by file"
                 )
             )
-        inputs, labels = self._train.images, self._train.labels
+        inputs, labels = self._train.loader[0].images, self._train.loader[0].labels
         if inputs.dtype != torch.uint8:
             return inputs, labels
         normalize = self._normalize()
         return (lambda rows: normalize(inputs.index_select(0, rows))), labels
 
-    def _normalize(self) -> Any:
-        from mixaug.loading import Normalize
+    @property
+    def _form(self) -> dict[str, Any]:
+        """What the model takes: options of `mixaug.loading.Normalize`."""
+        return {"mean": self.mean, "std": self.std, "dtype": torch.float32, "memory_format": self.memory_format}
 
-        return Normalize(self.mean, self.std, torch.float32, self.memory_format)
+    def _normalize(self) -> Normalize:
+        return Normalize(**self._form)
 
-    def _resident(self) -> Any:
-        from mixaug.loading import ResidentLoader
-
-        augment, data = self.config.augment, self.data
-        return ResidentLoader(
-            data.train.inputs,
-            data.train.labels,
-            self.config.batch_size,
-            device=self.world.device,
-            crop_padding=augment.crop_padding,
-            padding_mode=augment.padding_mode,
-            flip=augment.flip,
-            mean=self.mean,
-            std=self.std,
-            dtype=torch.float32,
-            memory_format=self.memory_format,
-            shuffle=True,
-            reshuffle=self.config.reshuffle,
-            drop_last=self.config.drop_last,
-            seed=stream_seed(self.config.seed, "data"),
-            rank=self.world.rank,
-            world_size=self.world.size,
-            with_rows=True,
-        )
-
-    def _read(self) -> Any:
-        loader: DataLoader[Any] = DataLoader(
-            SeededDraws(self.data.train, self.config.seed),
-            batch_sampler=_WithEpoch(self._order),
-            num_workers=self.config.workers,
-            pin_memory=self.world.device.type == "cuda",
-            persistent_workers=self.config.workers > 0,
-            generator=self._loading,
-            worker_init_fn=_leave_interrupts,
-        )
-        return self._to_device(loader)
-
-    def _to_device(self, loader: Iterable[Any]) -> Any:
-        from mixaug.loading import DeviceLoader
-
-        return DeviceLoader(
-            loader,
-            self.world.device,
-            mean=self.mean,
-            std=self.std,
-            dtype=torch.float32,
-            memory_format=self.memory_format,
-        )
+    def _stream(self, name: str, data: Any) -> Source:
+        """Batches of another source, normalised as those of the training set and all of one size."""
+        settings, where = self.config.streams[name], f"streams.{name}"
+        if tuple(data.input_shape) != tuple(self.data.input_shape):
+            raise ConfigError(
+                f"{where} has inputs {tuple(data.input_shape)}, but the model is for those of {self.data.name}, "
+                f"{tuple(self.data.input_shape)}"
+            )
+        own = settings.get("augment") or {}
+        images = data.in_memory and data.train.inputs.dtype == torch.uint8
+        usual = self.config.augment if images else {"crop_padding": 0, "padding_mode": "zeros", "flip": False}
+        try:
+            return Source(
+                data,
+                settings.get("batch_size") or self.config.batch_size,
+                self.world,
+                seed=stream_seed(self.config.seed, f"stream/{name}"),
+                form=self._form,
+                augment={key: own.get(key, usual[key]) for key in AUGMENT_KEYS},
+                workers=self.config.workers,
+                drop_last=True,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
     def _held_in_memory(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
         normalize = self._normalize()
@@ -387,24 +223,16 @@ class Batches:
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
             generator=torch.Generator(),
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=leave_interrupts,
         )
         reading = iter(loader)
         self._scoring.append(reading)
         try:
-            yield from self._to_device(reading)
+            yield from DeviceLoader(reading, self.world.device, **self._form)
         finally:
-            _end(reading)
+            end_reading(reading)
             if reading in self._scoring:
                 self._scoring.remove(reading)
-
-
-def _end(reading: Any) -> None:
-    """End the workers of a DataLoader's iterator, if it has any."""
-    if hasattr(reading, "_shutdown_workers"):
-        # Each process that ends may make torch report one that had been killed, once more.
-        with suppress(RuntimeError):
-            reading._shutdown_workers()
 
 
 def _listed(values: Any) -> list[float] | None:

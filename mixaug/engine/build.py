@@ -26,6 +26,7 @@ from mixaug.step import MixStep
 
 __all__ = [
     "build_model",
+    "build_network",
     "build_objective",
     "build_optimizer",
     "build_policy",
@@ -34,8 +35,10 @@ __all__ = [
     "check_mixer",
     "check_model",
     "check_task",
+    "check_wants",
     "leaves_parameters_out",
     "load_data",
+    "load_streams",
     "prepare_policy",
     "with_pool",
 ]
@@ -43,11 +46,16 @@ __all__ = [
 
 def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: Any) -> Any:
     """Build the object that a section of the config names; the error of a wrong value names the section."""
+    return _built(section, plain(config)[section], *arguments, **keywords)
+
+
+def _built(section: str, settings: Any, *arguments: Any, **keywords: Any) -> Any:
+    """As `_instantiate`, of settings that lie anywhere."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     try:
-        return instantiate(plain(config)[section], *arguments, _convert_="all", **keywords)
+        return instantiate(settings, *arguments, _convert_="all", **keywords)
     except InstantiationException as error:
         # The cause is the object's own error, without Hydra's layers; an error about a missing file stays as it is.
         if isinstance(error.__cause__, OSError):
@@ -56,19 +64,46 @@ def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: 
 
 
 BY_SEED = "by_seed"
-"""This value of ``data.split`` stands for the split that has the number of the run's seed."""
+"""This value of an option of the data in `SEEDED` stands for the number of the run's seed."""
+
+SEEDED = ("split", "split_seed", "class_seed")
 
 
 def load_data(config: DictConfig) -> Any:
     """The data set, a ``mixaug.data.DataSet`` or ``RegressionSet``."""
-    numbered = {"split": config.seed} if config.data.get("split") == BY_SEED else {}
-    return _instantiate(config, "data", **numbered)
+    return _loaded(config, "data", plain(config)["data"])
+
+
+def load_streams(config: DictConfig) -> dict[str, Any]:
+    """The data sets of the further batches beside the training batch, by name.
+
+    Raises:
+        ConfigError: names the stream.
+    """
+    streams = plain(config)["streams"]
+    return {
+        name: _loaded(config, f"streams.{name}.data", {"_target_": "mixaug.data.load", **stream["data"]})
+        for name, stream in streams.items()
+    }
+
+
+def _loaded(config: DictConfig, section: str, settings: dict[str, Any]) -> Any:
+    return _built(section, settings, **{key: config.seed for key in SEEDED if settings.get(key) == BY_SEED})
 
 
 def build_model(config: DictConfig, data: Any) -> nn.Module:
     """The model with an output per class or label column, freshly initialised from torch's own generator."""
     model = _instantiate(config, "model", num_classes=data.outputs, in_chans=data.input_shape[0])
     return _module(model, "model")
+
+
+def build_network(config: DictConfig, name: str, settings: dict[str, Any]) -> nn.Module:
+    """A network beside the model from its ``_target_``, such as `mixaug.networks.Momentum`; its weights, if it draws
+    any, come from a stream of its own.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed, f"network/{name}"))
+        return _module(_built(f"networks.{name}", settings), f"networks.{name}")
 
 
 def check_model(config: DictConfig, model: nn.Module, data: Any) -> None:
@@ -209,6 +244,28 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         raise ConfigError(
             f"protocol.figure must be one of {', '.join(task.figures)} in {task.name}, got {config.protocol.figure!r}"
         )
+
+
+def check_wants(config: DictConfig, objective: nn.Module, batches: Batches) -> None:
+    """Refuse an objective that wants what no setting brings.
+
+    Raises:
+        ConfigError: names it, what there is, and the setting that brings it.
+    """
+    wants = as_objective(objective).wants
+    brought = {
+        "views": (tuple(config.views), "views=[{}]"),
+        "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
+        "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
+        "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
+    }
+    for kind, (there, way_out) in brought.items():
+        for name in getattr(wants, kind):
+            if name not in there:
+                raise ConfigError(
+                    f"objective={config.choices.objective}: the objective wants {name!r} of {kind}, there are "
+                    f"{sorted(map(str, there))}: {way_out.format(name)}"
+                )
 
 
 def prepare_policy(config: DictConfig, policy: Policy, objective: nn.Module, data: Any, batches: Batches) -> None:

@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mixaug.data import SPLIT_OPTIONS
 from mixaug.engine.errors import ConfigError
 
 __all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", "mixer_settings", "plain", "validate"]
@@ -32,7 +33,7 @@ GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "prot
 # These keys say where, how loudly and how often a run writes; they cannot change what it computes.
 NEUTRAL_KEYS = (
     *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
-    *("checkpoint_every_steps", "workers"),
+    *("checkpoint_every_steps", "checkpoint_every_epochs", "workers"),
 )
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -55,16 +56,27 @@ KNOWN_KEYS = frozenset(
         "ema",
         "epochs",
         "eval_batch_size",
+        "evaluate_every",
         "mixer",
         "networks",
         "pool",
         "precision",
         "reshuffle",
         "seed",
+        "streams",
         "sync_batchnorm",
     }
-    | {"threads", "world_size"}
+    | {"threads", "views", "world_size"}
 )
+
+#: These settings came later, and are as good as absent at these values: runs from before keep their folders.
+LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
+LATER_OF_DATA: Mapping[str, Any] = {**SPLIT_OPTIONS, "own_valid": False, "valid_folder": None, "metadata": None}
+#: Data sets that had one of them before.
+OF_OLD = (("digits", "split_seed"), ("image_sheets", "classes"))
+
+STREAM_KEYS = ("data", "batch_size", "augment")
+AUGMENT_KEYS = ("crop_padding", "padding_mode", "flip")
 
 
 def config_folder() -> Path:
@@ -199,10 +211,19 @@ def config_hash(config: DictConfig) -> str:
     if not mixer_settings(config):
         # A section of nulls changes nothing, and runs from before there was one keep their folders.
         content.pop("mixer", None)
-    if not content.get("networks"):
-        content.pop("networks", None)
+    content = {key: value for key, value in content.items() if key not in LATER or value != LATER[key]}
+    content["data"] = without_defaults(content["data"])
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def without_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a data set without those that came later and leave it as it is."""
+    return {
+        key: value
+        for key, value in data.items()
+        if (data.get("name"), key) in OF_OLD or key not in LATER_OF_DATA or value != LATER_OF_DATA[key]
+    }
 
 
 def validate(config: DictConfig) -> None:
@@ -225,7 +246,8 @@ def validate(config: DictConfig) -> None:
     model = OmegaConf.select(config, "model.name")
     if not isinstance(model, str) or not model.isprintable() or "\\" in model:
         raise ConfigError(f"model.name must be a name on one line without \\, got {model!r}")
-    for key in ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size"):
+    counts = ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size")
+    for key in (*counts, "evaluate_every", "checkpoint_every_epochs"):
         _integer(config, key, minimum=1)
     for key in ("checkpoint_every_steps", "pictures_every_epochs", "threads"):
         _integer(config, key, minimum=1, optional=True)
@@ -244,8 +266,20 @@ def validate(config: DictConfig) -> None:
     _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
     networks = config.networks
-    if not isinstance(networks, DictConfig) or not all(isinstance(folder, str) for folder in networks.values()):
-        raise ConfigError(f"networks must give each name the folder of a finished run, got {networks!r}")
+    if not isinstance(networks, DictConfig) or not all(
+        isinstance(network, str) or (isinstance(network, DictConfig) and "_target_" in network)
+        for network in networks.values()
+    ):
+        raise ConfigError(
+            "networks must give each name the folder of a finished run, or what to build by its _target_, got "
+            f"{networks!r}"
+        )
+    if config.evaluate_every > 1 and config.schedule.get("sched") == "plateau":
+        raise ConfigError(
+            f"schedule.sched=plateau looks at the scores of every epoch, but evaluate_every={config.evaluate_every}: "
+            "evaluate_every=1"
+        )
+    _check_streams(config)
     _choice(config, "precision", PRECISIONS)
     _choice(config, "pool", (None, *POOLS))
     _choice(config, "protocol.figure", FIGURES)
@@ -256,6 +290,40 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
     if not isinstance(config.root, str) or not config.root:
         raise ConfigError(f"root must be the folder that holds the run folders, got {config.root!r}")
+
+
+def _check_streams(config: DictConfig) -> None:
+    views = config.views
+    if not isinstance(views, ListConfig) or not all(isinstance(name, str) and name.isidentifier() for name in views):
+        raise ConfigError(f"views must be a list of names, got {views!r}")
+    if len(set(views)) != len(views):
+        raise ConfigError(f"views must name each view once, got {list(views)}")
+    streams = config.streams
+    if not isinstance(streams, DictConfig):
+        raise ConfigError(f"streams must give each name its data, got {streams!r}")
+    for name, stream in streams.items():
+        where = f"streams.{name!s}"
+        if not str(name).isidentifier():
+            raise ConfigError(f"streams must have names of letters, digits and _, got {name!r}")
+        if not isinstance(stream, DictConfig) or not isinstance(stream.get("data"), DictConfig):
+            raise ConfigError(f"{where} needs data, such as +{where}.data.name=image_sheets, got {stream!r}")
+        unknown = sorted(set(map(str, stream)) - set(STREAM_KEYS))
+        if unknown:
+            raise ConfigError(f"{where} has the unknown keys {unknown}; it takes {', '.join(STREAM_KEYS)}")
+        if "name" not in stream.data and "_target_" not in stream.data:
+            raise ConfigError(f"{where}.data needs the name of a data set: +{where}.data.name=image_sheets")
+        _integer(config, f"{where}.batch_size", minimum=1, optional=True)
+        augment = stream.get("augment")
+        if augment is None:
+            continue
+        if not isinstance(augment, DictConfig) or set(augment) - set(AUGMENT_KEYS):
+            raise ConfigError(f"{where}.augment takes {', '.join(AUGMENT_KEYS)}, got {augment!r}")
+        if "crop_padding" in augment:
+            _integer(config, f"{where}.augment.crop_padding", minimum=0)
+        if "padding_mode" in augment:
+            _choice(config, f"{where}.augment.padding_mode", PADDING_MODES)
+        if not isinstance(augment.get("flip", False), bool):
+            raise ConfigError(f"{where}.augment.flip must be true or false, got {augment.flip!r}")
 
 
 def _check_mixer(config: DictConfig) -> None:

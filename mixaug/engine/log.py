@@ -110,7 +110,7 @@ class Log:
         """The figures of a finished run; ``figure`` is the one the protocol counts."""
         shown = [name for name in task.figures if name != "best10" or figure == "best10"]
         parts = [
-            f"{task.figures[name]} {self._number(result[task.result_key(name)], task.digits)}"
+            f"{task.title_of(name, result['selected_on'])} {self._number(result[task.result_key(name)], task.digits)}"
             + (" (the protocol's figure)" if name == figure else "")
             for name in shown
         ]

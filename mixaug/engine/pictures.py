@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from mixaug.engine import build, checkpoint
-from mixaug.engine.batches import Batches, SeededDraws
+from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import start, stream_seed
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.evaluate import autocast
-from mixaug.engine.stored import frozen_networks
+from mixaug.engine.sources import SeededDraws
+from mixaug.engine.stored import networks_of
 from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import CLASSIFICATION, task_of
 from mixaug.gallery import on_screen, undisturbed
@@ -177,7 +178,7 @@ def open_run(
         raise ValueError(f"{folder} is a run on {data.name}, whose inputs {tuple(data.input_shape)} are no images")
     objective, batches = build.build_objective(config), Batches(config, data, world)
     policy = build.with_pool(config, build.build_policy(config), batches)
-    networks = frozen_networks(config, data)
+    networks = networks_of(config, data)
     step = build.build_step(config, build.build_model(config, data), policy, objective, data, networks)
     build.prepare_policy(config, step.policy, objective, data, batches)
     try:

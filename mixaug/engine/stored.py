@@ -13,7 +13,7 @@ from torch import nn
 
 from mixaug.engine import checkpoint
 from mixaug.engine.batches import Batches
-from mixaug.engine.build import build_model, load_data
+from mixaug.engine.build import build_model, build_network, load_data
 from mixaug.engine.config import plain
 from mixaug.engine.distributed import start
 from mixaug.engine.errors import CheckpointError, ConfigError
@@ -99,27 +99,30 @@ def open_model(
     return model, config, data
 
 
-def frozen_networks(config: DictConfig, data: Any) -> dict[str, Frozen]:
-    """The networks beside the model that a config names: those of finished runs, frozen.
+def networks_of(config: DictConfig, data: Any) -> dict[str, nn.Module]:
+    """The networks beside the model that a config names: finished runs, frozen, and what a ``_target_`` builds.
 
     Args:
-        config: the run's config; ``networks`` maps names to run folders or checkpoints.
+        config: the run's config; ``networks`` maps names to run folders or checkpoints, or to what to build.
         data: the run's data set.
 
     Raises:
-        ConfigError: a folder without a checkpoint, or a network of another number of outputs.
+        ConfigError: a folder without a checkpoint, a network of another number of outputs, one that cannot be built.
     """
-    networks = {}
-    for name, folder in plain(config).get("networks", {}).items():
+    networks: dict[str, nn.Module] = {}
+    for name, source in plain(config).get("networks", {}).items():
+        if not isinstance(source, str):
+            networks[name] = build_network(config, name, source)
+            continue
         try:
             # The draws for weights that are then replaced must not move the random stream of the model.
             with torch.random.fork_rng(devices=[]):
-                network, _, theirs = open_model(str(folder))
+                network, _, theirs = open_model(source)
         except (FileNotFoundError, CheckpointError) as error:
-            raise ConfigError(f"networks.{name}={folder}: {error}") from error
+            raise ConfigError(f"networks.{name}={source}: {error}") from error
         if theirs.outputs != data.outputs:
             raise ConfigError(
-                f"networks.{name}={folder} has {theirs.outputs} outputs, but {data.name} needs {data.outputs}"
+                f"networks.{name}={source} has {theirs.outputs} outputs, but {data.name} needs {data.outputs}"
             )
-        networks[name] = Frozen(network, folder)
+        networks[name] = Frozen(network, source)
     return networks

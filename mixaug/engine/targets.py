@@ -82,7 +82,9 @@ def open_config(folder: Path, allow_targets: Collection[str] = ()) -> DictConfig
     for key in _COUNTS:
         if not isinstance(content.get(key), int) or isinstance(content[key], bool) or content[key] < (key != "seed"):
             raise ConfigError(f"{path}: {key} must be a number of a run's config, got {content.get(key)!r}")
-    return OmegaConf.create({**dict.fromkeys(("pool", "sync_batchnorm")), "precision": "float32", **content})
+    return OmegaConf.create(
+        {**dict.fromkeys(("pool", "sync_batchnorm")), "precision": "float32", "views": [], **content}
+    )
 
 
 def check_targets(config: Mapping[str, Any], path: Path | str, allow_targets: Collection[str] = ()) -> None:

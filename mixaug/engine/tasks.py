@@ -19,7 +19,19 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.evaluate import evaluate, predict
 from mixaug.regression_metrics import mae, mape, r2, rmse, worst_group
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "TASKS", "Detail", "Task", "task_named", "task_of"]
+__all__ = [
+    "CLASSIFICATION",
+    "FIGURES_OF_LAST_EPOCHS",
+    "LAST_EPOCHS",
+    "REGRESSION",
+    "SPLIT_TITLES",
+    "TASKS",
+    "Detail",
+    "Task",
+    "held_out_splits",
+    "task_named",
+    "task_of",
+]
 
 Record = Mapping[str, Any]
 
@@ -49,15 +61,14 @@ class Task:
         title, unit: how pages call it.
         digits: number of digits behind the point, for the measure and for differences.
         higher_is_better: whether a larger measure is the better one.
-        figures: ways of taking one number from a run, and what each is.
+        figures: ways of taking one number from a run, and what each is. The number is always one of the test set.
+        choosing: those figures whose epoch is chosen among several; `title_of` says on which set.
         figure: the usual one.
         details: further numbers on pages.
-        splits: the held-out sets that are scored after every epoch.
         score: (model, batches, split, precision) to numbers by name, ``samples`` among them.
-        value: record to its value, the larger the better; chooses the best checkpoint.
         later_wins: whether the later of two equal epochs is the best.
         summary: records of all epochs to the numbers of a result.
-        line: record to the text of an epoch's line in the log.
+        line: record with scores to the text of an epoch's line in the log.
     """
 
     name: str
@@ -67,11 +78,10 @@ class Task:
     digits: int
     higher_is_better: bool
     figures: Mapping[str, str]
+    choosing: frozenset[str]
     figure: str
     details: tuple[Detail, ...]
-    splits: tuple[str, ...]
     score: Callable[[nn.Module, Batches, str, str], dict[str, float | None]]
-    value: Callable[[Record], float]
     later_wins: bool
     summary: Callable[[Sequence[Record]], dict[str, Any]]
     line: Callable[[Record], str]
@@ -85,14 +95,64 @@ class Task:
         """Where a result has this figure."""
         return f"{self.measure}_{figure}"
 
+    def title_of(self, figure: str, selected_on: str) -> str:
+        """What a figure is, and for one that is chosen among epochs the set that chose.
+
+        Args:
+            figure: one of `figures`.
+            selected_on: ``"valid"`` or ``"test"``, as a result has it.
+        """
+        title = self.figures[figure]
+        return f"{title}, chosen on the {SPLIT_TITLES[selected_on]} set" if figure in self.choosing else title
+
+    def aim(self, result: Mapping[str, Any], figure: str) -> float:
+        """What a search over options goes by: the figure of the validation set, or, without one, of the test set."""
+        key = self.result_key(figure)
+        return float(result.get(f"valid_{key}", result[key]))
+
     def scores(self, model: nn.Module, batches: Batches, precision: str) -> dict[str, float | None]:
-        """The model's numbers on every held-out set: ``test_top1`` and so on."""
+        """The model's numbers on every held-out set: ``test_top1`` and, where there is such a set, ``valid_top1``."""
         return {
             f"{split}_{name}": value
-            for split in self.splits
+            for split in held_out_splits(batches.data)
             for name, value in self.score(model, batches, split, precision).items()
             if name != "samples"
         }
+
+    def selected_on(self, record: Record) -> str:
+        """The set that chooses epochs: ``"valid"`` where a scored record has such numbers, else ``"test"``."""
+        return "valid" if f"valid_{self.measure}" in record else "test"
+
+    def is_scored(self, record: Record) -> bool:
+        """Whether the epoch of a record has been scored."""
+        return f"test_{self.measure}" in record
+
+    def value(self, record: Record) -> float:
+        """What epochs are compared by, the larger the better: the measure on the set that chooses, where it is."""
+        number = record.get(f"{self.selected_on(record)}_{self.measure}")
+        if number is None:
+            return -math.inf
+        return float(number) if self.higher_is_better else -float(number)
+
+    def chosen(self, history: Sequence[Record]) -> int:
+        """Number of the best scored record, counted from 0; the last one scored where none has a finite value.
+
+        Raises:
+            ValueError: no record with scores.
+        """
+        scored = [number for number, record in enumerate(history) if self.is_scored(record)]
+        if not scored:
+            raise ValueError("chosen expects at least one record with scores")
+        later = 1 if self.later_wins else -1
+        return max(scored, key=lambda number: (self.value(history[number]), later * number))
+
+
+SPLIT_TITLES: Mapping[str, str] = {"valid": "validation", "test": "test"}
+
+
+def held_out_splits(data: Any) -> tuple[str, ...]:
+    """The sets of a data set that are scored: ``("valid", "test")``, or ``("test",)`` without a validation set."""
+    return ("valid", "test") if data.valid is not None else ("test",)
 
 
 def task_of(data: Any) -> Task:
@@ -105,6 +165,11 @@ def task_named(data: str) -> Task:
     return REGRESSION if data in regression.LOADERS else CLASSIFICATION
 
 
+#: So many epochs at the end count for these figures.
+LAST_EPOCHS = 10
+FIGURES_OF_LAST_EPOCHS = ("median10", "best10")
+
+
 # -- classification -----------------------------------------------------------------------------------------------
 
 
@@ -114,17 +179,33 @@ def _score_classes(model: nn.Module, batches: Batches, split: str, precision: st
 
 
 def _summary_of_classes(history: Sequence[Record]) -> dict[str, Any]:
-    top1 = [record["test_top1"] for record in history]
-    last = history[-1]
+    last, tail, chosen = history[-1], history[-LAST_EPOCHS:], CLASSIFICATION.chosen(history)
+
+    def figures(key: str) -> dict[str, float | None]:
+        whole = all(map(CLASSIFICATION.is_scored, tail))
+        return {
+            "last": last[key],
+            "best": history[chosen][key],
+            "median10": float(median([record[key] for record in tail])) if whole else None,
+            "best10": tail[CLASSIFICATION.chosen(tail)][key] if whole else None,
+        }
+
+    selected_on = CLASSIFICATION.selected_on(last)
+    valid = figures("valid_top1") if selected_on == "valid" else {}
     return {
-        "top1_last": top1[-1],
-        "top1_best": max(top1),
-        "top1_median10": float(median(top1[-10:])),
-        "top1_best10": max(top1[-10:]),
+        **{f"top1_{figure}": value for figure, value in figures("test_top1").items()},
         "top5_last": last["test_top5"],
         "nll_last": last["test_nll"],
         "ece_last": last["test_ece"],
+        **{f"valid_top1_{figure}": value for figure, value in valid.items()},
+        "selected_on": selected_on,
+        "selected_epoch": chosen + 1,
     }
+
+
+def _line_of_classes(record: Record) -> str:
+    valid = f"valid top-1 {record['valid_top1']:.2f} %  " if "valid_top1" in record else ""
+    return f"{valid}test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}"
 
 
 CLASSIFICATION = Task(
@@ -140,14 +221,17 @@ CLASSIFICATION = Task(
         "median10": "median of the last 10 epochs",
         "best10": "best of the last 10 epochs",
     },
+    choosing=frozenset({"best", "best10"}),
     figure="last",
-    details=(Detail("nll_last", "NLL", 3), Detail("ece_last", "ECE", 3)),
-    splits=("test",),
+    details=(
+        Detail("valid_top1_{figure}", "Validation", 2),
+        Detail("nll_last", "NLL", 3),
+        Detail("ece_last", "ECE", 3),
+    ),
     score=_score_classes,
-    value=lambda record: float(record["test_top1"]),
     later_wins=False,
     summary=_summary_of_classes,
-    line=lambda record: f"test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}",
+    line=_line_of_classes,
 )
 
 
@@ -172,14 +256,9 @@ def _finite(value: torch.Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _value_of_numbers(record: Record) -> float:
-    error = record["valid_rmse"]
-    return -math.inf if error is None else -float(error)
-
-
 def _summary_of_numbers(history: Sequence[Record]) -> dict[str, Any]:
     # The later of equal epochs wins, as in the code of C-Mixup.
-    chosen = max(range(len(history)), key=lambda epoch: (_value_of_numbers(history[epoch]), epoch))
+    chosen = REGRESSION.chosen(history)
     taken = {"selected": history[chosen], "last": history[-1]}
     numbers = {
         f"{name}_{figure}": record[f"test_{name}"]
@@ -188,7 +267,7 @@ def _summary_of_numbers(history: Sequence[Record]) -> dict[str, Any]:
         if f"test_{name}" in record
     }
     valid = {f"valid_rmse_{figure}": record["valid_rmse"] for figure, record in taken.items()}
-    return {**numbers, **valid, "selected_epoch": chosen + 1}
+    return {**numbers, **valid, "selected_on": "valid", "selected_epoch": chosen + 1}
 
 
 REGRESSION = Task(
@@ -199,16 +278,17 @@ REGRESSION = Task(
     digits=4,
     higher_is_better=False,
     figures={"selected": "epoch of lowest validation error", "last": "last epoch"},
+    # The title of the figure says the set.
+    choosing=frozenset(),
     figure="selected",
     details=(
+        Detail("valid_rmse_{figure}", "Validation", 4),
         Detail("mae_{figure}", "MAE", 4),
         Detail("mape_{figure}", "MAPE (%)", 3),
         Detail("r2_{figure}", "R2", 4),
         Detail("worst_rmse_{figure}", "worst group", 4),
     ),
-    splits=("valid", "test"),
     score=_score_numbers,
-    value=_value_of_numbers,
     later_wins=True,
     summary=_summary_of_numbers,
     line=lambda record: f"valid RMSE {_shown(record['valid_rmse'])}  test RMSE {_shown(record['test_rmse'])}",

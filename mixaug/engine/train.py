@@ -8,7 +8,6 @@ step and ``after_step`` behind it, and what it learns sits in the optimizer and 
 from __future__ import annotations
 
 import json
-import math
 import resource
 import sys
 from contextlib import nullcontext, suppress
@@ -39,8 +38,8 @@ from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
-from mixaug.engine.stored import frozen_networks
-from mixaug.engine.tasks import Task, task_of
+from mixaug.engine.stored import networks_of
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
 from mixaug.step import MixStep
 
 __all__ = ["train"]
@@ -116,11 +115,12 @@ def train(config: DictConfig) -> dict[str, Any]:
         data = build.load_data(config)
         task, objective = task_of(data), build.build_objective(config)
         build.check_task(config, objective, data)
-        model, batches = build.build_model(config, data), Batches(config, data, world)
+        model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
+        build.check_wants(config, objective, batches)
         build.check_model(config, model, data)
         pictures = pictures_of(config, batches)
         policy = build.with_pool(config, build.build_policy(config), batches)
-        step = build.build_step(config, model, policy, objective, data, frozen_networks(config, data))
+        step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
         build.check_mixer(config, step)
         distributed.on_main(world, own.take)
         finished = distributed.on_main(world, lambda: _finished(folder, log))
@@ -227,21 +227,24 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
     log.start(config.epochs * len(training.batches), position.step, tensorboard)
     while position.epoch < config.epochs:
         _train_epoch(training)
-        distributed.share_buffers(state.evaluated, training.world)
-        scores = task.scores(state.evaluated, training.batches, config.precision)
+        is_scored = _is_scored(config, position.epoch + 1)
+        scores: dict[str, float | None] = {}
+        if is_scored:
+            distributed.share_buffers(state.evaluated, training.world)
+            scores = task.scores(state.evaluated, training.batches, config.precision)
         record = _record(config, state, training.world, scores)
-        value, best = task.value(record), max(map(task.value, state.history), default=-math.inf)
         state.history.append(record)
         position.epoch, position.batch = position.epoch + 1, 0
         state.meters.reset()
         if state.scheduler is not None:
-            state.scheduler.step(position.epoch, value)
+            state.scheduler.step(position.epoch, task.value(record) if is_scored else None)
         if training.world.is_main:
-            if value > best or (task.later_wins and value == best) or len(state.history) == 1:
+            if is_scored and task.chosen(state.history) == len(state.history) - 1:
                 checkpoint.save(training.folder / checkpoint.BEST, state.weights())
             run.append_line(training.folder / "epochs.jsonl", record)
-        _save(training)
-        log.epoch(record, config.epochs, task.line(record))
+        if position.epoch % config.checkpoint_every_epochs == 0 or position.epoch == config.epochs:
+            _save(training)
+        log.epoch(record, config.epochs, task.line(record) if is_scored else "not scored")
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
         if training.pictures is not None and position.epoch % config.pictures_every_epochs == 0:
             log.picture("mixed", training.pictures.draw(state.step), position.step)
@@ -251,6 +254,12 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
     training.world.barrier()
     log.result(result, task, config.protocol.figure)
     return result
+
+
+def _is_scored(config: DictConfig, epoch: int) -> bool:
+    """Whether an epoch, from 1 on, is scored: every n-th, the last, and the last ten if the protocol counts them."""
+    counted = LAST_EPOCHS if config.protocol.figure in FIGURES_OF_LAST_EPOCHS else 1
+    return epoch % config.evaluate_every == 0 or epoch > config.epochs - counted
 
 
 def _train_epoch(training: _Training) -> None:
@@ -263,7 +272,7 @@ def _train_epoch(training: _Training) -> None:
     begun, before = perf_counter(), meters.seconds
     clock = StepClock(training.world.device)
     forward.train()
-    for inputs, labels, *row_numbers in training.batches.epoch(position.epoch, position.batch):
+    for batch in training.batches.epoch(position.epoch, position.batch):
         group_start = position.batch - position.batch % accumulate
         group = min(accumulate, count - group_start)
         updates = position.batch + 1 == group_start + group
@@ -273,10 +282,9 @@ def _train_epoch(training: _Training) -> None:
         apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
         with apart:
             with autocast(training.world.device, config.precision):
-                rows = row_numbers[0] if row_numbers and step.policy.needs_rows else None
-                loss, logs = forward(inputs, labels, generator=state.streams.mixing, rows=rows)
+                loss, logs = forward(batch, generator=state.streams.mixing)
             state.scaler.scale(loss / group).backward()
-        meters.add(logs, loss, len(labels), position.step + 1)
+        meters.add(logs, loss, len(batch), position.step + 1)
 
         if updates:
             if config.clip_grad_norm is not None:

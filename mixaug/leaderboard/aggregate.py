@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mixaug.engine.config import without_defaults
 from mixaug.engine.tasks import CLASSIFICATION, Task
 from mixaug.leaderboard import published, reruns
 from mixaug.leaderboard.collect import STATISTICS, Run
@@ -112,7 +113,12 @@ class Board:
     @property
     def statistic_title(self) -> str:
         """How the number of a run was taken."""
-        return self.task.figures[self.statistic]
+        return self.task.title_of(self.statistic, self.selected_on)
+
+    @property
+    def selected_on(self) -> str:
+        """The set that chose among epochs, ``"valid"`` or ``"test"``: one for all rows, whose data are the same."""
+        return self.rows[0].runs[0].selected_on
 
     @property
     def baseline(self) -> Row | None:
@@ -164,12 +170,24 @@ def aggregate(
                 f"statistic: {statistic!r} is not taken in {setting.task.name} ({setting.title}); "
                 f"there it is one of {', '.join(setting.task.figures)}"
             )
+        for members in grouped[setting].values():
+            _check_scored(members, setting.task.result_key(statistic or setting.task.figure))
     boards = []
     for setting in sorted(grouped, key=lambda s: (s.data, s.data_options, s.model, s.protocol, s.epochs)):
         groups = {key: _one_per_seed(members, problems) for key, members in grouped[setting].items()}
         boards.append(_board(setting, groups, statistic or setting.task.figure, confidence, hide_paths))
     left_out = tuple(run for run in runs if run.status != "finished")
     return Leaderboard(tuple(boards), confidence, left_out, tuple(problems))
+
+
+def _check_scored(members: Sequence[Run], key: str) -> None:
+    """Raise where a run has no number under a statistic of its task."""
+    for run in members:
+        if run.result[key] is None:
+            raise ValueError(
+                f"statistic: {run.name} has no {key}, since not all of its last epochs were scored; "
+                "choose another statistic"
+            )
 
 
 def _board(
@@ -306,10 +324,11 @@ def _machines(members: Sequence[Run]) -> set[str]:
 
 def _setting(run: Run) -> Setting:
     result = run.result
+    given = {"name": result["data"], **(result.get("data_options") or {})}
     options = {
         key: value
-        for key, value in (result.get("data_options") or {}).items()
-        if key not in published.LOCATIONS and value is not None
+        for key, value in without_defaults(given).items()
+        if key not in published.LOCATIONS | {"name"} and value is not None
     }
     return Setting(result["model"], result["data"], _key(options), result["protocol"], int(result["epochs"]), run.task)
 

@@ -85,7 +85,8 @@ class Outcome:
         epochs = read_epochs(path)
         if epochs:
             self.epoch = int(epochs[-1]["epoch"])
-            self.score = _score(epochs[-1])
+            # An epoch that was not scored leaves the number of the one before.
+            self.score = _score(epochs[-1]) or self.score
         return True
 
 

@@ -99,7 +99,7 @@ def remarks(row: Row) -> list[str]:
         taken = "median of last 10 epochs" in figure.note
         usual = "median10" if taken else row.task.figure
         if row.statistic != usual:
-            lines.append(f"this column is the {row.task.figures[row.statistic]}")
+            lines.append(f"this column is the {row.task.title_of(row.statistic, row.runs[0].selected_on)}")
     elif row.published.detail:
         lines.append(f"{row.published.mark}: {row.published.detail}")
     return lines
@@ -116,7 +116,8 @@ def how(leaderboard: Leaderboard) -> str:
     """One paragraph: how the numbers of this page are made."""
     sources = dict.fromkeys(
         f"{board.task.title} is that of the {board.statistic_title}"
-        + (", in percent" if board.task.unit == "%" else ", on the test set, in label units")
+        + (", in percent" if board.task.unit == "%" else ", in label units")
+        + ", of the test set like all numbers but a column Validation"
         for board in leaderboard.boards
     )
     return (

@@ -22,7 +22,7 @@ from mixaug.engine.reading import (
     read_object,
     read_text,
 )
-from mixaug.engine.tasks import CLASSIFICATION, TASKS, Task
+from mixaug.engine.tasks import CLASSIFICATION, FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, TASKS, Task
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
 
@@ -68,6 +68,13 @@ class Run:
     def task(self) -> Task:
         """What a finished run predicts."""
         return TASKS[self.result.get("task", CLASSIFICATION.name)]
+
+    @property
+    def selected_on(self) -> str:
+        """The set that chose among the epochs of a finished run, ``"valid"`` or ``"test"``."""
+        # Results of earlier versions do not say it.
+        usual = "valid" if f"valid_{self.task.result_key('last')}" in self.result else "test"
+        return str(self.result.get("selected_on", usual))
 
 
 def collect(roots: str | Path | Iterable[str | Path]) -> list[Run]:
@@ -236,6 +243,12 @@ def _result_fault(result: dict[str, Any]) -> str:
         return f"task: expected one of {', '.join(TASKS)}, got {_shown(result['task'])}"
     figures = [task.result_key(figure) for figure in task.figures]
     details = [detail.key.format(figure=figure) for detail in task.details for figure in task.figures]
+    # The last ten epochs need not all have been scored.
+    gaps = [task.result_key(figure) for figure in FIGURES_OF_LAST_EPOCHS if figure in task.figures]
+    gaps = [key for key in gaps if key in result and result[key] is None]
+    figures = [key for key in figures if key not in gaps]
+    if result.get("selected_on", "test") not in list(SPLIT_TITLES):
+        return f"selected_on: expected one of {', '.join(SPLIT_TITLES)}, got {_shown(result['selected_on'])}"
     for key in (*INTEGER_KEYS, *figures):
         if not is_number(result.get(key)):
             return f"{key}: expected a finite number, got {_shown(result.get(key))}"

@@ -34,7 +34,17 @@ NOT_SETTINGS = (
 # These keys may differ from a protocol's file without leaving the protocol: they are compared on their own (policy,
 # data, model, length) or say how a machine does the work.
 WITHIN_PROTOCOL = frozenset(
-    {*SPELLED_OUT, "pool", "epochs", "eval_batch_size", "device", "threads", "channels_last", "compile"}
+    {
+        *SPELLED_OUT,
+        "pool",
+        "epochs",
+        "eval_batch_size",
+        "evaluate_every",
+        "device",
+        "threads",
+        "channels_last",
+        "compile",
+    }
     | {f"data.{option}" for option in LOCATIONS}
 )
 _CHOICE = re.compile(r"\w[\w\-]*(\.\w[\w\-]*|/\w[\w\-]*)*", re.ASCII)
@@ -90,7 +100,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     Raises:
         CommandError: if the config names no choices, or cannot be composed by this version.
     """
-    from mixaug.engine.config import GROUPS, NEUTRAL_KEYS
+    from mixaug.engine.config import GROUPS, LATER, LATER_OF_DATA, NEUTRAL_KEYS
     from mixaug.engine.errors import ConfigError
 
     choices = config.get("choices")
@@ -118,6 +128,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         base = flatten(_composed(tuple(groups))[1])
         target = flatten(config)
         skipped = (*NEUTRAL_KEYS, "seed", "choices", "protocol.applied", "world_size")
+        later = ("mixer", *LATER, *(f"data.{option}" for option in LATER_OF_DATA))
         changed = []
         for key in [*target, *(key for key in base if key not in target)]:
             if _below(key, skipped):
@@ -125,8 +136,9 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             if not _KEY.fullmatch(key):
                 raise CommandError(f"config.yaml has the key {key!r}, which no command line can set")
             if key not in target:
-                # Runs from before there were learned mixers lack the section, which is as good as its nulls.
-                changed += [] if _below(key, ("mixer",)) else [f"~{key}"]
+                # Runs from before there were learned mixers lack the section, which is as good as its nulls; so are
+                # settings that came later, at values that change nothing.
+                changed += [] if _below(key, later) else [f"~{key}"]
             elif key not in base:
                 changed.append(f"+{key}={literal(target[key])}")
             elif base[key] != target[key]:
@@ -143,8 +155,14 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
 
 def _hidden(override: str) -> str:
     key = override.partition("=")[0]
-    group, _, option = key.lstrip("+~").partition(".")
-    return f"{key}=<{option}>" if group == "data" and option in LOCATIONS else override
+    return f"{key}=<{key.rpartition('.')[2]}>" if is_location(key.lstrip("+~")) else override
+
+
+def is_location(key: str) -> bool:
+    """Whether a setting by its dotted key says where something lies: the data, that of a stream, a run of a network."""
+    group, _, inner = key.partition(".")
+    is_data = group in ("data", "streams") and inner.rpartition(".")[2] in LOCATIONS
+    return is_data or (group == "networks" and inner != "" and "." not in inner)
 
 
 def _mandatory(groups: Sequence[str], config: Mapping[str, Any]) -> list[str]:
@@ -168,7 +186,11 @@ def settings_of(run: Run) -> dict[str, Any]:
     from mixaug.engine.config import NEUTRAL_KEYS
 
     skipped = (*NOT_SETTINGS, *NEUTRAL_KEYS)
-    return {key: value for key, value in flatten(run.config).items() if not _below(key, skipped)}
+    return {
+        key: value
+        for key, value in flatten(run.config).items()
+        if not _below(key, skipped) and not (is_location(key) and key.startswith("streams."))
+    }
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -49,6 +49,7 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "task": lambda row, board, _: board.task.name,
     "measure": lambda row, board, _: board.task.measure,
     "statistic": lambda row, board, _: board.statistic,
+    "selected_on": lambda row, board, _: board.selected_on,
     "n": lambda row, board, _: row.score.n,
     "seeds": lambda row, board, _: " ".join(map(str, row.seeds)),
     "mean": lambda row, board, _: exact(row.score.mean),

@@ -51,6 +51,8 @@ class ResidentLoader:
             and number.
         with_rows: give the batch's (B,) int64 rows of the data set as a third tensor, for policies that have to
             know them (:class:`mixaug.Pooled`).
+        view: a name for crops and flips of their own, in the order that there is without one: two loaders that differ
+            in it alone give two augmentations of the same samples.
 
     Raises:
         TypeError: images of another dtype, labels other than a tensor.
@@ -78,6 +80,7 @@ class ResidentLoader:
         rank: int | None = None,
         world_size: int | None = None,
         with_rows: bool = False,
+        view: str | None = None,
     ) -> None:
         _check(images, labels, batch_size, crop_padding, padding_mode, flip)
         self.rank, self.world_size = world_of("ResidentLoader", rank, world_size)
@@ -94,6 +97,7 @@ class ResidentLoader:
         self.drop_last = drop_last
         self.seed = seed
         self.with_rows = with_rows
+        self.view = view
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
@@ -169,14 +173,15 @@ class ResidentLoader:
             # Each purpose has a stream of its own: whether images are flipped does not change their order.
             return torch.Generator().manual_seed(stream_key("resident", purpose, self.seed, epoch))
 
+        own = "" if self.view is None else f"/{self.view}"
         order = offsets = flips = None
         if self.shuffle:
             order = torch.randperm(samples, generator=stream("order", epoch if self.reshuffle else 0)).to(self.device)
         if self.crop_padding:
             sides = 2 * self.crop_padding + 1
-            offsets = torch.randint(sides, (samples, 2), generator=stream("crop")).to(self.device)
+            offsets = torch.randint(sides, (samples, 2), generator=stream(f"crop{own}")).to(self.device)
         if self.flip:
-            flips = (torch.rand(samples, generator=stream("flip")) < 0.5).to(self.device)
+            flips = (torch.rand(samples, generator=stream(f"flip{own}")) < 0.5).to(self.device)
         return order, offsets, flips
 
     def _batch(

@@ -297,6 +297,13 @@ def test_sheets_with_coarse_labels_and_with_first_classes(sheets):
     one = load("image_sheets", root=sheets, labels="coarse", classes=1)
     assert one.class_names == ("furniture",)
     assert one.test.images[:, 0, 0, 0].tolist() == [80, 81]
+    (sheets / "train" / "bed.webp").unlink()  # sheets of other classes are not read
+    listed = load("image_sheets", root=sheets, classes=["bee", "ant"], per_class=4)
+    assert listed.class_names == ("bee", "ant")
+    assert listed.test.images[:, 0, 0, 0].tolist() == [20, 21, 140, 141]
+    assert listed.test.labels.tolist() == [1, 1, 0, 0]
+    assert listed.test.metadata["coarse_label"].tolist() == [1, 1, 1, 1]
+    assert listed.train.labels.bincount().tolist() == [4, 4]
 
 
 def test_altered_sheet_is_noticed_only_when_asked(sheets):
@@ -311,7 +318,7 @@ def test_faults_of_sheets(sheets):
         ({"labels": "medium"}, ValueError, "'fine' or 'coarse'"),
         ({"classes": 4}, ValueError, r"1\.\.3"),
         ({"classes": 0}, ValueError, r"1\.\.3"),
-        ({"classes": 2.0}, TypeError, "int or None"),
+        ({"classes": 2.0}, TypeError, "a number, a list of names or numbers, or None"),
     ):
         with pytest.raises(error, match=message):
             load("image_sheets", root=sheets, **options)
@@ -476,6 +483,13 @@ def test_aircraft(tmp_path):
     assert shown(found.train) == [(0, 1), (2, 0)]
     assert shown(found.test) == [(1, 1)]
     assert load("aircraft", root=tmp_path, annotation_level="family").class_names == ("707", "A")
+    with pytest.raises(FileNotFoundError, match=r"images_variant_train\.txt, .*images_variant_val\.txt"):
+        load("aircraft", root=tmp_path, own_valid=True)
+    write(base / "images_variant_train.txt", f"002 {'707-320'}\n")
+    write(base / "images_variant_val.txt", f"000 {'A 380'}\n")
+    own = load("aircraft", root=tmp_path, own_valid=True)
+    assert (shown(own.train), shown(own.valid), shown(own.test)) == ([(2, 0)], [(0, 1)], [(1, 1)])
+    assert found.valid is None
     with pytest.raises(FileNotFoundError, match=r"manufacturers\.txt"):
         load("aircraft", root=tmp_path, annotation_level="manufacturer")
     with pytest.raises(ValueError, match="annotation_level"):

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixaug.engine import build
-from mixaug.engine.batches import Batches, EpochBatches, SeededDraws
+from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, stream_seed
+from mixaug.engine.sources import EpochBatches, SeededDraws
 
 Tiny = Callable[..., DictConfig]
 
@@ -50,7 +51,7 @@ def test_one_order_for_all_epochs_on_request(tiny: Tiny) -> None:
     assert list(batches) == first
     config = tiny("reshuffle=false")
     resident = Batches(config, build.load_data(config), World(0, 1, torch.device("cpu")))
-    rows = [torch.cat([batch[2] for batch in resident.epoch(epoch)]) for epoch in (0, 1)]
+    rows = [torch.cat([batch.rows for batch in resident.epoch(epoch)]) for epoch in (0, 1)]
     assert torch.equal(*rows)
 
 
@@ -99,8 +100,9 @@ def test_epochs_start_anywhere_whatever_the_data(tiny: Tiny, transform: str | No
     rest = list(batches.epoch(5, 3))
     assert len(whole) == len(batches) == 4
     assert len(rest) == 1
-    assert torch.equal(whole[3][0], rest[0][0])
-    assert torch.equal(whole[3][1], rest[0][1])
+    assert torch.equal(whole[3].inputs, rest[0].inputs)
+    assert torch.equal(whole[3].labels, rest[0].labels)
+    assert torch.equal(whole[3].rows, rest[0].rows)
 
 
 @pytest.mark.parametrize("transform", [None, "uint8"])

@@ -104,7 +104,8 @@ def test_partners_come_from_the_whole_training_set(small: Tiny, policy: str) -> 
     batches = Batches(config, build.load_data(config), ALONE)
     pooled = build.with_pool(config, build.build_policy(config), batches)
     assert isinstance(pooled, Pooled)
-    inputs, labels, rows = next(batches.epoch(0))
+    batch = next(batches.epoch(0))
+    inputs, labels, rows = batch.inputs, batch.labels, batch.rows
     assert torch.equal(batches.data.train.inputs[rows], inputs)
     known = {"rows": rows} if pooled.needs_rows else {}
     mixed = pooled(inputs, labels, generator=torch.Generator().manual_seed(0), **known)

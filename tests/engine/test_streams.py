@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixaug.engine import build, checkpoint, run, train
-from mixaug.engine.batches import Batches, SeededDraws
+from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World
+from mixaug.engine.sources import SeededDraws
 from mixaug.engine.state import Streams
 
 Tiny = Callable[..., DictConfig]
@@ -217,7 +218,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_from_any_place(read:
     def given(workers: int, first: int) -> list[Tensor]:
         config = read(f"workers={workers}")
         batches = Batches(config, build.load_data(config), World(0, 1, torch.device("cpu")))
-        return [inputs for inputs, *_ in batches.epoch(1, first)]
+        return [batch.inputs for batch in batches.epoch(1, first)]
 
     whole = given(0, 0)
     for workers, first in ((0, 2), (2, 1)):

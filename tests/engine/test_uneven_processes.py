@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,13 @@ from torch import Tensor, nn
 import mixaug
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
-from mixaug.engine.batches import EpochBatches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World, explained
 from mixaug.engine.errors import ConfigError, ProcessLost
+from mixaug.engine.sources import EpochBatches
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.losses import MixedCrossEntropy
+from processes import free_port, in_two_processes
 
 TINY = ("batch_size=10", "epochs=2", "threads=1", "device=cpu", "progress=false")
 
@@ -103,39 +101,6 @@ def test_what_gloo_says_of_a_lost_process_becomes_one_line() -> None:
 
 
 # -- two real processes ---------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def process_of_two(rank: int, port: int, case: Callable[..., None], arguments: tuple[Any, ...], told: Any) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    patience = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timeout=patience, rank=rank, world_size=2)
-    try:
-        case(rank, *arguments)
-        told.put("")
-    except BaseException:
-        told.put(f"process {rank}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def in_two_processes(case: Callable[..., None], *arguments: Any) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    told, port = context.Queue(), free_port()
-    processes = [context.Process(target=process_of_two, args=(r, port, case, arguments, told)) for r in range(2)]
-    for process in processes:
-        process.start()
-    said = [told.get(timeout=300) for _ in processes]
-    for process in processes:
-        process.join(60)
-    assert said == ["", ""], "\n".join(said)
 
 
 def trained_alike(rank: int, root: Path) -> None:

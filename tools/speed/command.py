@@ -16,9 +16,9 @@ from speed.report import markdown, table
 from speed.setting import DTYPES, LAYOUTS, Setting, environment
 
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
-SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned")
+SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned", "objectives")
 #: The sections that time whole training steps, each for backbones of its own.
-STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED}
+STEPS = {"guided": steps.GUIDED, "learned": steps.LEARNED, "objectives": steps.OBJECTIVES}
 LABELS = list(
     dict.fromkeys(
         job.label for jobs in (sections.JOBS, *(step[2] for known in STEPS.values() for step in known)) for job in jobs

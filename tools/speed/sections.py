@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mixaug
@@ -28,13 +28,16 @@ LARGE_SIDE = 128
 class Job:
     """One policy with its options, under the name that the tables use.
 
-    ``one_graph`` keeps every branch of a learned mixer until one backward pass, as the released code does.
+    ``one_graph`` keeps every branch of a learned mixer until one backward pass, as the released code does. A whole
+    training step takes the objective that ``objective`` makes, None the cross-entropy; one that wants a teacher gets a
+    frozen copy of the model.
     """
 
     label: str
     policy: str
     options: dict[str, Any] = field(default_factory=dict)
     one_graph: bool = False
+    objective: Callable[[], nn.Module] | None = None
 
 
 JOBS = (

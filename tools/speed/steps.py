@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 
 import mixaug
 from mixaug.loading import ResidentLoader
+from mixaug.losses import DecoupledCrossEntropy
+from mixaug.networks import Frozen
+from mixaug.objectives.mixkd import MixKD
+from mixaug.objectives.rankmixup import RankMixup
+from mixaug.objectives.regmixup import RegMixup
+from mixaug.passes import as_objective
 from mixaug.policies.learned import clean, objective, pairs
 from speed.memory import peak_bytes
 from speed.sections import PLAIN, Job, Row, material
@@ -67,6 +74,23 @@ LEARNED: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = tu
         ),
     )
     for backbone, shape in (("cifar_resnet18", (32, 3, 32, 32)), ("deit_tiny_patch16_224", (8, 3, 224, 224)))
+)
+
+
+#: Objectives of one or more passes, on mixup: backbone, shape of a batch, jobs.
+OBJECTIVES: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] = (
+    (
+        "cifar_resnet18",
+        (32, 3, 32, 32),
+        (
+            Job("cross-entropy", "mixup"),
+            Job("decoupled", "mixup", objective=DecoupledCrossEntropy),
+            Job("regmixup", "mixup", objective=RegMixup),
+            Job("rankmixup, margin", "mixup", objective=partial(RankMixup, "margin")),
+            Job("rankmixup, NDCG of 3 draws", "mixup", objective=RankMixup),
+            Job("mixkd", "mixup", objective=MixKD),
+        ),
+    ),
 )
 
 
@@ -192,7 +216,10 @@ class _Update:
     ) -> None:
         policy = mixaug.create(job.policy, **job.options)
         device = next(model.parameters()).device
-        self.step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy()).to(device)
+        objective = mixaug.losses.MixedCrossEntropy() if job.objective is None else job.objective()
+        wanted = as_objective(objective).wants.networks
+        networks = {name: Frozen(copy.deepcopy(model)) for name in wanted}
+        self.step = mixaug.MixStep(model, policy, objective, networks=networks).to(device)
         policy.set_progress(0.5)
         self.forward = torch.compile(self.step) if compiled else self.step
         learning = [parameter for parameter in self.step.parameters() if parameter.requires_grad]
@@ -205,7 +232,7 @@ class _Update:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step.policy.after_step(self.step.model)
+        self.step.after_step()
 
 
 def _model(name: str, setting: Setting) -> nn.Module:
