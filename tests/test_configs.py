@@ -108,9 +108,13 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
         assert parameters[key].default == value, key
     labels = torch.randn(4, 7) if objective.task == "regression" else torch.tensor([0, 1, 2, 3])
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
-    beside = {name: copy.deepcopy(model) for name in as_objective(objective).wants.networks}
-    step = MixStep(model, mixaug.create("mixup"), objective, networks=beside)
-    assert step(torch.rand(4, 3, 8, 8), labels)[0].ndim == 0
+    wants = as_objective(objective).wants
+    beside = {name: copy.deepcopy(model) for name in wants.networks}
+    partners = mixaug.partners.Stream(wants.streams[0], label="uniform") if wants.streams else None
+    step = MixStep(model, mixaug.create("mixup", partners=partners), objective, networks=beside)
+    images = torch.rand(4, 3, 8, 8)
+    streams = {name: mixaug.Batch(images) for name in wants.streams}
+    assert step(mixaug.Batch(images, labels, streams=streams))[0].ndim == 0
 
 
 @pytest.mark.parametrize("name", list_choices("data"))

@@ -166,16 +166,18 @@ class OtherSources(OfAnotherPlan):
 
 
 class UnderAutocast(Honest):
-    """Goes round :meth:`mixaug.Policy.draw`, which keeps autocast out of a plan."""
+    """Goes round :meth:`mixaug.Policy.drawn`, which keeps autocast out of a plan."""
 
-    def draw(self, images, labels=None, *, signals=None, generator=None):
-        plan = super().draw(images, labels, signals=signals, generator=generator)
+    def drawn(self, batch, signals, generator):
+        drawn = super().drawn(batch, signals, generator)
+        plan, images = drawn.plan, batch.inputs
         if isinstance(plan, Unmixed):
-            return plan
+            return drawn
         columns = torch.full((images.shape[-1], 1), 1 / images.shape[-1], device=images.device)
         share = (plan.mask.float() @ columns)[..., 0].float().mean(1) * 0.999
         mask = plan.mask.float() * share[:, None, None]
-        return dataclasses.replace(plan, mask=mask, weights=weights_of(mask.flatten(1).mean(1), len(images)))
+        changed = dataclasses.replace(plan, mask=mask, weights=weights_of(mask.flatten(1).mean(1), len(images)))
+        return drawn._replace(plan=changed)
 
 
 class GlobalRandom(Honest):

@@ -95,6 +95,19 @@ class Batches:
             yield batch
             number += 1
 
+    def draw_by(self, weights: Callable[[Tensor], Tensor | None]) -> None:
+        """Draw training batches with replacement, by weights of the samples that change while training goes on.
+
+        Args:
+            weights: from the training set's labels (N, ...) to (N,) weights.
+
+        Raises:
+            ConfigError: data that is read file by file, ahead of the step that would say the weights.
+        """
+        if not self.data.in_memory:
+            raise ConfigError(f"the policy says which samples are drawn, but {self.data.name} is read file by file")
+        self._train.draw_by(weights)
+
     def close(self) -> None:
         """End the processes that read samples."""
         for source in (self._train, *self._streams.values()):

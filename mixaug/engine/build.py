@@ -17,7 +17,7 @@ from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
 from mixaug.engine.tasks import REGRESSION, task_of
-from mixaug.passes import as_objective
+from mixaug.passes import Wants, as_objective
 from mixaug.policies.pooled import with_training_set
 from mixaug.policy import Policy
 from mixaug.preparation import Preparation
@@ -246,26 +246,34 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         )
 
 
-def check_wants(config: DictConfig, objective: nn.Module, batches: Batches) -> None:
-    """Refuse an objective that wants what no setting brings.
+def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
+    """Refuse an objective or a policy that wants what no setting brings.
 
     Raises:
         ConfigError: names it, what there is, and the setting that brings it.
     """
-    wants = as_objective(objective).wants
+    parts = [part for part in policy.modules() if isinstance(part, Policy)]
+    sources = [part.partners for part in parts if part.partners is not None]
+    rules = [rule for part in parts for rule in (part.pairing, part.labeling)]
+    by_policy = Wants(
+        views=tuple(name for source in sources for name in source.views),
+        streams=tuple(name for source in sources for name in source.streams),
+        metadata=tuple(name for rule in rules for name in getattr(rule, "metadata", ())),
+    )
     brought = {
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
         "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
-    for kind, (there, way_out) in brought.items():
-        for name in getattr(wants, kind):
-            if name not in there:
-                raise ConfigError(
-                    f"objective={config.choices.objective}: the objective wants {name!r} of {kind}, there are "
-                    f"{sorted(map(str, there))}: {way_out.format(name)}"
-                )
+    for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):
+        for kind, (there, way_out) in brought.items():
+            for name in getattr(wants, kind):
+                if name not in there:
+                    raise ConfigError(
+                        f"{who}={config.choices[who]}: the {who} wants {name!r} of {kind}, there are "
+                        f"{sorted(map(str, there))}: {way_out.format(name)}"
+                    )
 
 
 def prepare_policy(config: DictConfig, policy: Policy, objective: nn.Module, data: Any, batches: Batches) -> None:

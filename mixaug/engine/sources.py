@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -265,6 +265,11 @@ class Source:
         self._loading.manual_seed(stream_seed(self.seed, f"loading/{epoch}", self.world.rank))
         for inputs, labels, rows, *views in self.loader:
             yield self._batch(inputs, labels, rows, [self.normalize(view) for view in views])
+
+    def draw_by(self, weights: Callable[[Tensor], Tensor | None]) -> None:
+        """Draw the batches of data held in memory by weights, a function of the labels."""
+        for loader in self.loader:
+            loader.weights = weights
 
     def batch(self, number: int) -> Batch:
         """A batch by its number over all epochs, from 0; reading on from the one before costs no look for the place."""

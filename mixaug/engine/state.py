@@ -15,7 +15,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mixaug.engine.distributed import World, gather_rows, stream_seed
+from mixaug.engine.distributed import World, gather_objects, gather_rows, stream_seed
 from mixaug.engine.errors import CheckpointError, TrainingDiverged
 from mixaug.step import MixStep
 
@@ -379,6 +379,7 @@ class TrainingState:
             "meters": self.meters.state_dict(self.streams.world),
             "history": self.history,
             "prepare_seconds": self.prepare_seconds,
+            "kept": gather_objects(_kept(self.step.policy), self.streams.world),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -396,6 +397,8 @@ class TrainingState:
             raise _of_another_version(f"it has no {', '.join(missing)}")
         self.step.model.load_state_dict(state["model"])
         self.step.policy.load_state_dict(state["policy"])
+        if "kept" in state:
+            _keep(self.step.policy, state["kept"][self.streams.world.rank])
         if isinstance(self.step.objective, nn.Module):
             self.step.objective.load_state_dict(state["objective"])
         try:
@@ -417,6 +420,23 @@ class TrainingState:
         self.meters.load_state_dict(state["meters"], self.streams.world)
         self.history = list(state["history"])
         self.prepare_seconds = state["prepare_seconds"]
+
+
+def _kept(policy: nn.Module) -> dict[str, Any]:
+    """What this process's policy keeps of its own batches, by the names of its parts, on the CPU."""
+    states = {name: part.get_extra_state() for name, part in policy.named_modules() if _keeps_batches(part)}
+    return {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
+
+
+def _keep(policy: nn.Module, states: dict[str, Any]) -> None:
+    for name, part in policy.named_modules():
+        if _keeps_batches(part) and name in states:
+            part.set_extra_state(states[name])
+
+
+def _keeps_batches(part: nn.Module) -> bool:
+    # A part that keeps samples of its own batches says so; each process has others.
+    return bool(getattr(part, "keeps_state", False))
 
 
 def _of_another_version(reason: str) -> CheckpointError:

@@ -37,6 +37,7 @@ from mixaug.engine.errors import (
 from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
+from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.stored import networks_of
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
@@ -59,6 +60,7 @@ class _Training:
         state: everything that a checkpoint keeps.
         forward: the module whose forward trains: the step, wrapped where several processes take part.
         pictures: draws mixed samples while the run goes on; None where there are none to draw.
+        refreshes: shows the policy the validation set, where it asks for that.
     """
 
     config: DictConfig
@@ -70,6 +72,7 @@ class _Training:
     state: TrainingState
     forward: nn.Module
     pictures: Pictures | None
+    refreshes: Refreshes
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -116,12 +119,13 @@ def train(config: DictConfig) -> dict[str, Any]:
         task, objective = task_of(data), build.build_objective(config)
         build.check_task(config, objective, data)
         model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
-        build.check_wants(config, objective, batches)
         build.check_model(config, model, data)
         pictures = pictures_of(config, batches)
         policy = build.with_pool(config, build.build_policy(config), batches)
+        build.check_wants(config, objective, policy, batches)
         step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
         build.check_mixer(config, step)
+        refreshes = Refreshes(config, step, batches, world)
         distributed.on_main(world, own.take)
         finished = distributed.on_main(world, lambda: _finished(folder, log))
         if finished is not None:
@@ -145,7 +149,9 @@ def train(config: DictConfig) -> dict[str, Any]:
                 log.say(f"{folder} resumed at epoch {state.position.epoch}, batch {state.position.batch}")
             if world.is_main:
                 _rewrite_epochs(folder, state)
-            return _run_epochs(_Training(config, folder, world, log, task, batches, state, forward, pictures))
+            return _run_epochs(
+                _Training(config, folder, world, log, task, batches, state, forward, pictures, refreshes)
+            )
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
             batches.close()
@@ -278,6 +284,8 @@ def _train_epoch(training: _Training) -> None:
         updates = position.batch + 1 == group_start + group
 
         step.set_progress(position.step / total)
+        if position.batch == group_start:
+            training.refreshes.before(position.update)
         # Gradients of the processes meet once, with the last batch of a group.
         apart = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not updates else nullcontext()
         with apart:

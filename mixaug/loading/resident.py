@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class ResidentLoader:
             know them (:class:`mixaug.Pooled`).
         view: a name for crops and flips of their own, in the order that there is without one: two loaders that differ
             in it alone give two augmentations of the same samples.
+        weights: a function of the labels that returns (N,) floating weights, or None. Every batch is then drawn by the
+            weights as they are at that moment, with replacement.
 
     Raises:
         TypeError: images of another dtype, labels other than a tensor.
@@ -81,6 +83,7 @@ class ResidentLoader:
         world_size: int | None = None,
         with_rows: bool = False,
         view: str | None = None,
+        weights: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
         _check(images, labels, batch_size, crop_padding, padding_mode, flip)
         self.rank, self.world_size = world_of("ResidentLoader", rank, world_size)
@@ -98,6 +101,7 @@ class ResidentLoader:
         self.seed = seed
         self.with_rows = with_rows
         self.view = view
+        self.weights = weights
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
@@ -152,7 +156,8 @@ class ResidentLoader:
             begin, end = number * step, min((number + 1) * step, samples)
             start, stop = self._share(end - begin)
             place = slice(begin + start, begin + stop)
-            batch = self._batch(place, order, offsets, flips)
+            drawn = self._by_weights(epoch, number, end - begin)
+            batch = self._batch(place, order, offsets, flips, None if drawn is None else drawn[start:stop])
             self._position = number + 1
             yield batch
         if self.epoch == epoch:
@@ -184,10 +189,30 @@ class ResidentLoader:
             flips = (torch.rand(samples, generator=stream(f"flip{own}")) < 0.5).to(self.device)
         return order, offsets, flips
 
+    def _by_weights(self, epoch: int, number: int, count: int) -> Tensor | None:
+        """(count,) rows of a global batch drawn by the weights as they are now; None where there are none."""
+        weights = None if self.weights is None else self.weights(self.labels)
+        if weights is None:
+            return None
+        if weights.shape != (len(self.images),) or not weights.is_floating_point():
+            raise ValueError(
+                f"ResidentLoader expects weights ({len(self.images)},) floating of its function, got "
+                f"{tuple(weights.shape)} {weights.dtype}"
+            )
+        generator = torch.Generator().manual_seed(stream_key("resident", f"drawn/{number}", self.seed, epoch))
+        return torch.multinomial(weights.double().cpu(), count, replacement=True, generator=generator).to(self.device)
+
     def _batch(
-        self, place: slice, order: Tensor | None, offsets: Tensor | None, flips: Tensor | None
+        self,
+        place: slice,
+        order: Tensor | None,
+        offsets: Tensor | None,
+        flips: Tensor | None,
+        drawn: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        if order is None:
+        if drawn is not None:
+            rows = drawn
+        elif order is None:
             rows = torch.arange(place.start, place.stop, device=self.device)
         else:
             rows = order[place]

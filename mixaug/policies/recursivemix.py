@@ -123,7 +123,7 @@ class RecursiveMix(Policy):
             return {} if head is None else {"consistency": no_change(head.parameters())}
         count = min(len(mixed), len(before))
         logits = single_precision(self._classified(plan.inner, len(mixed), seen)[:count])
-        each = F.cross_entropy(logits, single_precision(before[:count]).softmax(1), reduction="none")
+        each = F.cross_entropy(logits, single_precision(before[:count].to(logits.device)).softmax(1), reduction="none")
         share = (1 - plan.area().expand(len(mixed)))[:count]
         return {"consistency": self.omega * (share * each).sum() / len(mixed)}
 
@@ -163,6 +163,9 @@ class RecursiveMix(Policy):
 
     def _drawn(self) -> int:
         return self.partners.count if isinstance(self.partners, PreviousBatch) else 0
+
+    #: Each process keeps what it saw itself.
+    keeps_state = True
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The outputs for the batch before, for a ``state_dict``."""

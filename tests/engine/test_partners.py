@@ -1,0 +1,148 @@
+"""Partners from elsewhere in runs of the engine: streams, earlier batches, pairs of classes; resumed to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from helpers import interrupt
+from mixaug.engine import checkpoint, run
+from mixaug.engine.config import compose
+from mixaug.engine.errors import ConfigError
+from mixaug.engine.train import train
+from mixaug.loading import ResidentLoader
+from mixaug.policies import SelMix
+from mixaug.preparation import Inspection
+from processes import in_two_processes
+
+Tiny = Callable[..., DictConfig]
+SETTINGS = {
+    "recursivemix": ["policy=recursivemix"],
+    "memory": ["policy=cutmix", "policy.partners={_target_: mixaug.partners.Memory, size: 40}"],
+    "selmix": ["policy=selmix", "policy.refresh_every=3", "policy.measure=min_recall", "data.valid_share=0.3"],
+    "mixoe": [
+        "policy=mixup",
+        "policy.partners={_target_: mixaug.partners.Stream, name: outliers, label: uniform}",
+        "objective=mixoe",
+        "+streams.outliers.data.name=digits",
+        "+streams.outliers.data.train_size=70",
+    ],
+}
+
+
+def content(config: DictConfig) -> dict[str, Any]:
+    return checkpoint.load(run.run_folder(config) / checkpoint.LAST)
+
+
+def tensors(value: Any, place: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor in nested containers, by its place."""
+    if isinstance(value, torch.Tensor):
+        return {place: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {key: tensor for name, item in items for key, tensor in tensors(item, f"{place}/{name}").items()}
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("model", "policy", "optimizer", "streams", "kept"):
+        ours, theirs = tensors(one[part]), tensors(other[part])
+        assert ours.keys() == theirs.keys(), part
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_run_resumes_to_the_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    overrides = [*SETTINGS[kind], "checkpoint_every_steps=1"]
+    whole, broken = tiny(*overrides), tiny(*overrides, root=tmp_path / "broken")
+    assert train(whole)["status"] == "finished"
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+    train(broken)
+    assert_equal_states(content(whole), content(broken))
+    if kind in ("recursivemix", "memory"):
+        assert tensors(content(whole)["kept"])
+
+
+def test_the_validation_set_says_which_pairs_are_mixed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Inspection] = []
+    before = SelMix.on_refresh
+
+    def watched(policy: SelMix, inspection: Inspection) -> None:
+        seen.append(inspection)
+        before(policy, inspection)
+
+    monkeypatch.setattr(SelMix, "on_refresh", watched)
+    config = tiny(*SETTINGS["selmix"])
+    train(config)
+    # Two epochs of two steps: before the first step and before the fourth.
+    steps = content(config)["position"]["update"]
+    assert len(seen) == -(-steps // 3)
+    assert {inspection.split for inspection in seen} == {"valid"}
+    assert seen[0].outputs.shape == (30, 10)
+    assert not torch.equal(seen[0].outputs, seen[-1].outputs)
+    assert not torch.allclose(content(config)["policy"]["pairs"], torch.full((10, 10), 0.01))
+
+
+def test_batches_follow_the_weights_as_they_are() -> None:
+    weights = torch.zeros(50)
+    loader = ResidentLoader(
+        torch.arange(50.0)[:, None], torch.arange(50), 8, with_rows=True, seed=3, weights=lambda labels: weights
+    )
+    weights[:5] = 1.0
+    drawn = []
+    for _, labels, rows in loader:
+        assert torch.equal(labels, rows)
+        drawn.append(rows)
+        if len(drawn) == 3:
+            weights = torch.zeros(50)
+            weights[40:] = 1.0
+    assert torch.cat(drawn[:3]).max() < 5
+    assert torch.cat(drawn[3:]).min() >= 40
+    assert len(torch.cat(drawn[:3]).unique()) == 5
+    with pytest.raises(ValueError, match=r"weights \(50,\) floating of its function, got \(3,\)"):
+        next(iter(ResidentLoader(torch.ones(50, 1), torch.arange(50), 8, weights=lambda labels: torch.ones(3))))
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["policy=selmix"], "looks at a validation set, but data=digits has none: data.valid_share"),
+    (["policy=mixup", "policy.partners={_target_: mixaug.partners.Stream, name: outliers}"],
+     r"policy=mixup: the policy wants 'outliers' of streams, there are \[\]: \+streams.outliers.data.name"),
+    (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
+    (["policy=mixup", "objective=mixoe", *SETTINGS["mixoe"][3:]], "MixOE expects a policy whose partners are outliers"),
+    (["policy=recursivemix", "policy.partners=null"], "expects partners='previous'"),
+])  # fmt: skip
+def test_what_nobody_brings_is_named_before_the_folder_is_made(
+    tiny: Tiny, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(tiny(*overrides))
+    assert not (tmp_path / "runs").exists()
+
+
+def two_processes(rank: int, root: Path) -> None:
+    """Each process keeps batches of its own, and a resumed run ends as a whole one."""
+    shown = ("data.train_size=100", "batch_size=12", "epochs=2", "threads=1", "device=cpu", "progress=false")
+    overrides = ["policy=recursivemix", "checkpoint_every_steps=1", "world_size=2", *shown]
+    configs = [compose([*overrides, f"root={root / name}"]) for name in ("whole", "broken")]
+    train(configs[0])
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            train(configs[1])
+    train(configs[1])
+    if rank == 0:
+        whole, broken = (content(config) for config in configs)
+        assert_equal_states(whole, broken)
+        first, second = whole["kept"]
+        assert not torch.equal(first["partners"]["inputs"], second["partners"]["inputs"])
+
+
+@pytest.mark.slow
+def test_two_processes_keep_their_own_batches(tmp_path: Path) -> None:
+    in_two_processes(two_processes, tmp_path)
