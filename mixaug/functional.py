@@ -27,8 +27,10 @@ from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_
 from mixaug.policies.comixup import comixup, comixup_compatibility, comixup_costs, comixup_distance, comixup_prior
 from mixaug.policies.cutmix import cutmix
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
+from mixaug.policies.gmix import gmix, gmix_mask
 from mixaug.policies.gridmix import gridmix, gridmix_mask
 from mixaug.policies.guidedmix import greedy_cycle, guided_maps, guided_mask, guidedmix, map_distance
+from mixaug.policies.hmix import hmix, hmix_boxes, hmix_mask
 from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
@@ -89,12 +91,17 @@ __all__ = [
     "fourier_mask",
     "fourier_noise_shape",
     "gaussian_blur",
+    "gmix",
+    "gmix_mask",
     "greedy_cycle",
     "gridmix",
     "gridmix_mask",
     "guided_maps",
     "guided_mask",
     "guidedmix",
+    "hmix",
+    "hmix_boxes",
+    "hmix_mask",
     "label_kernel",
     "learned_mask",
     "map_distance",

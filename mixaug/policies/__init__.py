@@ -11,8 +11,10 @@ from mixaug.policies.comixup import CoMixup
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
 from mixaug.policies.fmix import FMix
+from mixaug.policies.gmix import GMix
 from mixaug.policies.gridmix import GridMix
 from mixaug.policies.guidedmix import GuidedMix
+from mixaug.policies.hmix import HMix
 from mixaug.policies.knn_mixup import knn_mixup
 from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
@@ -44,8 +46,10 @@ __all__ = [
     "CoMixup",
     "CutMix",
     "FMix",
+    "GMix",
     "GridMix",
     "GuidedMix",
+    "HMix",
     "ManifoldMix",
     "MaskMix",
     "MixPro",
