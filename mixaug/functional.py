@@ -25,6 +25,7 @@ from mixaug.policies.adautomix import adautomix, adautomix_masks, adautomix_simi
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
 from mixaug.policies.comixup import comixup, comixup_compatibility, comixup_costs, comixup_distance, comixup_prior
+from mixaug.policies.cowmix import cow_mask, cow_noise, cowmix, cowmix_consistency
 from mixaug.policies.cutmix import cutmix
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
 from mixaug.policies.gmix import gmix, gmix_mask
@@ -80,6 +81,10 @@ __all__ = [
     "content_map",
     "content_shares",
     "content_targets",
+    "cow_mask",
+    "cow_noise",
+    "cowmix",
+    "cowmix_consistency",
     "cutmix",
     "cutmix_boxes",
     "draw_index",

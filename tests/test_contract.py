@@ -29,6 +29,7 @@ WITH = {
 VARIANTS = [
     ("adautomix", {"channels": 8, "n_images": 2}),
     ("attentivemix", {"k": None}),
+    ("cowmix", {"share": None, "border": "reflect"}),
     ("cutmix", {"minmax": (0.2, 0.8)}),
     ("fmix", {"frequencies": 16}),
     ("fmix", {"max_soft": 0.3}),

@@ -8,6 +8,7 @@ from mixaug.policies.attentivemix import AttentiveMix
 from mixaug.policies.automix import AutoMix
 from mixaug.policies.cmixup import cmixup
 from mixaug.policies.comixup import CoMixup
+from mixaug.policies.cowmix import CowMix
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
 from mixaug.policies.fmix import FMix
@@ -44,6 +45,7 @@ __all__ = [
     "AttentiveMix",
     "AutoMix",
     "CoMixup",
+    "CowMix",
     "CutMix",
     "FMix",
     "GMix",
