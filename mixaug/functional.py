@@ -39,6 +39,7 @@ from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
+from mixaug.policies.saliency_grafting import graft_chances
 from mixaug.policies.saliencymix import (
     eight_bit_images,
     fine_grained_saliency,
@@ -98,6 +99,7 @@ __all__ = [
     "gaussian_blur",
     "gmix",
     "gmix_mask",
+    "graft_chances",
     "greedy_cycle",
     "gridmix",
     "gridmix_mask",

@@ -28,6 +28,7 @@ from mixaug.policies.puzzlemix import PuzzleMix
 from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
+from mixaug.policies.saliency_grafting import SaliencyGrafting
 from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
 from mixaug.policies.smmix import SMMix
@@ -64,6 +65,7 @@ __all__ = [
     "SAMix",
     "SMMix",
     "SUMix",
+    "SaliencyGrafting",
     "SaliencyMix",
     "SmoothMix",
     "SnapMix",
