@@ -52,6 +52,7 @@ from mixaug.policies.smmix import pooled_tokens, smmix, smmix_boxes, smmix_consi
 from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
 from mixaug.policies.sumix import sumix_distances, sumix_loss, sumix_uncertainty, sumix_weights
+from mixaug.policies.supermix import supermix, supermix_masks, supermix_search
 from mixaug.policies.tlalign import patch_grid, tlalign
 from mixaug.policies.tokenmix import content_targets, tokenmix, tokenmix_blocks, tokenmix_count, tokenmix_replay
 
@@ -150,6 +151,9 @@ __all__ = [
     "sumix_loss",
     "sumix_uncertainty",
     "sumix_weights",
+    "supermix",
+    "supermix_masks",
+    "supermix_search",
     "tlalign",
     "token_label_share",
     "token_label_shares",

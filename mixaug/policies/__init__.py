@@ -35,6 +35,7 @@ from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
 from mixaug.policies.sumix import SUMix
+from mixaug.policies.supermix import SuperMix
 from mixaug.policies.tlalign import TLAlign
 from mixaug.policies.tokenmix import TokenMix
 from mixaug.policies.transmix import TransMix
@@ -69,6 +70,7 @@ __all__ = [
     "SaliencyMix",
     "SmoothMix",
     "SnapMix",
+    "SuperMix",
     "TLAlign",
     "TokenMix",
     "TransMix",
