@@ -53,6 +53,7 @@ from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
 from mixaug.policies.sumix import sumix_distances, sumix_loss, sumix_uncertainty, sumix_weights
 from mixaug.policies.supermix import supermix, supermix_masks, supermix_search
+from mixaug.policies.tdattenmix import attended_share, attention_above
 from mixaug.policies.tlalign import patch_grid, tlalign
 from mixaug.policies.tokenmix import content_targets, tokenmix, tokenmix_blocks, tokenmix_count, tokenmix_replay
 
@@ -67,6 +68,8 @@ __all__ = [
     "adjusted_mask",
     "alignment_cost",
     "alignmix",
+    "attended_share",
+    "attention_above",
     "attention_lam",
     "attentive_cells",
     "attentivemix",

@@ -36,6 +36,7 @@ from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
 from mixaug.policies.sumix import SUMix
 from mixaug.policies.supermix import SuperMix
+from mixaug.policies.tdattenmix import TdAttenMix
 from mixaug.policies.tlalign import TLAlign
 from mixaug.policies.tokenmix import TokenMix
 from mixaug.policies.transmix import TransMix
@@ -72,6 +73,7 @@ __all__ = [
     "SnapMix",
     "SuperMix",
     "TLAlign",
+    "TdAttenMix",
     "TokenMix",
     "TransMix",
     "cmixup",

@@ -182,7 +182,7 @@ class AttentiveMix(NetworkPolicy):
         self.k = None if k is None else check_whole("AttentiveMix", "k", k)
         self.attention: Attention = attention
         self.network_size = _size_option(network_size)
-        self.hold_network(network)
+        self.hold_network(network, "features")
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         attention = feature_attention(self._features(batch), self.attention)

@@ -24,8 +24,12 @@ class NetworkPolicy(Policy):
     parameters, its ``state_dict`` or its submodules.
     """
 
-    def hold_network(self, network: nn.Module | ModelSignals | None) -> None:
-        """Freeze and keep the network; with one, nothing but the labeling needs the model in training.
+    def hold_network(self, network: nn.Module | ModelSignals | None, answers: str) -> None:
+        """Freeze and keep the network.
+
+        Args:
+            network: as the option of that name; None where there is none.
+            answers: the signal that the model in training has to give where there is none.
 
         Raises:
             TypeError: ``network`` is no module.
@@ -40,7 +44,7 @@ class NetworkPolicy(Policy):
         held = network.model if isinstance(network, ModelSignals) else network
         if held is not None:
             held.eval().requires_grad_(False)
-            self.needs = self.labeling.needs
+            self.needs = (self.needs - {answers}) | self.labeling.needs
         # A tuple hides the network from torch: no checkpoint, optimizer or DistributedDataParallel has any use for
         # it, and train() or an initialisation of the whole step must not reach it.
         self._held: tuple[nn.Module, ...] = () if held is None else (held,)
@@ -56,6 +60,7 @@ class NetworkPolicy(Policy):
         return ModelSignals(self._held[0], **self._places) if self._held else None
 
     def on_attach(self, signals: ModelSignals) -> None:
+        super().on_attach(signals)
         if self.network is None:
             return
         model = signals.inner

@@ -272,7 +272,7 @@ class SMMix(Policy):
     reads = frozenset({"features", "outputs"})
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
-    not_offered = ("alpha", "ratio")
+    not_offered: ClassVar[tuple[str, ...]] = ("alpha", "ratio")
 
     def __init__(
         self,
@@ -310,6 +310,10 @@ class SMMix(Policy):
         lam = (cells - region.square()).float() / cells
         return MovedWindows(partner=partner, lam=lam, boxes=boxes, corners=corners, size=size)
 
+    def own_share(self, mixed: MixedBatch, plan: Plan) -> Tensor:
+        """(B,) share of the clean outputs that is the sample's own, in the consistency loss."""
+        return plan.area().expand(plan.rows)
+
     def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         plan = mixed.plan
         head = self.token_head
@@ -326,7 +330,7 @@ class SMMix(Policy):
         if self.consistency:
             if seen.clean is None:
                 raise ValueError("SMMix compares with the clean outputs: pass them to tap(model, mixed, clean)")
-            lam = plan.area().expand(plan.rows)
+            lam = self.own_share(mixed, plan)
             divergence = smmix_consistency(seen.outputs(grad=True), seen.clean.outputs(), plan.partner, lam)
             terms["consistency"] = self.consistency * divergence
         return terms

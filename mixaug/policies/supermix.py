@@ -288,7 +288,7 @@ class SuperMix(NetworkPolicy):
             raise ValueError(
                 f"SuperMix of {sources} images expects labeling 'ratio' or 'area', got {shown(shared.get('labeling'))}"
             )
-        self.hold_network(network)
+        self.hold_network(network, "outputs")
         self.sources = sources
         self.mask_size = check_whole("SuperMix", "mask_size", mask_size)
         self.sigma = check_positive("SuperMix", "sigma", sigma, most=100)
