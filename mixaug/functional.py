@@ -15,6 +15,7 @@ from mixaug.ops.filters import gaussian_blur, spectral_residual
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
 from mixaug.ops.supermodular import comixup_objective, comixup_shares
+from mixaug.ops.token_merging import merge_tokens, token_matching
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.pairing.kernel import label_kernel
 from mixaug.pairing.nearest import nearest_rows
@@ -35,6 +36,15 @@ from mixaug.policies.hmix import hmix, hmix_boxes, hmix_mask
 from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
+from mixaug.policies.mergemix import (
+    answer_log_probability,
+    merge_rounds,
+    mergemix,
+    mergemix_groups,
+    mergemix_ranking,
+    mergemix_shares,
+    mergemix_tokens,
+)
 from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
@@ -68,6 +78,7 @@ __all__ = [
     "adjusted_mask",
     "alignment_cost",
     "alignmix",
+    "answer_log_probability",
     "attended_share",
     "attention_above",
     "attention_lam",
@@ -119,6 +130,13 @@ __all__ = [
     "mask_at_tokens",
     "mask_loss",
     "maskmix",
+    "merge_rounds",
+    "merge_tokens",
+    "mergemix",
+    "mergemix_groups",
+    "mergemix_ranking",
+    "mergemix_shares",
+    "mergemix_tokens",
     "mixup",
     "nearest_rows",
     "patch_grid",
@@ -160,6 +178,7 @@ __all__ = [
     "tlalign",
     "token_label_share",
     "token_label_shares",
+    "token_matching",
     "tokenmix",
     "tokenmix_blocks",
     "tokenmix_count",

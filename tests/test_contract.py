@@ -39,6 +39,7 @@ VARIANTS = [
     ("fmix", {"spectrum": "reference"}),
     ("guidedmix", {"saliency": "spectral"}),
     ("maskmix", {"patch_size": 7}),
+    ("mergemix", {"count": "groups"}),
     ("puzzlemix", {"transport": False, "n_labels": 2, "block_nums": 4}),
     ("resizemix", {"rule": "beta"}),
     ("resizemix", {"rule": "area", "interpolation": "bilinear"}),

@@ -20,6 +20,7 @@ from mixaug.policies.knn_mixup import knn_mixup
 from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
+from mixaug.policies.mergemix import MergeMix
 from mixaug.policies.mixpro import MixPro
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
@@ -57,6 +58,7 @@ __all__ = [
     "HMix",
     "ManifoldMix",
     "MaskMix",
+    "MergeMix",
     "MixPro",
     "Mixup",
     "NoMix",

@@ -353,8 +353,8 @@ class SuperMix(NetworkPolicy):
                 known = self.network is None and batch.signals is not None
                 outputs = batch.ask("SuperMix").outputs() if known else model(images)
             classes = outputs.argmax(1)
-            target = torch.zeros(len(batch), outputs.shape[1], device=batch.device)
-            target.scatter_add_(1, classes[sources], shares.contiguous())
+            named = classes[sources][..., None] == torch.arange(outputs.shape[1], device=batch.device)
+            target = (named * shares[..., None]).sum(1)
             return supermix_search(
                 single_precision(images),
                 sources,
