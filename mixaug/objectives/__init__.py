@@ -1,7 +1,22 @@
-"""Objectives of the literature that run more than the mixed batch, one file each."""
+"""Objectives of the literature that run more than the mixed batch, or another one, one file each."""
 
+from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
 from mixaug.objectives.mixkd import MixKD, rescaled_distillation
+from mixaug.objectives.pixmix import PixMix, pixmix
 from mixaug.objectives.rankmixup import RankMixup, rank_margin_loss, rank_ndcg_loss, top_share
 from mixaug.objectives.regmixup import RegMixup
 
-__all__ = ["MixKD", "RankMixup", "RegMixup", "rank_margin_loss", "rank_ndcg_loss", "rescaled_distillation", "top_share"]
+__all__ = [
+    "AugMix",
+    "MixKD",
+    "PixMix",
+    "RankMixup",
+    "RegMixup",
+    "augmix",
+    "jensen_shannon",
+    "pixmix",
+    "rank_margin_loss",
+    "rank_ndcg_loss",
+    "rescaled_distillation",
+    "top_share",
+]
