@@ -159,21 +159,23 @@ def supermix_search(
     images, target = images.detach(), target.detach()
     smoothing = _smoothing(sigma, mask_size, images.device)
     if reference:
-        wanted = _members(target.topk(count, 1).indices, target)
-        number = torch.full((len(target),), count, device=target.device)
+        compared = min(count, target.shape[1])
+        wanted = _members(target.topk(compared, 1).indices, target)
     else:
         wanted = target > 0
         number = wanted.sum(1)
     maps = torch.zeros(len(images), count, mask_size, mask_size, device=images.device)
     finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    # The first step is always taken: what a search begins with is an even blend.
     with torch.enable_grad():
         for step in range(max_iter + 1):
             maps.requires_grad_(step < max_iter)
             masks = supermix_masks(maps, size)
             logits = single_precision(network(supermix(images, sources, masks)))
             if step > 0:
-                found = _members(logits.topk(count, 1).indices, logits) if reference else top_mask(logits, number)
-                finished = (found == wanted).all(1)
+                found = _members(logits.topk(compared, 1).indices, logits) if reference else top_mask(logits, number)
+                # A network that overflowed approves of nothing.
+                finished = (found == wanted).all(1) & logits.isfinite().all(1)
             if step == max_iter or (reads_freely(finished) and bool(finished.all())):
                 break
             loss = torch.special.xlogy(target, target).sum(1) - (target * logits.log_softmax(1)).sum(1)

@@ -123,6 +123,13 @@ def test_a_search_that_cannot_end_leaves_the_samples_alone_and_one_that_has_ende
     assert quick.calls == 2
 
 
+def test_what_a_network_gives_that_is_no_number_approves_of_nothing():
+    images = quarters([0, 1])
+    policy = mixaug.create("supermix", network=Quarters(float("inf")), mask_size=2, max_iter=2, pairing="shift")
+    mixed = policy(images, torch.arange(2), generator=seeded(12))
+    assert torch.equal(mixed.inputs, images)
+
+
 class Operators(TorchDispatchMode):
     """Names of the operators that are run."""
 
