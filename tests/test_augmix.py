@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixaug
+import mixaug.models
 from helpers import index_images, seeded
 from mixaug.objectives import AugMix, PixMix, augmix, jensen_shannon, pixmix
 from mixaug.ops.eight_bit import OPERATIONS, operate
@@ -210,6 +211,19 @@ def test_what_a_policy_mixed_goes_on_into_it(make):
     shown = rows[0][6:12] if make is AugMix else rows[0]
     assert torch.equal(shown, augmented)
     loss.backward()
+
+
+@pytest.mark.parametrize("objective", [AugMix(0.0, 1.0, form="single"), PixMix(0.0, 1.0)])
+@pytest.mark.parametrize(("policy", "late"), [("transmix", True), ("smmix", True), ("snapmix", False)])
+def test_policies_that_wait_for_their_own_pass_are_refused(objective, policy, late):
+    model = mixaug.models.create("cifar_resnet8", num_classes=4)
+    step = mixaug.MixStep(model, mixaug.OneOf(["mixup", policy], [0.5, 0.5]), objective)
+    images = pictures(size=(16, 16)) / 255
+    if late:
+        with pytest.raises(ValueError, match=r"runs augmented images alone, but (TransMix|SMMix) has labels or losses"):
+            step(images, LABELS)
+    else:
+        assert step(images, LABELS)[0].isfinite()
 
 
 class Operators(TorchDispatchMode):

@@ -43,7 +43,7 @@ VARIANTS = [
     ("puzzlemix", {"transport": False, "n_labels": 2, "block_nums": 4}),
     ("resizemix", {"rule": "beta"}),
     ("resizemix", {"rule": "area", "interpolation": "bilinear"}),
-    ("supermix", {"sources": 3}),
+    ("supermix", {"sources": 3, "max_iter": 4}),
     ("tokenmix", {"mode": "random"}),
 ]
 

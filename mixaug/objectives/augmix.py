@@ -37,6 +37,7 @@ from mixaug.ops.eight_bit import OPERATIONS, operate
 from mixaug.ops.layout import column, single_precision
 from mixaug.ops.precision import full_precision
 from mixaug.passes import Objective, Passes
+from mixaug.policy import Policy
 
 Form = Literal["consistency", "single"]
 #: Weakest operation.
@@ -129,6 +130,24 @@ def random_operations(images: Tensor, draws: Draws, severity: float, parts: int)
     return changed.unflatten(0, (-1, parts))
 
 
+def refuse_late(what: str, policy: Policy) -> None:
+    """Raise for a policy that has more to say once its own mixed images are run, which an objective does not run.
+
+    Raises:
+        ValueError: a policy, or a member of one, with late labels or terms of the loss.
+    """
+    for member in policy.modules():
+        if not isinstance(member, Policy) or member.members:
+            continue
+        kind = type(member)
+        adds = (kind.early_loss, kind.auxiliary_loss) != (Policy.early_loss, Policy.auxiliary_loss)
+        if member.reads or adds:
+            raise ValueError(
+                f"{what} runs augmented images alone, but {kind.__name__} has labels or losses that come with the pass "
+                "of its own mixed images: take a policy that is done when it has mixed, or none"
+            )
+
+
 class AugMix(Objective):
     """The clean loss, and agreement of the outputs for an image and for two mixtures of its augmentations.
 
@@ -145,8 +164,8 @@ class AugMix(Objective):
         label_smoothing: of the class loss, in [0, 1].
 
     Raises:
-        ValueError: an option out of range; in a step, float images without mean and std, or images that are not
-            (B, C, H, W).
+        ValueError: an option out of range; in a step, float images without mean and std, images that are not
+            (B, C, H, W), and with ``form="single"`` a policy that waits for the pass of its own images.
     """
 
     def __init__(
@@ -175,6 +194,8 @@ class AugMix(Objective):
         self.form: Form = form
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
+        if self.form == "single":
+            refuse_late("AugMix(form='single')", passes.step.policy)
         mixed = passes.mixed
         if self.form == "single":
             outcome = passes.run(self._augmented(mixed, passes.generator))

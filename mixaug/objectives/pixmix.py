@@ -28,7 +28,7 @@ from mixaug.batch import MixedBatch
 from mixaug.checks import check_positive, check_range, check_statistics, check_whole
 from mixaug.draws import Draws
 from mixaug.losses import MixedCrossEntropy
-from mixaug.objectives.augmix import as_bytes, as_images, random_operations
+from mixaug.objectives.augmix import as_bytes, as_images, random_operations, refuse_late
 from mixaug.ops.layout import column
 from mixaug.ops.precision import full_precision
 from mixaug.passes import Objective, Passes
@@ -113,7 +113,8 @@ class PixMix(Objective):
 
     Raises:
         ValueError: an option out of range, pictures of another shape; in a step, float images without mean and std,
-            images that are not (B, C, H, W), or larger than the pictures.
+            images that are not (B, C, H, W), or larger than the pictures, a policy that waits for the pass of its own
+            images.
         TypeError: pictures that are not uint8.
     """
 
@@ -138,6 +139,7 @@ class PixMix(Objective):
     pictures: Tensor | None
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
+        refuse_late("PixMix", passes.step.policy)
         mixed = passes.mixed
         with full_precision(mixed.weights.device):
             augmented: MixedBatch = dataclasses.replace(mixed, inputs=self.augment(mixed.inputs, passes.generator))
