@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
+from mixaug.checks import check_choice
 from mixaug.labeling.base import of_pair
 from mixaug.ops.layout import single_precision
 from mixaug.plan import Plan
+from mixaug.signals import Mode
 
 
 class VisibleSaliency:
@@ -17,9 +21,20 @@ class VisibleSaliency:
     For any policy that mixes pairs of images: ``create("cutmix", labeling="saliency")``. One without a mask (mixup)
     shows the same share of every pixel, and keeps its weights. Where nothing salient of either image is left, or a
     map has no saliency at all, the area takes its place.
+
+    Args:
+        mode: how the model stands during the pass over the unmixed images: ``"eval"``, or ``"train"``, which a policy
+            asks for that takes its own saliency so.
+
+    Raises:
+        ValueError: another mode.
     """
 
     needs: frozenset[str] = frozenset({"saliency"})
+
+    def __init__(self, mode: Mode = "eval") -> None:
+        check_choice("VisibleSaliency", "mode", mode, get_args(Mode))
+        self.mode: Mode = mode
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:
         """(B, 2) float32 weights, own first.
@@ -34,7 +49,7 @@ class VisibleSaliency:
             return of_pair(area)
         if batch.signals is None:
             raise ValueError("labeling 'saliency' needs saliency of the clean images: pass signals=")
-        maps = single_precision(batch.signals.saliency().detach()).to(batch.device)
+        maps = single_precision(batch.signals.saliency(mode=self.mode).detach()).to(batch.device)
         if tuple(maps.shape) != (len(batch), *batch.size):
             raise ValueError(
                 f"labeling 'saliency' expects saliency {(len(batch), *batch.size)}, a value per pixel, got "
@@ -50,4 +65,4 @@ class VisibleSaliency:
         return of_pair(torch.where(tells, own / (own + other).clamp(min=1e-6), area))
 
     def __repr__(self) -> str:
-        return "VisibleSaliency()"
+        return f"VisibleSaliency({self.mode!r})"

@@ -24,6 +24,7 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_positive, check_share, check_whole_numbers
 from mixaug.draws import Draws
+from mixaug.labeling import VisibleSaliency
 from mixaug.ops.layout import single_precision
 from mixaug.ops.masks import cells_to_size
 from mixaug.plan import MaskBlend, Plan
@@ -114,6 +115,9 @@ class SaliencyGrafting(SaliencyPolicy):
         self.temperature = check_positive("SaliencyGrafting", "temperature", temperature)
         self.threshold = check_positive("SaliencyGrafting", "threshold", threshold)
         self.keep_clean(clean_weight)
+        if self.clean_weight and isinstance(self.labeling, VisibleSaliency):
+            # Cells and labels look at the same maps, from the one pass whose loss is kept.
+            self.labeling = VisibleSaliency("train")
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         lam = self.ratio(draws)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import mixaug
+import mixaug.models
 from helpers import seeded
 from mixaug import functional as F
+from mixaug.losses import MixedCrossEntropy
 
 SALIENCY = torch.rand(5, 8, 12, generator=seeded(0)) ** 3
 
@@ -88,6 +90,20 @@ def test_labels_fall_back_to_the_area():
         images, torch.arange(4), signals=mixaug.Signals(saliency=saliency), generator=seeded(6)
     )
     torch.testing.assert_close(blended.lam, blended.plan.area())
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.7])
+def test_cells_and_labels_take_their_saliency_from_one_pass(clean_weight):
+    model = mixaug.models.create("cifar_resnet8", num_classes=4)
+    passes = []
+    model.register_forward_hook(lambda module, *_: passes.append(module.training))
+    step = mixaug.MixStep(
+        model, mixaug.create("saliency_grafting", grid=4, clean_weight=clean_weight), MixedCrossEntropy()
+    )
+    step.train()
+    _, logs = step(torch.rand(4, 3, 16, 16, generator=seeded(7)), torch.arange(4), generator=seeded(8))
+    assert passes == [clean_weight > 0, True]
+    assert ("clean_loss" in logs) == (clean_weight > 0)
 
 
 def test_bad_arguments():
