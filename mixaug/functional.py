@@ -15,6 +15,7 @@ from mixaug.ops.filters import gaussian_blur, spectral_residual
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
 from mixaug.ops.supermodular import comixup_objective, comixup_shares
+from mixaug.ops.token_merging import merge_tokens, token_matching
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.pairing.kernel import label_kernel
 from mixaug.pairing.nearest import nearest_rows
@@ -25,18 +26,31 @@ from mixaug.policies.adautomix import adautomix, adautomix_masks, adautomix_simi
 from mixaug.policies.alignmix import alignment_cost, alignmix, sinkhorn_plan
 from mixaug.policies.attentivemix import attentive_cells, attentivemix, feature_attention
 from mixaug.policies.comixup import comixup, comixup_compatibility, comixup_costs, comixup_distance, comixup_prior
+from mixaug.policies.cowmix import cow_mask, cow_noise, cowmix, cowmix_consistency
 from mixaug.policies.cutmix import cutmix
 from mixaug.policies.dmixup import dmixup
 from mixaug.policies.fmix import fmix, fourier_image, fourier_mask, fourier_noise_shape
+from mixaug.policies.gmix import gmix, gmix_mask
 from mixaug.policies.gridmix import gridmix, gridmix_mask
 from mixaug.policies.guidedmix import greedy_cycle, guided_maps, guided_mask, guidedmix, map_distance
+from mixaug.policies.hmix import hmix, hmix_boxes, hmix_mask
 from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
+from mixaug.policies.mergemix import (
+    answer_log_probability,
+    merge_rounds,
+    mergemix,
+    mergemix_groups,
+    mergemix_ranking,
+    mergemix_shares,
+    mergemix_tokens,
+)
 from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
+from mixaug.policies.saliency_grafting import graft_chances
 from mixaug.policies.saliencymix import (
     eight_bit_images,
     fine_grained_saliency,
@@ -50,6 +64,8 @@ from mixaug.policies.smmix import pooled_tokens, smmix, smmix_boxes, smmix_consi
 from mixaug.policies.smoothmix import smoothmix, smoothmix_mask
 from mixaug.policies.snapmix import snapmix, snapmix_weights
 from mixaug.policies.sumix import sumix_distances, sumix_loss, sumix_uncertainty, sumix_weights
+from mixaug.policies.supermix import supermix, supermix_masks, supermix_search
+from mixaug.policies.tdattenmix import attended_share, attention_above
 from mixaug.policies.tlalign import patch_grid, tlalign
 from mixaug.policies.tokenmix import content_targets, tokenmix, tokenmix_blocks, tokenmix_count, tokenmix_replay
 
@@ -64,6 +80,9 @@ __all__ = [
     "adjusted_mask",
     "alignment_cost",
     "alignmix",
+    "answer_log_probability",
+    "attended_share",
+    "attention_above",
     "attention_lam",
     "attentive_cells",
     "attentivemix",
@@ -80,6 +99,10 @@ __all__ = [
     "content_map",
     "content_shares",
     "content_targets",
+    "cow_mask",
+    "cow_noise",
+    "cowmix",
+    "cowmix_consistency",
     "cutmix",
     "cutmix_boxes",
     "dmixup",
@@ -92,18 +115,31 @@ __all__ = [
     "fourier_mask",
     "fourier_noise_shape",
     "gaussian_blur",
+    "gmix",
+    "gmix_mask",
+    "graft_chances",
     "greedy_cycle",
     "gridmix",
     "gridmix_mask",
     "guided_maps",
     "guided_mask",
     "guidedmix",
+    "hmix",
+    "hmix_boxes",
+    "hmix_mask",
     "label_kernel",
     "learned_mask",
     "map_distance",
     "mask_at_tokens",
     "mask_loss",
     "maskmix",
+    "merge_rounds",
+    "merge_tokens",
+    "mergemix",
+    "mergemix_groups",
+    "mergemix_ranking",
+    "mergemix_shares",
+    "mergemix_tokens",
     "mixup",
     "nearest_rows",
     "patch_grid",
@@ -141,9 +177,13 @@ __all__ = [
     "sumix_loss",
     "sumix_uncertainty",
     "sumix_weights",
+    "supermix",
+    "supermix_masks",
+    "supermix_search",
     "tlalign",
     "token_label_share",
     "token_label_shares",
+    "token_matching",
     "tokenmix",
     "tokenmix_blocks",
     "tokenmix_count",

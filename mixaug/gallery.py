@@ -210,7 +210,9 @@ def _picture(axes: Any, mixed: MixedBatch, title: str | None, left: str | None) 
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     if left:
-        axes.set_ylabel(left, fontsize=10, rotation=0, ha="right", va="center")
+        # The margin holds thirteen letters of the usual size.
+        longest = max(map(len, left.split("\n")))
+        axes.set_ylabel(left, fontsize=min(10, 130 / longest), rotation=0, ha="right", va="center")
     # Where a sample has more sources than there are images, one image is a source twice: its weights add up.
     _label_bar(axes, float(mixed.weights[0][mixed.sources[0] == 0].sum()))
 

@@ -78,8 +78,12 @@ BY_THE_BATCH = {
 }  # fmt: skip
 
 
+#: Options with which a policy is quick: each step of its search is a forward and a backward pass.
+QUICK: dict[str, dict[str, Any]] = {"supermix": {"max_iter": 2}}
+
+
 def made(name: str, option: str, value: Any) -> mixaug.Policy:
-    others: dict[str, Any] = {}
+    others: dict[str, Any] = dict(QUICK.get(name, {}))
     if name in COMBINED:
         return COMBINED[name](**{option: value})
     if name in LEARNED:

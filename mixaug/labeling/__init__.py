@@ -6,6 +6,7 @@ from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.named import NAMED, make
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.saliency import VisibleSaliency
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -21,5 +22,6 @@ __all__ = [
     "Partner",
     "Progressive",
     "TokenLabels",
+    "VisibleSaliency",
     "make",
 ]

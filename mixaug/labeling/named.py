@@ -10,6 +10,7 @@ from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.saliency import VisibleSaliency
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -23,6 +24,7 @@ NAMED: dict[str, Callable[[], Labeling]] = {
     "token_labels": TokenLabels,
     "cam": ClassActivation,
     "content": Content,
+    "saliency": VisibleSaliency,
 }
 
 

@@ -1,20 +1,27 @@
-"""Objectives of the literature that run more than the mixed batch, one file each."""
+"""Objectives of the literature that run more than the mixed batch, or another one, one file each."""
 
+from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
 from mixaug.objectives.mixkd import MixKD, rescaled_distillation
 from mixaug.objectives.mixoe import MixOE
+from mixaug.objectives.pixmix import PixMix, pixmix
 from mixaug.objectives.rankmixup import RankMixup, rank_margin_loss, rank_ndcg_loss, top_share
 from mixaug.objectives.regmixup import RegMixup
 
 __all__ = [
+    "AugMix",
     "CutMixPick",
     "MixKD",
     "MixOE",
+    "PixMix",
     "RankMixup",
     "RegMixup",
+    "augmix",
     "distillation",
+    "jensen_shannon",
     "pick",
     "pick_scores",
+    "pixmix",
     "rank_margin_loss",
     "rank_ndcg_loss",
     "rescaled_distillation",

@@ -1,8 +1,9 @@
-"""Blur and spectral residual of maps and images."""
+"""Blur of maps, smoothing by a sigma of each map's own, and the spectral residual of images."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
 LARGEST_SIDE = 128
+
+Border = Literal["zero", "reflect"]
 
 
 TINY = 1e-10
@@ -49,6 +52,46 @@ def gaussian_blur(maps: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Ten
         for place, weight in enumerate(weights[1:], start=1):
             blurred.add_(wide.narrow(axis, place, side), alpha=weight / sum(weights))
     return blurred[:, 0]
+
+
+def gaussian_smooth(maps: Tensor, sigma: Tensor, largest: float, border: Border = "zero") -> Tensor:
+    """Gaussian smoothing along every axis, with a sigma for each map.
+
+    Args:
+        maps: (R, *size) float32 or float64.
+        sigma: (R,) floating point, in pixels.
+        largest: an upper bound of sigma, which says how far a mirrored border reaches; a plain number, so that no value
+            is read back.
+        border: ``"zero"`` adds values of a density with zeros around the image, so that sums fall towards the border;
+            ``"reflect"`` mirrors the image about its edge and takes the mean over whole pixels up to 4 sigma, as
+            scipy's ``gaussian_filter`` does.
+
+    Returns:
+        (R, *size) of the dtype of ``maps``.
+    """
+    for axis, side in enumerate(maps.shape[1:], start=1):
+        matrix = _smoothing_matrix(sigma.to(maps.dtype), side, largest, border)
+        lines = maps.movedim(axis, -1)
+        # One matrix product serves every sigma; a kernel may be many times wider than the image.
+        maps = (lines.reshape(maps.shape[0], -1, side) @ matrix.transpose(1, 2)).reshape(lines.shape).movedim(-1, axis)
+    return maps
+
+
+def _smoothing_matrix(sigma: Tensor, side: int, largest: float, border: Border) -> Tensor:
+    """(R, side, side) weight of every pixel of a line in every pixel of the smoothed line."""
+    place = torch.arange(side, device=sigma.device, dtype=sigma.dtype)
+    width = sigma[:, None, None]
+    if border == "zero":
+        return torch.exp(-0.5 * ((place - place[:, None]) / width) ** 2) / (width * math.sqrt(2 * math.pi))
+    reach = (4 * width + 0.5).floor()
+    weight = torch.zeros(sigma.shape[0], side, side, device=sigma.device, dtype=sigma.dtype)
+    turns = int(4 * largest + 0.5) // (2 * side) + 1
+    for turn in range(-turns, turns + 1):
+        # Pixel p of the line is also seen at p + 2 side turn, and mirrored at 2 side turn - 1 - p.
+        for seen in (place + 2 * side * turn, 2 * side * turn - 1 - place):
+            distance = seen - place[:, None]
+            weight = weight + torch.exp(-0.5 * (distance / width) ** 2) * (distance.abs() <= reach)
+    return weight / weight.sum(2, keepdim=True)
 
 
 def spectral_residual(images: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masks with an exact number of own cells, and grids of cells over an image."""
+"""Masks with an exact number of own cells, grids of cells over an image, and Gaussian bumps."""
 
 from __future__ import annotations
 
@@ -105,3 +105,25 @@ def share_of_cells(cells: Tensor, cell_size: Sequence[int], size: Sequence[int])
         inside = (extent - torch.arange(cells.shape[1 + d], device=cells.device) * side).clamp(0, side)
         pixels = pixels * inside.reshape([-1 if axis == d else 1 for axis in range(len(size))])
     return (pixels.flatten(1).sum(1).to(wide_dtype(cells.device)) / math.prod(size)).float()
+
+
+def gaussian_lines(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Gaussian bumps of peak 1 over an image, one factor for each axis: the bump is their product.
+
+    Args:
+        centers: (R, D) floating point, in pixels.
+        sigma: (R, D) floating point, positive, in pixels, one for each axis.
+        size: the D spatial sizes.
+
+    Returns:
+        D float32 tensors (R, 1, 1, ..., side, ..., 1), which broadcast to (R, 1, *size), and (R,) means of the bumps,
+        found without a reduction over all pixels.
+    """
+    rows, lines = centers.shape[0], []
+    mean = torch.ones(rows, device=centers.device, dtype=centers.dtype)
+    for d, side in enumerate(size):
+        place = torch.arange(side, device=centers.device)
+        line = torch.exp(-0.5 * ((place - centers[:, d, None]) / sigma[:, d, None]) ** 2)
+        mean = mean * line.mean(1)
+        lines.append(line.float().reshape(rows, *(side if axis == d else 1 for axis in range(-1, len(size)))))
+    return lines, mean

@@ -8,17 +8,21 @@ from mixaug.policies.attentivemix import AttentiveMix
 from mixaug.policies.automix import AutoMix
 from mixaug.policies.cmixup import cmixup
 from mixaug.policies.comixup import CoMixup
+from mixaug.policies.cowmix import CowMix
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.deit import deit
 from mixaug.policies.dmixup import DMixup
 from mixaug.policies.fmix import FMix
+from mixaug.policies.gmix import GMix
 from mixaug.policies.gridmix import GridMix
 from mixaug.policies.guidedmix import GuidedMix
+from mixaug.policies.hmix import HMix
 from mixaug.policies.knn_mixup import knn_mixup
 from mixaug.policies.lisa import lisa
 from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
+from mixaug.policies.mergemix import MergeMix
 from mixaug.policies.mixpro import MixPro
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.none import NoMix
@@ -28,6 +32,7 @@ from mixaug.policies.recursivemix import RecursiveMix
 from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
 from mixaug.policies.rsb import rsb
+from mixaug.policies.saliency_grafting import SaliencyGrafting
 from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
 from mixaug.policies.selective_mixup import selective_mixup
@@ -36,6 +41,8 @@ from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
 from mixaug.policies.snapmix import SnapMix
 from mixaug.policies.sumix import SUMix
+from mixaug.policies.supermix import SuperMix
+from mixaug.policies.tdattenmix import TdAttenMix
 from mixaug.policies.tlalign import TLAlign
 from mixaug.policies.tokenmix import TokenMix
 from mixaug.policies.transmix import TransMix
@@ -47,13 +54,17 @@ __all__ = [
     "AttentiveMix",
     "AutoMix",
     "CoMixup",
+    "CowMix",
     "CutMix",
     "DMixup",
     "FMix",
+    "GMix",
     "GridMix",
     "GuidedMix",
+    "HMix",
     "ManifoldMix",
     "MaskMix",
+    "MergeMix",
     "MixPro",
     "Mixup",
     "NoMix",
@@ -65,11 +76,14 @@ __all__ = [
     "SAMix",
     "SMMix",
     "SUMix",
+    "SaliencyGrafting",
     "SaliencyMix",
     "SelMix",
     "SmoothMix",
     "SnapMix",
+    "SuperMix",
     "TLAlign",
+    "TdAttenMix",
     "TokenMix",
     "TransMix",
     "cmixup",

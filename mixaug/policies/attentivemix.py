@@ -14,8 +14,8 @@ last channel in place of the mean, by a slip of the index: ``attention="last"``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
 from mixaug.ops.masks import cells_to_size, top_mask
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policies.network import NetworkPolicy
+from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals import ModelSignals
 
@@ -138,7 +139,7 @@ def attentivemix(
     arxiv="2003.13048",
     family="guided by the model",
 )
-class AttentiveMix(Policy):
+class AttentiveMix(NetworkPolicy):
     """Show the partner outside the sample's most attentive cells; the label share counts the pixels.
 
     Args:
@@ -178,55 +179,10 @@ class AttentiveMix(Policy):
                 f"per={self.per!r}, or take k=None"
             )
         check_choice("AttentiveMix", "attention", attention, get_args(Attention))
-        if network is not None and not isinstance(network, nn.Module | ModelSignals):
-            raise TypeError(
-                f"AttentiveMix expects network as a torch.nn.Module, got {type(network).__name__}; make one with "
-                "timm.create_model(name, pretrained=True)"
-            )
         self.k = None if k is None else check_whole("AttentiveMix", "k", k)
         self.attention: Attention = attention
         self.network_size = _size_option(network_size)
-        places = network.places() if isinstance(network, ModelSignals) else {}
-        held = network.model if isinstance(network, ModelSignals) else network
-        if held is not None:
-            held.eval().requires_grad_(False)
-            self.needs = self.labeling.needs
-        # A tuple hides the network from torch: no checkpoint, optimizer or DistributedDataParallel has any use for
-        # it, and train() or an initialisation of the whole step must not reach it.
-        self._held: tuple[nn.Module, ...] = () if held is None else (held,)
-        self._places = places
-
-    @property
-    def network(self) -> nn.Module | None:
-        """The frozen network."""
-        return self._held[0] if self._held else None
-
-    def on_attach(self, signals: ModelSignals) -> None:
-        if self.network is None:
-            return
-        model = signals.inner
-        own = {id(parameter) for parameter in self.network.parameters()}
-        if self.network is model or any(id(parameter) in own for parameter in model.parameters()):
-            raise ValueError(
-                "AttentiveMix has frozen its network, which must not share parameters with the model in training: pass "
-                "a copy, or network=None to ask the model itself"
-            )
-
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        if self.network is None:
-            return
-        if not batch.images.is_floating_point():
-            raise TypeError(
-                f"AttentiveMix shows the images to its network, which does not take {batch.images.dtype}: normalise "
-                "them before mixing (DeviceLoader does)"
-            )
-        weight = next(self.network.parameters(), None)
-        if weight is not None and weight.device != batch.device:
-            raise ValueError(
-                f"AttentiveMix holds its network on {weight.device}, the images are on {batch.device}: "
-                f"policy.to({str(batch.device)!r})"
-            )
+        self.hold_network(network, "features")
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         attention = feature_attention(self._features(batch), self.attention)
@@ -255,14 +211,9 @@ class AttentiveMix(Policy):
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), images)
         if size != (height, width):
             images = F.interpolate(single_precision(images), size, mode="bilinear", align_corners=False)
-        signals = ModelSignals(self.network, **self._places).of(images.to(weight.dtype))
-        return signals.features(size=size)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AttentiveMix:
-        super()._apply(fn, recurse)
-        for network in self._held:
-            network._apply(fn)
-        return self
+        signals = self.network_signals()
+        assert signals is not None  # there is a network
+        return signals.of(images.to(weight.dtype)).features(size=size)
 
 
 def _size_option(size: int | Sequence[int] | None) -> tuple[int, int] | None:

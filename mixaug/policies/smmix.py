@@ -272,7 +272,7 @@ class SMMix(Policy):
     reads = frozenset({"features", "outputs"})
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
-    not_offered = ("alpha", "ratio", "partners")
+    not_offered: ClassVar[tuple[str, ...]] = ("alpha", "ratio", "partners")
 
     def __init__(
         self,
@@ -283,10 +283,11 @@ class SMMix(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(**shared)
-        self.minmax = check_range("SMMix", "minmax", minmax, 0, 1, positive=True)
-        self.fine_grained = check_not_negative("SMMix", "fine_grained", fine_grained)
-        self.consistency = check_not_negative("SMMix", "consistency", consistency)
-        self.label_smoothing = check_probability("SMMix", "label_smoothing", label_smoothing)
+        what = type(self).__name__
+        self.minmax = check_range(what, "minmax", minmax, 0, 1, positive=True)
+        self.fine_grained = check_not_negative(what, "fine_grained", fine_grained)
+        self.consistency = check_not_negative(what, "consistency", consistency)
+        self.label_smoothing = check_probability(what, "label_smoothing", label_smoothing)
         if not fine_grained:
             self.reads = self.reads - {"features"}
         if not consistency:
@@ -295,11 +296,11 @@ class SMMix(Policy):
 
     def on_attach(self, signals: ModelSignals) -> None:
         if self.fine_grained:
-            self.token_head = signals.like_classifier("SMMix", self.token_head)
+            self.token_head = signals.like_classifier(type(self).__name__, self.token_head)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         size = (batch.size[0], batch.size[1])
-        scores = batch.ask("SMMix").received(size)
+        scores = batch.ask(type(self).__name__).received(size)
         grid = tuple(scores.shape[1:])
         low = max(int(self.minmax[0] * min(grid)), 1)
         region = draws.integers(low, max(int(self.minmax[1] * min(grid)), low) + 1)
@@ -310,12 +311,16 @@ class SMMix(Policy):
         lam = (cells - region.square()).float() / cells
         return MovedWindows(partner=partner, lam=lam, boxes=boxes, corners=corners, size=size)
 
+    def own_share(self, mixed: MixedBatch, plan: Plan) -> Tensor:
+        """(B,) share of the clean outputs that is the sample's own, in the consistency loss."""
+        return plan.area().expand(plan.rows)
+
     def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         plan = mixed.plan
         head = self.token_head
         if self.fine_grained and head is None:
             raise ValueError(
-                "SMMix has no head for its fine-grained loss yet: train through mixaug.MixStep, call "
+                f"{type(self).__name__} has no head for its fine-grained loss yet: train through mixaug.MixStep, call "
                 "policy.attach(model), or leave that loss out with fine_grained=0"
             )
         if plan is None or not plan.mixes:
@@ -325,8 +330,10 @@ class SMMix(Policy):
             terms["fine_grained"] = self.fine_grained * self._fine_grained(head, mixed, plan, seen)
         if self.consistency:
             if seen.clean is None:
-                raise ValueError("SMMix compares with the clean outputs: pass them to tap(model, mixed, clean)")
-            lam = plan.area().expand(plan.rows)
+                raise ValueError(
+                    f"{type(self).__name__} compares with the clean outputs: pass them to tap(model, mixed, clean)"
+                )
+            lam = self.own_share(mixed, plan)
             divergence = smmix_consistency(seen.outputs(grad=True), seen.clean.outputs(), plan.partner, lam)
             terms["consistency"] = self.consistency * divergence
         return terms
@@ -336,8 +343,8 @@ class SMMix(Policy):
         if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
             came = None if labels is None else tuple(labels.shape)
             raise ValueError(
-                f"SMMix's fine-grained loss expects class ids (B,) or shares (B, K) as labels, got {came}; leave it "
-                "out with fine_grained=0"
+                f"{type(self).__name__}'s fine-grained loss expects class ids (B,) or shares (B, K) as labels, "
+                f"got {came}; leave it out with fine_grained=0"
             )
         assert own is not None  # a plan of ours has a mask
         features = seen.features(size=(own.shape[1], own.shape[2]), grad=True)
@@ -345,10 +352,11 @@ class SMMix(Policy):
             features = backbone.head_norm(seen.model, features)
         if features.shape[1] != head.in_features:
             raise ValueError(
-                f"SMMix pools the last feature map, but it has {features.shape[1]} channels where the classifier takes "
-                f"{head.in_features}: name the map, ModelSignals(model, features=...), or use fine_grained=0"
+                f"{type(self).__name__} pools the last feature map, but it has {features.shape[1]} channels where the "
+                f"classifier takes {head.in_features}: name the map, ModelSignals(model, features=...), or use "
+                "fine_grained=0"
             )
-        check_class_ids("SMMix", labels, head.out_features, IGNORED)
+        check_class_ids(type(self).__name__, labels, head.out_features, IGNORED)
         total = features.new_zeros((), dtype=torch.float32)
         for mask, target in ((own, labels), (~own, labels.index_select(0, plan.partner))):
             logits = single_precision(head(pooled_tokens(features, mask).to(head.weight.dtype)))

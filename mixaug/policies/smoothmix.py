@@ -26,6 +26,7 @@ from mixaug.checks import check_flag, check_images, check_out, check_partner, ch
 from mixaug.draws import Draws
 from mixaug.labeling import Area
 from mixaug.ops.blend import blend_mask
+from mixaug.ops.masks import gaussian_lines
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
@@ -60,16 +61,7 @@ def smoothmix_mask(centers: Tensor, sigma: Tensor, size: Sequence[int]) -> tuple
             f"smoothmix_mask expects centers and sigma (R, {len(size)}) floating point for size {tuple(size)}, "
             f"got {tuple(centers.shape)} {centers.dtype} and {tuple(sigma.shape)} {sigma.dtype}"
         )
-    rows = centers.shape[0]
-    lines, mean = [], torch.ones(rows, device=centers.device, dtype=centers.dtype)
-    # The bump is a product of one line for each axis, and so is its mean: no reduction over all pixels.
-    for d, side in enumerate(size):
-        place = torch.arange(side, device=centers.device)
-        line = torch.exp(-0.5 * ((place - centers[:, d, None]) / sigma[:, d, None]) ** 2)
-        mean = mean * line.mean(1)
-        shape = [rows] + [1] * (len(size) + 1)
-        shape[2 + d] = side
-        lines.append(line.float().reshape(shape))
+    lines, mean = gaussian_lines(centers, sigma, size)
     # Each of the two passes over the pixels goes many values at a time; a single addcmul of two lines does not.
     bump = math.prod(lines[:-1], start=-lines[-1])
     return bump.add_(1), (1 - mean).float()
