@@ -142,7 +142,7 @@ def outcomes(
 def thorough_outcomes(
     model: Model, images: Tensor, labels: Tensor, samples: Tensor, epsilon: float = EPSILON, *, seed: int = 0
 ) -> dict[str, Tensor]:
-    """`outcomes`, and what shows whether gradients are masked: some 230 predictions with gradients a sample.
+    """`outcomes`, and what shows whether gradients are masked: some 210 gradients for each sample.
 
     Args:
         model, images, labels, samples, epsilon, seed: as in `outcomes`.

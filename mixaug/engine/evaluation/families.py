@@ -19,7 +19,7 @@ __all__ = ["FAMILIES", "HEADLINES", "Found"]
 
 SHARES = tuple(share / 10 for share in range(10))
 MASKING_SAMPLES = 200
-"""The check against masked gradients takes so many images at most: it costs some 700 predictions an image."""
+"""The check against masked gradients takes so many images at most: an image costs as much as some 640 predictions."""
 HISTOGRAM = 40
 
 

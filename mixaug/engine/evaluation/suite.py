@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from mixaug.engine.evaluation import corruption
 from mixaug.engine.evaluation.families import FAMILIES, HEADLINES
 from mixaug.engine.evaluation.subject import Split, Subject, Unavailable, outlier_images
 from mixaug.engine.lock import RunLock
-from mixaug.engine.reading import DamagedFile, read_object
+from mixaug.engine.reading import DamagedFile, is_number, read_object
 from mixaug.engine.run import status, write_json
 from mixaug.engine.stored import open_model
 from mixaug.engine.tasks import CLASSIFICATION, task_of
 
-__all__ = ["RESULTS", "evaluate_run", "families_named", "read_results"]
+__all__ = ["RESULTS", "FamilyResult", "evaluate_run", "families_named", "read_results"]
 
 RESULTS = "evaluation.json"
 """Name of the file in the run folder."""
@@ -124,8 +124,24 @@ def evaluate_run(
         return result
 
 
-def read_results(folder: Path | str) -> dict[str, Any]:
-    """The families of ``evaluation.json`` of a folder, of anybody: name to numbers by name, finite ones alone.
+@dataclass(frozen=True)
+class FamilyResult:
+    """What one family found of one run.
+
+    Attributes:
+        numbers, curves: see `mixaug.engine.evaluation.families.Found`; finite numbers alone.
+        notes: sentences that belong beside them.
+        settings: what runs must share to be compared, as text: all that decides the numbers but the checkpoint.
+    """
+
+    numbers: dict[str, float]
+    curves: dict[str, list[float]]
+    notes: list[str]
+    settings: str
+
+
+def read_results(folder: Path | str) -> dict[str, FamilyResult]:
+    """The families in the ``evaluation.json`` of a folder, of anybody, by name; those that were left out are not there.
 
     Raises:
         FileNotFoundError: nothing was evaluated.
@@ -134,11 +150,25 @@ def read_results(folder: Path | str) -> dict[str, Any]:
     families = read_object(Path(folder) / RESULTS).get("families")
     if not isinstance(families, dict):
         raise DamagedFile(f"{RESULTS}: families: expected a mapping")
-    found: dict[str, Any] = {}
-    for name, entry in families.items():
-        numbers = entry.get("numbers") if isinstance(entry, dict) else None
-        if name in FAMILIES and isinstance(numbers, dict):
-            found[name] = {key: float(value) for key, value in numbers.items() if _is_finite(value)}
+    found: dict[str, FamilyResult] = {}
+    for name in FAMILIES:
+        entry = families.get(name)
+        if not isinstance(entry, dict) or "skipped" in entry:
+            continue
+        numbers, curves, notes, settings = (entry.get(key) for key in ("numbers", "curves", "notes", "settings"))
+        if not (isinstance(numbers, dict) and isinstance(curves, dict) and isinstance(settings, dict)):
+            raise DamagedFile(f"{RESULTS}: {name}: expected numbers, curves and settings")
+        shared = {key: value for key, value in settings.items() if key != "checkpoint"}
+        found[name] = FamilyResult(
+            {key: float(value) for key, value in numbers.items() if is_number(value)},
+            {
+                key: [float(value) for value in values]
+                for key, values in curves.items()
+                if isinstance(values, list) and all(map(is_number, values))
+            },
+            [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else [],
+            json.dumps(shared, sort_keys=True),
+        )
     return found
 
 
@@ -272,7 +302,3 @@ def _digest(split: Split) -> str:
     content = hashlib.sha256(split.images.contiguous().numpy().tobytes())
     content.update(split.labels.contiguous().numpy().tobytes())
     return content.hexdigest()[:16]
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

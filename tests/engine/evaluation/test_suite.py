@@ -130,7 +130,7 @@ def test_all_families_of_a_run(photos: tuple[Path, Path], few: None, monkeypatch
         fewer = suite.evaluate_run(folder, ["calibration"], **options | {"samples": 7})
     assert fewer["families"]["calibration"]["samples"] == 7
     assert fewer["families"]["attack"] == result["families"]["attack"]
-    assert suite.read_results(folder)["geometry"] == found["geometry"]
+    assert suite.read_results(folder)["geometry"].numbers == found["geometry"]
 
 
 def test_corruptions_are_read_where_a_user_has_them(photos: tuple[Path, Path], tmp_path: Path) -> None:
@@ -189,10 +189,15 @@ def test_nothing_that_a_folder_names_is_run(tiny: Callable[..., DictConfig], tmp
 def test_results_of_anybody_are_numbers_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     numbers = {"ece": 0.1, "nll": None, "mce": "0", "rms": True, "ace": 1e400}
-    path.write_text(
-        json.dumps({"families": {"calibration": {"numbers": numbers}, "colour": {"numbers": {}}, "attack": 3}})
-    )
-    assert suite.read_results(tmp_path) == {"calibration": {"ece": 0.1}}
+    curves = {"count": [1, 2], "edges": [0, "x"], "confidence": 3}
+    entry = {"numbers": numbers, "curves": curves, "notes": ["one", 2], "settings": {"checkpoint": "a", "seed": 0}}
+    told = {"calibration": entry, "colour": entry, "attack": 3, "geometry": {"skipped": "so"}}
+    path.write_text(json.dumps({"families": told}))
+    expected = suite.FamilyResult({"ece": 0.1}, {"count": [1, 2]}, ["one"], '{"seed": 0}')
+    assert suite.read_results(tmp_path) == {"calibration": expected}
+    path.write_text(json.dumps({"families": {"calibration": {"numbers": numbers}}}))
+    with pytest.raises(DamagedFile, match="calibration: expected numbers, curves and settings"):
+        suite.read_results(tmp_path)
     path.write_text('{"families": []}')
     with pytest.raises(DamagedFile, match="expected a mapping"):
         suite.read_results(tmp_path)
