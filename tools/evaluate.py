@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mixaug.engine.errors import CheckpointError
 from mixaug.engine.evaluation.families import FAMILIES
+from mixaug.engine.evaluation.pictures import draw_pictures
 from mixaug.engine.evaluation.suite import evaluate_run, families_named
 from mixaug.engine.stored import evaluate_checkpoint
 
@@ -37,7 +38,17 @@ def main() -> None:
         metavar=("NAME", "OPTION=VALUE"),
         help="second data set, and options of mixaug.data.load",
     )
+    suite.add_argument(
+        "--pictures", metavar="FOLDER", help="also draw decisions in a plane and the loss around the weights"
+    )
     arguments = parser.parse_args()
+
+    if arguments.suite is None:
+        needless = [
+            name for name in ("samples", "seed", "corrupted", "outliers", "pictures") if getattr(arguments, name)
+        ]
+        if needless:
+            parser.error(f"--{needless[0]} does nothing without --suite")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -70,6 +81,16 @@ def main() -> None:
                 allow_targets=arguments.trust,
                 say=lambda line: print(line, flush=True),
             )
+            if arguments.pictures is not None:
+                drawn = draw_pictures(
+                    folder,
+                    Path(arguments.pictures) / folder.name,
+                    device=arguments.device,
+                    weights=arguments.weights,
+                    seed=arguments.seed,
+                    allow_targets=arguments.trust,
+                )
+                print("\n".join(f"wrote {path}" for path in drawn), flush=True)
         except FAULTS as error:
             failed.append(folder)
             say(f"{parser.prog}: {folder}: {error}")

@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from torch import Generator, Tensor
 
 from mixaug.checks import check_choice, check_whole
 from mixaug.engine.distributed import stream_seed
+from mixaug.engine.errors import RunFolderError
 from mixaug.engine.evaluation import corruption_ops as ops
 from mixaug.engine.evaluation.inputs import check_images
-from mixaug.engine.run import write_atomic
+from mixaug.engine.run import BESIDE
 
 __all__ = ["CONSTANTS", "CORRUPTIONS", "EXTRA", "SEVERITIES", "corrupt", "kept_folder", "make_set", "open_set"]
 
@@ -150,10 +153,9 @@ def open_set(folder: Path, name: str, labels: Tensor, images: Tensor | None = No
             raise FileNotFoundError(
                 f"{folder} has no {path.name}; expected the files of CIFAR-C: {', '.join(CORRUPTIONS)}"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         made = make_set(images, name, seed).flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
-        write_atomic(folder / "labels.npy", lambda file: np.save(file, np.tile(labels.numpy(), SEVERITIES)))
-        write_atomic(path, lambda file: np.save(file, made))
+        _keep(folder / "labels.npy", np.tile(labels.numpy(), SEVERITIES))
+        _keep(path, made)
     stored = _read(path)
     found = _read(folder / "labels.npy")
     samples = len(labels)
@@ -169,6 +171,23 @@ def open_set(folder: Path, name: str, labels: Tensor, images: Tensor | None = No
 
 _VERSION = 1
 """Counts up where a corruption's draws or arithmetic change, so that kept sets are made anew."""
+
+
+def _keep(path: Path, array: Any) -> None:
+    """Write a whole array, then rename it into place; other processes may be making the same one."""
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{BESIDE}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> Any:

@@ -98,6 +98,8 @@ def evaluate_run(
     names = families_named(suite)
     most = None if samples is None else check_whole("evaluate", "samples", samples)
     check_choice("evaluate", "weights", weights, ("auto", "model", "ema"))
+    if "corruption" in names and corrupted is not None and most is not None:
+        raise ValueError(f"evaluate: corrupted={corrupted} is for the whole test set; leave samples={most} out")
     given = None if valid is None else _checked_split(*valid)
     if status(folder) != "finished":
         raise ConfigError(f"{folder} is not the folder of a finished run: it is {status(folder)}")
@@ -219,11 +221,9 @@ def _settings(
     newest = checkpoint.last_good(folder)
     if newest is None:
         raise CheckpointError(f"{folder} has no checkpoint that can be read")
-    with open(newest, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     common = {
         "version": VERSION,
-        "checkpoint": digest.hexdigest()[:16],
+        "checkpoint": hashlib.sha256(Path(newest).read_bytes()).hexdigest()[:16],
         "weights": weights,
         "samples": samples,
         "seed": seed,
@@ -257,8 +257,6 @@ def _subject(
 
     def open_corrupted(split: Split, name: str) -> Any:
         if corrupted is not None:
-            if samples is not None:
-                raise ConfigError("the files of CIFAR-C are for the whole test set: leave samples out")
             return corruption.open_set(Path(corrupted), name, split.labels)
         kept = corruption.kept_folder(folder.parent / "corrupted", data.name, split.images, split.labels, seed)
         return corruption.open_set(kept, name, split.labels, split.images, seed)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from golden import GOLDEN
 from helpers import seeded
+from mixaug.engine.errors import RunFolderError
 from mixaug.engine.evaluation import corruption
 from mixaug.engine.evaluation import corruption_ops as ops
 
@@ -223,6 +224,7 @@ def test_a_set_is_made_once_kept_and_read_again(tmp_path, monkeypatch):
     stored = np.load(folder / "gaussian_noise.npy")
     assert stored.shape == (35, 32, 32, 3) and np.array_equal(stored[14], made[2][0].permute(1, 2, 0).numpy())
     assert np.load(folder / "labels.npy").tolist() == labels.tolist() * 5
+    assert sorted(path.name for path in folder.iterdir()) == ["gaussian_noise.npy", "labels.npy"]
     monkeypatch.setattr(corruption, "make_set", lambda *_: pytest.fail("made a second time"))
     again = list(corruption.open_set(folder, "gaussian_noise", labels, images))
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
@@ -235,6 +237,9 @@ def test_a_set_is_made_once_kept_and_read_again(tmp_path, monkeypatch):
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
     images, labels = pictures(2), torch.tensor([0, 1])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot write"):
+        next(corruption.open_set(tmp_path / "file" / "kept", "contrast", labels, images))
     with pytest.raises(FileNotFoundError, match="expected the files of CIFAR-C"):
         next(corruption.open_set(tmp_path, "fog", labels))
     list(corruption.open_set(tmp_path, "contrast", labels, images))

@@ -144,7 +144,7 @@ def test_corruptions_are_read_where_a_user_has_them(photos: tuple[Path, Path], t
     numbers = found["families"]["corruption"]["numbers"]
     # A network that always sees the same picture is right for one class of three.
     assert numbers["mean_error"] == pytest.approx(200 / 3)
-    with pytest.raises(ConfigError, match="leave samples out"):
+    with pytest.raises(ValueError, match=r"for the whole test set; leave samples=9 out"):
         suite.evaluate_run(folder, "corruption", device="cpu", corrupted=tmp_path, samples=9, say=lambda _: None)
 
 
@@ -376,3 +376,5 @@ def test_the_command_takes_every_finished_run_below_a_folder(
     assert "options as NAME=VALUE, got 'train_size'" in capsys.readouterr().err
     assert tool(root, monkeypatch, below, str(folder)) == 2
     assert "several runs take --suite" in capsys.readouterr().err
+    assert tool(root, monkeypatch, str(folder), "--samples", "5") == 2
+    assert "--samples does nothing without --suite" in capsys.readouterr().err
