@@ -80,7 +80,7 @@ def take_outliers(subject: Subject) -> Found:
     if inside.features is not None:
         bank = subject.on_train
         features = subject.features(bank.features)
-        means, covariance = outliers.class_statistics(features, bank.labels, subject.classes)
+        means, covariance = _statistics(subject, features, bank.labels)
         neighbours = min(outliers.NEIGHBOURS, len(features))
         scores["mahalanobis"] = lambda _, h: outliers.mahalanobis(subject.features(h), means, covariance)
         scores["knn"] = lambda _, h: outliers.knn(subject.features(h), features, neighbours)
@@ -175,12 +175,15 @@ def take_geometry(subject: Subject) -> Found:
     if layer is None:
         raise Unavailable(f"{type(subject.model).__name__} has no linear classifier to be found")
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    means, _ = _statistics(subject, features, train.labels)
     numbers = geometry.neural_collapse(features, train.labels, weight, bias)
     numbers["train_accuracy"] = 100 * numbers.pop("accuracy")
     on_test = subject.features(subject.on_test.features)
-    numbers["alignment"] = float(geometry.class_alignment(on_test, subject.on_test.labels))
-    numbers["uniformity"] = float(geometry.uniformity(on_test))
-    means, _ = outliers.class_statistics(features, train.labels, subject.classes)
+    try:
+        numbers["alignment"] = float(geometry.class_alignment(on_test, subject.on_test.labels))
+        numbers["uniformity"] = float(geometry.uniformity(on_test))
+    except ValueError as error:
+        raise Unavailable(f"{len(on_test)} test images are too few: {error}") from error
     for kind in ("mixup", "cutmix"):
         foreign, other = _mixtures(subject, kind, means)
         numbers |= {f"intrusion_{kind}": 100 * foreign, f"disagreement_{kind}": 100 * other}
@@ -215,12 +218,20 @@ def _diagram(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
     return {name: getattr(found, name).tolist() for name in ("edges", "count", "confidence", "accuracy")}
 
 
+def _statistics(subject: Subject, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means and shared covariance of the training set."""
+    try:
+        return outliers.class_statistics(features, labels, subject.classes)
+    except ValueError as error:
+        raise Unavailable(f"training set of data={subject.data.name}: {error}") from error
+
+
 def _shares(
     subject: Subject, split: Split, rows: Tensor, outcomes: Callable[..., dict[str, Tensor]]
 ) -> dict[str, float]:
     """Mean of each outcome over the samples with these numbers."""
     sums: dict[str, Tensor] = {}
-    for part in rows.split(subject.batch_size):
+    for part in rows.split(subject.gradient_batch_size):
         pixels = split.images[part].to(subject.device).float() / 255
         labels = split.labels[part].to(subject.device)
         found = outcomes(subject.pixel_model, pixels, labels, part.to(subject.device), seed=subject.seed)

@@ -108,6 +108,11 @@ class Subject:
         return int(self.config.eval_batch_size)
 
     @property
+    def gradient_batch_size(self) -> int:
+        """Images in a batch with gradients: no more than fitted into memory in training."""
+        return min(self.batch_size, int(self.config.batch_size))
+
+    @property
     def classes(self) -> int:
         """K."""
         return int(self.data.num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -237,7 +238,7 @@ def subject(tiny: Callable[..., DictConfig]) -> Iterator[Callable[..., Subject]]
 
 def test_numbers_do_not_depend_on_the_size_of_a_batch(subject: Callable[..., Subject], few: None) -> None:
     for family in ("occlusion", "attack", "geometry"):
-        small, large = (families.FAMILIES[family](subject(f"eval_batch_size={size}", samples=60)) for size in (7, 500))
+        small, large = (families.FAMILIES[family](subject(f"eval_batch_size={size}", samples=60)) for size in (7, 50))
         assert small.numbers == pytest.approx(large.numbers, rel=1e-5), family
         assert small.curves == large.curves
 
@@ -287,6 +288,18 @@ def test_features_are_what_enters_the_last_layer(subject: Callable[..., Subject]
     found_outliers = families.take_outliers(without)
     assert found_outliers.notes == ["mahalanobis and knn are left out: the model has no linear classifier to be found"]
     assert "knn_auroc" not in found_outliers.numbers
+
+
+def test_too_few_images_leave_geometry_out(subject: Callable[..., Subject]) -> None:
+    with pytest.raises(Unavailable, match="1 test images are too few: class_alignment expects"):
+        families.take_geometry(subject(samples=1))
+    lacking = subject(samples=20)
+    split = lacking.data.train
+    lacking.data = dataclasses.replace(lacking.data, train=ArrayData(split.inputs, split.labels.clamp_max(8)))
+    for take in (families.take_geometry, families.take_outliers):
+        lacking.outliers = lacking.test.images
+        with pytest.raises(Unavailable, match=r"training set of data=digits: .* got none of \[9\]"):
+            take(lacking)
 
 
 def test_outliers_are_told_apart_and_the_same_images_are_not(subject: Callable[..., Subject]) -> None:
