@@ -13,8 +13,8 @@ from torch import nn
 
 from helpers import seeded
 from mixaug.engine import run
+from mixaug.engine.evaluation import pictures
 from mixaug.engine.evaluation.landscape import filter_normalised_direction, loss_surface, plane_through
-from mixaug.engine.evaluation.pictures import draw_pictures
 from mixaug.engine.train import train
 
 
@@ -71,9 +71,10 @@ def test_the_surface_is_the_loss_of_a_network_with_other_weights() -> None:
         loss_surface(model, [first], steps, images, labels)
 
 
-def test_pictures_of_a_run(tiny: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_pictures_of_a_run(tiny: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "LANDSCAPE_IMAGES", 20)
     config = tiny("epochs=1")
     train(config)
-    written = draw_pictures(run.run_folder(config), tmp_path / "out", device="cpu", resolution=3)
+    written = pictures.draw_pictures(run.run_folder(config), tmp_path / "out", device="cpu", resolution=3)
     assert [path.name for path in written] == ["plane.png", "landscape.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
