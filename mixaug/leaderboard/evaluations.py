@@ -75,7 +75,8 @@ class Cell:
     Attributes:
         values: by seed.
         difference: to the baseline over common seeds; None for it, and for what is not compared.
-        p_value: adjusted after Holm for all comparisons of its board; None without two common seeds.
+        p_value: adjusted after Holm for all comparisons of its board; None without two common seeds, or where all
+            differences are equal.
     """
 
     values: Mapping[int, float]

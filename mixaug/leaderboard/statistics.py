@@ -132,14 +132,17 @@ def paired_difference(
 def paired_p_value(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
     """Two-sided p value of Student's paired test over the seeds that both have; None below two of them.
 
-    Where all differences are equal it is 0, or 1 if they are zero.
+    Where all differences are zero it is 1. Where all are equal and not zero it is None: scores that count samples can
+    agree by chance, and without a spread the test would be sure of anything.
     """
     common = sorted(set(ours) & set(baseline))
     if len(common) < 2:
         return None
     differences = summarise([ours[seed] - baseline[seed] for seed in common])
-    if not differences.std:
-        return 1.0 if differences.mean == 0 else 0.0
+    largest = max(abs(values[seed]) for values in (ours, baseline) for seed in common)
+    # What is left of equal differences after rounding is no spread.
+    if differences.std is None or differences.std <= 1e-12 * largest:
+        return 1.0 if abs(differences.mean) <= 1e-12 * largest else None
     from scipy import stats  # heavy, and only needed once there are two seeds
 
     ratio = abs(differences.mean) / (differences.std / math.sqrt(differences.n))

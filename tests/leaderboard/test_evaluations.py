@@ -91,6 +91,15 @@ def test_the_page_says_how_many_comparisons_and_shows_each_family(tmp_path):
     assert any(row["measure"] == "mystery" for row in rows)
 
 
+def test_equal_differences_are_no_evidence(tmp_path, monkeypatch):
+    leaderboard, made = board(tmp_path / "runs", {"none": [0.1, 0.3], "mixup": [0.05, 0.25]})
+    monkeypatch.setattr(evaluation_page, "FIGURES", {})
+    cell = evaluation_of(made, 0.95).cells["mixup"][BY_NAME["calibration", "ece"]]
+    assert cell.difference.mean == pytest.approx(-0.05) and cell.p_value is None
+    write_evaluations(leaderboard, tmp_path / "out")
+    assert "<br>-0.0500 [-0.0500, -0.0500] |" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
 def test_runs_evaluated_otherwise_are_left_out_of_that_family_and_named(tmp_path):
     _, made = board(tmp_path, {"none": [0.1, 0.12], "mixup": [0.05, 0.06]})
     row = next(row for row in made.rows if row.policy == "mixup")
