@@ -1,6 +1,7 @@
 """Run folders to a leaderboard: python tools/leaderboard.py runs/digits --out runs/digits/leaderboard
 
-Reads every run folder below the given roots and writes leaderboard.md, leaderboard.csv and leaderboard.html.
+Reads every run folder below the given roots and writes leaderboard.md, leaderboard.csv and leaderboard.html; where runs
+were evaluated (tools/evaluate.py --suite), also evaluation.md, evaluation.csv and a picture for each family.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Collect, aggregate, write."""
     from mixaug.leaderboard import FORMATS, STATISTICS, aggregate, collect, write
+    from mixaug.leaderboard.evaluation_page import write_evaluations
     from mixaug.leaderboard.render import print_tables, terminal
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -28,7 +30,8 @@ def main(arguments: list[str]) -> int:
             confidence=chosen.confidence,
             hide_paths=chosen.hide_paths,
         )
-        written = write(leaderboard, chosen.out or chosen.roots[0] / "leaderboard", chosen.formats)
+        out = chosen.out or chosen.roots[0] / "leaderboard"
+        written = [*write(leaderboard, out, chosen.formats), *write_evaluations(leaderboard, out)]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["colours", "cost_plot", "curves_plot", "data_uri", "names", "score_plot"]
+__all__ = ["colours", "cost_plot", "curves_plot", "data_uri", "names", "new_figure", "score_plot", "styled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,7 +73,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= 40 else text[:38].rstrip() + " …"
 
 
-def _styled(plot: Callable[P, R]) -> Callable[P, R]:
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
+    """Draw in the style of all plots."""
+
     @functools.wraps(plot)
     def within(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib
@@ -84,12 +86,12 @@ def _styled(plot: Callable[P, R]) -> Callable[P, R]:
     return within
 
 
-@_styled
+@styled
 def score_plot(board: Board, confidence: float) -> Figure:
     """The measure per policy with the interval of its mean and a dot per seed; beside it the paired difference."""
     rows = list(reversed(board.rows))
     paired = any(row.difference for row in rows)
-    figure, axes = _figure(1 + paired, height=1.15 + 0.36 * len(rows), share_y=True)
+    figure, axes = new_figure(1 + paired, height=1.15 + 0.36 * len(rows), share_y=True)
     chosen, called = colours(board), names(board)
     left = axes[0]
     for y, row in enumerate(rows):
@@ -129,13 +131,13 @@ def score_plot(board: Board, confidence: float) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def curves_plot(board: Board) -> Figure | None:
     """The test set's measure per epoch, mean over seeds with a band of one standard deviation; None without epochs."""
     curves = {row.label: _curve(row) for row in board.rows}
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
-    figure, [axis] = _figure(1, height=3.9)
+    figure, [axis] = new_figure(1, height=3.9)
     chosen, called = colours(board), names(board)
     floor, ceiling = math.inf, -math.inf
     for row in board.rows:
@@ -165,13 +167,13 @@ def curves_plot(board: Board) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def cost_plot(board: Board) -> Figure | None:
     """Median time of a training step against the measure; None without times."""
     timed = [row for row in board.rows if row.summary("step_ms")]
     if not timed:
         return None
-    figure, [axis] = _figure(1, height=3.7)
+    figure, [axis] = new_figure(1, height=3.7)
     chosen, called = colours(board), names(board)
     ratios = [row.time_ratio for row in timed if row.time_ratio is not None]
     relative = len(ratios) == len(timed)
@@ -201,7 +203,7 @@ def cost_plot(board: Board) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def data_uri(figure: Figure) -> str:
     """The figure as an SVG data URI, self-contained."""
     buffer = io.BytesIO()
@@ -209,7 +211,8 @@ def data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of the pages' width with panels side by side; ``height`` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -99,7 +99,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
     writer.writerow(_CSV)
     for board in leaderboard.boards:
         for row in board.rows:
-            writer.writerow([_as_data(cell(row, board, leaderboard)) for cell in _CSV.values()])
+            writer.writerow([as_data(cell(row, board, leaderboard)) for cell in _CSV.values()])
     return buffer.getvalue()
 
 
@@ -110,7 +110,7 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
 
 
-def _as_data(value: object) -> object:
+def as_data(value: object) -> object:
     """The cell, with a quotation mark before a text that a spreadsheet would calculate instead of showing it."""
     if isinstance(value, str) and value.startswith(_FORMULA) and not _PLAIN_NUMBER.fullmatch(value):
         return f"'{value}"
@@ -123,7 +123,7 @@ _MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^>|^#(?=#*(\s|$))|^[+-](?=\
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
-def _literally(text: str) -> str:
+def literally(text: str) -> str:
     """A text on one line as Markdown that shows it as it is: no HTML, no links or pictures, no new cells."""
     text = _MARKS.sub(lambda mark: "\\" + mark.group(), " ".join(text.split()))
     text = _NUMBERED.sub(r"\1\\\2", text)
@@ -146,7 +146,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
     if not leaderboard.boards:
         lines += ["No finished run.", ""]
     for board in leaderboard.boards:
-        lines += [f"## {_literally(board.setting.title)}", "", _literally(subtitle(board)), ""]
+        lines += [f"## {literally(board.setting.title)}", "", literally(subtitle(board)), ""]
         details, reruns = extra_columns(board), has_reruns(board)
         heads = ["policy", board.task.heading, f"vs {BASELINE}", "seeds", *(detail.title for detail, _ in details)]
         heads += ["time/step", "memory", "published", *(["authors' code rerun"] if reruns else [])]
@@ -155,19 +155,19 @@ def to_markdown(leaderboard: Leaderboard) -> str:
         for row in board.rows:
             said = notes.numbers(remarks(row))
             cells = [
-                _literally(row.label),
+                literally(row.label),
                 score(row),
                 difference(row),
                 seeds(row),
                 *(number(row, key, detail.digits) for detail, key in details),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
-                _literally(published(row)) + (f" [{said}]" if said else ""),
+                literally(published(row)) + (f" [{said}]" if said else ""),
                 *([rerun(row)] if reruns else []),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-        lines += [f"[{number}] {_literally(note)}  " for number, note in enumerate(notes.texts, start=1)]
+        lines += [f"[{number}] {literally(note)}  " for number, note in enumerate(notes.texts, start=1)]
         lines += ["", "Each row again:", "", *_fence(row.command for row in board.rows), ""]
     lines += _markdown_left_out(leaderboard)
     return "\n".join(lines).rstrip() + "\n"
@@ -178,10 +178,10 @@ def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
     if leaderboard.left_out:
         lines += ["## Runs not in a table", "", "| run | state | reason |", "|---|---|---|"]
         for run in leaderboard.left_out:
-            lines.append(f"| {_literally(run.name)} | {run.status} | {_literally(run.reason)} |")
+            lines.append(f"| {literally(run.name)} | {run.status} | {literally(run.reason)} |")
         lines.append("")
     if leaderboard.problems:
-        lines += ["## Noticed while reading", "", *(f"- {_literally(problem)}" for problem in leaderboard.problems), ""]
+        lines += ["## Noticed while reading", "", *(f"- {literally(problem)}" for problem in leaderboard.problems), ""]
     return lines
 
 

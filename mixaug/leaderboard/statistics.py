@@ -19,8 +19,10 @@ from functools import cache
 __all__ = [
     "PairedDifference",
     "Summary",
+    "holm",
     "mean_interval",
     "paired_difference",
+    "paired_p_value",
     "ratio_of_medians",
     "summarise",
 ]
@@ -125,6 +127,50 @@ def paired_difference(
         confidence=confidence,
         higher_is_better=higher_is_better,
     )
+
+
+def paired_p_value(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
+    """Two-sided p value of Student's paired test over the seeds that both have; None below two of them.
+
+    Where all differences are zero it is 1. Where all are equal and not zero it is None: scores that count samples can
+    agree by chance, and without a spread the test would be sure of anything.
+    """
+    common = sorted(set(ours) & set(baseline))
+    if len(common) < 2:
+        return None
+    differences = summarise([ours[seed] - baseline[seed] for seed in common])
+    largest = max(abs(values[seed]) for values in (ours, baseline) for seed in common)
+    # What is left of equal differences after rounding is no spread.
+    if differences.std is None or differences.std <= 1e-12 * largest:
+        return 1.0 if abs(differences.mean) <= 1e-12 * largest else None
+    from scipy import stats  # heavy, and only needed once there are two seeds
+
+    ratio = abs(differences.mean) / (differences.std / math.sqrt(differences.n))
+    return float(2 * stats.t.sf(ratio, differences.n - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values of several tests at once (Holm, Scandinavian Journal of Statistics 1979).
+
+    Calling those at most a significant keeps the chance of any wrong call at a, however the tests hang together.
+
+    Args:
+        p_values: one for each test, in [0, 1].
+
+    Returns:
+        The adjusted ones, in the same order, each in [0, 1] and not below its own.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"holm: expected p values in [0, 1], got {list(p_values)}")
+    adjusted = [0.0] * len(p_values)
+    floor = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        floor = max(floor, min((len(p_values) - rank) * p_values[index], 1.0))
+        adjusted[index] = floor
+    return adjusted
 
 
 def ratio_of_medians(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:

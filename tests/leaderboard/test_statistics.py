@@ -5,8 +5,16 @@ import random
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from mixaug.leaderboard.statistics import mean_interval, paired_difference, ratio_of_medians, summarise
+from mixaug.leaderboard.statistics import (
+    holm,
+    mean_interval,
+    paired_difference,
+    paired_p_value,
+    ratio_of_medians,
+    summarise,
+)
 
 
 def test_mean_and_standard_deviation_by_hand():
@@ -81,3 +89,43 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(n, confiden
         covered += difference.low <= truth <= difference.high
     standard_error = math.sqrt(confidence * (1 - confidence) / trials)
     assert abs(covered / trials - confidence) < 4 * standard_error
+
+
+def test_the_p_value_is_that_of_scipy_and_agrees_with_the_interval():
+    generator = np.random.default_rng(1)
+    for count in (2, 3, 8):
+        pair = generator.normal(0.5, 1, (2, count))
+        ours, baseline = ({seed: float(value) for seed, value in enumerate(row)} for row in pair)
+        found = paired_p_value(ours, baseline)
+        assert found == pytest.approx(stats.ttest_rel(*pair).pvalue)
+        # The interval at one minus p touches zero.
+        difference = paired_difference(ours, baseline, 1 - found)
+        assert min(abs(difference.low), abs(difference.high)) == pytest.approx(0, abs=1e-6)
+    assert paired_p_value({0: 1, 1: 2}, {0: 1, 1: 2}) == 1
+    assert paired_p_value({0: 2, 1: 3}, {0: 1, 1: 2}) is None
+    # 0.3 - 0.1 and 0.9 - 0.7 differ by a rounding alone.
+    assert paired_p_value({0: 0.3, 1: 0.9}, {0: 0.1, 1: 0.7}) is None
+    assert paired_p_value({0: 1}, {0: 2}) is None
+    assert paired_p_value({0: 1, 1: 3}, {1: 2, 2: 4}) is None
+
+
+def test_holm_by_hand():
+    # 0.01 * 4, 0.02 * 3, 0.03 * 2, and the last one, which may not fall below the one before it.
+    assert holm([0.02, 0.01, 0.055, 0.03]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        holm([1.2])
+
+
+def test_holm_keeps_the_chance_of_any_wrong_call_though_the_tests_hang_together():
+    generator = np.random.default_rng(0)
+    trials, wrong, wrong_without = 3000, 0, 0
+    # Ten measures of four seeds, all without an effect; half of what they see is the same.
+    values = generator.normal(size=(trials, 10, 4)) + generator.normal(size=(trials, 1, 4))
+    p_values = stats.ttest_1samp(values, 0, axis=2).pvalue
+    for row in p_values.tolist():
+        wrong += min(holm(row)) <= 0.05
+        wrong_without += min(row) <= 0.05
+    assert wrong / trials <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / trials)
+    assert wrong_without / trials > 0.15
