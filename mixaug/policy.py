@@ -13,8 +13,18 @@ from torch import Generator, Tensor, nn
 from mixaug import labeling as labelings
 from mixaug import pairing as pairings
 from mixaug import ratio as ratios
+from mixaug.axes import Form, channels_first, check_layout, check_place_of_channels
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_generator, check_images, check_labels, check_out, check_per, check_probability
+from mixaug.checks import (
+    check_dense,
+    check_generator,
+    check_images,
+    check_labels,
+    check_out,
+    check_per,
+    check_probability,
+    whole_ids,
+)
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
@@ -25,7 +35,7 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
 from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled, resolve
-from mixaug.signals.hooks import hooked
+from mixaug.signals.hooks import hooked, module_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,25 +131,31 @@ class Policy(Offering, nn.Module):
         *,
         signals: Any = None,
         generator: Generator | None = None,
+        layout: str | None = None,
     ) -> Plan:
         """Draw a plan for these images.
 
         Args:
-            images: (B, C, *size), floating point or uint8.
+            images: (B, C, *size), floating point or uint8, or in another ``layout``.
             labels: (B,) class ids, (B, K) or (B,) float targets, or None.
             signals: for policies with :attr:`needs`: the model, :class:`mixaug.ModelSignals` or
                 :class:`mixaug.Signals`.
             generator: on the images' device; None takes torch's default one.
+            layout: where the channels are, see :meth:`forward`.
 
         Raises:
-            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
+            ValueError: wrong shape, an empty batch, labels of another length, a missing signal, channels that seem to
+                be at another place than ``layout`` says.
             TypeError: a dtype that cannot be mixed.
         """
-        batch = Batch(images, labels, resolve(type(self).__name__, signals, images, labels, self.needs))
+        what = type(self).__name__
+        first = self._channels_first(images, layout)
+        batch = Batch(first, whole_ids(labels), resolve(what, signals, first, whole_ids(labels), self.needs))
         self.check(batch)
-        check_generator(type(self).__name__, generator, images.device)
+        check_generator(what, generator, images.device)
         with full_precision(images.device):
-            return self.plan(batch, generator)
+            plan = self.plan(batch, generator)
+        return dataclasses.replace(plan, form=Form(tuple(first.shape[1:]), images.dtype, layout))
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
@@ -176,7 +192,7 @@ class Policy(Offering, nn.Module):
             return super().apply(images)
         check_out(type(self).__name__, images, out, inplace)
         with full_precision(images.device):
-            return plan.mix(images, out=out, inplace=inplace)
+            return plan.replay(type(self).__name__, images, out=out, inplace=inplace)
 
     def forward(
         self,
@@ -188,6 +204,7 @@ class Policy(Offering, nn.Module):
         keys: Sequence[Hashable] | None = None,
         inplace: bool = False,
         out: Tensor | None = None,
+        layout: str | None = None,
     ) -> MixedBatch:
         """Draw and mix.
 
@@ -202,22 +219,26 @@ class Policy(Offering, nn.Module):
                 through untouched.
             inplace: overwrite the images.
             out: tensor like the images that receives the result; must not overlap them.
+            layout: axes by letters, such as ``"NHWC"``, or ``"NTCHW"`` for clips, whose boxes then span frames, rows
+                and columns; the result has the same. None expects the channels second and refuses shapes of which that
+                seems wrong; ``"NCHW"`` says that it is right.
 
         Raises:
-            ValueError: wrong shape, an empty batch, labels of another length, a missing signal.
+            ValueError: wrong shape, an empty batch, labels of another length, a missing signal, channels that seem to
+                be at another place than ``layout`` says.
             TypeError: a dtype that cannot be mixed.
         """
         if isinstance(images, Tensor):
             if keys is not None:
                 raise ValueError(f"keys={list(keys)} names entries of a dict or tuple, but images is a tensor")
-            plan = self.draw(images, labels, signals=signals, generator=generator)
+            plan = self.draw(images, labels, signals=signals, generator=generator, layout=layout)
             mixed: Any = self.apply(images, plan, inplace=inplace, out=out)
         else:
             tensors = entries(type(self).__name__, images, keys)
             if out is not None:
                 raise ValueError("out= takes a single tensor of images, not a dict or tuple")
             primary = next(iter(tensors.values()))
-            plan = self.draw(primary, labels, signals=signals, generator=generator)
+            plan = self.draw(primary, labels, signals=signals, generator=generator, layout=layout)
             _check_same_batch(type(self).__name__, tensors, primary, plan)
             done = {key: self.apply(tensor, plan, inplace=inplace) for key, tensor in tensors.items()}
             mixed = replaced(images, done)
@@ -225,6 +246,21 @@ class Policy(Offering, nn.Module):
         if weights is None:
             raise ValueError(f"{type(self).__name__} drew a plan without weights")
         return MixedBatch(inputs=mixed, labels=labels, sources=plan.sources, weights=weights, plan=plan)
+
+    def _channels_first(self, images: Tensor, layout: str | None) -> Tensor:
+        """The images as (B, C, *size), a view; raises where they look like something else and nobody said so."""
+        what = type(self).__name__
+        check_dense(what, "images", images)
+        check_layout(what, layout)
+        first = channels_first(what, images, layout)
+        if layout is None and any(part.spatial is not None for part in _parts(self)):
+            check_place_of_channels(what, images.shape)
+        if layout is not None and layout.index("C") != 1 and self.needs - {"hidden"}:
+            raise ValueError(
+                f"{what} looks at the model, which takes images (B, C, *size): bring them there before, got "
+                f"layout={layout!r}"
+            )
+        return first
 
     def check(self, batch: Batch) -> None:
         """Raise a clear error for a batch that this policy cannot mix."""
@@ -254,11 +290,18 @@ class Policy(Offering, nn.Module):
         return bool(getattr(self.pairing, "needs_labels", False))
 
     def attach(self, model: nn.Module | ModelSignals) -> None:
-        """Show the policy, and those inside it, the model that it will train with, before an optimizer is made."""
+        """Show the policy, and those inside it, the model that it will train with, before an optimizer is made.
+
+        Raises:
+            ValueError: a model without the stages that the policy may mix after, or without what else it needs of it.
+        """
         signals = model if isinstance(model, ModelSignals) else ModelSignals(model)
         for module in self.modules():
             if isinstance(module, Policy):
                 module.on_attach(signals)
+                # A stage that is not there shall be known now, not when it is drawn.
+                for name in module.hidden_stages(signals):
+                    module_named(type(module).__name__, signals.inner, name)
 
     def on_attach(self, signals: ModelSignals) -> None:
         """Hook for policies whose parameters have the model's sizes. Does nothing by default."""
@@ -398,6 +441,14 @@ def no_change(parameters: Iterable[Tensor]) -> Tensor:
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
 
 
+def _parts(policy: Policy) -> Iterator[Policy]:
+    """The policies that mix: the members of the members, or the policy itself where it has none."""
+    if not policy.members:
+        yield policy
+    for member in policy.members:
+        yield from _parts(member)
+
+
 def _inside(module: nn.Module) -> Iterator[Policy]:
     """The nearest policies below a module."""
     for child in module.children():
@@ -408,7 +459,10 @@ def _inside(module: nn.Module) -> Iterator[Policy]:
 
 
 def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, plan: Plan) -> None:
-    for key, tensor in tensors.items():
+    layout = None if plan.form is None else plan.form.layout
+    for key, given in tensors.items():
+        check_dense(what, f"entry {key!r}", given)
+        tensor = channels_first(f"{what}: entry {key!r}", given, layout) if given.ndim > 1 else given
         if tensor.ndim == 0 or tensor.shape[0] != primary.shape[0]:
             raise ValueError(
                 f"{what}: entry {key!r} has shape {tuple(tensor.shape)}, the images {primary.shape[0]} rows"

@@ -56,7 +56,7 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     | `image_sheets` | `root`, `labels`, `classes`, `verify` | yes |
     | `tiny_imagenet`, `cub`, `cars` | `root` | no |
     | `aircraft` | `root`, `annotation_level` | no |
-    | `imagefolder` | `root`, `train_folder`, `test_folder` | no |
+    | `imagefolder` | `root`, `train_folder`, `test_folder`, `allow_empty` | no |
 
     Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
     the two splits, which are then read image by image; where only one is given, the other split gives its images

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixaug.data import regression
+from mixaug.data.images import classes_of, images_of, read_rgb
 from mixaug.data.reading import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -170,10 +171,8 @@ _TILE = 32
 def _read_sheet(path: Path, sha256: str | None) -> Tensor:
     """The 32x32 tiles of one sheet, row by row, as (N, 3, 32, 32) uint8."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(path) as file:
-        pixels = np.array(file.convert("RGB"))
+    pixels = np.array(read_rgb(path))
     if sha256 is not None and hashlib.sha256(pixels.tobytes()).hexdigest() != sha256:
         raise ValueError(f"sheet {str(path)!r}: the decoded pixels do not have the SHA-256 that classes.csv states")
     height, width, _ = pixels.shape
@@ -300,28 +299,40 @@ def imagefolder(
     transform: Transform = None,
     test_transform: Transform = None,
     image_size: int | None = None,
+    allow_empty: bool = False,
 ) -> DataSet:
     """Any set with one folder of images per class, such as ImageNet: `root/train/<class>/*`,
-    `root/val/<class>/*`.
+    `root/val/<class>/*`, at any depth below the class. Files and folders whose names begin with a dot, such as
+    `.ipynb_checkpoints`, and those that file systems add are no part of it.
 
     Args:
         root: folder with both parts.
         train_folder, test_folder: their names.
+        allow_empty: whether a class may be without images in a part, where its folder must be none the less.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     layout = f"your own images, as {train_folder}/<class>/<image> and {test_folder}/<class>/<image>"
     path = require_files("imagefolder", root, [f"{train_folder}/", f"{test_folder}/"], layout)
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    train = ImageFolder(str(path / train_folder), transform=train_fn)
-    test = ImageFolder(str(path / test_folder), transform=test_fn)
-    if train.classes != test.classes:
-        different = sorted(set(train.classes) ^ set(test.classes))
+    if not isinstance(allow_empty, bool):
+        raise TypeError(f"data set 'imagefolder' expected allow_empty to be true or false, got {allow_empty!r}")
+    name = "imagefolder"
+    classes = classes_of(name, train_folder, path / train_folder)
+    test_classes = classes_of(name, test_folder, path / test_folder)
+    if classes != test_classes:
+        different = sorted(set(classes) ^ set(test_classes))
         raise ValueError(
             f"data set 'imagefolder': {train_folder} and {test_folder} in {str(path)!r} hold different classes; "
             f"in one of them only: {shortened(different)}"
         )
-    return set_from_files("imagefolder", train, test, train.classes, side)
+    if len(classes) < 2:
+        raise ValueError(f"data set 'imagefolder' expected two classes or more in {str(path)!r}, got {classes}")
+    parts = [
+        FileData(*images_of(name, split, path / split, classes, IMG_EXTENSIONS, allow_empty), function)
+        for split, function in ((train_folder, train_fn), (test_folder, test_fn))
+    ]
+    return set_from_files("imagefolder", parts[0], parts[1], classes, side)
 
 
 def cub(
@@ -388,8 +399,8 @@ def aircraft(
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    train = FGVCAircraft(str(path), "trainval", annotation_level, transform=train_fn)
-    test = FGVCAircraft(str(path), "test", annotation_level, transform=test_fn)
+    train = FGVCAircraft(str(path), "trainval", annotation_level, transform=train_fn, loader=read_rgb)
+    test = FGVCAircraft(str(path), "test", annotation_level, transform=test_fn, loader=read_rgb)
     return set_from_files("aircraft", train, test, train.classes, side)
 
 
@@ -414,8 +425,8 @@ def cars(
     )
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     # SciPy decides the type of the labels in the tables; the interface promises plain ints.
-    train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int)
-    test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int)
+    train = StanfordCars(str(path), "train", transform=train_fn, target_transform=int, loader=read_rgb)
+    test = StanfordCars(str(path), "test", transform=test_fn, target_transform=int, loader=read_rgb)
     return set_from_files("cars", train, test, train.classes, side)
 
 

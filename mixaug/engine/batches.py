@@ -169,7 +169,8 @@ class Batches:
         world: this process among all.
 
     Raises:
-        ConfigError: fewer training samples than one step needs.
+        ConfigError: fewer training samples than one step needs, image files without a transform, augmentation that the
+            data does not take.
     """
 
     def __init__(self, config: DictConfig, data: Any, world: World) -> None:
@@ -198,6 +199,13 @@ class Batches:
                 "augment.crop_padding and augment.flip act on data held in memory; data that is read image by "
                 "image takes data.transform"
             )
+        for option, part in (("transform", data.train), ("test_transform", data.test)):
+            if not data.in_memory and getattr(part, "transform", self) is None:
+                raise ConfigError(
+                    f"{data.name} reads image files, and data.{option} is null: set data.transform and "
+                    "data.test_transform to what makes tensors of one size of them, such as "
+                    "data.transform=imagenet_train data.test_transform=imagenet_test"
+                )
         if augments and data.train.inputs.dtype != torch.uint8:
             raise ConfigError(
                 f"augment.crop_padding and augment.flip act on images; {data.name} has inputs "
@@ -330,7 +338,7 @@ class Batches:
             self.config.batch_size,
             device=self.world.device,
             crop_padding=augment.crop_padding,
-            padding_mode=augment.padding_mode,
+            padding_mode=augment.padding_mode if augment.crop_padding else "zeros",
             flip=augment.flip,
             mean=self.mean,
             std=self.std,

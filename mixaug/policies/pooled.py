@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from mixaug.axes import Form
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_choice, check_flag, check_generator
 from mixaug.draws import Draws
@@ -205,9 +206,10 @@ class Pooled(Policy):
         signals: Any = None,
         generator: Generator | None = None,
         rows: Tensor | None = None,
+        layout: str | None = None,
     ) -> PooledPlan:
         """Draw partners and a plan for :meth:`apply`; arguments and errors as of :meth:`forward`."""
-        batch = self._batch(images, labels, signals)
+        batch = self._batch(images, labels, signals, layout)
         with full_precision(batch.device):
             return self._draw(batch, generator, rows)[0]
 
@@ -238,6 +240,7 @@ class Pooled(Policy):
         inplace: bool = False,
         out: Tensor | None = None,
         rows: Tensor | None = None,
+        layout: str | None = None,
     ) -> MixedBatch:
         """Draw partners and mix.
 
@@ -249,9 +252,10 @@ class Pooled(Policy):
             inplace, out: not supported.
             rows: (B,) int64 rows of the training set that the samples are; needed by pairings with
                 ``include_self=False``.
+            layout: None, or axes with the channels second, such as ``"NCHW"``.
 
         Raises:
-            ValueError: inputs or labels unlike the training set's, or on another device.
+            ValueError: inputs or labels unlike the training set's, or on another device; channels at another place.
         """
         if inplace or out is not None:
             raise ValueError("Pooled mixes into a new tensor: inplace= and out= have no meaning")
@@ -264,7 +268,7 @@ class Pooled(Policy):
             if len(tensors) > 1:
                 raise ValueError(f"Pooled has one training input for each row, so it mixes one entry, got keys={keys}")
         [(key, tensor)] = tensors.items()
-        batch = self._batch(tensor, labels, signals)
+        batch = self._batch(tensor, labels, signals, layout)
         with full_precision(batch.device):
             plan, joined = self._draw(batch, generator, rows)
             if plan.weights is None:
@@ -274,7 +278,10 @@ class Pooled(Policy):
             mixed = replaced(images, {key: mixed})
         return MixedBatch(inputs=mixed, labels=joined.labels, sources=plan.sources, weights=plan.weights, plan=plan)
 
-    def _batch(self, images: Tensor, labels: Tensor | None, signals: Any) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor | None, signals: Any, layout: str | None) -> Batch:
+        self._channels_first(images, layout)
+        if layout is not None and layout.index("C") != 1:
+            raise ValueError(f"Pooled expects inputs with the channels second, like 'NCHW', got layout={layout!r}")
         return Batch(images, labels, resolve("Pooled", signals, images, labels, self.needs))
 
     def _draw(self, batch: Batch, generator: Generator | None, rows: Tensor | None) -> tuple[PooledPlan, Batch]:
@@ -311,6 +318,7 @@ class Pooled(Policy):
             lam=lam,
             weights=weights,
             size=inner.size,
+            form=Form(tuple(batch.images.shape[1:]), batch.images.dtype),
             inner=inner,
             pool_rows=pool_rows,
             keep=keep,
