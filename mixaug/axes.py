@@ -34,9 +34,9 @@ def check_layout(what: str, layout: str | None) -> str | None:
     return layout
 
 
-def channels_first(what: str, tensor: Tensor, layout: str | None) -> Tensor:
-    """A view (B, C, *size) of a tensor in a layout; one without the axis of channels, (B, *size), is left alone."""
-    if layout is None or tensor.ndim == len(layout) - 1:
+def channels_first(what: str, tensor: Tensor, layout: str | None, *, is_image: bool = False) -> Tensor:
+    """A view (B, C, *size) of a tensor in a layout; one without channels, (B, *size), is left alone if it is no image."""
+    if layout is None or (tensor.ndim == len(layout) - 1 and not is_image):
         return tensor
     if tensor.ndim != len(layout):
         raise ValueError(f"{what} expects a tensor in layout {layout!r}, got shape {tuple(tensor.shape)}")

@@ -54,7 +54,7 @@ def check_dense(what: str, name: str, tensor: Any) -> None:
 
 
 def _nested_hint(value: Any) -> str:
-    if isinstance(value, (list, tuple, Mapping)):
+    if isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)):
         return "; nested inputs are not supported: flatten the batch, so that every entry is one tensor"
     return ""
 

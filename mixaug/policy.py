@@ -252,7 +252,7 @@ class Policy(Offering, nn.Module):
         what = type(self).__name__
         check_dense(what, "images", images)
         check_layout(what, layout)
-        first = channels_first(what, images, layout)
+        first = channels_first(what, images, layout, is_image=True)
         if layout is None and any(part.spatial is not None for part in _parts(self)):
             check_place_of_channels(what, images.shape)
         if layout is not None and layout.index("C") != 1 and self.needs - {"hidden"}:

@@ -326,8 +326,6 @@ def imagefolder(
             f"data set 'imagefolder': {train_folder} and {test_folder} in {str(path)!r} hold different classes; "
             f"in one of them only: {shortened(different)}"
         )
-    if len(classes) < 2:
-        raise ValueError(f"data set 'imagefolder' expected two classes or more in {str(path)!r}, got {classes}")
     parts = [
         FileData(*images_of(name, split, path / split, classes, IMG_EXTENSIONS, allow_empty), function)
         for split, function in ((train_folder, train_fn), (test_folder, test_fn))

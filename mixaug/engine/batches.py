@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
@@ -127,6 +127,23 @@ def _place_of(data: Any, index: int) -> str:
             continue
         return f", {entry[0] if isinstance(entry, tuple) else entry},"
     return ""
+
+
+def _collated(samples: list[Any]) -> Any:
+    """The samples as a batch.
+
+    Raises:
+        LoadingError: samples that are no tensors of one size.
+    """
+    from mixaug.loading.samples import explained_samples
+
+    try:
+        return default_collate(samples)
+    except (TypeError, RuntimeError) as error:
+        explained = explained_samples("a batch", samples)
+        if explained is None:
+            raise
+        raise LoadingError(f"{explained} (data.transform, data.test_transform, data.image_size)") from error
 
 
 def _leave_interrupts(worker: int) -> None:
@@ -356,6 +373,7 @@ class Batches:
     def _read(self) -> Any:
         loader: DataLoader[Any] = DataLoader(
             SeededDraws(self.data.train, self.config.seed),
+            collate_fn=_collated,
             batch_sampler=_WithEpoch(self._order),
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
@@ -390,6 +408,7 @@ class Batches:
         mine = range(self.world.rank, len(samples), self.world.size)
         loader: DataLoader[Any] = DataLoader(
             SeededDraws(samples, self.config.seed, "evaluation"),
+            collate_fn=_collated,
             batch_size=self.config.eval_batch_size,
             sampler=mine,
             num_workers=self.config.workers,

@@ -214,7 +214,7 @@ class DeviceLoader:
 
     def _normalized(self, images: Tensor) -> Tensor:
         axes = self.layout.axes
-        return channels_back(self.normalize(channels_first("DeviceLoader", images, axes)), axes)
+        return channels_back(self.normalize(channels_first("DeviceLoader", images, axes, is_image=True)), axes)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:

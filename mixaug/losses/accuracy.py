@@ -66,7 +66,9 @@ def mixed_accuracy(
 
     if labels.ndim == 1:
         ids = labels.long()[sources]
-        ignored = ids < 0 if ignore_index is None else (ids < 0) | (ids == ignore_index)
+        ignored = ids < 0
+        if ignore_index is not None and ignore_index >= 0:
+            ignored = ignored | (ids == ignore_index)
         weights = weights.masked_fill(ignored, 0)
         if logits.shape[1] == 1:
             by_rank = _answers(logits, (weights * (ids == 1)).sum(1, keepdim=True), weights)[None]
