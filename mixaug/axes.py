@@ -35,7 +35,7 @@ def check_layout(what: str, layout: str | None) -> str | None:
 
 
 def channels_first(what: str, tensor: Tensor, layout: str | None, *, is_image: bool = False) -> Tensor:
-    """A view (B, C, *size) of a tensor in a layout; one without channels, (B, *size), is left alone if it is no image."""
+    """A view (B, C, *size) of a tensor in a layout; a map without channels, (B, *size), is left alone."""
     if layout is None or (tensor.ndim == len(layout) - 1 and not is_image):
         return tensor
     if tensor.ndim != len(layout):

@@ -181,7 +181,7 @@ class MixedBatch:
             >>> recordings, lengths = torch.zeros(3, 1, 100), torch.tensor([40, 100, 70])
             >>> mixed = mixaug.create("mixup")(recordings, torch.arange(3), generator=torch.Generator().manual_seed(0))
             >>> mixed.partner, mixed.extent(lengths)
-            (tensor([2, 0, 1]), tensor([ 70, 100, 100]))
+            (tensor([2, 1, 0]), tensor([ 70, 100,  70]))
         """
         check_dense("extent", "tensor", tensor)
         rows = len(self) if self.labels is None else len(self.labels)

@@ -89,7 +89,7 @@ def check_label_kind(what: str, labels: Any) -> None:
         if labels.shape[1] == 1:
             ways = "pass class ids as labels.squeeze(1), or yes and no of a model of one output as labels.float()"
         else:
-            ways = "pass one-hot and multi-hot rows as labels.float(), class ids as (B,)"
+            ways = "pass one_hot and multi-hot rows as labels.float(), class ids as (B,)"
         raise TypeError(f"{_wrong_labels(what, labels)}; {ways}")
 
 

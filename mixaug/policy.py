@@ -228,17 +228,19 @@ class Policy(Offering, nn.Module):
                 be at another place than ``layout`` says.
             TypeError: a dtype that cannot be mixed.
         """
+        # A draw of one's own need not know of layouts.
+        more: dict[str, Any] = {} if layout is None else {"layout": layout}
         if isinstance(images, Tensor):
             if keys is not None:
                 raise ValueError(f"keys={list(keys)} names entries of a dict or tuple, but images is a tensor")
-            plan = self.draw(images, labels, signals=signals, generator=generator, layout=layout)
+            plan = self.draw(images, labels, signals=signals, generator=generator, **more)
             mixed: Any = self.apply(images, plan, inplace=inplace, out=out)
         else:
             tensors = entries(type(self).__name__, images, keys)
             if out is not None:
                 raise ValueError("out= takes a single tensor of images, not a dict or tuple")
             primary = next(iter(tensors.values()))
-            plan = self.draw(primary, labels, signals=signals, generator=generator, layout=layout)
+            plan = self.draw(primary, labels, signals=signals, generator=generator, **more)
             _check_same_batch(type(self).__name__, tensors, primary, plan)
             done = {key: self.apply(tensor, plan, inplace=inplace) for key, tensor in tensors.items()}
             mixed = replaced(images, done)

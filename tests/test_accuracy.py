@@ -1,4 +1,4 @@
-"""Accuracy counts what the loss counts: one output, yes-or-no labels, ignored classes, importance, every integer dtype."""
+"""Accuracy counts what the loss counts: one output, answers, ignored classes, importance, every integer dtype."""
 
 import pytest
 import torch

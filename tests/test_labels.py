@@ -115,5 +115,5 @@ def test_nested_and_sparse_tensors_are_refused_by_name(kind, tensor):
         lambda: MixedCrossEntropy()(tensor, mixup(IMAGES, labels)),
         lambda: MixedBatch(IMAGES, tensor, torch.arange(8)[:, None], torch.ones(8, 1)).targets(5),
     ):
-        with pytest.raises(TypeError, match="as an ordinary dense tensor, got a (nested tensor|tensor of layout)"):
+        with pytest.raises(TypeError, match=r"as an ordinary dense tensor, got a (nested tensor|tensor of layout)"):
             refused()

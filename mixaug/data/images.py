@@ -96,10 +96,9 @@ def images_of(
         if len(paths) == before:
             empty.append(class_name)
     if (empty and not allow_empty) or not paths:
-        from mixaug.data.reading import shortened
-
+        listed = ", ".join(empty[:10])
         raise FileNotFoundError(
-            f"data set {name!r}: no image of the class(es) {shortened(empty)} in {split}, {str(folder)!r}; images are "
+            f"data set {name!r}: no image of the class(es) {listed} in {split}, {str(folder)!r}; images are "
             f"files ending in {', '.join(extensions)}; allow_empty=true takes classes without images"
         )
     return paths, labels

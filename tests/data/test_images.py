@@ -8,7 +8,9 @@ import torch
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
+
+from PIL import Image
 
 from mixaug.data import FileData, load
 from mixaug.data.images import read_rgb

@@ -29,8 +29,7 @@ def mappings():
     data = {"pixel_values": IMAGES, "labels": LABELS, "id": LABELS + 10}
     default = collections.defaultdict(list)
     default.update(data)
-    found = [Feature(data, "pt"), collections.OrderedDict(data), default, types.MappingProxyType(data), dict(data)]
-    return found
+    return [Feature(data, "pt"), collections.OrderedDict(data), default, types.MappingProxyType(data), dict(data)]
 
 
 @pytest.mark.parametrize("batch", mappings(), ids=lambda batch: type(batch).__name__)
