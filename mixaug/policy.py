@@ -34,8 +34,8 @@ from mixaug.pairing import Pairing
 from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Preparation
 from mixaug.ratio import Ratio
-from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled, resolve
-from mixaug.signals.hooks import hooked, module_named
+from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone, is_compiled, resolve
+from mixaug.signals.hooks import hooked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -303,7 +303,7 @@ class Policy(Offering, nn.Module):
                 module.on_attach(signals)
                 # A stage that is not there shall be known now, not when it is drawn.
                 for name in module.hidden_stages(signals):
-                    module_named(type(module).__name__, signals.inner, name)
+                    backbone.stage_name(signals.inner, name)
 
     def on_attach(self, signals: ModelSignals) -> None:
         """Hook for policies whose parameters have the model's sizes. Does nothing by default."""

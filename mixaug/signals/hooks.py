@@ -66,9 +66,7 @@ def hooked(
         )
     hooks = _persistent.setdefault(model, ModelHooks()) if persistent else ModelHooks()
     mixing = (
-        None
-        if plan is None or not names
-        else MixingPass(plan, {name: module_named(what, model, name) for name in names})
+        None if plan is None or not names else MixingPass(plan, {name: _module(what, model, name) for name in names})
     )
     with contextlib.ExitStack() as stack:
         if not persistent:
@@ -105,7 +103,7 @@ class ModelHooks:
         # Mixing comes first: what is recorded is what the next module sees.
         for stage in stages:
             if stage not in self.handles:
-                self.handles[stage] = module_named(what, model, stage).register_forward_hook(self._mix_output(stage))
+                self.handles[stage] = _module(what, model, stage).register_forward_hook(self._mix_output(stage))
         for place in () if recorder is None else recorder.places():
             if place in self.handles:
                 continue
@@ -150,7 +148,7 @@ class ModelHooks:
 _persistent: weakref.WeakKeyDictionary[nn.Module, ModelHooks] = weakref.WeakKeyDictionary()
 
 
-def module_named(what: str, model: nn.Module, name: str) -> nn.Module:
+def _module(what: str, model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError:
