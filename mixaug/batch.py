@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixaug.checks import check_class_ids
-from mixaug.ops.nested import concatenated, first_tensor, map_tensors
+from mixaug.axes import SIGNED, channels_first
+from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_whole
+from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
@@ -128,10 +129,12 @@ class MixedBatch:
         """Replay the same mixing on another tensor that belongs to the images.
 
         Methods that cut copy values, so label maps of any integer type stay label maps; methods that
-        blend give per-pixel class shares instead, for which ``num_classes`` is needed.
+        blend give per-pixel class shares instead, for which ``num_classes`` is needed. uint8 values are blended where
+        they have the images' own shape and dtype, as a second view has; in every other shape they are a label map.
 
         Args:
-            tensor: (B, ..., *size): a second view, further channels, or a segmentation map (B, *size).
+            tensor: (B, ..., *size): a second view, further channels, or a segmentation map (B, *size). Channels lie
+                where those of the images lay (``layout``).
             num_classes: K, to read ``tensor`` as a map (B, *size) of class ids and get class shares.
                 Ids outside [0, K), such as 255 for "ignore", get no share.
 
@@ -140,17 +143,68 @@ class MixedBatch:
 
         Raises:
             ValueError: another batch size or spatial size, or a batch without a plan.
-            TypeError: an integer map that would have to be blended, or a float map with ``num_classes``.
+            TypeError: an integer map that would have to be blended, a float map with ``num_classes``, a nested, sparse
+                or quantized tensor.
         """
+        check_dense("apply", "tensor", tensor)
         if self.plan is None:
             raise ValueError("this MixedBatch carries no plan to replay; make it with a policy")
-        _check_replay(tensor, self.plan.rows, self.plan.size)
-        if num_classes is not None and tensor.is_floating_point():
+        if num_classes is not None and (tensor.is_floating_point() or tensor.dtype == torch.bool):
             raise TypeError(f"num_classes expects a map of integer class ids, got {tensor.dtype}")
+        form = self.plan.form
+        layout = None if form is None or num_classes is not None or tensor.ndim < 2 else form.layout
+        _check_replay(channels_first("apply", tensor, layout), self.plan.rows, self.plan.size)
         with full_precision(tensor.device):
             if num_classes is None:
-                return self.plan.mix(tensor)
-            return self.plan.mix_label_map(tensor, num_classes)
+                return self.plan.replay("apply", tensor)
+            return self.plan.mix_label_map(tensor, check_whole("apply", "num_classes", num_classes))
+
+    def extent(self, tensor: Tensor) -> Tensor:
+        """How far mixed recordings of different length reach: the largest value among the sources of each sample.
+
+        A padded recording that is blended with a longer one is as long as that one. So is one whose middle is cut out
+        of another's, at most. Labels do not matter here: a source whose label has no share is still to be seen.
+
+        Args:
+            tensor: (N, ...) lengths, or masks of valid positions, bool or 0 and 1, of which the union is taken; the
+                rows are those of :attr:`labels`.
+
+        Returns:
+            (B, ...), dtype of ``tensor``.
+
+        Raises:
+            ValueError: fewer rows than the sources name.
+            TypeError: no dense tensor.
+
+        Example:
+            >>> import mixaug
+            >>> recordings, lengths = torch.zeros(3, 1, 100), torch.tensor([40, 100, 70])
+            >>> mixed = mixaug.create("mixup")(recordings, torch.arange(3), generator=torch.Generator().manual_seed(0))
+            >>> mixed.partner, mixed.extent(lengths)
+            (tensor([2, 1, 0]), tensor([ 70, 100,  70]))
+        """
+        check_dense("extent", "tensor", tensor)
+        rows = len(self) if self.labels is None else len(self.labels)
+        if tensor.ndim == 0 or tensor.shape[0] < rows:
+            raise ValueError(
+                f"extent expects a tensor of {rows} rows, those of the labels, got shape {tuple(tensor.shape)}"
+            )
+        # No kernel reduces unsigned integers of more than eight bits.
+        wide = tensor.long() if tensor.dtype in SIGNED else tensor
+        return wide[self.sources].amax(1).to(tensor.dtype)
+
+    def with_extents(self, keys: Sequence[Hashable]) -> MixedBatch:
+        """The batch with :meth:`extent` in place of some entries of its inputs, a dict, list or tuple.
+
+        Args:
+            keys: the entries that say how far the inputs reach, such as ``["length"]`` or ``["attention_mask"]``.
+
+        Raises:
+            ValueError: an entry that is not there.
+            TypeError: inputs without entries, or an entry that is no tensor.
+        """
+        found = entries("with_extents", self.inputs, list(keys))
+        return replace(self, inputs=replaced(self.inputs, {key: self.extent(value) for key, value in found.items()}))
 
     def targets(self, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:
         """Dense targets, label smoothing applied to every source before mixing.
@@ -161,16 +215,20 @@ class MixedBatch:
                 ``torch.nn.CrossEntropyLoss``.
 
         Returns:
-            (B, K) targets: float32 for class ids, else the labels' dtype. For regression labels the
-            weighted mean, of the labels' shape.
+            (B, K) targets, float32; float64 for float64 labels. For regression labels the weighted mean, of the
+            labels' shape.
 
         Raises:
             ValueError: no labels, class ids without ``num_classes`` or out of range, a wrong K,
                 smoothing outside [0, 1].
+            TypeError: integer rows (N, K), bool labels, labels in a nested or sparse tensor.
         """
         labels = self.labels
         if labels is None:
             raise ValueError("this batch has no labels: pass them to the policy together with the images")
+        check_label_kind("targets", labels)
+        if num_classes is not None:
+            check_whole("targets", "num_classes", num_classes)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing expects a share in [0, 1], got {label_smoothing!r}")
         if labels.is_floating_point():
@@ -178,6 +236,8 @@ class MixedBatch:
                 raise ValueError(f"num_classes={num_classes} does not fit labels of shape {tuple(labels.shape)}")
             if label_smoothing and labels.ndim != 2:
                 raise ValueError(f"label_smoothing needs class targets, got labels {tuple(labels.shape)}")
+            # Sums of half-precision shares would not be one.
+            labels = labels.to(torch.promote_types(labels.dtype, torch.float32))
             weights = self.weights.to(labels.dtype)
             picked = labels[self.sources.flatten()].reshape(*self.sources.shape, *labels.shape[1:])
             mixed = (picked * weights.reshape(*weights.shape, *([1] * (labels.ndim - 1)))).sum(1)
@@ -189,12 +249,13 @@ class MixedBatch:
             mixed = weights.new_zeros(len(self), num_classes)
             mixed.scatter_add_(1, labels.long()[self.sources], weights)
         if label_smoothing:
-            off = weights.sum(1, keepdim=True) * (label_smoothing / mixed.shape[1])
+            # One column is a yes or no, of which the even share is a half.
+            off = weights.sum(1, keepdim=True) * (label_smoothing / max(mixed.shape[1], 2))
             mixed = mixed * (1 - label_smoothing) + off
         if self.uniform is not None:
             if labels.is_floating_point() and labels.ndim != 2:
                 raise ValueError(f"an even share needs class targets, got labels {tuple(labels.shape)}")
-            mixed = mixed + self.uniform.to(mixed.dtype)[:, None] / mixed.shape[1]
+            mixed = mixed + self.uniform.to(mixed.dtype)[:, None] / max(mixed.shape[1], 2)
         return mixed
 
     def rows_of(self, index: Tensor) -> MixedBatch:
@@ -214,13 +275,14 @@ class MixedBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedBatch:
         """The same batch on another device."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> MixedBatch:
         """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
-        return self._moved(lambda tensor: tensor.pin_memory())
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> MixedBatch:
+    def map_tensors(self, move: Callable[[Tensor], Tensor]) -> MixedBatch:
+        """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""
         return MixedBatch(
             inputs=map_tensors(self.inputs, move),
             labels=None if self.labels is None else move(self.labels),

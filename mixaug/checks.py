@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 IMAGE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
 PER = ("sample", "batch", "pair")
 
 
@@ -24,8 +25,7 @@ def check_images(what: str, images: Tensor, spatial: Sequence[int] | None) -> No
         images: (B, ...) tensor.
         spatial: numbers of spatial axes that are fine; None for any shape.
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{what} expects images as a torch.Tensor, got {type(images).__name__}")
+    check_dense(what, "images", images)
     if images.dtype not in IMAGE_DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in IMAGE_DTYPES)
         raise TypeError(f"{what} expects images of dtype {names}, got {images.dtype}")
@@ -38,29 +38,73 @@ def check_images(what: str, images: Tensor, spatial: Sequence[int] | None) -> No
         raise ValueError(f"{what} works on pixels: it expects images {shapes}, got shape {tuple(images.shape)}")
 
 
+def check_dense(what: str, name: str, tensor: Any) -> None:
+    """Raise a TypeError unless ``tensor`` is an ordinary tensor: not nested, sparse, quantized or something else."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{what} expects {name} as a torch.Tensor, got {type(tensor).__name__}{_nested_hint(tensor)}")
+    if tensor.is_nested:
+        kind, way_out = "a nested tensor", "pad it with .to_padded_tensor(0.0) and mix the lengths, MixedBatch.extent"
+    elif tensor.is_quantized:
+        kind, way_out = "a quantized tensor", "pass .dequantize()"
+    elif tensor.layout != torch.strided:
+        kind, way_out = f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}", "pass .to_dense()"
+    else:
+        return
+    raise TypeError(f"{what} expects {name} as an ordinary dense tensor, got {kind}; {way_out}")
+
+
+def _nested_hint(value: Any) -> str:
+    if isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)):
+        return "; nested inputs are not supported: flatten the batch, so that every entry is one tensor"
+    return ""
+
+
 def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
     """Raise unless ``labels`` is None, class ids (B,), dense float targets (B, K) or float (B,), beside the images."""
     batch_size = images.shape[0]
     if labels is None:
         return
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{what} expects labels as a torch.Tensor or None, got {type(labels).__name__}")
-    if labels.ndim not in (1, 2):
-        raise ValueError(
-            f"{what} expects labels (B,) or (B, K), got shape {tuple(labels.shape)}; "
-            "replay label maps with MixedBatch.apply"
-        )
+    check_label_kind(what, labels)
     if labels.shape[0] != batch_size:
         raise ValueError(f"{what} got {batch_size} images but {labels.shape[0]} labels")
     if labels.device != images.device:
         raise ValueError(f"{what} got images on {images.device} but labels on {labels.device}")
-    if labels.is_complex() or (labels.ndim == 1 and labels.dtype == torch.bool):
-        raise TypeError(f"{what} expects integer class ids or float targets, got labels of {labels.dtype}")
-    if labels.ndim == 2 and not labels.is_floating_point():
+
+
+def check_label_kind(what: str, labels: Any) -> None:
+    """Raise unless ``labels`` are class ids (B,), dense float targets (B, K) or float (B,); says the way there."""
+    check_dense(what, "labels", labels)
+    if labels.ndim not in (1, 2):
+        single = labels.ndim > 2 and 1 in labels.shape[1:]
+        axis = f"labels.squeeze({tuple(labels.shape).index(1, 1)}) takes the axis of one away; " if single else ""
+        raise ValueError(f"{_wrong_labels(what, labels)}; {axis}replay label maps with MixedBatch.apply")
+    if labels.is_complex():
+        raise TypeError(_wrong_labels(what, labels))
+    if labels.ndim == 1 and labels.dtype == torch.bool:
         raise TypeError(
-            f"{what} got {labels.dtype} targets of shape {tuple(labels.shape)}; pass class ids (B,) "
-            "or float dense targets (B, K), e.g. torch.nn.functional.one_hot(labels, K).float()"
+            f"{_wrong_labels(what, labels)}; pass labels.long() as ids of two classes, or labels[:, None].float() for "
+            "a model of one output"
         )
+    if labels.ndim == 2 and not labels.is_floating_point():
+        if labels.shape[1] == 1:
+            ways = "pass class ids as labels.squeeze(1), or yes and no of a model of one output as labels.float()"
+        else:
+            ways = "pass one_hot and multi-hot rows as labels.float(), class ids as (B,)"
+        raise TypeError(f"{_wrong_labels(what, labels)}; {ways}")
+
+
+def _wrong_labels(what: str, labels: Tensor) -> str:
+    return (
+        f"{what} expects labels as integer class ids (B,) or float targets (B, K), got shape {tuple(labels.shape)} of "
+        f"{labels.dtype}"
+    )
+
+
+def whole_ids(labels: Tensor | None) -> Tensor | None:
+    """Labels to compute with: class ids of every integer dtype as int64, which neither wraps nor lacks kernels."""
+    if not isinstance(labels, Tensor) or labels.dtype not in SMALL_INTEGERS or labels.ndim != 1:
+        return labels
+    return labels.long()
 
 
 def check_class_ids(what: str, labels: Tensor, classes: int, ignored: int | None = None) -> None:
@@ -70,6 +114,8 @@ def check_class_ids(what: str, labels: Tensor, classes: int, ignored: int | None
     """
     if labels.is_floating_point() or not labels.numel() or not _readable(labels):
         return
+    # In a small dtype the number of classes itself would overflow.
+    labels = labels.long()
     low, high = (int(value) for value in labels.aminmax())
     if low < 0 or high >= classes:
         outside = labels[(labels < 0) | (labels >= classes)]
@@ -292,6 +338,13 @@ def check_range(
     return tuple(_in_reach(what, name, end, least=SMALLEST if positive else 0) for end in pair)  # type: ignore[return-value]
 
 
+def check_keys(what: str, name: str, value: Any) -> tuple[Any, ...]:
+    """``value`` as a tuple of the names of entries, or a TypeError: of a single text each letter would be one."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{what} expects {name} as a sequence of names of entries, got {shown(value)}")
+    return tuple(value)
+
+
 def check_stage(what: str, name: str, value: Any) -> int | str:
     """``value`` as the name of a module or the number of a stage, or a ValueError."""
     if isinstance(value, str) and value:
@@ -372,8 +425,7 @@ def _in_reach(what: str, name: str, value: Any, least: float = SMALLEST, most: f
 
 
 def _check_tensor(what: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{what} expects {name} as a torch.Tensor, got {type(value).__name__}")
+    check_dense(what, name, value)
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -112,7 +112,9 @@ class Passes:
         batch: as the loader brought it.
         generator: of all draws; None takes torch's default one.
         wants: what the objective may ask for; None allows everything that is there.
-        keys: entries of dictionary inputs to mix, see :meth:`mixaug.Policy.forward`.
+        keys, layout: entries of dictionary inputs to mix, and where the channels are, see
+            :meth:`mixaug.Policy.forward`.
+        extent_keys: entries of the inputs that say how far they reach, see :meth:`mixaug.MixedBatch.with_extents`.
     """
 
     def __init__(
@@ -122,12 +124,16 @@ class Passes:
         generator: Generator | None = None,
         wants: Wants | None = None,
         keys: Any = None,
+        layout: str | None = None,
+        extent_keys: Any = (),
     ) -> None:
         self.step = step
         self.batch = batch
         self.generator = generator
         self.wants = wants
         self.keys = keys
+        self.layout = layout
+        self.extent_keys = extent_keys
         self.source = step.signals()
         self.signals: CleanSignals = self.source.of(batch.inputs, batch.labels, step.policy.needs)
         self._clean: MixedBatch | None = None
@@ -275,8 +281,10 @@ class Passes:
 
     def _draw(self) -> MixedBatch:
         more: dict[str, Any] = {} if self.keys is None else {"keys": self.keys}
+        if self.layout is not None:
+            more["layout"] = self.layout
         mixed: MixedBatch = self.step.policy(self.batch, signals=self.signals, generator=self.generator, **more)
-        return mixed
+        return mixed.with_extents(self.extent_keys) if self.extent_keys else mixed
 
     def _is_drawn(self, batch: MixedBatch) -> bool:
         return any(batch is drawn for drawn in self._draws)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixaug.axes import SIGNED, Form, channels_back, channels_first
 from mixaug.ops.blend import blend, blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, paste, sum_inside
 from mixaug.ops.layout import deliver, reads_freely
@@ -41,6 +42,8 @@ class Plan:
     size: tuple[int, ...] = ()
     #: Index of the member of a OneOf that drew the plan, and of its member in turn; empty for a plain policy's plan.
     route: tuple[int, ...] = ()
+    #: What the images were like that it was drawn for; None for a plan that was made by hand.
+    form: Form | None = None
 
     @property
     def mixes(self) -> bool:
@@ -118,6 +121,26 @@ class Plan:
             inplace: write the result into ``tensor``.
         """
         raise TypeError(f"{type(self).__name__} does not define mix(tensor, *, out=None, inplace=False)")
+
+    def replay(self, what: str, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        """:meth:`mix` for whatever belongs to the images: in their layout, and with label maps that stay label maps.
+
+        uint8 tensors are images where they have shape and dtype of the images that the plan was drawn for. All other
+        tensors of unsigned integers are label maps, which are copied and never blended, as those of signed ones.
+
+        Args:
+            what: name of the caller, for messages.
+            tensor, out, inplace: see :meth:`mix`.
+        """
+        layout = None if self.form is None else self.form.layout
+        given = channels_first(what, tensor, layout)
+        target = None if out is None else channels_first(what, out, layout)
+        is_image = self.form is None or given.dtype != torch.uint8 or self.form.holds(given)
+        word = None if is_image and given.dtype == torch.uint8 else SIGNED.get(given.dtype)
+        if word is not None:
+            given, target = given.view(word), None if target is None else target.view(word)
+        mixed = self.mix(given, out=target, inplace=inplace)
+        return channels_back(mixed if word is None else mixed.view(tensor.dtype), layout)
 
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
         """Per-pixel class shares (B, K, *size) float32 of a label map (B, *size) of class ids.
@@ -410,7 +433,7 @@ class JoinedPlan(Plan):
 def class_planes(label_map: Tensor, num_classes: int) -> Tensor:
     """(B, *size) class ids to (B, K, *size) float32 planes; ids outside [0, K) give no plane a 1."""
     ids = torch.arange(num_classes, device=label_map.device).reshape(1, -1, *([1] * (label_map.ndim - 1)))
-    return (label_map.unsqueeze(1) == ids).float()
+    return (label_map.long().unsqueeze(1) == ids).float()
 
 
 def _weights(plan: Plan) -> Tensor:

@@ -14,8 +14,17 @@ from mixaug import labeling as labelings
 from mixaug import pairing as pairings
 from mixaug import partners as sources_of_partners
 from mixaug import ratio as ratios
+from mixaug.axes import channels_first
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_images, check_labels, check_out, check_per, check_positive, check_probability
+from mixaug.checks import (
+    check_dense,
+    check_images,
+    check_labels,
+    check_out,
+    check_per,
+    check_positive,
+    check_probability,
+)
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
@@ -29,7 +38,7 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Inspection, Preparation
 from mixaug.ratio import Ratio
 from mixaug.schedule import Schedule, at_start, is_schedule
-from mixaug.signals import MixedSignals, ModelSignals, Signals, is_compiled
+from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone, is_compiled
 from mixaug.signals.hooks import hooked
 
 if TYPE_CHECKING:
@@ -151,9 +160,10 @@ class Policy(TakesPartners, Offering, nn.Module):
         signals: Any = None,
         generator: Generator | None = None,
         rows: Tensor | None = None,
+        layout: str | None = None,
     ) -> Plan:
         """Draw a plan for these images; arguments and errors as of :meth:`forward`."""
-        return self.drawn(_batch(self, images, labels, rows), signals, generator).replayable(self.partners)
+        return self.drawn(_batch(self, images, labels, rows), signals, generator, layout).replayable(self.partners)
 
     def plan(self, batch: Batch, generator: Generator | None, partner: Tensor | None = None) -> Plan:
         """:meth:`draw` for a checked batch, with given partners (B,) int64 where the caller shares them."""
@@ -197,7 +207,7 @@ class Policy(TakesPartners, Offering, nn.Module):
             images = with_partners(type(self).__name__, self.partners, images, plan, inplace or out is not None)
         check_out(type(self).__name__, images, out, inplace)
         with full_precision(images.device):
-            return plan.mix(images, out=out, inplace=inplace)
+            return plan.replay(type(self).__name__, images, out=out, inplace=inplace)
 
     def forward(
         self,
@@ -210,6 +220,7 @@ class Policy(TakesPartners, Offering, nn.Module):
         inplace: bool = False,
         out: Tensor | None = None,
         rows: Tensor | None = None,
+        layout: str | None = None,
     ) -> MixedBatch:
         """Draw and mix.
 
@@ -226,10 +237,13 @@ class Policy(TakesPartners, Offering, nn.Module):
             inplace: overwrite the images.
             out: tensor like the images that receives the result; must not overlap them.
             rows: (B,) int64 rows of the training set that the samples are, for a policy that ``needs_rows``.
+            layout: axes by letters, such as ``"NHWC"``, or ``"NTCHW"`` for clips, whose boxes then span frames, rows
+                and columns; the result has the same. None expects the channels second and refuses shapes of which that
+                seems wrong; ``"NCHW"`` says that it is right.
 
         Raises:
             ValueError: wrong shape, an empty batch, labels of another length, a missing signal, partners that the
-                batch does not bring.
+                batch does not bring, channels that seem to be at another place than ``layout`` says.
             TypeError: a dtype that cannot be mixed.
         """
         what = type(self).__name__
@@ -246,7 +260,7 @@ class Policy(TakesPartners, Offering, nn.Module):
         if self.partners is not None:
             check_one_new_tensor(what, tensors, inplace or out is not None)
         batch = dataclasses.replace(batch, inputs=primary)
-        drawn = self.drawn(batch, signals, generator)
+        drawn = self.drawn(batch, signals, generator, layout)
         if drawn.further is None:
             _check_same_batch(what, tensors, primary, drawn.plan)
             done = {key: self.apply(one, drawn.plan, inplace=inplace, out=out) for key, one in tensors.items()}
@@ -288,11 +302,18 @@ class Policy(TakesPartners, Offering, nn.Module):
         return ()
 
     def attach(self, model: nn.Module | ModelSignals) -> None:
-        """Show the policy, and those inside it, the model that it will train with, before an optimizer is made."""
+        """Show the policy, and those inside it, the model that it will train with, before an optimizer is made.
+
+        Raises:
+            ValueError: a model without the stages that the policy may mix after, or without what else it needs of it.
+        """
         signals = model if isinstance(model, ModelSignals) else ModelSignals(model)
         for module in self.modules():
             if isinstance(module, Policy):
                 module.on_attach(signals)
+                # A stage that is not there shall be known now, not when it is drawn.
+                for name in module.hidden_stages(signals):
+                    backbone.stage_name(signals.inner, name)
 
     def on_attach(self, signals: ModelSignals) -> None:
         """Hook for policies whose parameters have the model's sizes. Does nothing by default."""
@@ -467,7 +488,10 @@ def _inside(module: nn.Module) -> Iterator[Policy]:
 
 
 def _check_same_batch(what: str, tensors: dict[Any, Tensor], primary: Tensor, plan: Plan) -> None:
-    for key, tensor in tensors.items():
+    layout = None if plan.form is None else plan.form.layout
+    for key, given in tensors.items():
+        check_dense(what, f"entry {key!r}", given)
+        tensor = channels_first(f"{what}: entry {key!r}", given, layout) if given.ndim > 1 else given
         if tensor.ndim == 0 or tensor.shape[0] != primary.shape[0]:
             raise ValueError(
                 f"{what}: entry {key!r} has shape {tuple(tensor.shape)}, the images {primary.shape[0]} rows"

@@ -7,10 +7,11 @@ import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
+from mixaug.axes import check_layout
 from mixaug.batch import Batch
+from mixaug.checks import check_keys
 from mixaug.losses import mixed_accuracy
 from mixaug.networks import Momentum, check_network
 from mixaug.passes import Outcome, Passes, as_objective, check_there
@@ -33,10 +34,15 @@ class MixStep(nn.Module):
             :class:`mixaug.ModelSignals` does not find them by itself.
         networks: networks beside the model by name, see :mod:`mixaug.networks`.
         keys: for inputs that are a dict, list or tuple: the entries to mix, the images first.
+        layout: where the channels of the inputs are, such as ``"NHWC"``, see :meth:`mixaug.Policy.forward`.
+        extent_keys: for inputs that are a dict, list or tuple: entries that say how far padded inputs reach, lengths or
+            masks of valid positions; the model gets the largest of each sample's sources,
+            :meth:`mixaug.MixedBatch.with_extents`.
 
     Raises:
         TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
-        ValueError: ``signals`` of another model, a network that the objective wants and nobody brings.
+        ValueError: ``signals`` of another model, a network that the objective wants and nobody brings, a layout that is
+            none.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class MixStep(nn.Module):
         *,
         networks: Mapping[str, nn.Module] | None = None,
         keys: Sequence[Hashable] | None = None,
+        layout: str | None = None,
+        extent_keys: Sequence[Hashable] = (),
     ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
@@ -66,6 +74,8 @@ class MixStep(nn.Module):
         self.policy = policy
         self.objective = objective
         self.keys = keys
+        self.layout = check_layout("MixStep", layout)
+        self.extent_keys = check_keys("MixStep", "extent_keys", extent_keys)
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
         policy.attach(self.signals())
@@ -100,17 +110,22 @@ class MixStep(nn.Module):
 
         Returns:
             The scalar loss, and detached scalars to log: ``loss``, ``accuracy`` (lambda-weighted, in [0, 1]) where
-            the outputs are class scores, and terms of the loss by their names.
+            the outputs are class scores, counted as the loss counts labels, and terms of the loss by their names.
+
+        Raises:
+            ValueError: a Batch, and labels or rows beside it; what the policy and the loss refuse.
         """
+        if isinstance(inputs, Batch) and (labels is not None or rows is not None):
+            raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
         objective = as_objective(self.objective)
-        passes = Passes(self, batch, generator, objective.wants, self.keys)
+        passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
         value = objective(passes)
         terms = {**(value if isinstance(value, Mapping) else {}), **passes.terms}
         loss: Tensor = functools.reduce(operator.add, value.values()) if isinstance(value, Mapping) else value
         for term in passes.terms.values():
             loss = loss + term
-        logs = {"loss": loss.detach(), **_scores(passes.shown, getattr(self.objective, "task", None))}
+        logs = {"loss": loss.detach(), **_scores(passes.shown, self.objective)}
         return loss, logs | {name: term.detach() for name, term in terms.items()}
 
     def set_progress(self, fraction: float) -> None:
@@ -128,14 +143,20 @@ class MixStep(nn.Module):
             after(self)
 
 
-def _scores(shown: Outcome | None, task: str | None) -> dict[str, Tensor]:
-    """Accuracy where outputs are class scores."""
+def _scores(shown: Outcome | None, objective: Any) -> dict[str, Tensor]:
+    """Accuracy where outputs are class scores, as the loss counts labels."""
     if shown is None or not isinstance(shown.outputs, Tensor) or shown.outputs.ndim != 2 or shown.batch.labels is None:
         return {}
     labels = shown.batch.labels
     # Rows of numbers are classes only to an objective that takes them for such.
-    dense = task == "classification" and labels.shape[1:] == shown.outputs.shape[1:]
+    dense = getattr(objective, "task", None) == "classification" and labels.shape[1:] == shown.outputs.shape[1:]
     if labels.is_floating_point() and not dense:
         return {}
-    with torch.no_grad():
-        return {"accuracy": mixed_accuracy(shown.outputs.detach(), shown.batch)}
+    loss = as_objective(objective).loss
+    counted = getattr(loss, "counted", None)
+    options = counted() if callable(counted) else {}
+    try:
+        return {"accuracy": mixed_accuracy(shown.outputs.detach(), shown.batch, **options)}
+    except ValueError:
+        # Outputs without a place for the labels' classes, such as embeddings, are no class scores; the loss took them.
+        return {}

@@ -46,3 +46,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             yield batch
 
     monkeypatch.setattr(Batches, "epoch", epoch)
+
+
+#: All integer dtypes of torch.
+INTEGERS = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint16, torch.uint32, torch.uint64),
+)

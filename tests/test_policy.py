@@ -63,7 +63,7 @@ def test_batch_entries_must_be_named_and_fit():
         policy({"image": IMAGES})
     with pytest.raises(ValueError, match=r"keys names 'x', but the batch has \['image'\]"):
         policy({"image": IMAGES}, keys=["x"])
-    with pytest.raises(TypeError, match="entry 'id' is a list, not a tensor"):
+    with pytest.raises(TypeError, match="expects entry 'id' as a tensor, got list"):
         policy({"image": IMAGES, "id": [1]}, keys=["image", "id"])
     with pytest.raises(ValueError, match="must end in the images' size"):
         policy({"image": IMAGES, "small": IMAGES[..., :4, :5]}, keys=["image", "small"])

@@ -385,3 +385,46 @@ def test_a_plain_policy_costs_a_step_no_operator(name):
         with torch.no_grad():
             losses.mixed_accuracy(outputs.detach(), mixed)
     assert used.names == least.names
+
+
+class Plain(nn.Module):
+    """A model without any module inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3 * 8 * 8, 5))
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda: mixaug.create("alignmix"), "stage"),
+        (lambda: mixaug.create("manifoldmix"), "no stages in Plain"),
+        (lambda: mixaug.create("alignmix", stage="layer9"), "'layer9'"),
+        (lambda: mixaug.create("manifoldmix", stages=["input", "layer9"]), "'layer9'"),
+        (lambda: mixaug.create("manifoldmix", stages=["input", 7]), "stage"),
+        (lambda: mixaug.create("cmixup", stages=["input", "layer9"]), "'layer9'"),
+        (lambda: mixaug.OneOf(["mixup", "alignmix"]), "stage"),
+        (lambda: mixaug.Sometimes("manifoldmix", 0.5), "no stages in Plain"),
+        (lambda: mixaug.Pooled("manifoldmix", torch.rand(4, 3, 8, 8), torch.arange(4)), "no stages in Plain"),
+    ],
+)
+def test_a_stage_that_is_not_there_is_found_when_the_step_is_made(policy, message):
+    with pytest.raises(ValueError, match=message):
+        MixStep(Plain(), policy(), losses.MixedCrossEntropy())
+
+
+def test_a_policy_that_never_mixes_inside_asks_for_no_stage():
+    step = MixStep(Plain(), mixaug.create("alignmix", input_probability=1.0), losses.MixedCrossEntropy())
+    assert step(torch.rand(4, 3, 8, 8), torch.arange(4))[0].isfinite()
+
+
+def test_a_batch_brings_its_own_labels_and_rows():
+    step = MixStep(Plain(), mixaug.create("mixup"), losses.MixedCrossEntropy())
+    batch = mixaug.Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
+    for beside in ({"labels": torch.arange(4)}, {"rows": torch.arange(4)}):
+        with pytest.raises(ValueError, match="put them into the Batch"):
+            step(batch, **beside)

@@ -60,7 +60,7 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     | `image_sheets` | `root`, `labels`, `verify` | yes |
     | `tiny_imagenet`, `cub`, `cars` | `root` | no |
     | `aircraft` | `root`, `annotation_level`, `own_valid` | no |
-    | `imagefolder` | `root`, `train_folder`, `test_folder`, `valid_folder`, `metadata` | no |
+    | `imagefolder` | `root`, `train_folder`, `test_folder`, `valid_folder`, `metadata`, `allow_empty` | no |
 
     Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
     the two splits, which are then read image by image; where only one is given, the other split gives its images

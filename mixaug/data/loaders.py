@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixaug.data import regression
+from mixaug.data.images import classes_of, images_of, read_rgb
 from mixaug.data.reading import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -173,10 +174,8 @@ _TILE = 32
 def _read_sheet(path: Path, sha256: str | None) -> Tensor:
     """The 32x32 tiles of one sheet, row by row, as (N, 3, 32, 32) uint8."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(path) as file:
-        pixels = np.array(file.convert("RGB"))
+    pixels = np.array(read_rgb(path))
     if sha256 is not None and hashlib.sha256(pixels.tobytes()).hexdigest() != sha256:
         raise ValueError(f"sheet {str(path)!r}: the decoded pixels do not have the SHA-256 that classes.csv states")
     height, width, _ = pixels.shape
@@ -302,9 +301,11 @@ def imagefolder(
     transform: Transform = None,
     test_transform: Transform = None,
     image_size: int | None = None,
+    allow_empty: bool = False,
 ) -> DataSet:
     """Any set with one folder of images per class, such as ImageNet: `root/train/<class>/*`,
-    `root/val/<class>/*`.
+    `root/val/<class>/*`, at any depth below the class. Files and folders whose names begin with a dot, such as
+    `.ipynb_checkpoints`, and those that file systems add are no part of it.
 
     Args:
         root: folder with all parts.
@@ -313,29 +314,34 @@ def imagefolder(
         metadata: name of a CSV table in `root` of what is known of each image, such as its domain: a column `path` with
             `train/<class>/<image>`, and columns of whole numbers, each a tensor that comes with the images by the
             column's name; None: nothing is known.
+        allow_empty: whether a class may be without images in a part, where its folder must be none the less.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     folders = [folder for folder in (train_folder, test_folder, valid_folder) if folder is not None]
     layout = f"your own images, as {' and '.join(f'{folder}/<class>/<image>' for folder in folders)}"
     tables = [] if metadata is None else [metadata]
     path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], layout)
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
-    found = [ImageFolder(str(path / folder)) for folder in folders]
-    for folder, other in zip(folders[1:], found[1:], strict=True):
-        if other.classes != found[0].classes:
-            different = sorted(set(found[0].classes) ^ set(other.classes))
+    if not isinstance(allow_empty, bool):
+        raise TypeError(f"data set 'imagefolder' expected allow_empty to be true or false, got {allow_empty!r}")
+    name = "imagefolder"
+    classes = [classes_of(name, folder, path / folder) for folder in folders]
+    for folder, other in zip(folders[1:], classes[1:], strict=True):
+        if other != classes[0]:
+            different = sorted(set(classes[0]) ^ set(other))
             raise ValueError(
                 f"data set 'imagefolder': {train_folder} and {folder} in {str(path)!r} hold different classes; "
                 f"in one of them only: {shortened(different)}"
             )
-    files = [[file for file, _ in part.samples] for part in found]
-    known = [{} for _ in found] if metadata is None else read_metadata("imagefolder", path / metadata, path, files)
+    found = [images_of(name, folder, path / folder, classes[0], IMG_EXTENSIONS, allow_empty) for folder in folders]
+    files = [[str(file) for file in paths] for paths, _ in found]
+    known = [{} for _ in found] if metadata is None else read_metadata(name, path / metadata, path, files)
     train, test, *valid = [
-        FileData(files[number], part.targets, test_fn if number else train_fn, known[number])
-        for number, part in enumerate(found)
+        FileData(files[number], targets, test_fn if number else train_fn, known[number])
+        for number, (_, targets) in enumerate(found)
     ]
-    return set_from_files("imagefolder", train, test, found[0].classes, side, valid[0] if valid else None)
+    return set_from_files(name, train, test, classes[0], side, valid[0] if valid else None)
 
 
 def cub(

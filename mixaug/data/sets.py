@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mixaug.axes import check_place_of_channels
+from mixaug.data.images import read_rgb
+
 __all__ = ["ArrayData", "DataSet", "FileData", "MappedData", "RegressionData", "RegressionSet"]
 
 Triple = tuple[float, ...]
+
+_PERMUTE = "permute(0, 3, 1, 2) brings the channels there"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +44,8 @@ class ArrayData(Dataset[tuple[Tensor, int]]):
             raise TypeError(f"ArrayData expected uint8 images, got {self.images.dtype}")
         if self.labels.dtype != torch.int64:
             raise TypeError(f"ArrayData expected int64 labels, got {self.labels.dtype}")
+        if self.images.ndim == 4:
+            check_place_of_channels("ArrayData", self.images.shape, "(N, C, H, W)", _PERMUTE)
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 "ArrayData expected images (N, C, H, W) and labels (N,), "
@@ -97,13 +104,17 @@ class MappedData(Dataset[tuple[Any, int]]):
 
 @dataclass(frozen=True, eq=False)
 class FileData(Dataset[tuple[Any, int]]):
-    """A split given as a list of image files, read on access as RGB PIL images.
+    """A split given as a list of image files, read on access as RGB PIL images of eight bits.
 
     Args:
         paths: one image file per sample.
         labels: their class ids.
         transform: applied to each PIL image; None leaves it as it is.
         metadata: per-sample tensors by name, (N, ...), such as "domain"; batches carry them beside the images.
+
+    Raises:
+        ValueError: paths and labels of different number; on access, values whose range is not known.
+        OSError: on access, a file that cannot be read; names it.
     """
 
     paths: Sequence[Path | str] = field(repr=False)
@@ -120,10 +131,7 @@ class FileData(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        with Image.open(self.paths[index]) as file:
-            image = file.convert("RGB")
+        image = read_rgb(self.paths[index])
         return (image if self.transform is None else self.transform(image)), self.labels[index]
 
     def take(self, rows: Tensor, labels: Tensor | None = None) -> FileData:
@@ -221,6 +229,8 @@ class RegressionData(Dataset[tuple[Tensor, Tensor]]):
             raise TypeError(f"RegressionData expected int64 groups, got {groups.dtype}")
         if inputs.dtype == torch.uint8 and inputs.ndim != 4:
             raise ValueError(f"RegressionData expected uint8 images (N, C, H, W), got {tuple(inputs.shape)}")
+        if inputs.dtype == torch.uint8:
+            check_place_of_channels("RegressionData", inputs.shape, "(N, C, H, W)", _PERMUTE)
         if inputs.ndim < 2 or labels.ndim != 2 or labels.shape[1] < 1 or len(inputs) != len(labels):
             raise ValueError(
                 "RegressionData expected inputs (N, ...) and labels (N, D), "

@@ -21,7 +21,7 @@ from mixaug.batch import Batch
 from mixaug.engine.config import AUGMENT_KEYS
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
-from mixaug.engine.sources import SeededDraws, Source, end_reading, leave_interrupts
+from mixaug.engine.sources import SeededDraws, Source, collated, end_reading, leave_interrupts
 from mixaug.loading import DeviceLoader, Normalize
 
 __all__ = ["Batches"]
@@ -37,8 +37,8 @@ class Batches:
         streams: data sets of the config's ``streams`` by name, for training.
 
     Raises:
-        ConfigError: fewer training samples than one step needs, settings that do not fit the data, a stream whose
-            inputs are not like those of the training set.
+        ConfigError: fewer training samples than one step needs, image files without a transform, settings that do not
+            fit the data, a stream whose inputs are not like those of the training set.
     """
 
     def __init__(self, config: DictConfig, data: Any, world: World, streams: Mapping[str, Any] | None = None) -> None:
@@ -46,6 +46,13 @@ class Batches:
         self.mean = _listed(data.mean if config.augment.mean is None else config.augment.mean)
         self.std = _listed(data.std if config.augment.std is None else config.augment.std)
         self.memory_format = torch.channels_last if config.channels_last else None
+        for option, part in (("transform", data.train), ("test_transform", data.test)):
+            if not data.in_memory and getattr(part, "transform", self) is None:
+                raise ConfigError(
+                    f"{data.name} reads image files, and data.{option} is null: set data.transform and "
+                    "data.test_transform to what makes tensors of one size of them, such as "
+                    "data.transform=imagenet_train data.test_transform=imagenet_test"
+                )
         if (
             data.in_memory
             and data.train.inputs.dtype != torch.uint8
@@ -231,6 +238,7 @@ class Batches:
         mine = range(self.world.rank, len(samples), self.world.size)
         loader: DataLoader[Any] = DataLoader(
             SeededDraws(samples, self.config.seed, "evaluation"),
+            collate_fn=collated,
             batch_size=self.config.eval_batch_size,
             sampler=mine,
             num_workers=self.config.workers,

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mixaug.batch import Batch
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
 from mixaug.loading import DeviceLoader, Normalize, ResidentLoader
+from mixaug.loading.samples import explained_samples
 
-__all__ = ["EpochBatches", "SeededDraws", "Source", "end_reading", "leave_interrupts"]
+__all__ = ["EpochBatches", "SeededDraws", "Source", "collated", "end_reading", "leave_interrupts"]
 
 
 class EpochBatches:
@@ -139,6 +140,21 @@ def _place_of(data: Any, index: int) -> str:
             continue
         return f", {entry[0] if isinstance(entry, tuple) else entry},"
     return ""
+
+
+def collated(samples: list[Any]) -> Any:
+    """The samples as a batch.
+
+    Raises:
+        LoadingError: samples that are no tensors of one size.
+    """
+    try:
+        return default_collate(samples)
+    except (TypeError, RuntimeError) as error:
+        explained = explained_samples("a batch", samples)
+        if explained is None:
+            raise
+        raise LoadingError(f"{explained} (data.transform, data.test_transform, data.image_size)") from error
 
 
 def leave_interrupts(worker: int) -> None:
@@ -313,7 +329,7 @@ class Source:
                     batch_size,
                     device=self.world.device,
                     crop_padding=augment["crop_padding"],
-                    padding_mode=augment["padding_mode"],
+                    padding_mode=augment["padding_mode"] if augment["crop_padding"] else "zeros",
                     flip=augment["flip"],
                     **self.form,
                     reshuffle=reshuffle,
@@ -330,6 +346,7 @@ class Source:
     def _from_files(self) -> DeviceLoader:
         loader: DataLoader[Any] = DataLoader(
             SeededDraws(self.data.train, self.seed, views=self.views),
+            collate_fn=collated,
             batch_sampler=_WithEpoch(self._order),
             num_workers=self.workers,
             pin_memory=self.world.device.type == "cuda",

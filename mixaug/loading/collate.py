@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 from mixaug.batch import MixedBatch
-from mixaug.loading.samples import Layout
+from mixaug.loading.samples import Layout, explained_samples
 from mixaug.loading.streams import process_rank, stream_key
 from mixaug.policy import Policy
 
@@ -41,11 +41,15 @@ class MixCollate:
         image_key, label_key: where samples are mappings (Hugging Face: ``"pixel_values"``, ``"labels"``) or
             tuples other than (image, label, ...).
         keys: further entries that belong to the images and are mixed like them, such as a second view.
+        extent_keys: entries that say how far padded inputs reach, lengths or masks of valid positions: they become the
+            largest of each sample's sources, see :meth:`mixaug.MixedBatch.extent`.
+        layout: where the channels of the images are, such as ``"NHWC"``, see :meth:`mixaug.Policy.forward`.
         seed: makes each batch a function of (seed, rank, epoch, number of the batch).
 
     Raises:
-        ValueError: smoothing without ``num_classes`` or out of range, K < 1, a policy that needs the model.
-        TypeError: something other than a policy.
+        ValueError: smoothing without ``num_classes`` or out of range, K < 1, a policy that needs the model, an entry
+            named for two purposes; when called, images of different sizes, entries that are not there.
+        TypeError: something other than a policy; when called, PIL images, nested inputs, labels that are no numbers.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class MixCollate:
         image_key: Hashable | None = None,
         label_key: Hashable | None = None,
         keys: Sequence[Hashable] = (),
+        extent_keys: Sequence[Hashable] = (),
+        layout: str | None = None,
         seed: int | None = None,
     ) -> None:
         check_free_policy("MixCollate", policy)
@@ -73,7 +79,7 @@ class MixCollate:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.collate = collate
-        self.layout = Layout("MixCollate", image_key, label_key, tuple(keys))
+        self.layout = Layout("MixCollate", image_key, label_key, keys, extent_keys, layout)  # type: ignore[arg-type]
         self.seed = seed
         self._rank: int | None = None
         # Epoch, first batch and number of set_epoch calls lie in shared memory, so that persistent workers,
@@ -105,7 +111,7 @@ class MixCollate:
         generator = self._generator()
         if self._progress[0] >= 0:
             self.policy.set_progress(float(self._progress[0]))
-        batch = self.collate(samples)
+        batch = self._collated(samples)
         # default_collate has just stacked copies, which nobody else holds.
         inplace = self.collate is default_collate and self.policy.writes_in_place
         mixed: MixedBatch = self.layout.mix(self.policy, batch, generator=generator, inplace=inplace)
@@ -113,7 +119,24 @@ class MixCollate:
             return mixed
         if isinstance(batch, Tensor) or mixed.labels is None:
             raise ValueError("MixCollate(num_classes=...) makes dense targets, but the samples have no labels")
+        if mixed.importance is not None:
+            raise ValueError(
+                "MixCollate(num_classes=...) cannot hand on the importance of samples that "
+                f"{type(self.policy).__name__} gives: leave num_classes out and use a loss of mixaug.losses"
+            )
         return self.layout.with_targets(batch, mixed, mixed.targets(self.num_classes, self.label_smoothing))
+
+    def _collated(self, samples: list[Any]) -> Any:
+        if self.collate is not default_collate:
+            return self.collate(samples)
+        try:
+            return default_collate(samples)
+        except (TypeError, RuntimeError) as error:
+            # torch's own message names neither the samples nor what to do.
+            explained = explained_samples("MixCollate", samples)
+            if explained is None:
+                raise
+            raise explained from error
 
     def _generator(self) -> torch.Generator:
         rank = process_rank() if self._rank is None else self._rank

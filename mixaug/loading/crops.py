@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixaug.axes import check_place_of_channels
+
 __all__ = ["PADDING_MODES", "check_padding", "crop_and_flip"]
 
+PERMUTE = "images.permute(0, 3, 1, 2) brings the channels there"
 PADDING_MODES = ("zeros", "reflect")
 
 
@@ -39,10 +42,12 @@ def crop_and_flip(
         (B, C, H, W), contiguous, a copy.
 
     Raises:
-        ValueError: another shape, another padding mode, or a reflection longer than the image.
+        ValueError: another shape, one that looks like (N, H, W, C), another padding mode, or a reflection longer than
+            the image.
     """
     if images.ndim != 4:
         raise ValueError(f"crop_and_flip expects images (N, C, H, W), got shape {tuple(images.shape)}")
+    check_place_of_channels("crop_and_flip", images.shape, "(N, C, H, W)", PERMUTE)
     check_padding("crop_and_flip", images.shape, padding, padding_mode)
     if offsets is not None and offsets.shape != (len(rows), 2):
         raise ValueError(f"crop_and_flip expects offsets ({len(rows)}, 2), got shape {tuple(offsets.shape)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mixaug.axes import channels_back, channels_first
 from mixaug.batch import MixedBatch
 from mixaug.loading.collate import MixCollate, check_free_policy
 from mixaug.loading.normalize import Normalize
@@ -45,10 +46,13 @@ class DeviceLoader:
             so that a resumed run repeats none and changes none. Call :meth:`set_epoch` before each epoch.
         image_key, label_key: where batches are mappings, or tuples other than (images, labels, ...).
         keys: further entries that belong to the images and are mixed like them.
+        extent_keys: entries that say how far padded inputs reach, see :class:`mixaug.MixCollate`.
+        layout: where the channels of the images are, such as ``"NHWC"``, see :meth:`mixaug.Policy.forward`.
 
     Raises:
-        ValueError: a policy that needs the model, a generator of another device, generator and seed both.
-        TypeError: something other than a policy.
+        ValueError: a policy that needs the model, a generator of another device, generator and seed both; without a
+            policy, settings of mixing, which would have no effect.
+        TypeError: something other than a policy; when iterated over, images in a nested or sparse tensor.
     """
 
     def __init__(
@@ -66,9 +70,16 @@ class DeviceLoader:
         image_key: Hashable | None = None,
         label_key: Hashable | None = None,
         keys: Sequence[Hashable] = (),
+        extent_keys: Sequence[Hashable] = (),
+        layout: str | None = None,
     ) -> None:
         if policy is not None:
             check_free_policy("DeviceLoader", policy)
+        else:
+            settings = {"generator": generator, "seed": seed, "keys": keys or None, "extent_keys": extent_keys or None}
+            idle = [name for name, value in settings.items() if value is not None]
+            if idle:
+                raise ValueError(f"DeviceLoader mixes nothing without a policy, so {', '.join(idle)} would do nothing")
         self.loader = loader
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
@@ -81,7 +92,7 @@ class DeviceLoader:
         self.normalize = Normalize(mean, std, dtype, memory_format)
         self.generator = torch.Generator(self.device) if seed is not None else generator
         self.seed = seed
-        self.layout = Layout("DeviceLoader", image_key, label_key, tuple(keys))
+        self.layout = Layout("DeviceLoader", image_key, label_key, keys, extent_keys, layout)  # type: ignore[arg-type]
         self.epoch = 0
         self._first = 0
         self._finds_images = policy is not None or any(
@@ -179,14 +190,12 @@ class DeviceLoader:
             self.generator.manual_seed(stream_key("device", self.seed, process_rank(), self.epoch, number))
 
     def _prepare(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping):
-            batch = dict(batch)
         if isinstance(batch, MixedBatch):
             return self._prepare_mixed(batch)
         batch = _each_tensor(batch, self._move)
         if not self._finds_images:
             return batch
-        batch = self.layout.with_images(batch, self.normalize(self.layout.images(batch)))
+        batch = self.layout.with_images(batch, self._normalized(self.layout.images(batch)))
         if self.policy is None:
             return batch
         return self.layout.mix(self.policy, batch, generator=self.generator)
@@ -200,8 +209,12 @@ class DeviceLoader:
         mixed = _each_tensor(mixed, self._move)
         if not self._finds_images:
             return mixed
-        images = self.normalize(self.layout.images(mixed.inputs))
+        images = self._normalized(self.layout.images(mixed.inputs))
         return replace(mixed, inputs=self.layout.with_images(mixed.inputs, images))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        axes = self.layout.axes
+        return channels_back(self.normalize(channels_first("DeviceLoader", images, axes, is_image=True)), axes)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:
@@ -221,13 +234,4 @@ class DeviceLoader:
 
 def _each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``change`` applied to every tensor of a batch, also of a MixedBatch."""
-    if not isinstance(batch, MixedBatch):
-        return map_tensors(batch, change)
-    return replace(
-        batch,
-        inputs=map_tensors(batch.inputs, change),
-        labels=None if batch.labels is None else change(batch.labels),
-        sources=change(batch.sources),
-        weights=change(batch.weights),
-        plan=None if batch.plan is None else batch.plan.map_tensors(change),
-    )
+    return batch.map_tensors(change) if isinstance(batch, MixedBatch) else map_tensors(batch, change)

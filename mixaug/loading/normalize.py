@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixaug.checks import check_dense
+
 __all__ = ["Normalize"]
 
 
@@ -50,6 +52,7 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise images (B, C, ...). The argument is left as it is."""
+        check_dense("Normalize", "images", images)
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
         if self.dtype == torch.uint8 and images.dtype != torch.uint8:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixaug.loading.crops import check_padding, crop_and_flip
+from mixaug.axes import check_place_of_channels
+from mixaug.checks import check_dense
+from mixaug.loading.crops import PERMUTE, check_padding, crop_and_flip
 from mixaug.loading.normalize import Normalize
 from mixaug.loading.streams import stream_key, world_of
 
@@ -86,6 +88,12 @@ class ResidentLoader:
         weights: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
         _check(images, labels, batch_size, crop_padding, padding_mode, flip)
+        if not crop_padding and padding_mode != "zeros":
+            raise ValueError(
+                f"ResidentLoader pads nothing with crop_padding=0, so padding_mode={padding_mode!r} does nothing"
+            )
+        if not shuffle and not reshuffle:
+            raise ValueError("ResidentLoader has one order with shuffle=False, so reshuffle=False does nothing")
         self.rank, self.world_size = world_of("ResidentLoader", rank, world_size)
         self.device = torch.device(device)
         self.images = images.to(self.device).contiguous()
@@ -246,6 +254,8 @@ class ResidentLoader:
 
 
 def _check(images: Any, labels: Any, batch_size: int, crop_padding: int, padding_mode: str, flip: bool) -> None:
+    if isinstance(images, Tensor):
+        check_dense("ResidentLoader", "images", images)
     moves = bool(crop_padding or flip)
     right = isinstance(images, Tensor) and (images.dtype == torch.uint8 or (images.is_floating_point() and not moves))
     if not right:
@@ -255,8 +265,9 @@ def _check(images: Any, labels: Any, batch_size: int, crop_padding: int, padding
     if images.ndim == 0 or images.numel() == 0 or (moves and images.ndim != 4):
         expected = "(N, C, H, W)" if moves else "(N, ...)"
         raise ValueError(f"ResidentLoader expects images {expected}, got shape {tuple(images.shape)}")
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"ResidentLoader expects labels as a tensor, got {type(labels).__name__}")
+    if moves:
+        check_place_of_channels("ResidentLoader", images.shape, "(N, C, H, W)", PERMUTE)
+    check_dense("ResidentLoader", "labels", labels)
     if labels.ndim == 0 or len(labels) != len(images):
         raise ValueError(f"ResidentLoader got {len(images)} images but labels of shape {tuple(labels.shape)}")
     if batch_size < 1:

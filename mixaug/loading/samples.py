@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mixaug.axes import check_layout
 from mixaug.batch import MixedBatch
-from mixaug.ops.nested import rebuild
+from mixaug.checks import check_dense, check_keys
+from mixaug.ops.nested import mapping_like, rebuild
 from mixaug.policy import Policy
 
 __all__ = ["Layout"]
@@ -27,21 +29,42 @@ class Layout:
         image_key: entry of the images.
         label_key: entry of the labels; for a mapping, None means that there are none.
         keys: further entries that belong to the images and are mixed like them.
+        extent_keys: entries that say how far padded inputs reach, see :meth:`mixaug.MixedBatch.extent`.
+        axes: layout of the images by letters; None for (B, C, *size).
+
+    Raises:
+        ValueError: one entry named for two purposes, a layout that is none.
+        TypeError: a single text where names of entries are expected.
     """
 
     what: str
     image_key: Hashable | None = None
     label_key: Hashable | None = None
     keys: tuple[Hashable, ...] = ()
+    extent_keys: tuple[Hashable, ...] = ()
+    axes: str | None = None
+
+    def __post_init__(self) -> None:
+        check_layout(self.what, self.axes)
+        keys, extents = (check_keys(self.what, name, getattr(self, name)) for name in ("keys", "extent_keys"))
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "extent_keys", extents)
+        self._check_apart(self.image_key, self.label_key)
 
     def images(self, batch: Any) -> Tensor:
         """The images of a batch."""
         images = batch if isinstance(batch, Tensor) else self._get(batch, self._image_key(batch))
         if not isinstance(images, Tensor):
+            nested = isinstance(images, (Mapping, list, tuple))
             raise TypeError(
                 f"{self.what} expects a tensor of images, got {type(images).__name__}; "
-                "images of one batch need one size, and PIL images a transform to tensors"
+                + (
+                    "nested inputs are not supported: a batch is (images, labels, ...) or a mapping of tensors"
+                    if nested
+                    else "images of one batch need one size, and PIL images a transform to tensors"
+                )
             )
+        check_dense(self.what, "images", images)
         return images
 
     def with_images(self, batch: Any, images: Tensor) -> Any:
@@ -52,24 +75,43 @@ class Layout:
         """``policy`` on this batch. Its inputs are the images alone where the batch holds nothing else; else
         the batch without its labels, entries that are not mixed passed through.
         """
+        if self.axes is not None:
+            options["layout"] = self.axes
         self.images(batch)
         if isinstance(batch, Tensor):
+            named = {"image_key": self.image_key, "label_key": self.label_key}
+            named |= {"keys": self.keys or None, "extent_keys": self.extent_keys or None}
+            for name, value in named.items():
+                if value is not None:
+                    raise ValueError(f"{self.what} got {name}={value!r}, but the batch is a tensor without entries")
             return policy(batch, None, **options)
         image_key, label_key = self._image_key(batch), self._label_key(batch)
+        self._check_apart(image_key, label_key)
         labels = None if label_key is None else self._get(batch, label_key)
+        if label_key is not None and not isinstance(labels, Tensor):
+            raise TypeError(
+                f"{self.what} expects labels as a tensor, got {type(labels).__name__}: give each sample a number, or a "
+                "tensor of numbers, as its label"
+            )
         entries = list(batch) if isinstance(batch, Mapping) else list(range(len(batch)))
         rest = [key for key in entries if key != label_key]
         if len(rest) == 1 and not isinstance(batch, Mapping):
-            if self.keys:
-                raise ValueError(f"{self.what}: keys={list(self.keys)}, but the batch has images and labels only")
+            for name, named_keys in (("keys", self.keys), ("extent_keys", self.extent_keys)):
+                if named_keys:
+                    raise ValueError(
+                        f"{self.what}: {name}={list(named_keys)}, but the batch has images and labels only"
+                    )
             return policy(batch[image_key], labels, **options)
         mixed_keys = [image_key, *self.keys]
-        for key in mixed_keys:
+        for key in (*mixed_keys, *self.extent_keys):
             self._get(batch, key)
         if isinstance(batch, Mapping):
-            return policy({key: batch[key] for key in rest}, labels, keys=mixed_keys, **options)
+            inputs = mapping_like(batch, {key: batch[key] for key in rest})
+            mixed = policy(inputs, labels, keys=mixed_keys, **options)
+            return mixed.with_extents(self.extent_keys) if self.extent_keys else mixed
         places = [rest.index(key) for key in mixed_keys]
-        return policy(tuple(batch[key] for key in rest), labels, keys=places, **options)
+        mixed = policy(tuple(batch[key] for key in rest), labels, keys=places, **options)
+        return mixed.with_extents([rest.index(key) for key in self.extent_keys]) if self.extent_keys else mixed
 
     def with_targets(self, batch: Any, mixed: MixedBatch, targets: Tensor) -> Any:
         """The batch again, images mixed and labels replaced by ``targets``; a pair comes back as a tuple."""
@@ -78,10 +120,20 @@ class Layout:
             return (mixed.inputs, targets) if images_first else (targets, mixed.inputs)
         label_key = self._label_key(batch)
         if isinstance(batch, Mapping):
-            return {key: targets if key == label_key else mixed.inputs[key] for key in batch}
+            return mapping_like(batch, {key: targets if key == label_key else mixed.inputs[key] for key in batch})
         rest = iter(mixed.inputs)
         values = [targets if index == label_key else next(rest) for index in range(len(batch))]
         return rebuild(batch, values)
+
+    def _check_apart(self, image_key: Any, label_key: Any) -> None:
+        """Raise where one entry is named for two purposes."""
+        named = [image_key, *([] if label_key is None else [label_key]), *self.keys, *self.extent_keys]
+        twice = [key for index, key in enumerate(named) if key is not None and key in named[:index]]
+        if twice:
+            raise ValueError(
+                f"{self.what} got {twice[0]!r} for two of image_key, label_key, keys and extent_keys: images, labels, "
+                "further entries to mix and lengths are different entries"
+            )
 
     def _image_key(self, batch: Any) -> Any:
         if isinstance(batch, Mapping):
@@ -115,5 +167,33 @@ class Layout:
 
     def _put(self, batch: Any, values: dict[Any, Any]) -> Any:
         if isinstance(batch, Mapping):
-            return {**batch, **values}
+            return mapping_like(batch, {**batch, **values})
         return rebuild(batch, [values.get(index, value) for index, value in enumerate(batch)])
+
+
+def explained_samples(what: str, samples: Sequence[Any]) -> Exception | None:
+    """Why samples cannot be put together: pictures that are no tensors, or tensors of different sizes; None otherwise.
+
+    Args:
+        what: name of the caller, for messages.
+        samples: each a tensor, a sequence or a mapping of entries.
+    """
+    first = samples[0]
+    entries: list[Any] = [None]
+    if isinstance(first, (list, tuple, Mapping)):
+        entries = list(first) if isinstance(first, Mapping) else list(range(len(first)))
+    for key in entries:
+        values = [sample if key is None else sample[key] for sample in samples]
+        place = "samples" if key is None else f"entry {key!r} of the samples"
+        if any(type(value).__module__.partition(".")[0] == "PIL" for value in values):
+            return TypeError(
+                f"{what} expects {place} as tensors, got PIL images: give the data set a transform to tensors, such as "
+                "torchvision's v2.PILToTensor"
+            )
+        shapes = list(dict.fromkeys(tuple(value.shape) for value in values if hasattr(value, "shape")))
+        if len(shapes) > 1:
+            return ValueError(
+                f"{what} expects {place} of one size, got {shapes[0]} and {shapes[1]}: give the data set a transform "
+                "to one size, or pad them in collate="
+            )
+    return None

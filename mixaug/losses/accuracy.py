@@ -10,50 +10,87 @@ from torch import Tensor
 from mixaug.batch import MixedBatch
 from mixaug.losses.checks import check_inputs, labels_of, mix_rows
 
+#: Sum of a row of labels may differ from one by so much, as half precision makes it, where it shares one label out.
+TOLERANCE = 0.02
+
 
 @torch.no_grad()
-def mixed_accuracy(logits: Tensor, targets: MixedBatch | Tensor, topk: int | Sequence[int] = 1) -> Tensor:
+def mixed_accuracy(
+    logits: Tensor,
+    targets: MixedBatch | Tensor,
+    topk: int | Sequence[int] = 1,
+    *,
+    ignore_index: int | None = None,
+    multi_label: bool | None = False,
+) -> Tensor:
     """Share of the label weight that lies on the k classes with the highest logits.
 
     With class ids and weight 1 this is ordinary accuracy; with a mixed pair that got its heavier class right
-    it counts lam. Reads nothing back to the host.
+    it counts lam. Where labels are answers to yes-or-no questions, it is the share of right answers, yes for a logit
+    above zero: a mixed target of 0.3 counts 0.3 for a yes and 0.7 for a no. Reads nothing back to the host.
 
     Args:
-        logits: (B, K).
-        targets: a MixedBatch, class ids (B,), or dense targets (B, K). Negative class ids (the usual marks
-            for "ignore") drop out with their weight.
+        logits: (B, K). A single output is a yes or no.
+        targets: a MixedBatch, class ids (B,), or dense targets (B, K). Beside a single output class ids are 0 for no
+            and 1 for yes. Negative class ids (the usual marks for "ignore") drop out with their weight.
         topk: k, or several k; more than K counts as K.
+        ignore_index: further class id that drops out, as in a loss.
+        multi_label: True reads dense targets (B, K) as a yes or no for each class, False as shares of classes; None
+            looks whether each row of labels sums to one. ``topk`` must then be 1.
 
     Returns:
-        float32 in [0, 1] on the device of the logits: a scalar for an integer ``topk``, else one value per k.
-        nan if there is no label weight at all.
+        float32 in [0, 1] on the device of the logits: a scalar for an integer ``topk``, else one value per k. Samples
+        count by their ``importance``, where a MixedBatch has it; shares that are spread over all classes (``uniform``)
+        are left out. nan if there is no label weight at all.
 
     Raises:
-        ValueError: mismatched shapes, k < 1, or a MixedBatch without labels.
+        ValueError: mismatched shapes, k < 1, yes-or-no labels with other k, a MixedBatch without labels, and, on the
+            CPU outside ``torch.compile``, class ids that the logits do not have.
+        TypeError: integer rows (B, K) or floating labels (B,).
     """
     ks = (topk,) if isinstance(topk, int) else tuple(topk)
     if not ks or min(ks) < 1:
         raise ValueError(f"mixed_accuracy expected topk >= 1, got {topk}")
-    if logits.ndim != 2:
-        raise ValueError(f"mixed_accuracy expected logits of shape (B, K), got {tuple(logits.shape)}")
+    if multi_label is not False and set(ks) != {1}:
+        raise ValueError(f"mixed_accuracy expected topk=1 for labels of yes and no, got {topk}")
+    importance = None
     if isinstance(targets, Tensor):
         labels = targets
-        sources = torch.arange(len(labels), device=labels.device)[:, None]
-        weights = torch.ones(len(labels), 1, device=labels.device)
+        rows = torch.arange(len(labels) if labels.ndim else 0, device=labels.device)
+        sources, weights = rows[:, None], torch.ones(len(rows), 1, device=labels.device)
     else:
         labels, sources, weights = labels_of("mixed_accuracy", targets), targets.sources, targets.weights
-    check_inputs("mixed_accuracy", logits, labels, sources, weights, None, check_range=False)
+        importance = targets.importance
+    check_inputs("mixed_accuracy", logits, labels, sources, weights, ignore_index, negative="ignored")
+    weights = weights.float() if importance is None else weights.float() * importance.float()[:, None]
 
-    best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
-    if labels.ndim == 2:
-        mass = mix_rows(labels.float(), sources, weights.float())
-        hits = mass.gather(1, best)
-        total = mass.sum()
-    else:
+    if labels.ndim == 1:
         ids = labels.long()[sources]
-        mass = weights.float().masked_fill(ids < 0, 0)
-        hits = (mass[:, :, None] * (ids[:, :, None] == best[:, None, :])).sum(1)
-        total = mass.sum()
-    by_rank = hits.sum(0).cumsum(0) / total
+        ignored = ids < 0
+        if ignore_index is not None and ignore_index >= 0:
+            ignored = ignored | (ids == ignore_index)
+        weights = weights.masked_fill(ignored, 0)
+        if logits.shape[1] == 1:
+            by_rank = _answers(logits, (weights * (ids == 1)).sum(1, keepdim=True), weights)[None]
+        else:
+            best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
+            hits = (weights[:, :, None] * (ids[:, :, None] == best[:, None, :])).sum(1)
+            by_rank = hits.sum(0).cumsum(0) / weights.sum()
+    else:
+        mixed = mix_rows(labels.float(), sources, weights)
+        if multi_label or logits.shape[1] == 1:
+            by_rank = _answers(logits, mixed, weights)[None]
+        else:
+            best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
+            by_rank = mixed.gather(1, best).sum(0).cumsum(0) / mixed.sum()
+            if multi_label is None:
+                shares = ((labels.float().sum(1) - 1).abs() < TOLERANCE).all()
+                by_rank = torch.where(shares, by_rank, _answers(logits, mixed, weights))
     chosen = torch.stack([by_rank[min(k, len(by_rank)) - 1] for k in ks])
     return chosen[0] if isinstance(topk, int) else chosen
+
+
+def _answers(logits: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
+    """Share of right answers, from (B, K) weights of a yes and (B, M) weights of all sources."""
+    total = weights.sum(1, keepdim=True)
+    return torch.where(logits > 0, mixed, total - mixed).sum() / (total.sum() * logits.shape[1])

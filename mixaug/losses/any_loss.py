@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def mixed_loss(
     Args:
         loss: called M times as ``loss(logits, labels)``, must return one value per sample, (B,).
         logits: (B, ...) whatever ``loss`` takes.
-        labels: (B, ...) whatever ``loss`` takes: class ids, dense targets, regression targets.
+        labels: (B, ...) whatever ``loss`` takes: class ids, which it gets as int64, dense targets, regression targets.
         sources: (B, M) int64 rows of the batch that went into each sample.
         weights: (B, M) floating share of each source's label.
         reduction: "none" gives (B,); "mean" over the batch; "sum".
@@ -42,14 +42,23 @@ def mixed_loss(
     check_options("mixed_loss", 0.0, reduction)
     check_mixing("mixed_loss", logits, labels, sources, weights)
     check_per_sample("mixed_loss", "importance", importance, len(logits))
+    if not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool:
+        # torch's losses take ids in one or two integer dtypes only.
+        labels = labels.long()
     total: Tensor | None = None
     for source, weight in zip(sources.unbind(1), weights.unbind(1), strict=True):
         value = loss(logits, labels[source])
         if not isinstance(value, Tensor) or value.shape != (len(logits),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            rows = isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(logits)
+            axes = "1" if rows and value.ndim == 2 else "tuple(range(1, ...))"
             raise ValueError(
-                f"mixed_loss expected {_name(loss)} to return one loss per sample, shape ({len(logits)},); "
-                f"got {got}; build it with reduction='none'"
+                f"mixed_loss expected {_name(loss)} to return one loss per sample, shape ({len(logits)},); got {got}; "
+                + (
+                    f"take the mean over the other axes: MixedLoss(lambda x, y: loss(x, y).mean({axes}))"
+                    if rows
+                    else "build it with reduction='none'"
+                )
             )
         share = weight.to(torch.promote_types(value.dtype, torch.float32)) * value
         total = share if total is None else total + share
@@ -67,6 +76,8 @@ class MixedLoss(nn.Module):
 
     Example:
         >>> criterion = MixedLoss(nn.MultiMarginLoss(reduction="none"))
+        >>> bce = nn.BCEWithLogitsLoss(reduction="none")
+        >>> criterion = MixedLoss(lambda logits, labels: bce(logits, labels).mean(1))
     """
 
     #: The task is open: the wrapped loss says which labels it takes.
@@ -93,6 +104,11 @@ class MixedLoss(nn.Module):
             reduction=self.reduction,
             importance=mixed.importance,
         )
+
+    def counted(self) -> dict[str, Any]:
+        """Options of :func:`mixed_accuracy` that make it count the labels that this loss counts."""
+        ignored = getattr(self.loss, "ignore_index", None)
+        return {"ignore_index": ignored if isinstance(ignored, int) else None}
 
 
 def _name(function: object) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_dense, shown
 from mixaug.losses.checks import (
     check_inputs,
     check_options,
@@ -17,6 +19,7 @@ from mixaug.losses.checks import (
     labels_of,
     mix_rows,
     reduced,
+    refuse_one_output,
 )
 
 
@@ -30,6 +33,7 @@ def mixed_binary_cross_entropy(
     target_threshold: float | None = None,
     sum_classes: bool = False,
     multi_label: bool = False,
+    pos_weight: Tensor | None = None,
     reduction: str = "mean",
     uniform: Tensor | None = None,
     importance: Tensor | None = None,
@@ -54,10 +58,14 @@ def mixed_binary_cross_entropy(
             get target 1, all others 0.
         sum_classes: sum over the classes of a sample; by default their mean.
         multi_label: dense labels are independent yes/no targets, so smoothing moves them towards a half:
-            ``(1 - eps) * target + eps / 2`` (timm's ``multi_label``). Needs dense labels.
+            ``(1 - eps) * target + eps / 2`` (timm's ``multi_label``). Needs dense labels. So is the one column of a
+            model with a single output in any case.
+        pos_weight: (K,), (1,) or () floating, positive factor of the loss of a yes, as in
+            ``torch.nn.BCEWithLogitsLoss``; above 1 it favours recall.
         reduction: over the samples: "none" gives (B,), "mean", "sum". torch's ``reduction="sum"`` over all
             elements is ``sum_classes=True, reduction="sum"`` here.
-        uniform: (B,) floating share of each sample's target that is spread evenly over the classes, or None.
+        uniform: (B,) floating share of each sample's target that is spread evenly over the classes, or None. With one
+            output, over yes and no.
         importance: (B,) floating factor of each sample's loss, or None. The mean is still over all samples.
 
     Returns:
@@ -65,7 +73,7 @@ def mixed_binary_cross_entropy(
 
     Raises:
         TypeError: integer labels (B, K), floating labels (B,), or a wrong dtype elsewhere.
-        ValueError: mismatched shapes, an option out of its range, ``multi_label`` with class ids, and, on the
+        ValueError: mismatched shapes, an option out of its range, ``multi_label`` or K = 1 with class ids, and, on the
             CPU outside ``torch.compile``, class ids outside [0, K) or sources outside [0, B).
     """
     check_options("mixed_binary_cross_entropy", label_smoothing, reduction)
@@ -73,6 +81,7 @@ def mixed_binary_cross_entropy(
         raise ValueError(
             f"mixed_binary_cross_entropy expected target_threshold in [0, 1) or None, got {target_threshold}"
         )
+    refuse_one_output("mixed_binary_cross_entropy", logits, labels)
     check_inputs("mixed_binary_cross_entropy", logits, labels, sources, weights, None)
     if multi_label and labels.ndim != 2:
         raise ValueError(
@@ -84,12 +93,16 @@ def mixed_binary_cross_entropy(
     classes = logits.shape[1]
     logits = logits.to(compute_dtype(logits))
     weights = weights.to(logits.dtype)
-    even = None if uniform is None else uniform.to(logits.dtype) / classes
-    off = label_smoothing * 0.5 if multi_label else label_smoothing / classes
+    even = None if uniform is None else uniform.to(logits.dtype) / max(classes, 2)
+    off = label_smoothing / (2 if multi_label else max(classes, 2))
 
     # softplus(x) - t * x is the stable form of -t log s(x) - (1 - t) log s(-x). Beyond the threshold of 40
     # the linear branch is exact in float64 too (the default of 20 is not).
     negative = F.softplus(logits, threshold=40.0).sum(1)
+    if pos_weight is not None:
+        # p t log s(x) in place of t log s(x): what a target takes away from the loss is no longer x itself.
+        factor = _checked_weight("mixed_binary_cross_entropy", pos_weight, classes).to(logits)
+        logits = logits + (1 - factor) * F.softplus(-logits, threshold=40.0)
     if labels.ndim == 2:
         targets = mix_rows(labels.to(logits.dtype), sources, weights)
         if label_smoothing > 0:
@@ -132,6 +145,16 @@ def mixed_binary_cross_entropy(
     return reduced(loss, importance, reduction)
 
 
+def _checked_weight(name: str, pos_weight: Tensor, classes: int) -> Tensor:
+    check_dense(name, "pos_weight", pos_weight)
+    if not pos_weight.is_floating_point() or tuple(pos_weight.shape) not in ((), (1,), (classes,)):
+        raise ValueError(
+            f"{name} expected pos_weight ({classes},) floating, one for each class, or one for all, got "
+            f"{tuple(pos_weight.shape)} {pos_weight.dtype}"
+        )
+    return pos_weight
+
+
 class MixedBinaryCrossEntropy(nn.Module):
     """Module form of :func:`mixed_binary_cross_entropy`; ``forward(logits, mixed)`` takes a MixedBatch.
 
@@ -142,10 +165,17 @@ class MixedBinaryCrossEntropy(nn.Module):
         sum_classes: sum over classes rather than average.
         multi_label: dense labels are independent yes/no targets.
         reduction: "none", "mean" or "sum", over the samples.
+        pos_weight: positive factor of the loss of a yes, one number or one for each class, as in
+            ``torch.nn.BCEWithLogitsLoss``; kept as a buffer.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     #: What the labels are: "classification" or "regression".
     task: ClassVar[str] = "classification"
+
+    pos_weight: Tensor | None
 
     def __init__(
         self,
@@ -154,6 +184,7 @@ class MixedBinaryCrossEntropy(nn.Module):
         sum_classes: bool = False,
         multi_label: bool = False,
         reduction: str = "mean",
+        pos_weight: Tensor | Sequence[float] | float | None = None,
     ) -> None:
         super().__init__()
         check_options("MixedBinaryCrossEntropy", label_smoothing, reduction)
@@ -166,6 +197,7 @@ class MixedBinaryCrossEntropy(nn.Module):
         self.sum_classes = sum_classes
         self.multi_label = multi_label
         self.reduction = reduction
+        self.register_buffer("pos_weight", _positive_weights(pos_weight), persistent=False)
 
     def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
         """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
@@ -178,13 +210,31 @@ class MixedBinaryCrossEntropy(nn.Module):
             target_threshold=self.target_threshold,
             sum_classes=self.sum_classes,
             multi_label=self.multi_label,
+            pos_weight=self.pos_weight,
             reduction=self.reduction,
             uniform=mixed.uniform,
             importance=mixed.importance,
         )
 
+    def counted(self) -> dict[str, Any]:
+        """Options of :func:`mixed_accuracy` that make it count the labels that this loss counts."""
+        return {"multi_label": True if self.multi_label else None}
+
     def extra_repr(self) -> str:
+        weight = "" if self.pos_weight is None else f", pos_weight={self.pos_weight.tolist()}"
         return (
             f"label_smoothing={self.label_smoothing}, target_threshold={self.target_threshold}, "
-            f"sum_classes={self.sum_classes}, multi_label={self.multi_label}, reduction={self.reduction!r}"
+            f"sum_classes={self.sum_classes}, multi_label={self.multi_label}, reduction={self.reduction!r}{weight}"
         )
+
+
+def _positive_weights(values: Tensor | Sequence[float] | float | None) -> Tensor | None:
+    if values is None:
+        return None
+    tensor = torch.as_tensor(values)
+    if tensor.ndim > 1 or not tensor.numel() or not bool(((tensor > 0) & tensor.isfinite()).all()):
+        raise ValueError(
+            "MixedBinaryCrossEntropy expects pos_weight as one positive number or one for each class, got "
+            f"{shown(values)}"
+        )
+    return tensor if tensor.is_floating_point() else tensor.float()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
-from mixaug.checks import check_choice, check_probability
+from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -51,6 +51,8 @@ def check_mixing(
     batch = len(outputs)
     if batch == 0:
         raise ValueError(f"{name} got an empty batch: {what} of shape {tuple(outputs.shape)}")
+    for argument, tensor in (("labels", labels), ("sources", sources), ("weights", weights)):
+        check_dense(name, argument, tensor)
     # There may be more rows of labels (partners from outside the batch) or fewer (several mixtures of one sample).
     if labels.ndim == 0 or len(labels) == 0:
         raise ValueError(f"{name} got {what} of {batch} samples, but labels of shape {tuple(labels.shape)}")
@@ -77,44 +79,55 @@ def check_inputs(
     sources: Tensor,
     weights: Tensor,
     ignore_index: int | None,
-    check_range: bool = True,
+    negative: str = "refused",
 ) -> bool:
-    """Raise for what does not fit. Returns whether a class id may be ``ignore_index``; True where none can be read."""
+    """Raise for what does not fit. Returns whether a class id may be ``ignore_index``; True where none can be read.
+
+    Args:
+        name: who asks.
+        logits, labels, sources, weights, ignore_index: what is checked.
+        negative: "refused", or "ignored" for class ids below zero; there a single output has the ids 0 and 1.
+    """
+    check_dense(name, "logits", logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"{name} expected logits of shape (B, K), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise TypeError(f"{name} expected floating logits, got {logits.dtype}")
     check_mixing(name, logits, labels, sources, weights)
+    check_label_kind(name, labels)
     classes = logits.shape[1]
     if labels.ndim == 2:
-        if not labels.is_floating_point():
-            raise TypeError(
-                f"{name} got {labels.dtype} labels of shape {tuple(labels.shape)}; pass class ids (B,) or "
-                "floating dense targets (B, K), for example F.one_hot(ids, K).float()"
-            )
         if labels.shape[1] != classes:
             raise ValueError(f"{name} got logits of {classes} classes, but dense labels of {labels.shape[1]}")
-    elif labels.ndim == 1:
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    else:
+        if labels.is_floating_point():
             raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
-        if check_range and _can_read(labels):
+        if _can_read(labels):
+            known = 2 if negative == "ignored" and classes == 1 else classes
             # One look at the labels is cheaper than masking what is hardly ever there.
-            low, high = (int(value) for value in labels.long().aminmax())
-            if low >= 0 and high < classes:
-                return ignore_index is not None and low <= ignore_index <= high
             labels = labels.long()
-            out = (labels < 0) | (labels >= classes)
+            low, high = (int(value) for value in labels.aminmax())
+            if low >= 0 and high < known:
+                return ignore_index is not None and low <= ignore_index <= high
+            out = labels >= known if negative == "ignored" else (labels < 0) | (labels >= known)
             if ignore_index is not None:
                 out &= labels != ignore_index
             if bool(out.any()):
                 row = int(out.nonzero()[0])
                 excused = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
                 raise ValueError(
-                    f"{name} expected class ids in [0, {classes}){excused}; got {int(labels[row])} at row {row}"
+                    f"{name} expected class ids in [0, {known}){excused}; got {int(labels[row])} at row {row}"
                 )
-    else:
-        raise ValueError(f"{name} expected labels of shape (B,) or (B, K), got {tuple(labels.shape)}")
     return True
+
+
+def refuse_one_output(name: str, logits: Tensor, labels: Tensor) -> None:
+    """Raise for class ids beside a single output, which for a loss over classes is the only class there is."""
+    if logits.ndim == 2 and logits.shape[1] == 1 and labels.ndim == 1:
+        raise ValueError(
+            f"{name} got class ids beside logits of one output; for a yes or no pass labels[:, None].float(), 0 or 1, "
+            "and MixedBinaryCrossEntropy"
+        )
 
 
 def _can_read(tensor: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def mixed_cross_entropy(
 
     Raises:
         TypeError: integer labels (B, K), floating labels (B,), or a wrong dtype elsewhere.
-        ValueError: mismatched shapes, an option out of its range, and, on the CPU outside ``torch.compile``,
+        ValueError: mismatched shapes, K = 1, an option out of its range, and, on the CPU outside ``torch.compile``,
             class ids outside [0, K) that are not ``ignore_index`` or sources outside [0, B).
 
     Example:
@@ -74,6 +74,11 @@ def mixed_cross_entropy(
         torch.Size([])
     """
     check_options("mixed_cross_entropy", label_smoothing, reduction)
+    if logits.ndim == 2 and logits.shape[1] == 1:
+        raise ValueError(
+            "mixed_cross_entropy got logits of one output, whose probability is always 1: use MixedBinaryCrossEntropy "
+            "with labels (B, 1) of 0 and 1, or a model of two outputs"
+        )
     may_ignore = check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
     check_per_sample("mixed_cross_entropy", "uniform", uniform, len(logits))
     check_per_sample("mixed_cross_entropy", "importance", importance, len(logits))
@@ -166,6 +171,10 @@ class MixedCrossEntropy(nn.Module):
             uniform=mixed.uniform,
             importance=mixed.importance,
         )
+
+    def counted(self) -> dict[str, Any]:
+        """Options of :func:`mixed_accuracy` that make it count the labels that this loss counts."""
+        return {"ignore_index": self.ignore_index}
 
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug.ops.layout import (
+    check_blends,
     column,
     deliver,
     each_row,
@@ -65,11 +66,7 @@ def blend_mask(
 
 
 def _lerp(images: Tensor, partner: Tensor, weight: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
-    if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
-            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
-        )
+    check_blends(images)
     exact = images.dtype in (torch.float32, torch.float64)
     weight = weight.to(images.dtype if exact else torch.float32)
     if prefers_slices(images, weight, partner):

@@ -14,6 +14,7 @@ from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import (
     SLICE_BYTES,
     channels_last_format,
+    check_blends,
     deliver,
     over_channels,
     reads_freely,
@@ -97,11 +98,8 @@ def puzzlemix_blend(
             f"{tuple(blocks.shape)}, moves {grid}, images {tuple(images.shape)}"
         )
     copies = blocks.dtype == torch.bool
-    if not copies and not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
-            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
-        )
+    if not copies:
+        check_blends(images)
     # Two bodies give one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered.
     if reads_freely(images, blocks) and (moves is not None or images[0].numel() >= SLICE_BYTES // 4):
         return deliver(_blend_rows(images, partner, blocks, moves, grid), images, out, inplace)

@@ -25,6 +25,23 @@ def single_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def check_blends(images: Tensor) -> None:
+    """Raise unless a weighted mean of these values has a meaning: floating point, or the uint8 of an image.
+
+    Raises:
+        TypeError: integers, as in a label map, bool or complex values.
+    """
+    if images.is_floating_point() or images.dtype == torch.uint8:
+        return
+    if images.dtype == torch.bool:
+        kind, ways = "True and False", "MixedBatch.extent gives the union of masks of valid positions; "
+    elif images.is_complex():
+        kind, ways = "complex values", "pass torch.view_as_real(tensor); "
+    else:
+        kind, ways = "integers", "for a label map pass num_classes to MixedBatch.apply to get per-pixel class shares; "
+    raise TypeError(f"a blend of {kind} has no meaning; {ways}for an image pass a float dtype")
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether ``torch.func`` stands behind a tensor: it may be many, or carry a derivative."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)

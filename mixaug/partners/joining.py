@@ -47,6 +47,8 @@ class Drawn(NamedTuple):
         further, labels = self.further, self.batch.labels
         plain = source is None or further is None or (source.labels_own and further.importance is None)
         if plain or labels is None or further is None:
+            # Labels of the batch alone go on as they came.
+            labels = own.labels if further is None else labels
             metadata = self.batch.metadata
             return MixedBatch(inputs, labels, self.plan.sources, weights, self.plan, metadata=metadata)
         return MixedBatch(inputs, plan=self.plan, **spread_labels(own, further, self.plan.sources, weights))

@@ -37,6 +37,7 @@ class PartnersPlan(Plan):
             lam=inner.lam if inner.lam.shape[0] == 1 else inner.lam[:keep],
             weights=None if inner.weights is None else inner.weights[:keep],
             size=inner.size,
+            form=inner.form,
             route=inner.route,
             inner=inner,
             keep=keep,

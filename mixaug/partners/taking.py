@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
+from mixaug.axes import Form, channels_first, check_layout, check_place_of_channels
 from mixaug.batch import Batch
-from mixaug.checks import check_generator
+from mixaug.checks import check_dense, check_generator, whole_ids
 from mixaug.labeling import Labeling
 from mixaug.ops.precision import full_precision
 from mixaug.pairing import Pairing
@@ -23,6 +26,7 @@ class TakesPartners:
     labeling: Labeling
     pairing: Pairing
     partners: PartnerSource | None
+    spatial: ClassVar[tuple[int, ...] | None]
 
     @property
     def needs_labels(self) -> bool:
@@ -34,6 +38,11 @@ class TakesPartners:
     def needs_rows(self) -> bool:
         """Whether ``forward`` has to be told which rows of a training set the samples are."""
         return self.partners is not None and self.partners.needs_rows
+
+    @property
+    def members(self) -> tuple[TakesPartners, ...]:
+        """The policies that this one is made of; none for most policies."""
+        return ()
 
     def check(self, batch: Batch) -> None:
         """Raise a clear error for a batch that this policy cannot mix."""
@@ -65,14 +74,43 @@ class TakesPartners:
         self.choosing = pairing
         self.partners.bind(type(self).__name__, pairing)
 
-    def drawn(self, batch: Batch, signals: Any, generator: Generator | None) -> Drawn:
+    def _channels_first(self, images: Tensor, layout: str | None) -> Tensor:
+        """The images as (B, C, *size), a view; raises where they look like something else and nobody said so."""
+        what = type(self).__name__
+        check_dense(what, "images", images)
+        check_layout(what, layout)
+        first = channels_first(what, images, layout, is_image=True)
+        if layout is None and any(part.spatial is not None for part in _parts(self)):
+            check_place_of_channels(what, images.shape)
+        if layout is not None and layout.index("C") != 1 and self.needs - {"hidden"}:
+            raise ValueError(
+                f"{what} looks at the model, which takes images (B, C, *size): bring them there before, got "
+                f"layout={layout!r}"
+            )
+        return first
+
+    def drawn(self, batch: Batch, signals: Any, generator: Generator | None, layout: str | None = None) -> Drawn:
         """A plan for a batch and its partners, everything checked.
 
         Args:
             batch: as it came.
             signals: as a user passed them; None takes those of the batch.
             generator: of all draws.
+            layout: of the images, see :meth:`mixaug.Policy.forward`.
+
+        Raises:
+            ValueError: see :meth:`mixaug.Policy.forward`; partners from outside for images with the channels elsewhere.
         """
+        what, source = type(self).__name__, self.partners
+        first = self._channels_first(batch.inputs, layout)
+        form = Form(tuple(first.shape[1:]), first.dtype, layout)
+        batch = dataclasses.replace(batch, inputs=first, labels=whole_ids(batch.labels))
+        if source is not None and layout is not None and layout.index("C") != 1:
+            raise ValueError(f"{what} expects inputs with the channels second, like 'NCHW', got layout={layout!r}")
+        drawn = self._drawn(batch, signals, generator)
+        return drawn._replace(plan=dataclasses.replace(drawn.plan, form=form))
+
+    def _drawn(self, batch: Batch, signals: Any, generator: Generator | None) -> Drawn:
         what, source = type(self).__name__, self.partners
         signals = batch.signals if signals is None else signals
         if source is not None:
@@ -92,3 +130,11 @@ class TakesPartners:
                 lambda whole: resolved(what, whole, signals, self.needs),
                 lambda whole, partner: self.plan(whole, generator, partner),
             )
+
+
+def _parts(policy: TakesPartners) -> Iterator[TakesPartners]:
+    """The policies that mix: the members of the members, or the policy itself where it has none."""
+    if not policy.members:
+        yield policy
+    for member in policy.members:
+        yield from _parts(member)

@@ -22,7 +22,7 @@ from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import check_flag, check_probability, check_whole
 from mixaug.draws import Draws
 from mixaug.labeling import Area, Drawn
-from mixaug.ops.layout import deliver, over_channels, single_precision, take_rows
+from mixaug.ops.layout import check_blends, deliver, over_channels, single_precision, take_rows
 from mixaug.plan import Plan
 from mixaug.policies.learned.base import LearnedMixer, MixerOptions
 from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens, upsampled
@@ -60,11 +60,7 @@ def adautomix(
     Raises:
         TypeError: integers other than uint8.
     """
-    if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"a blend of {images.dtype} values has no meaning; for a label map pass num_classes to "
-            "MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
-        )
+    check_blends(images)
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
     rows, weights = sources.unbind(1), masks.to(dtype).unbind(1)
     result = take_rows(images, rows[0]).to(dtype) * over_channels(weights[0], images)

@@ -32,7 +32,7 @@ from mixaug.checks import (
     check_whole,
 )
 from mixaug.draws import Draws
-from mixaug.ops.layout import channels_last_format, deliver, single_precision, wide_dtype
+from mixaug.ops.layout import channels_last_format, check_blends, deliver, single_precision, wide_dtype
 from mixaug.ops.masks import cells_to_size
 from mixaug.ops.supermodular import comixup_shares, compatibility_of
 from mixaug.plan import Plan, Unmixed
@@ -375,11 +375,7 @@ def _mix_blocks(images: Tensor, first: Tensor, second: Tensor | None, out: Tenso
     one = _take_pixels(images, cells_to_size(first, size))
     if second is None:
         return deliver(one, images, out, inplace)
-    if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"a mean of {images.dtype} values has no meaning, and blocks may show two images; for a label map pass "
-            "num_classes to MixedBatch.apply to get per-pixel class shares, for an image pass uint8 or a float dtype"
-        )
+    check_blends(images)
     other = _take_pixels(images, cells_to_size(second, size))
     if images.dtype in (torch.float32, torch.float64):
         # Halves are exact: a block of one image is that image.

@@ -155,13 +155,13 @@ class RecursiveMix(Policy):
 
     def _outputs_before(self) -> Tensor | None:
         """What the model put out for the batch that this one's partners come from; None where it was not run on it."""
-        drawn = self._drawn()
+        drawn = self._count()
         return self.outputs if self.outputs is not None and self.outputs_of == drawn - 1 else None
 
     def _keep(self, outputs: Tensor) -> None:
-        self.outputs, self.outputs_of = outputs.detach().clone(), self._drawn()
+        self.outputs, self.outputs_of = outputs.detach().clone(), self._count()
 
-    def _drawn(self) -> int:
+    def _count(self) -> int:
         return self.partners.count if isinstance(self.partners, PreviousBatch) else 0
 
     #: Each process keeps what it saw itself.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixaug.checks import check_class_ids
+from mixaug.checks import check_class_ids, whole_ids
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
 from mixaug.ops.precision import callers_precision
@@ -81,7 +81,7 @@ class ModelSignals(ModelParts):
             labels: (B,) class ids or (B, K) shares; needed for saliency and class activation.
             needs: what will be asked, so that one pass gives all of it.
         """
-        return CleanSignals(self, images, labels, needs)
+        return CleanSignals(self, images, whole_ids(labels), needs)
 
     def like_classifier(self, what: str, existing: nn.Linear | None = None) -> nn.Linear:
         """A linear layer of the classifier's sizes, dtype and device, freshly drawn; or ``existing``, where it is one.

@@ -21,7 +21,7 @@ from PIL import Image
 from mixaug.engine import build, checkpoint, distributed, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
-from mixaug.engine.errors import LoadingError
+from mixaug.engine.errors import ConfigError, LoadingError
 from mixaug.engine.train import train
 
 WAYS = (
@@ -164,3 +164,16 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_told_in_one_line(
     assert isinstance(clear, LoadingError)
     assert f"ended while it handed a batch over ({type(error).__name__})" in str(clear)
     assert Batches(tiny(), build.load_data(tiny()), distributed.start("cpu")).explained(error) is error
+
+
+def test_images_that_make_no_batch_are_told_before_or_at_the_batch(
+    read: Callable[..., DictConfig], images: Path
+) -> None:
+    config = read("data.transform=null", "data.test_transform=null")
+    with pytest.raises(ConfigError, match=r"reads image files, and data\.transform is null: set data\.transform and"):
+        Batches(config, build.load_data(config), distributed.World(0, 1, torch.device("cpu")))
+    Image.new("RGB", (9, 8)).save(images / "train" / "a" / "0.png")
+    config = read("data.transform=uint8", "data.image_size=null", "batch_size=16")
+    batches = Batches(config, build.load_data(config), distributed.World(0, 1, torch.device("cpu")))
+    with pytest.raises(LoadingError, match=r"one size, got \(3, 8, [89]\) and \(3, 8, [89]\).*data\.transform"):
+        list(batches.epoch(0))

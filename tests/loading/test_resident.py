@@ -230,7 +230,7 @@ def test_tables_and_series_go_the_same_way_as_images():
         ({"images": [1, 2]}, TypeError, "uint8 or floating tensor, got list"),
         ({"images": torch.zeros(4, 4, 4, dtype=torch.uint8), "flip": True}, ValueError, r"\(N, C, H, W\)"),
         ({"images": torch.zeros(0, 4)}, ValueError, r"\(N, \.\.\.\)"),
-        ({"labels": [0, 1, 2, 3]}, TypeError, "labels as a tensor, got list"),
+        ({"labels": [0, 1, 2, 3]}, TypeError, "labels as a torch.Tensor, got list"),
         ({"labels": torch.zeros(3)}, ValueError, "4 images but labels"),
         ({"batch_size": 0}, ValueError, "batch_size >= 1"),
         ({"crop_padding": -1}, ValueError, "padding >= 0"),
