@@ -135,7 +135,9 @@ def test_every_goal_names_a_job():
     goals = read_goals(goal_files.GOALS)
     labels = {job.label for job in sections.JOBS}
     assert {goal.job for goal in goals if goal.section == "mixing"} <= labels
-    trained = {job.label for known in (steps.GUIDED, steps.LEARNED) for _, _, jobs in known for job in jobs}
+    trained = {
+        job.label for known in (steps.GUIDED, steps.LEARNED, steps.OBJECTIVES) for _, _, jobs in known for job in jobs
+    }
     assert {goal.job for goal in goals if goal.section == "step"} <= trained
     assert {goal.section for goal in goals} == set(goal_files.UNITS)
     for job in sections.JOBS:
