@@ -287,10 +287,10 @@ class Policy(TakesPartners, Offering, nn.Module):
                 f"{what} pairs by labels: pass labels with the images, or choose another pairing such as "
                 'pairing="permutation"'
             )
-        for name in getattr(self.pairing, "metadata", ()):
+        for name in self.wants_metadata:
             if name not in batch.metadata:
                 raise ValueError(
-                    f"{what} pairs by {name!r}, the batch has metadata {sorted(batch.metadata)}: pass "
+                    f"{what} looks at {name!r} of each sample, the batch has metadata {sorted(batch.metadata)}: pass "
                     f"Batch(images, labels, metadata={{{name!r}: ...}})"
                 )
         if self.partners is not None:

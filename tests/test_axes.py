@@ -11,7 +11,11 @@ from mixaug.data import ArrayData
 from mixaug.loading import ResidentLoader, crop_and_flip
 from mixaug.losses import MixedCrossEntropy
 
-CUTS = [name for name in mixaug.list_policies() if not (made := mixaug.create(name)).needs and made.spatial is not None]
+CUTS = [
+    name
+    for name in mixaug.list_policies()
+    if not (made := mixaug.create(name)).needs and made.spatial is not None and not made.wants_metadata
+]
 LABELS = torch.arange(8)
 
 

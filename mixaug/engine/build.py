@@ -254,11 +254,10 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
     """
     parts = [part for part in policy.modules() if isinstance(part, Policy)]
     sources = [part.partners for part in parts if part.partners is not None]
-    rules = [rule for part in parts for rule in (part.pairing, part.labeling)]
     by_policy = Wants(
         views=tuple(name for source in sources for name in source.views),
         streams=tuple(name for source in sources for name in source.streams),
-        metadata=tuple(name for rule in rules for name in getattr(rule, "metadata", ())),
+        metadata=policy.wants_metadata,
     )
     brought = {
         "views": (tuple(config.views), "views=[{}]"),

@@ -44,6 +44,12 @@ class TakesPartners:
         """The policies that this one is made of; none for most policies."""
         return ()
 
+    @property
+    def wants_metadata(self) -> tuple[str, ...]:
+        """Names of the per-sample tensors that pairing and labeling look at, of the policies inside too."""
+        rules = [rule for part in _parts(self) for rule in (part.pairing, part.labeling)]
+        return tuple(dict.fromkeys(name for rule in rules for name in getattr(rule, "metadata", ())))
+
     def check(self, batch: Batch) -> None:
         """Raise a clear error for a batch that this policy cannot mix."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_images, check_out, check_whole, shown
 from mixaug.draws import Draws
-from mixaug.ops.layout import deliver
+from mixaug.ops.layout import check_blends, deliver
 from mixaug.ops.resample import cast_pixels
 from mixaug.plan import Plan
 from mixaug.policy import Policy, SharedOptions
@@ -95,8 +95,7 @@ class WeightedSources(Plan):
         return self.rows_in
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
-        if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
-            raise TypeError(f"a weighted mean of {tensor.dtype} has no meaning; pass num_classes for a label map")
+        check_blends(tensor)
         return deliver(_weighted(tensor, self.rows_in, self.shares), tensor, out, inplace)
 
 
