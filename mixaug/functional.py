@@ -33,6 +33,7 @@ from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
 from mixaug.policies.mixup import mixup
+from mixaug.policies.moex import exchange_moments
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
@@ -82,6 +83,7 @@ __all__ = [
     "cutmix_boxes",
     "draw_index",
     "eight_bit_images",
+    "exchange_moments",
     "feature_attention",
     "fine_grained_saliency",
     "fmix",

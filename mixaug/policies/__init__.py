@@ -19,6 +19,7 @@ from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
 from mixaug.policies.mixpro import MixPro
 from mixaug.policies.mixup import Mixup
+from mixaug.policies.moex import MoEx
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
 from mixaug.policies.puzzlemix import PuzzleMix
@@ -50,6 +51,7 @@ __all__ = [
     "MaskMix",
     "MixPro",
     "Mixup",
+    "MoEx",
     "NoMix",
     "PatchMix",
     "PuzzleMix",

@@ -52,6 +52,10 @@ class PooledPlan(Plan):
         return self.inner.mixes
 
     @property
+    def is_mean(self) -> bool:
+        return self.inner.is_mean
+
+    @property
     def members(self) -> tuple[Plan, ...]:
         return (self.inner,)
 
