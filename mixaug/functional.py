@@ -32,6 +32,7 @@ from mixaug.policies.guidedmix import greedy_cycle, guided_maps, guided_mask, gu
 from mixaug.policies.learned.blocks import learned_mask
 from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
+from mixaug.policies.mixstyle import mix_styles
 from mixaug.policies.mixup import mixup
 from mixaug.policies.moex import exchange_moments
 from mixaug.policies.patchmix import patchmix
@@ -103,6 +104,7 @@ __all__ = [
     "mask_at_tokens",
     "mask_loss",
     "maskmix",
+    "mix_styles",
     "mixup",
     "nearest_rows",
     "patch_grid",

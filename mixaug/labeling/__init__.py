@@ -6,7 +6,7 @@ from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.named import NAMED, make
 from mixaug.labeling.progressive import Progressive
-from mixaug.labeling.shares import Area, Drawn
+from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Content",
     "Drawn",
     "Labeling",
+    "Own",
+    "Partner",
     "Progressive",
     "TokenLabels",
     "make",

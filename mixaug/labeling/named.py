@@ -10,12 +10,14 @@ from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.progressive import Progressive
-from mixaug.labeling.shares import Area, Drawn
+from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
 NAMED: dict[str, Callable[[], Labeling]] = {
     "area": Area,
     "ratio": Drawn,
+    "own": Own,
+    "partner": Partner,
     "attention": Attention,
     "progressive": Progressive,
     "token_labels": TokenLabels,

@@ -1,7 +1,8 @@
-"""Labels by the area that shows, or by the share that was drawn."""
+"""Labels by the area that shows, by the share that was drawn, or of one source alone."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
@@ -25,3 +26,31 @@ class Drawn:
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:
         return two_shares(plan.lam, len(batch))
+
+
+class Own:
+    """The sample's own label alone, whatever shows: for methods that change the style and not the content."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, plan: Plan, batch: Batch) -> Tensor:
+        return _of_column(plan, 0)
+
+
+class Partner:
+    """The label of the sample that was mixed in alone."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, plan: Plan, batch: Batch) -> Tensor:
+        if plan.sources.shape[1] != 2:
+            raise ValueError(
+                f"labeling 'partner' is for pairs; these samples have {plan.sources.shape[1]} sources each"
+            )
+        return _of_column(plan, 1)
+
+
+def _of_column(plan: Plan, column: int) -> Tensor:
+    weights = torch.zeros(plan.sources.shape, device=plan.sources.device)
+    weights[:, column] = 1
+    return weights

@@ -4,7 +4,7 @@ from mixaug.pairing.base import Pairing, PoolPairing
 from mixaug.pairing.kernel import FittedKernel, LabelKernel, label_kernel
 from mixaug.pairing.named import NAMED, make
 from mixaug.pairing.nearest import FittedNearest, Local, Nearest, limited_choice, nearest_rows
-from mixaug.pairing.within_batch import AnyRow, Derangement, Permutation, RandomPairs, Reversed, Shift
+from mixaug.pairing.within_batch import AnyRow, Derangement, Halves, Permutation, RandomPairs, Reversed, Shift
 
 __all__ = [
     "NAMED",
@@ -12,6 +12,7 @@ __all__ = [
     "Derangement",
     "FittedKernel",
     "FittedNearest",
+    "Halves",
     "LabelKernel",
     "Local",
     "Nearest",

@@ -79,3 +79,22 @@ class RandomPairs:
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         order = draws.permutation()
         return torch.empty_like(order).scatter_(0, order, order.flip(0))
+
+
+class Halves:
+    """Every sample of the first half with one of the second, and the other way round, at random and without repetition.
+
+    For batches whose halves come from two domains each (MixStyle across domains, arXiv:2107.02053). In an odd batch one
+    sample of the first half serves twice.
+    """
+
+    involution = False
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        half = draws.batch_size // 2
+        if not half:
+            return torch.zeros(draws.batch_size, dtype=torch.int64, device=draws.device)
+        keys = draws.uniform(per="sample")
+        first, second = keys[:half].argsort(), keys[half:].argsort() + half
+        again = torch.arange(len(second), device=draws.device) % half
+        return torch.cat([second[:half], first.index_select(0, again)])

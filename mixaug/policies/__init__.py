@@ -18,6 +18,7 @@ from mixaug.policies.local_mixup import local_mixup
 from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
 from mixaug.policies.mixpro import MixPro
+from mixaug.policies.mixstyle import MixStyle
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.moex import MoEx
 from mixaug.policies.none import NoMix
@@ -50,6 +51,7 @@ __all__ = [
     "ManifoldMix",
     "MaskMix",
     "MixPro",
+    "MixStyle",
     "Mixup",
     "MoEx",
     "NoMix",

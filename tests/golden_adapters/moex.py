@@ -1,10 +1,10 @@
 """moex_*: features -> exchanged moments by every norm, and the losses and the gradient of the default one."""
 
 import torch
-from torch import nn
 
 import mixaug
 from golden_adapters import adapter
+from golden_adapters.inside import STAGE, RecordedPairing, compared, mixed_inside
 from mixaug.losses import MixedCrossEntropy
 from mixaug.plan import Unmixed
 
@@ -31,46 +31,30 @@ class LabelsOfCutMix(mixaug.Policy):
         return Unmixed(partner=partner, lam=self.ratio(draws).float())
 
 
-class Paired:
-    """A pairing that is recorded."""
-
-    def __init__(self, partner):
-        self.partner = torch.from_numpy(partner)
-
-    def __call__(self, batch, draws):
-        return self.partner
-
-
 @adapter("moex")
 def replay_moex(a, stem):
     labels, head = torch.from_numpy(a["labels"]), torch.from_numpy(a["head_weight"])
-    given = {"ratio": float(a["lam"]), "epsilon": float(a["epsilon"]), "pairing": Paired(a["partner"]), "stage": "0"}
+    given = {"ratio": float(a["lam"]), "epsilon": float(a["epsilon"]), "stage": STAGE}
+    given["pairing"] = RecordedPairing(a["partner"])
 
-    def run(**options):
-        model = nn.Sequential(nn.Identity())
-        features = torch.tensor(a["features"], requires_grad=True)
-        policy = mixaug.create("moex", **given, **options)
-        mixed = policy(features, labels, signals=model)
-        with policy.tap(model, mixed):
-            return features, model(mixed.inputs), mixed
+    def run(features, **options):
+        return mixed_inside(mixaug.create("moex", **given, **options), features, labels)
 
-    found = []
+    features, found = torch.tensor(a["features"], requires_grad=True), []
     for name, options in NORMS.items():
         for ending, positive, tolerance in (("", False, 1e-5), ("_positive", True, 1e-3)):
             if f"mixed_{name}{ending}" in a:
-                _, output, _ = run(**options, positive_only=positive)
-                found.append((f"{name}{ending}", output.detach(), a[f"mixed_{name}{ending}"], tolerance))
-    features, output, mixed = run()
+                output, _ = run(features, **options, positive_only=positive)
+                found.append((f"{name}{ending}", output, a[f"mixed_{name}{ending}"], tolerance))
+    output, mixed = run(features)
     logits = output.mean((2, 3)) @ head.T
     loss = MixedCrossEntropy()(logits, mixed)
     loss.backward()
-    # CutMix before: its images are recorded as features, its labels by their share.
-    _, _, three = run(before=LabelsOfCutMix(a["cutmix_lam"]))
-    cut = MixedCrossEntropy()(logits.detach(), three)
-    found += [
-        ("logits", logits.detach(), a["logits_pono"], 1e-5),
-        ("loss", loss.detach(), a["loss_pono"], 1e-5),
+    _, three = run(features, before=LabelsOfCutMix(a["cutmix_lam"]))
+    return compared(
+        *found,
+        ("logits", logits, a["logits_pono"], 1e-5),
+        ("loss", loss, a["loss_pono"], 1e-5),
         ("gradient", features.grad, a["grad_features_pono"], 1e-4),
-        ("loss with cutmix", cut, a["loss_pono_cutmix"], 1e-5),
-    ]
-    return [(what, got, torch.as_tensor(expected), tolerance) for what, got, expected, tolerance in found]
+        ("loss with cutmix", MixedCrossEntropy()(logits, three), a["loss_pono_cutmix"], 1e-5),
+    )
