@@ -35,6 +35,7 @@ from mixaug.policies.maskmix import maskmix
 from mixaug.policies.mixstyle import mix_styles
 from mixaug.policies.mixup import mixup
 from mixaug.policies.moex import exchange_moments
+from mixaug.policies.nfm import noisy_mixup
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
@@ -107,6 +108,7 @@ __all__ = [
     "mix_styles",
     "mixup",
     "nearest_rows",
+    "noisy_mixup",
     "patch_grid",
     "patchmix",
     "perturbed_images",

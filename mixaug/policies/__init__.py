@@ -21,6 +21,7 @@ from mixaug.policies.mixpro import MixPro
 from mixaug.policies.mixstyle import MixStyle
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.moex import MoEx
+from mixaug.policies.nfm import NoisyFeatureMixup
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
 from mixaug.policies.puzzlemix import PuzzleMix
@@ -55,6 +56,7 @@ __all__ = [
     "Mixup",
     "MoEx",
     "NoMix",
+    "NoisyFeatureMixup",
     "PatchMix",
     "PuzzleMix",
     "RegMix",

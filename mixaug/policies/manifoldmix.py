@@ -14,55 +14,29 @@ draw, on other devices), every stage is hooked and all but the drawn one mix wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from mixaug.batch import Batch
 from mixaug.draws import Draws
 from mixaug.plan import Hidden, Plan
-from mixaug.policies.stages import INPUT, StagePolicy
+from mixaug.policies.stages import INPUT, StagePolicy, early_stages
 from mixaug.policy import SharedOptions
 from mixaug.registry import register
-from mixaug.signals import backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["ManifoldMix"]
 
-#: Places where the authors mix in ResNets: the input and the first two stages.
-OF_RESNETS = (INPUT, "layer1", "layer2")
-
 
 def manifold_stages(model: nn.Module | None) -> tuple[str, ...]:
     """The input and two stages in the first half of a model: the default of :class:`ManifoldMix`.
 
-    ``layer1`` and ``layer2`` where there are such modules (ResNets). Else of timm's ``feature_info``, its stem left
-    out, the first two of the last four stages; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a
-    quarter and at half of the depth, where ``layer1`` and ``layer2`` end in a ResNet. Without a model the names of
-    ResNets.
-
-    Raises:
-        ValueError: the model has none of these.
+    For ResNets the authors' choice. See :func:`mixaug.policies.stages.early_stages`.
     """
-    if model is None or (hasattr(model, "layer1") and hasattr(model, "layer2")):
-        return OF_RESNETS
-    info: Any = getattr(model, "feature_info", None)
-    entries = list(getattr(info, "info", info) or ())
-    if not entries:
-        raise ValueError(
-            f"ManifoldMix found no stages in {type(model).__name__}: name modules of it, such as "
-            f"stages={[INPUT, *[name for name, _ in model.named_children()][:2]]}"
-        )
-    found = list(dict.fromkeys(backbone.stage_name(model, place) for place in range(len(entries))))
-    if len(found) > 1 and _is_leaf(model, found[0]) and not _is_leaf(model, found[1]):
-        del found[0]
-    if len({entry.get("reduction") for entry in entries}) == 1:
-        chosen = [found[-(-len(found) // 4) - 1], found[-(-len(found) // 2) - 1]]
-    else:
-        chosen = found[-4:][:2]
-    return tuple(dict.fromkeys([INPUT, *chosen]))
+    return (INPUT, *early_stages("ManifoldMix", model, 2))
 
 
 @register(
@@ -105,7 +79,3 @@ class ManifoldMix(StagePolicy):
         stage, eligible = self.draw_stage(batch, draws)
         lam = self.ratio(draws).float()
         return Hidden(partner=partner, lam=lam, stage=stage, eligible=eligible)
-
-
-def _is_leaf(model: nn.Module, name: str) -> bool:
-    return next(model.get_submodule(name).children(), None) is None

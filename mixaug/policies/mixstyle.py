@@ -26,8 +26,7 @@ from mixaug.draws import Draws
 from mixaug.ops.layout import column, deliver, reads_freely
 from mixaug.ops.moments import grouped, moments, with_moments
 from mixaug.plan import Plan, Unmixed
-from mixaug.policies.manifoldmix import manifold_stages
-from mixaug.policies.stages import INPUT, Staged, StagePolicy
+from mixaug.policies.stages import INPUT, Staged, StagePolicy, early_stages
 from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals.model import model_of
@@ -151,7 +150,7 @@ class MixStyle(StagePolicy):
         self.epsilon = check_positive("MixStyle", "epsilon", epsilon)
 
     def default_stages(self, model: nn.Module | None) -> tuple[str, ...]:
-        return tuple(name for name in manifold_stages(model) if name != INPUT)
+        return early_stages("MixStyle", model, 2)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         names = self.eligible(model_of(batch.signals))
