@@ -37,6 +37,7 @@ from mixaug.policies.mixup import mixup
 from mixaug.policies.moex import exchange_moments
 from mixaug.policies.nfm import noisy_mixup
 from mixaug.policies.patchmix import patchmix
+from mixaug.policies.patchup import patchup, patchup_holes, patchup_rate
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliencymix import (
@@ -111,6 +112,9 @@ __all__ = [
     "noisy_mixup",
     "patch_grid",
     "patchmix",
+    "patchup",
+    "patchup_holes",
+    "patchup_rate",
     "perturbed_images",
     "pooled_saliency",
     "pooled_tokens",

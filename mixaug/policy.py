@@ -73,7 +73,8 @@ class Policy(Offering, nn.Module):
     #: or the mixed images; "hidden" where it mixes inside the model.
     needs: frozenset[str] = frozenset()
     #: Values that the policy reads of the mixed pass through hooks: "attention" of the last block, "attentions" of
-    #: all, "features", "pooled" (the classifier's input), "outputs". A policy that reads has :attr:`needs`.
+    #: all, "features", "pooled" (the classifier's input), "outputs", "shapes" of what was mixed inside. A policy that
+    #: reads has :attr:`needs`.
     reads: frozenset[str] = frozenset()
     #: Numbers of spatial axes that the policy can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)

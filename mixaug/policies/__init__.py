@@ -24,6 +24,7 @@ from mixaug.policies.moex import MoEx
 from mixaug.policies.nfm import NoisyFeatureMixup
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
+from mixaug.policies.patchup import PatchUp
 from mixaug.policies.puzzlemix import PuzzleMix
 from mixaug.policies.regmix import RegMix
 from mixaug.policies.resizemix import ResizeMix
@@ -58,6 +59,7 @@ __all__ = [
     "NoMix",
     "NoisyFeatureMixup",
     "PatchMix",
+    "PatchUp",
     "PuzzleMix",
     "RegMix",
     "ResizeMix",

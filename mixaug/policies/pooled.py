@@ -151,6 +151,11 @@ class Pooled(Policy):
     ) -> None:
         super().__init__()
         self.policy = made("Pooled", "policy", policy)
+        if self.policy.reads:
+            raise ValueError(
+                "Pooled drops the partners' rows inside the model, and cannot say what they showed there, but "
+                f"{type(self.policy).__name__} reads {sorted(self.policy.reads)}"
+            )
         if self.policy.needs - {"hidden"}:
             raise ValueError(
                 f"Pooled cannot ask the model about partners from outside the batch, but {type(self.policy).__name__} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -43,7 +43,7 @@ class StagePolicy(Policy):
     """
 
     needs = frozenset({"hidden"})
-    spatial = None
+    spatial: ClassVar[tuple[int, ...] | None] = None
 
     def __init__(
         self, *, stages: Sequence[int | str] | None = None, alpha: float = 1.0, **shared: Unpack[SharedOptions]
