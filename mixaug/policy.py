@@ -56,7 +56,7 @@ class Policy(Offering, nn.Module):
 
     Args:
         alpha: own share lam ~ Beta(alpha, alpha), positive.
-        ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, a share, a Ratio.
+        ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
         pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
             permutation (random pairs with ``per="pair"``).
         labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), ``"attention"`` and
@@ -155,7 +155,9 @@ class Policy(Offering, nn.Module):
             raise TypeError(f"{type(self).__name__}.sample must return a mixaug.plan.Plan, got {type(plan).__name__}")
         if plan.weights is not None:
             return plan
-        return dataclasses.replace(plan, weights=self.labeling(plan, batch))
+        drawing = getattr(self.labeling, "draw", None)
+        weights = self.labeling(plan, batch) if drawing is None else drawing(plan, batch, draws)
+        return dataclasses.replace(plan, weights=weights)
 
     def apply(self, images: Any, plan: Plan | None = None, *, inplace: bool = False, out: Tensor | None = None) -> Any:
         """Mix images by a plan. No randomness.

@@ -5,7 +5,10 @@ from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.named import NAMED, make
+from mixaug.labeling.object import VisibleObject
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.remix import Remix
+from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -20,6 +23,9 @@ __all__ = [
     "Own",
     "Partner",
     "Progressive",
+    "Remix",
+    "Separate",
     "TokenLabels",
+    "VisibleObject",
     "make",
 ]

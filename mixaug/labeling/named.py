@@ -9,7 +9,9 @@ from mixaug.labeling.attention import Attention
 from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
+from mixaug.labeling.object import VisibleObject
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -23,6 +25,8 @@ NAMED: dict[str, Callable[[], Labeling]] = {
     "token_labels": TokenLabels,
     "cam": ClassActivation,
     "content": Content,
+    "object": VisibleObject,
+    "separate": Separate,
 }
 
 

@@ -6,7 +6,8 @@
 
 At a stage drawn per batch; where that is the input, CutMix in its place. The label share is that of the values:
 u + (1 - u) lam (soft) or u (hard), u the share that lies in no hole. The size of the maps is known only in the pass, so
-labels are final after it (:class:`mixaug.MixStep`, ``relabel``); before, they are those of a large map, u = exp(-gamma).
+labels are final after it (:class:`mixaug.MixStep`, ``relabel``); before, they are those of a large map, where u =
+exp(-gamma).
 
 The authors' loss has three terms, ``u l(y) + (1 - u) l(y in holes) + l(mixed target)``. Every loss that is linear in
 the target, as cross-entropy and theirs are, makes of the first two the third once more: their loss is twice that of the
