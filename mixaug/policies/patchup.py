@@ -284,10 +284,12 @@ class PatchUp(StagePolicy):
 
     def relabel(self, mixed: MixedBatch, seen: MixedSignals) -> MixedBatch:
         plan = mixed.plan
-        if not isinstance(plan, Blocks) or not plan.stages:
+        # Around a batch that partners from outside joined there is a plan that keeps the first of its rows.
+        blocks = plan if isinstance(plan, Blocks) else getattr(plan, "inner", None)
+        if plan is None or not isinstance(blocks, Blocks) or not plan.stages:
             return mixed
-        own = plan.own_share({stage: seen.mixed_shape(stage) for stage in plan.stages})
-        return dataclasses.replace(mixed, weights=two_shares(own, len(mixed)))
+        own = blocks.own_share({stage: seen.mixed_shape(stage) for stage in plan.stages})
+        return dataclasses.replace(mixed, weights=two_shares(own[: len(mixed)], len(mixed)))
 
 
 def check_block_size(what: str, block_size: int) -> int:
