@@ -49,8 +49,10 @@ class Plan:
 
     @property
     def is_mean(self) -> bool:
-        """Whether each value that :meth:`mix` and :meth:`mix_hidden` give is a weighted mean of the sources' values,
-        with :meth:`area` for the own share; not where moments are exchanged or noise is added, say."""
+        """Whether what is shown are weighted means of the sources' values, with :meth:`area` for the own share.
+
+        Not so where moments are exchanged or noise is added, say.
+        """
         return True
 
     @property
