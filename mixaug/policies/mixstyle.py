@@ -157,7 +157,7 @@ class MixStyle(StagePolicy):
         coins, active = self._toss(len(names), draws)
         names = tuple(name for name, mixes in zip(names, coins, strict=True) if mixes)
         if not names:
-            return Unmixed.of(len(batch), batch.device)
+            return Unmixed(partner=partner, lam=torch.ones(len(batch), device=batch.device))
         partners, shares = [partner], []
         for index in range(len(names)):
             if index:
