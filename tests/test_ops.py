@@ -305,14 +305,13 @@ def test_hashed_numbers_are_uniform_and_independent():
 def test_hashed_numbers_against_plain_integers():
     from mixaug.ops.hashing import hashed_uniform
 
-    def finaliser(x):
-        x ^= x >> 16
-        x = x * 0x7FEB352D % 2**32
-        x ^= x >> 15
-        x = x * 0x846CA68B % 2**32
-        return x ^ (x >> 16)
+    def bits(place, seed):
+        x = (place * 0x9E3779B9 % 2**32) ^ seed
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> shift)) * factor % 2**32
+        return x >> 9
 
     for seed in (0, 7, 2**31 - 2):
         got = hashed_uniform(torch.tensor([seed]), (40,))[0].double()
-        expected = [((finaliser((finaliser(place) + seed) % 2**32) >> 9) + 0.5) / 2**23 for place in range(40)]
+        expected = [(bits(place, seed) + 0.5) / 2**23 for place in range(40)]
         assert got.tolist() == expected

@@ -16,10 +16,10 @@ __all__ = ["hashed_normal", "hashed_uniform"]
 
 #: Seeds lie below this number.
 SEEDS = 2**31 - 1
-#: Odd factors of the two multiplications, as signed 32-bit integers.
-FACTORS = (0x7FEB352D, 0x846CA68B - 2**32)
-#: Lengths of the shifts before, between and after the multiplications.
-SHIFTS = (16, 15, 16)
+#: Odd factor of places, 2^32 over the golden ratio; as a signed 32-bit integer, as those that follow.
+STRIDE = 0x9E3779B9 - 2**32
+#: Each round's shift and odd factor.
+ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32))
 #: Number of bits of a result: the middles of as many intervals are exact in float32.
 BITS = 23
 
@@ -34,12 +34,7 @@ def hashed_uniform(seeds: Tensor, shape: Sequence[int]) -> Tensor:
     Returns:
         (R, *shape) float32.
     """
-    count = math.prod(shape)
-    # Places are hashed before a seed is added, or two seeds would give one sequence at two offsets.
-    places = _hashed(torch.arange(count, device=seeds.device, dtype=torch.int32))
-    bits = _hashed(places[None] + seeds.to(torch.int32)[:, None])
-    kept = bits.bitwise_right_shift_(32 - BITS).bitwise_and_(2**BITS - 1)
-    return kept.float().add_(0.5).mul_(2.0**-BITS).reshape(len(seeds), *shape)
+    return _hashed(seeds, shape).add_(0.5).mul_(2.0**-BITS)
 
 
 def hashed_normal(seeds: Tensor, shape: Sequence[int]) -> Tensor:
@@ -52,14 +47,17 @@ def hashed_normal(seeds: Tensor, shape: Sequence[int]) -> Tensor:
     Returns:
         (R, *shape) float32.
     """
-    return hashed_uniform(seeds, shape).mul_(2).sub_(1).erfinv_().mul_(math.sqrt(2))
+    half = 2 ** (BITS - 1)
+    return _hashed(seeds, shape).add_(0.5 - half).mul_(1 / half).erfinv_().mul_(math.sqrt(2))
 
 
-def _hashed(values: Tensor) -> Tensor:
-    """Mix the bits of int32 values, in place: the finaliser of a hash, products modulo 2^32."""
-    for shift, factor in zip(SHIFTS, (*FACTORS, None), strict=True):
+def _hashed(seeds: Tensor, shape: Sequence[int]) -> Tensor:
+    """(R, *shape) float32 whole numbers below 2^23: the highest bits of a hash of every place and seed, modulo 2^32."""
+    places = torch.arange(math.prod(shape), device=seeds.device, dtype=torch.int32) * STRIDE
+    # Places are multiplied and not counted, or the numbers of two near seeds would be the same ones in another order.
+    bits = places ^ seeds.to(torch.int32)[:, None]
+    for shift, factor in ROUNDS:
         # The shift of a signed integer brings in copies of the sign, which are taken away.
-        values ^= (values >> shift).bitwise_and_(2 ** (32 - shift) - 1)
-        if factor is not None:
-            values *= factor
-    return values
+        bits ^= (bits >> shift).bitwise_and_(2 ** (32 - shift) - 1)
+        bits *= factor
+    return bits.bitwise_right_shift_(32 - BITS).bitwise_and_(2**BITS - 1).float().reshape(len(seeds), *shape)

@@ -80,9 +80,10 @@ def noisy_mixup(
     values = single_precision(blend(features, partner, lam))
     unit = WHITE if features.dtype == torch.uint8 else 1
     if uniform is not None and mult_scale is not None:
-        values = values * _like(1 + column(mult_scale, values) * (2 * uniform - 1), values)
+        least, most = column(1 - mult_scale, values), column(1 + mult_scale, values)
+        values = values * _like(torch.lerp(least, most, uniform), values)
     if normal is not None and add_scale is not None:
-        values = values + _like(unit * column(add_scale, values) * normal, values)
+        values = torch.addcmul(values, column(add_scale * unit, values).to(values.dtype), _like(normal, values))
     if features.dtype == torch.uint8:
         values = values.round().clamp(0, WHITE)
     return values.to(features.dtype)

@@ -35,6 +35,7 @@ from mixaug.labeling.base import two_shares
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, cutmix_boxes, paste
 from mixaug.ops.hashing import SEEDS, hashed_uniform
+from mixaug.ops.layout import column
 from mixaug.plan import Plan
 from mixaug.policies.stages import INPUT, Staged, StagePolicy
 from mixaug.policy import SharedOptions
@@ -114,12 +115,19 @@ def patchup(features: Tensor, partner: Tensor, holes: Tensor, lam: Tensor | None
             f"patchup expects bool holes {tuple(features.shape)}, or one row of them, got {tuple(holes.shape)} "
             f"{holes.dtype}"
         )
-    kept = 1 - holes.flatten(1).float().mean(1)
+    return _exchanged(features, partner, holes, lam), _own_share(holes, lam).expand(len(features))
+
+
+def _exchanged(features: Tensor, partner: Tensor, holes: Tensor, lam: Tensor | None) -> Tensor:
     if lam is None:
-        return blend_mask(features, partner, ~holes), kept.expand(len(features))
-    inside = lam.float()
-    weight = torch.where(holes, inside.reshape(-1, *[1] * (holes.ndim - 1)), 1.0)
-    return blend_mask(features, partner, weight), (kept + (1 - kept) * inside).expand(len(features))
+        return blend_mask(features, partner, ~holes)
+    return blend_mask(features, partner, torch.where(holes, column(lam.float(), holes), 1.0))
+
+
+def _own_share(holes: Tensor, lam: Tensor | None) -> Tensor:
+    """(R,) float32 share of the own values."""
+    kept = 1 - holes.flatten(1).mean(1, dtype=torch.float32)
+    return kept if lam is None else kept + (1 - kept) * lam.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +180,7 @@ class Blocks(Staged):
         holes, drawn = self.holes(maps.shape[1:]), self.is_drawn(stage)
         if drawn is not None:
             holes = holes & drawn
-        return patchup(maps, self.partner, holes, self.lam if self.mode == "soft" else None)[0].movedim(1, axis)
+        return _exchanged(maps, self.partner, holes, self._inside()).movedim(1, axis)
 
     def holes(self, shape: Sequence[int]) -> Tensor:
         """(R, C, *size) bool for maps (B, C, *size) of the shape (C, *size)."""
@@ -184,11 +192,14 @@ class Blocks(Staged):
         found = self.area()
         for stage, shape in shapes.items():
             channels_first = shape[-1:] + shape[:-1] if self.channels_last and len(shape) > 2 else shape
-            kept = 1 - self.holes(channels_first).flatten(1).float().mean(1)
-            share = kept + (1 - kept) * self.lam if self.mode == "soft" else kept
+            share = _own_share(self.holes(channels_first), self._inside())
             drawn = self.is_drawn(stage)
             found = share if drawn is None else torch.where(drawn, share, found)
         return found
+
+    def _inside(self) -> Tensor | None:
+        """Share of the own values inside holes; None for none."""
+        return self.lam if self.mode == "soft" else None
 
     def _drawn_boxes(self, boxes: Tensor) -> Tensor:
         """The boxes where the input is drawn, and empty ones where it is not."""
