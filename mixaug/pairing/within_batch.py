@@ -85,16 +85,16 @@ class Halves:
     """Every sample of the first half with one of the second, and the other way round, at random and without repetition.
 
     For batches whose halves come from two domains each (MixStyle across domains, arXiv:2107.02053). In an odd batch one
-    sample of the first half serves twice.
+    sample of the second half, which is the larger, meets itself.
     """
 
     involution = False
 
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         half = draws.batch_size // 2
-        if not half:
-            return torch.zeros(draws.batch_size, dtype=torch.int64, device=draws.device)
         keys = draws.uniform(per="sample")
-        first, second = keys[:half].argsort(), keys[half:].argsort() + half
-        again = torch.arange(len(second), device=draws.device) % half
-        return torch.cat([second[:half], first.index_select(0, again)])
+        first, second = keys[:half].argsort(), keys[half:].argsort()[:half] + half
+        partner = torch.arange(draws.batch_size, device=draws.device)
+        partner[:half] = second
+        # The order of the first half has nothing to do with who was chosen for it.
+        return partner.scatter_(0, second, first)

@@ -8,7 +8,7 @@ decides whether anything is mixed there, and partners and lam are drawn anew. Th
 stages of ResNets, never behind the last.
 
 Across domains: ``pairing="halves"`` for batches whose halves are of one domain each, as the authors' sampler makes.
-Differs from the authors' code: an odd batch drops nobody there, one partner serves twice.
+Differs from the authors' code: in an odd batch one sample keeps its statistics there; theirs drops one.
 """
 
 from __future__ import annotations

@@ -142,11 +142,14 @@ def test_halves_mix_across_and_repeat_nobody(count):
     for _ in range(300):
         partner = pairing(batch, Draws(count, torch.device("cpu"), g))
         assert (partner[:half] >= half).all()
-        assert (partner[half:] < half).all()
-        assert len(set(partner[:half].tolist())) == half
-        assert set(partner[half:].tolist()) == set(range(half))
+        assert sorted(partner.tolist()) == list(range(count))
+        # In an odd batch one of the larger half meets itself.
+        alone = partner == torch.arange(count)
+        assert alone.sum() == count % 2
+        assert (partner[half:][~alone[half:]] < half).all()
         seen[torch.arange(count), partner] += 1
     for row, start, stop in ((0, half, count), (half, 0, half)):
+        # Everyone of the other half is as likely.
         assert stop - start == 1 or stats.chisquare(seen[row, start:stop].numpy()).pvalue > 1e-4
     assert pairing(Batch(torch.zeros(1, 1)), Draws(1, torch.device("cpu"), g)).tolist() == [0]
 
