@@ -46,8 +46,12 @@ from mixaug.policies.mergemix import (
     mergemix_shares,
     mergemix_tokens,
 )
+from mixaug.policies.mixstyle import mix_styles
 from mixaug.policies.mixup import mixup
+from mixaug.policies.moex import exchange_moments
+from mixaug.policies.nfm import noisy_mixup
 from mixaug.policies.patchmix import patchmix
+from mixaug.policies.patchup import patchup, patchup_holes, patchup_rate
 from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliency_grafting import graft_chances
@@ -108,6 +112,7 @@ __all__ = [
     "dmixup",
     "draw_index",
     "eight_bit_images",
+    "exchange_moments",
     "feature_attention",
     "fine_grained_saliency",
     "fmix",
@@ -140,10 +145,15 @@ __all__ = [
     "mergemix_ranking",
     "mergemix_shares",
     "mergemix_tokens",
+    "mix_styles",
     "mixup",
     "nearest_rows",
+    "noisy_mixup",
     "patch_grid",
     "patchmix",
+    "patchup",
+    "patchup_holes",
+    "patchup_rate",
     "perturbed_images",
     "pooled_saliency",
     "pooled_tokens",

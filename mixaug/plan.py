@@ -51,6 +51,14 @@ class Plan:
         return True
 
     @property
+    def is_mean(self) -> bool:
+        """Whether what is shown are weighted means of the sources' values, with :meth:`area` for the own share.
+
+        Not so where moments are exchanged or noise is added, say.
+        """
+        return True
+
+    @property
     def members(self) -> tuple[Plan, ...]:
         """The plans that this one is made of; none for most plans."""
         return ()
@@ -272,16 +280,23 @@ class Hidden(Plan):
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         if "input" not in self.eligible or (self.knows_stage and self.eligible[self.chosen()] != "input"):
             return tensor if inplace else deliver(tensor, tensor, out, False)
-        return blend(tensor, self.partner, self._share_at("input"), out=out, inplace=inplace)
+        return self.mix_input(tensor, out=out, inplace=inplace)
+
+    def mix_input(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
+        """Mix a tensor (B, ...) where the input may be the drawn stage."""
+        return blend(tensor, self.partner, self.share_at("input"), out=out, inplace=inplace)
 
     def mix_hidden(self, stage: str, features: Tensor) -> Tensor:
-        return blend(features, self.partner, self._share_at(stage))
+        return blend(features, self.partner, self.share_at(stage))
 
-    def _share_at(self, stage: str) -> Tensor:
+    def is_drawn(self, stage: str) -> Tensor | None:
+        """(1,) bool, whether a stage is the drawn one; None where there is no other."""
+        return None if len(self.eligible) == 1 else self.stage == self.eligible.index(stage)
+
+    def share_at(self, stage: str) -> Tensor:
         """lam at the drawn stage, 1 (no mixing) at the others."""
-        if len(self.eligible) == 1:
-            return self.lam
-        return torch.where(self.stage == self.eligible.index(stage), self.lam, torch.ones_like(self.lam))
+        drawn = self.is_drawn(stage)
+        return self.lam if drawn is None else torch.where(drawn, self.lam, torch.ones_like(self.lam))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +332,10 @@ class Select(Plan):
     @property
     def members(self) -> tuple[Plan, ...]:
         return self.plans
+
+    @property
+    def is_mean(self) -> bool:
+        return all(plan.is_mean for plan in self.plans)
 
     def rejoined(self, members: Sequence[Plan]) -> Select:
         return Select.of(self.choice, members)
@@ -415,6 +434,10 @@ class JoinedPlan(Plan):
     @property
     def mixes(self) -> bool:
         return any(plan.mixes for plan in self.plans)
+
+    @property
+    def is_mean(self) -> bool:
+        return all(plan.is_mean for plan in self.plans)
 
     @property
     def stages(self) -> tuple[str, ...]:

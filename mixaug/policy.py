@@ -72,7 +72,7 @@ class Policy(TakesPartners, Offering, nn.Module):
     Args:
         alpha: own share lam ~ Beta(alpha, alpha), positive; or a :mod:`mixaug.schedule`, and then the training loop
             must call :meth:`set_progress`.
-        ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, a share, a Ratio.
+        ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
         pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
             permutation (random pairs with ``per="pair"``).
         labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), ``"attention"`` and
@@ -90,7 +90,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     #: or the mixed images; "hidden" where it mixes inside the model.
     needs: frozenset[str] = frozenset()
     #: Values that the policy reads of the mixed pass through hooks: "attention" of the last block, "attentions" of
-    #: all, "features", "pooled" (the classifier's input), "outputs". A policy that reads has :attr:`needs`.
+    #: all, "features", "pooled" (the classifier's input), "outputs", "shapes" of what was mixed inside. A policy that
+    #: reads has :attr:`needs`.
     reads: frozenset[str] = frozenset()
     #: Numbers of spatial axes that the policy can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
@@ -183,7 +184,9 @@ class Policy(TakesPartners, Offering, nn.Module):
             raise TypeError(f"{type(self).__name__}.sample must return a mixaug.plan.Plan, got {type(plan).__name__}")
         if plan.weights is not None:
             return plan
-        return dataclasses.replace(plan, weights=self.labeling(plan, batch))
+        drawing = getattr(self.labeling, "draw", None)
+        weights = self.labeling(plan, batch) if drawing is None else drawing(plan, batch, draws)
+        return dataclasses.replace(plan, weights=weights)
 
     def apply(self, images: Any, plan: Plan | None = None, *, inplace: bool = False, out: Tensor | None = None) -> Any:
         """Mix images by a plan. No randomness.

@@ -78,14 +78,33 @@ class Constant:
         return f"Constant({self.value:g})"
 
 
-NAMED: dict[str, Callable[[], Ratio]] = {"midpoint": Constant, "uniform": Uniform}
+class Bernoulli:
+    """A coin for every sample: the own one whole with a probability, else the partner.
+
+    With an inner stage and labels of the own sample this is prior mixup (DDDM-VC, arXiv:2305.15816).
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = check_probability("Bernoulli", "probability", probability)
+
+    def __call__(self, draws: Draws) -> Tensor:
+        return (draws.uniform() < self.probability).to(wide_dtype(draws.device))
+
+    def __repr__(self) -> str:
+        return f"Bernoulli({self.probability:g})"
+
+
+NAMED: dict[str, Callable[[], Ratio]] = {"midpoint": Constant, "uniform": Uniform, "bernoulli": Bernoulli}
 
 
 def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> Ratio:
     """The :class:`Ratio` that a policy's options ask for.
 
     Args:
-        ratio: ``"beta"`` for Beta(alpha, alpha), ``"midpoint"``, ``"uniform"``, a constant share in
+        ratio: ``"beta"`` for Beta(alpha, alpha), ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a constant share in
             [0, 1], or a :class:`Ratio`.
         alpha: concentration of the Beta; always checked, used by ``"beta"`` alone.
         what: who asks, for messages.

@@ -275,3 +275,43 @@ def test_plans_replay_while_traced(name, side):
         return plan.mix(tensor)
 
     assert torch.equal(make_fx(replayed)(images)(other), plan.mix(other))
+
+
+def test_hashed_numbers_are_uniform_and_independent():
+    from scipy import stats
+
+    from mixaug.ops.hashing import hashed_normal, hashed_uniform
+
+    seeds = torch.tensor([0, 1, 2, 12345, 2**31 - 2])
+    uniform = hashed_uniform(seeds, (4, 50, 50))
+    assert uniform.shape == (5, 4, 50, 50)
+    assert (uniform > 0).all() and (uniform < 1).all()
+    for row in uniform.flatten(1):
+        assert stats.kstest(row.numpy(), "uniform").pvalue > 1e-4
+        # Three neighbours fill the cube evenly.
+        cells = (row[:9999].reshape(-1, 3) * 6).long()
+        assert stats.chisquare(torch.bincount(cells @ torch.tensor([36, 6, 1]), minlength=216).numpy()).pvalue > 1e-4
+    # One place under many seeds, and many places under near seeds.
+    assert stats.kstest(hashed_uniform(torch.arange(10_000), (1,))[:, 0].numpy(), "uniform").pvalue > 1e-4
+    assert torch.corrcoef(uniform.flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+    normal = hashed_normal(seeds, (10_000,))
+    for row in normal:
+        assert stats.kstest(row.numpy(), "norm").pvalue > 1e-4
+    # The same numbers whatever shape they have, and another call gives them again.
+    assert torch.equal(hashed_uniform(seeds, (10_000,)), uniform.flatten(1))
+    assert torch.equal(hashed_uniform(seeds[3:4], (4, 50, 50)), uniform[3:4])
+
+
+def test_hashed_numbers_against_plain_integers():
+    from mixaug.ops.hashing import hashed_uniform
+
+    def bits(place, seed):
+        x = (place * 0x9E3779B9 % 2**32) ^ seed
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> shift)) * factor % 2**32
+        return x >> 9
+
+    for seed in (0, 7, 2**31 - 2):
+        got = hashed_uniform(torch.tensor([seed]), (40,))[0].double()
+        expected = [(bits(place, seed) + 0.5) / 2**23 for place in range(40)]
+        assert got.tolist() == expected

@@ -5,8 +5,11 @@ from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.named import NAMED, make
+from mixaug.labeling.object import VisibleObject
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.remix import Remix
 from mixaug.labeling.saliency import VisibleSaliency
+from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -21,7 +24,10 @@ __all__ = [
     "Own",
     "Partner",
     "Progressive",
+    "Remix",
+    "Separate",
     "TokenLabels",
+    "VisibleObject",
     "VisibleSaliency",
     "make",
 ]

@@ -9,8 +9,10 @@ from mixaug.labeling.attention import Attention
 from mixaug.labeling.base import Labeling
 from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
+from mixaug.labeling.object import VisibleObject
 from mixaug.labeling.progressive import Progressive
 from mixaug.labeling.saliency import VisibleSaliency
+from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
 
@@ -25,6 +27,8 @@ NAMED: dict[str, Callable[[], Labeling]] = {
     "cam": ClassActivation,
     "content": Content,
     "saliency": VisibleSaliency,
+    "object": VisibleObject,
+    "separate": Separate,
 }
 
 

@@ -29,18 +29,28 @@ class Drawn:
 
 
 class Own:
-    """The own label alone, whatever is mixed in: SelMix (arXiv:2403.18301)."""
+    """The own label alone, whatever is mixed in: for methods that change the style and not the content, and SelMix."""
 
     needs: frozenset[str] = frozenset()
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:
-        return two_shares(torch.ones(1, device=batch.device), len(batch))
+        return _of_column(plan, 0)
 
 
 class Partner:
-    """The partner's label alone: SelecMix (arXiv:2211.02291)."""
+    """The label of the sample that was mixed in alone: SelecMix (arXiv:2211.02291)."""
 
     needs: frozenset[str] = frozenset()
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:
-        return two_shares(torch.zeros(1, device=batch.device), len(batch))
+        if plan.sources.shape[1] != 2:
+            raise ValueError(
+                f"labeling 'partner' is for pairs; these samples have {plan.sources.shape[1]} sources each"
+            )
+        return _of_column(plan, 1)
+
+
+def _of_column(plan: Plan, column: int) -> Tensor:
+    weights = torch.zeros(plan.sources.shape, device=plan.sources.device)
+    weights[:, column] = 1
+    return weights

@@ -8,7 +8,7 @@ from mixaug.checks import check_callable, shown
 from mixaug.pairing.base import Pairing
 from mixaug.pairing.kernel import LabelKernel
 from mixaug.pairing.nearest import Local, Nearest
-from mixaug.pairing.within_batch import Derangement, Permutation, RandomPairs, Reversed, Shift
+from mixaug.pairing.within_batch import Derangement, Halves, Permutation, RandomPairs, Reversed, Shift
 
 NAMED: dict[str, Callable[[], Pairing]] = {
     "permutation": Permutation,
@@ -16,6 +16,7 @@ NAMED: dict[str, Callable[[], Pairing]] = {
     "reversed": Reversed,
     "shift": Shift,
     "random_pairs": RandomPairs,
+    "halves": Halves,
     "label_kernel": LabelKernel,
     "nearest": Nearest,
     "local": Local,

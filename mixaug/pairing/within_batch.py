@@ -79,3 +79,22 @@ class RandomPairs:
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         order = draws.permutation()
         return torch.empty_like(order).scatter_(0, order, order.flip(0))
+
+
+class Halves:
+    """Every sample of the first half with one of the second, and the other way round, at random and without repetition.
+
+    For batches whose halves come from two domains each (MixStyle across domains, arXiv:2107.02053). In an odd batch one
+    sample of the second half, which is the larger, meets itself.
+    """
+
+    involution = False
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        half = draws.batch_size // 2
+        keys = draws.uniform(per="sample")
+        first, second = keys[:half].argsort(), keys[half:].argsort()[:half] + half
+        partner = torch.arange(draws.batch_size, device=draws.device)
+        partner[:half] = second
+        # The order of the first half has nothing to do with who was chosen for it.
+        return partner.scatter_(0, second, first)

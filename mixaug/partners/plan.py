@@ -50,6 +50,10 @@ class PartnersPlan(Plan):
         return self.inner.mixes
 
     @property
+    def is_mean(self) -> bool:
+        return self.inner.is_mean
+
+    @property
     def members(self) -> tuple[Plan, ...]:
         return tuple(self._around(member) for member in self.inner.members)
 

@@ -24,9 +24,13 @@ from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.maskmix import MaskMix
 from mixaug.policies.mergemix import MergeMix
 from mixaug.policies.mixpro import MixPro
+from mixaug.policies.mixstyle import MixStyle
 from mixaug.policies.mixup import Mixup
+from mixaug.policies.moex import MoEx
+from mixaug.policies.nfm import NoisyFeatureMixup
 from mixaug.policies.none import NoMix
 from mixaug.policies.patchmix import PatchMix
+from mixaug.policies.patchup import PatchUp
 from mixaug.policies.puzzlemix import PuzzleMix
 from mixaug.policies.recursivemix import RecursiveMix
 from mixaug.policies.regmix import RegMix
@@ -66,9 +70,13 @@ __all__ = [
     "MaskMix",
     "MergeMix",
     "MixPro",
+    "MixStyle",
     "Mixup",
+    "MoEx",
     "NoMix",
+    "NoisyFeatureMixup",
     "PatchMix",
+    "PatchUp",
     "PuzzleMix",
     "RecursiveMix",
     "RegMix",

@@ -17,8 +17,9 @@ from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.ops.kernels import Kernel
 from mixaug.pairing.kernel import LabelKernel, Units, check_label_kernel
-from mixaug.policies.manifoldmix import ManifoldMix, check_stages
+from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.mixup import Mixup
+from mixaug.policies.stages import check_stages
 from mixaug.policy import Policy
 from mixaug.ratio import Ratio
 from mixaug.registry import register

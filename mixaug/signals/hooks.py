@@ -126,7 +126,14 @@ class ModelHooks:
             if mixing is None or stage not in mixing.modules:
                 return output
             mixing.called.add(stage)
-            return map_tensors(output, lambda features: mixing.mixed(stage, features))
+            recorder = self.recorder
+
+            def mixed(features: Tensor) -> Tensor:
+                if recorder is not None:
+                    recorder.record(f"mixed:{stage}", tuple(features.shape[1:]))
+                return mixing.mixed(stage, features)
+
+            return map_tensors(output, mixed)
 
         return hook
 

@@ -50,6 +50,14 @@ class MixedSignals(Signals):
         """
         return self.recorder.every_attention()
 
+    def mixed_shape(self, stage: str) -> tuple[int, ...]:
+        """Shape, without the batch, of what was mixed behind a module of the model.
+
+        Raises:
+            ValueError: nothing was mixed there.
+        """
+        return self.recorder.mixed_shape(stage)
+
     def features(
         self, stage: int | str | None = None, *, size: tuple[int, int], mode: Mode = "eval", grad: bool = False
     ) -> Tensor:

@@ -124,6 +124,14 @@ class Recorder:
         key = "features" if stage is None else f"features:{backbone.stage_name(self.parts.inner, stage)}"
         return self._recorded(key)
 
+    def mixed_shape(self, stage: str) -> tuple[int, ...]:
+        shape = self.shown.get(f"mixed:{stage}")
+        if shape is None:
+            raise ValueError(
+                f"nothing was mixed behind module {stage!r} in this pass of {type(self.parts.inner).__name__}"
+            )
+        return tuple(shape)
+
     def outputs(self, grad: bool) -> Tensor:
         value = self._recorded("outputs")
         return value if grad else value.detach()

@@ -23,10 +23,12 @@ ROUNDED = 0.1
 
 
 def pixels(s: Subject) -> None:
-    """Every pixel is a mean of the sources, in the shares that the plan's area and mask say."""
+    """Every pixel is a mean of the sources, in the shares that the plan's area and mask say; where it is a mean."""
     for per, policy in s.each_per():
         for seed in (7, 8, 9):
             plan = s.plan(s.mix(policy, s.pictures(), seed=seed))
+            if not plan.is_mean:
+                continue
             shares = s.shares(plan)
             total = shares.sum(1)
             lowest = shares.min().item()
@@ -102,6 +104,8 @@ def labels(s: Subject) -> None:
     together = 0.0
     for seed in range(8):
         mixed = s.mix(policy, s.pictures(), seed=seed)
+        if not s.plan(mixed).is_mean:
+            continue
         shown = s.shares(s.plan(mixed)).flatten(2).mean(2).diagonal()
         together += ((mixed.lam / mixed.weights.sum(1).clamp(min=1e-6) - 0.5) * (shown - 0.5)).sum().item()
     s.require(
@@ -115,7 +119,10 @@ def _say(s: Subject, policy: Policy, rule: str) -> None:
     for seed in range(4):
         mixed = s.mix(policy, s.pictures(), seed=seed)
         plan, weights = s.plan(mixed), mixed.weights
-        if rule == "area":
+        if rule == "area" and not plan.is_mean:
+            area = plan.area().float().expand(COUNT)
+            _agree(s, weights[:, :1], area[:, None], "labels by area: a sample shows", "area()")
+        elif rule == "area":
             weighed = torch.zeros(COUNT, COUNT, device=s.device).scatter_add_(1, mixed.sources, weights)
             shown = s.shares(plan).flatten(2).mean(2)
             what = 'labeling="area"' if "labeling" in s.offered else "labels by area"

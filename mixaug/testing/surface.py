@@ -280,6 +280,8 @@ def gradients(s: Subject) -> None:
     s.require(gradient is not None, "no gradient reaches the images", "one")
     assert gradient is not None
     s.require(bool(gradient.isfinite().all()), "a gradient that is not finite", "finite numbers")
+    if not s.plan(mixed).is_mean:
+        return
     # Each mixed pixel is a weighted mean, so that the gradients of all sources add up to the number of pixels.
     total = gradient.sum().item()
     near = abs(total - images.numel()) <= 1e-4 * images.numel()

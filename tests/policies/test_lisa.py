@@ -24,7 +24,7 @@ def test_either_the_class_or_the_domain_is_kept(mixing):
 
 
 def test_the_domain_must_be_there():
-    with pytest.raises(ValueError, match=r"looks at 'place', the batch has metadata \['domain'\]"):
+    with pytest.raises(ValueError, match=r"looks at 'place' of each sample, the batch has metadata \['domain'\]"):
         mixaug.create("lisa", group="place")(Batch(IMAGES, LABELS, metadata={"domain": DOMAIN}))
     for options, message in (
         ({"mixing": "fmix"}, "mixing"),
