@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, labels_of, mix_rows
+from mixaug.losses.checks import check_inputs, labels_of, leaves_as_is, mix_rows
 
 
 @torch.no_grad()
@@ -44,6 +44,11 @@ def mixed_accuracy(logits: Tensor, targets: MixedBatch | Tensor, topk: int | Seq
         labels, sources, weights = labels_of("mixed_accuracy", targets), targets.sources, targets.weights
     check_inputs("mixed_accuracy", logits, labels, sources, weights, None, check_range=False)
 
+    if ks == (1,) and isinstance(targets, MixedBatch) and labels.ndim == 1 and leaves_as_is(targets):
+        own = labels[: len(logits)]
+        # A mark for "ignore" is negative, which no class is.
+        share = (logits.topk(1, dim=1).indices[:, 0] == own).sum() / (own >= 0).sum()
+        return share if isinstance(topk, int) else share[None]
     best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
     if labels.ndim == 2:
         mass = mix_rows(labels.float(), sources, weights.float())
@@ -54,6 +59,9 @@ def mixed_accuracy(logits: Tensor, targets: MixedBatch | Tensor, topk: int | Seq
         mass = weights.float().masked_fill(ids < 0, 0)
         hits = (mass[:, :, None] * (ids[:, :, None] == best[:, None, :])).sum(1)
         total = mass.sum()
+    if ks == (1,):
+        share = (hits.sum(0) / total)[0]
+        return share if isinstance(topk, int) else share[None]
     by_rank = hits.sum(0).cumsum(0) / total
     chosen = torch.stack([by_rank[min(k, len(by_rank)) - 1] for k in ks])
     return chosen[0] if isinstance(topk, int) else chosen
