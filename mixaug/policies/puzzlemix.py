@@ -44,7 +44,8 @@ from mixaug.checks import (
     per_channel,
 )
 from mixaug.draws import Draws
-from mixaug.ops.borders import border_cells, border_difference, per_channel_column
+from mixaug.ops import fused
+from mixaug.ops.borders import border_cells, border_difference, cell_scales, per_channel_column
 from mixaug.ops.cells import Moves, largest_divisor, pooled_saliency, puzzlemix_blend
 from mixaug.ops.gridcut import grid_cut
 from mixaug.ops.layout import deliver, single_precision
@@ -58,6 +59,9 @@ from mixaug.signals import CleanSignals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+#: Dtypes of images that the kernel for costs reads.
+KERNEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 __all__ = ["PuzzleMix", "perturbed_images", "puzzlemix", "puzzlemix_costs", "puzzlemix_energy"]
 
@@ -155,6 +159,86 @@ def puzzlemix_energy(
     )
 
 
+def _cut_problem(
+    images: Tensor,
+    partner: Tensor,
+    saliency: Tensor,
+    lam: Tensor,
+    *,
+    block_num: int,
+    n_labels: int,
+    beta: float,
+    gamma: float,
+    eta: float,
+    neigh_size: int,
+    std: float | Sequence[float] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`puzzlemix_energy` of :func:`puzzlemix_costs`; on a CUDA device by one kernel."""
+    if not fused.serves(images, saliency, lam) or images.dtype not in KERNEL_DTYPES:
+        costs = puzzlemix_costs(
+            images,
+            partner,
+            saliency,
+            block_num=block_num,
+            beta=beta,
+            gamma=gamma,
+            neigh_size=neigh_size,
+            std=std,
+        )
+        return puzzlemix_energy(*costs, lam, n_labels=n_labels, beta=beta, eta=eta)
+    _check_blocks("puzzlemix", block_num, images.shape[2:])
+    cell = [largest_divisor(side // block_num, neigh_size) for side in images.shape[2:]]
+    smooth = beta / (16 * block_num)
+    problem: tuple[Tensor, Tensor, Tensor] = torch.ops.mixaug.puzzlemix_problem(
+        images.detach(),
+        partner,
+        pooled_saliency(saliency, block_num),
+        cell_scales(images, cell, std).flatten(),
+        lam,
+        cell,
+        n_labels,
+        [smooth * gamma, smooth, eta / block_num**2],
+    )
+    return problem
+
+
+def _by_kernel(
+    images: Tensor,
+    partner: Tensor,
+    pooled: Tensor,
+    scales: Tensor,
+    lam: Tensor,
+    cell: list[int],
+    n_labels: int,
+    weights: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs and edges of the cut from shares of saliency and the scales of its border cells, by one kernel."""
+    from mixaug.ops.fused import puzzle_kernels
+
+    sides, factors = (cell[0], cell[1]), (weights[0], weights[1], weights[2])
+    return puzzle_kernels.costs(images, partner, pooled, scales.float(), lam, sides, n_labels, factors)
+
+
+_problem = torch.library.custom_op("mixaug::puzzlemix_problem", _by_kernel, mutates_args=())
+
+
+@_problem.register_fake
+def _(
+    images: Tensor,
+    partner: Tensor,
+    pooled: Tensor,
+    scales: Tensor,
+    lam: Tensor,
+    cell: list[int],
+    n_labels: int,
+    weights: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, blocks = pooled.shape[:2]
+    sizes = (batch, blocks, blocks, n_labels), (batch, blocks - 1, blocks), (batch, blocks, blocks - 1)
+    first, second, third = (torch.empty(size, dtype=torch.float32, device=images.device) for size in sizes)
+    return first, second, third
+
+
 def perturbed_images(
     images: Tensor, noise: Tensor, *, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> Tensor:
@@ -236,17 +320,20 @@ def puzzlemix(
     _check_options("puzzlemix", n_labels, beta, gamma, eta, neigh_size, t_size, t_eps)
     statistics = check_statistics("puzzlemix", mean, std)
     size = (images.shape[2], images.shape[3])
-    costs = puzzlemix_costs(
+    problem = _cut_problem(
         images,
         partner,
         saliency,
+        lam,
         block_num=block_num,
+        n_labels=n_labels,
         beta=beta,
         gamma=gamma,
+        eta=eta,
         neigh_size=neigh_size,
         std=None if statistics is None else statistics[1],
     )
-    labels = grid_cut(*puzzlemix_energy(*costs, lam, n_labels=n_labels, beta=beta, eta=eta))
+    labels = grid_cut(*problem)
     blocks = 1 - labels.float() / (n_labels - 1)
     moves = _moves(saliency, partner, blocks, size, t_size, t_eps) if transport else None
     shown = blocks > 0.5 if n_labels == 2 else blocks
@@ -394,18 +481,20 @@ class PuzzleMix(SaliencyPolicy):
         saliency = self.saliency_of(batch)
         _check_material("PuzzleMix", batch.images, partner, saliency)
         with torch.no_grad():
-            costs = puzzlemix_costs(
+            problem = _cut_problem(
                 batch.images,
                 partner,
                 saliency,
+                lam,
                 block_num=blocks_a_side,
+                n_labels=self.n_labels,
                 beta=self.beta,
                 gamma=self.gamma,
+                eta=self.eta,
                 neigh_size=self.neigh_size,
                 std=self.std,
             )
-            energy = puzzlemix_energy(*costs, lam, n_labels=self.n_labels, beta=self.beta, eta=self.eta)
-            blocks = 1 - grid_cut(*energy).float() / (self.n_labels - 1)
+            blocks = 1 - grid_cut(*problem).float() / (self.n_labels - 1)
             moves: tuple[Tensor, ...] = ()
             if self.transport:
                 size = (batch.size[0], batch.size[1])
