@@ -10,7 +10,9 @@ import torch
 from mixaug.ops.fused import (
     cycle_kernel,
     gridcut_kernels,
+    largest_kernel,
     puzzle_kernels,
+    saliency_kernels,
     tokens_kernel,
     transport_kernel,
 )
@@ -59,6 +61,8 @@ def calls():
             f"blend {dtype}": partial(puzzle_kernels.blend, images.to(dtype), partner, half, moves, moves)
             for dtype in (torch.float32, torch.bfloat16, torch.uint8)
         },
+        "detector": partial(saliency_kernels.detect, (255 * images).byte(), (9798, 19235, 3735), (12, 24, 48, 28, 56, 112)),
+        "largest": partial(largest_kernel.largest, torch.rand(4, 50176, generator=seeded(4)), torch.full((4,), 9)),
         "blend copies": partial(puzzle_kernels.blend, images, partner, half > 0.5, moves, moves),
     }  # fmt: skip
 

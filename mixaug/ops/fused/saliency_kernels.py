@@ -58,7 +58,7 @@ def surround_kernel(
     brighter = tl.zeros([block], tl.float32)
     darker = brighter
     for scale in tl.static_range(6):
-        reach: tl.constexpr = scales[scale]
+        reach = scales[scale]
         top, bottom = tl.maximum(y - reach + 1, 0), tl.minimum(y + reach + 1, height)
         left, right = tl.maximum(x - reach + 1, 0), tl.minimum(x + reach + 1, width)
         total = tl.load(integral + bottom * (width + 1) + right, there, 0)
