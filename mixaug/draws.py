@@ -53,6 +53,27 @@ def host_choices(*numbers: float) -> Iterator[None]:
         _given.numbers = before
 
 
+@contextlib.contextmanager
+def as_default_stream(generator: Generator) -> Iterator[None]:
+    """Let calls without a generator draw from this one: the default stream of its device goes on from where it stands.
+
+    What is compiled cannot take a generator. Afterwards the generator has moved on as if it had been passed, and the
+    default stream is where it was. On a GPU neither waits for the device.
+    """
+    device = generator.device
+    if device.type == "cuda":
+        default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    else:
+        default = torch.default_generator
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
+
+
 class Draws:
     """Random numbers for one batch, R rows of them.
 

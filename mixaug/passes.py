@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch, unmixed
+from mixaug.draws import as_default_stream
 from mixaug.losses import MixedCrossEntropy
 from mixaug.networks import network_in
 from mixaug.ops.nested import concatenated, map_tensors
@@ -278,9 +279,13 @@ class Passes:
         more: dict[str, Any] = {} if batch.rows is None else {"rows": batch.rows}
         if self.keys is not None:
             more["keys"] = self.keys
-        mixed: MixedBatch = self.step.policy(
-            batch.inputs, batch.labels, signals=self.signals, generator=self.generator, **more
-        )
+        policy, generator = self.step.policy, self.generator
+        if generator is not None and policy._compiled_call_impl is not None:
+            # What is compiled draws from the default stream alone, and asks no model that it would have to trace.
+            with as_default_stream(generator):
+                mixed: MixedBatch = policy(batch.inputs, batch.labels, **more)
+            return mixed
+        mixed = policy(batch.inputs, batch.labels, signals=self.signals, generator=generator, **more)
         return mixed
 
     def _is_drawn(self, batch: MixedBatch) -> bool:

@@ -10,7 +10,7 @@ import mixaug
 from helpers import seeded
 from mixaug import pairing, ratio
 from mixaug.batch import Batch
-from mixaug.draws import Draws, host_choices
+from mixaug.draws import Draws, as_default_stream, host_choices
 
 ROWS = 20_000
 
@@ -164,3 +164,20 @@ def test_choices_of_the_host_are_those_given(generator):
     assert torch.equal(generator.get_state(), before)
     with pytest.raises(ValueError, match=r"numbers in \[0, 1\), got 1"), host_choices(1):
         pass
+
+
+def test_a_generator_stands_in_for_the_default_stream(device):
+    given, twin = seeded(3, device), seeded(3, device)
+    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[0]
+    default.manual_seed(7)
+    before = default.get_state()
+    with as_default_stream(given):
+        drawn = torch.rand(5, device=device), torch.randint(9, (3,), device=device)
+    assert torch.equal(drawn[0], torch.rand(5, device=device, generator=twin))
+    assert torch.equal(drawn[1], torch.randint(9, (3,), device=device, generator=twin))
+    assert torch.equal(given.get_state(), twin.get_state())
+    assert torch.equal(default.get_state(), before)
+    with pytest.raises(OSError, match="broken"), as_default_stream(given):
+        torch.rand(1, device=device)
+        raise OSError("broken")
+    assert torch.equal(default.get_state(), before)
