@@ -150,9 +150,9 @@ class Draws:
             return given.pop(0)
         if self.device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "the policy chooses on the host what it launches (a member, a stage, a number of blocks), and a CUDA graph "
-                "would repeat that choice for ever: leave it one choice (block_nums=4, say), or capture a graph for each, "
-                "`with mixaug.draws.host_choices(number): policy(...)`, and choose the graph to replay for every batch"
+                "the policy chooses on the host what it launches (a member, a stage, a number of blocks), and a CUDA "
+                "graph would repeat that choice for ever: leave it one choice (block_nums=4, say), or capture a graph "
+                "for each, `with mixaug.draws.host_choices(number): policy(...)`, and choose which to replay"
             )
         if self.device.type != "cuda":
             return float(torch.rand((), **self._given, device=self.device))

@@ -283,10 +283,10 @@ class Passes:
         if generator is not None and policy._compiled_call_impl is not None:
             # What is compiled draws from the default stream alone, and asks no model that it would have to trace.
             with as_default_stream(generator):
-                mixed: MixedBatch = policy(batch.inputs, batch.labels, **more)
-            return mixed
-        mixed = policy(batch.inputs, batch.labels, signals=self.signals, generator=generator, **more)
-        return mixed
+                drawn: MixedBatch = policy(batch.inputs, batch.labels, **more)
+            return drawn
+        known: MixedBatch = policy(batch.inputs, batch.labels, signals=self.signals, generator=generator, **more)
+        return known
 
     def _is_drawn(self, batch: MixedBatch) -> bool:
         return any(batch is drawn for drawn in self._draws)

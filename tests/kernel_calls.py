@@ -16,6 +16,7 @@ from mixaug.ops.fused import (
     tokens_kernel,
     transport_kernel,
 )
+from mixaug.policies.saliencymix import GREY_WEIGHTS, SCALES
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -61,7 +62,7 @@ def calls():
             f"blend {dtype}": partial(puzzle_kernels.blend, images.to(dtype), partner, half, moves, moves)
             for dtype in (torch.float32, torch.bfloat16, torch.uint8)
         },
-        "detector": partial(saliency_kernels.detect, (255 * images).byte(), (9798, 19235, 3735), (12, 24, 48, 28, 56, 112)),
+        "detector": partial(saliency_kernels.detect, (255 * images).byte(), GREY_WEIGHTS, SCALES),
         "largest": partial(largest_kernel.largest, torch.rand(4, 50176, generator=seeded(4)), torch.full((4,), 9)),
         "blend copies": partial(puzzle_kernels.blend, images, partner, half > 0.5, moves, moves),
     }  # fmt: skip
@@ -87,14 +88,13 @@ def main() -> None:
                 types[parameter.name] = "*" + names[value.dtype]
             else:
                 types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        made = triton.compile(
-            ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32), options=options
-        )
+        made = triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32), options=options)
         fused_adds = made.asm["ptx"].count("fma.rn.f32") if options.get("enable_fp_fusion") is False else 0
         print(name, kernel.__name__, len(made.asm["cubin"]), made.metadata.shared, fused_adds)
 
     JITFunction.run = compiled
-    for name, call in calls().items():
+    for known, call in calls().items():
+        name = known
         call()
 
 

@@ -137,7 +137,7 @@ def test_the_blend_of_moved_cells_is_the_torch_body_s(dtype, layout, copies, dev
 def test_without_triton_the_torch_bodies_serve(monkeypatch):
     with launches.pretended_cuda():
         assert fused.serves(torch.empty(2))
-        monkeypatch.setattr(fused, "_installed", lambda: False)
+        monkeypatch.setattr(fused, "INSTALLED", False)
         assert not fused.serves(torch.empty(2))
         with launches.Launches() as counted:
             found = guidedmix.greedy_cycle(torch.empty(24, 24))

@@ -215,7 +215,7 @@ def _assemble(
         # The model is compiled in place, so that the names in checkpoints stay those of the bare model.
         step.model.compile()
         if _can_be_traced(step.policy):
-            # Random numbers come from torch's own operators, so that they are those of a run that is not compiled.
+            # Random numbers come from torch's own operators: they are those of a run that is not compiled.
             step.policy.compile(options={"fallback_random": True})
     if world.size == 1:
         return state, step
@@ -224,7 +224,7 @@ def _assemble(
 
 
 def _can_be_traced(policy: Policy) -> bool:
-    """Whether a policy compiles as one graph: it looks at no model, has no network and fetches no rows from elsewhere."""
+    """Whether a policy compiles as one graph: it looks at no model, has no network and fetches no rows."""
     has_network = any(True for _ in policy.parameters())
     return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
 

@@ -67,7 +67,8 @@ def _shares(sums: Tensor) -> Tensor:
     """Sums of saliency (B, rows, columns) float32 to the shares of :func:`pooled_saliency`, by one kernel."""
     from mixaug.ops.fused import puzzle_kernels
 
-    return puzzle_kernels.shares(sums.contiguous())
+    with fused.current(sums.device):
+        return puzzle_kernels.shares(sums.contiguous())
 
 
 _shares_operator = torch.library.custom_op("mixaug::saliency_shares", _shares, mutates_args=())
@@ -150,7 +151,8 @@ def _blend_by_kernel(images: Tensor, partner: Tensor, blocks: Tensor, own: Tenso
     from mixaug.ops.fused import puzzle_kernels
 
     blocks = blocks if blocks.dtype == torch.bool else blocks.float()
-    return puzzle_kernels.blend(images, partner, blocks.contiguous(), own.contiguous(), other.contiguous())
+    with fused.current(images.device):
+        return puzzle_kernels.blend(images, partner, blocks.contiguous(), own.contiguous(), other.contiguous())
 
 
 _blend_operator = torch.library.custom_op("mixaug::puzzlemix_blend", _blend_by_kernel, mutates_args=())

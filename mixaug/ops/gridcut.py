@@ -101,11 +101,13 @@ def _by_kernel(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
 
     if _takes_chains(unary):
         unary, edges_v, edges_h = (x.float().contiguous() for x in (unary, edges_v, edges_h))
-        return gridcut_kernels.by_chains(unary, edges_v, edges_h, _device_rounds(unary.shape[3]))
+        with fused.current(unary.device):
+            return gridcut_kernels.by_chains(unary, edges_v, edges_h, _device_rounds(unary.shape[3]))
     if unary.shape[1] < unary.shape[2]:
         turned: Tensor = _by_kernel(unary.transpose(1, 2), edges_h.transpose(1, 2), edges_v.transpose(1, 2))
         return turned.transpose(1, 2).contiguous()
-    return gridcut_kernels.by_frontier(*(x.float().contiguous() for x in (unary, edges_v, edges_h)))
+    with fused.current(unary.device):
+        return gridcut_kernels.by_frontier(*(x.float().contiguous() for x in (unary, edges_v, edges_h)))
 
 
 _as_operator = torch.library.custom_op("mixaug::grid_cut", _by_kernel, mutates_args=())

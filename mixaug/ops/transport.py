@@ -75,7 +75,8 @@ def _by_kernel(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
     """:func:`_moves_of_all` by one kernel."""
     from mixaug.ops.fused import transport_kernel
 
-    return transport_kernel.moves(saliency.contiguous(), visible.contiguous(), t_eps)
+    with fused.current(saliency.device):
+        return transport_kernel.moves(saliency.contiguous(), visible.contiguous(), t_eps)
 
 
 _as_operator = torch.library.custom_op("mixaug::puzzlemix_moves", _by_kernel, mutates_args=())

@@ -199,7 +199,8 @@ def _largest_by_partition(scores: Tensor, count: Tensor) -> Tensor:
 def _by_kernel(scores: Tensor, count: Tensor) -> Tensor:
     from mixaug.ops.fused import largest_kernel
 
-    return largest_kernel.largest(scores.contiguous(), count.expand(len(scores)).contiguous())
+    with fused.current(scores.device):
+        return largest_kernel.largest(scores.contiguous(), count.expand(len(scores)).contiguous())
 
 
 _kernel = torch.library.custom_op("mixaug::largest", _by_kernel, mutates_args=())

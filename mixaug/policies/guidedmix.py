@@ -177,7 +177,8 @@ def _cycle_on_device(distance: Tensor) -> Tensor:
 def _by_kernel(distance: Tensor) -> Tensor:
     from mixaug.ops.fused import cycle_kernel
 
-    return cycle_kernel.cycles(single_precision(distance).contiguous())
+    with fused.current(distance.device):
+        return cycle_kernel.cycles(single_precision(distance).contiguous())
 
 
 _kernel = torch.library.custom_op("mixaug::greedy_cycle", _by_kernel, mutates_args=())

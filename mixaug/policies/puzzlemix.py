@@ -216,7 +216,8 @@ def _by_kernel(
     from mixaug.ops.fused import puzzle_kernels
 
     sides, factors = (cell[0], cell[1]), (weights[0], weights[1], weights[2])
-    return puzzle_kernels.costs(images, partner, pooled, scales.float(), lam, sides, n_labels, factors)
+    with fused.current(images.device):
+        return puzzle_kernels.costs(images, partner, pooled, scales.float(), lam, sides, n_labels, factors)
 
 
 _problem = torch.library.custom_op("mixaug::puzzlemix_problem", _by_kernel, mutates_args=())

@@ -239,7 +239,8 @@ def _blur_on_host(grey: Any) -> Any:
 def _by_kernel(images: Tensor, is_rgb: bool) -> Tensor:
     from mixaug.ops.fused import saliency_kernels
 
-    return saliency_kernels.detect(images, GREY_WEIGHTS if is_rgb else GREY_WEIGHTS[::-1], SCALES)
+    with fused.current(images.device):
+        return saliency_kernels.detect(images, GREY_WEIGHTS if is_rgb else GREY_WEIGHTS[::-1], SCALES)
 
 
 _kernel = torch.library.custom_op("mixaug::fine_grained_saliency", _by_kernel, mutates_args=())

@@ -95,7 +95,8 @@ def tokenmix_blocks(units: Tensor, count: Tensor, grid: Sequence[int]) -> Tensor
             f"{tuple(count.shape)}"
         )
     rows, columns = grid[0], grid[1]
-    if fused.serves(units, count) and math.prod(map(fused.power_of_two, (units.shape[2], rows, columns))) <= MOST_VALUES:
+    values = math.prod(map(fused.power_of_two, (units.shape[2], rows, columns)))
+    if fused.serves(units, count) and values <= MOST_VALUES:
         return torch.ops.mixaug.tokenmix_kernel(units, _aspect(units[..., 1]), count, rows, columns)[:, None]
     # These are some thousand small operations, which a compiler would trace for minutes.
     place = _opaque_blocks if torch.compiler.is_compiling() else _blocks
@@ -137,7 +138,8 @@ def _by_kernel(units: Tensor, aspects: Tensor, count: Tensor, rows: int, columns
     """:func:`_blocks` with the aspect ratios of all proposals, by one kernel."""
     from mixaug.ops.fused import tokens_kernel
 
-    return tokens_kernel.blocks(units.contiguous(), aspects.contiguous(), count.contiguous(), rows, columns)
+    with fused.current(units.device):
+        return tokens_kernel.blocks(units.contiguous(), aspects.contiguous(), count.contiguous(), rows, columns)
 
 
 _kernel = torch.library.custom_op("mixaug::tokenmix_kernel", _by_kernel, mutates_args=())

@@ -32,7 +32,8 @@ CLASSES = 10
 #: Operators that start no kernel.
 FREE = frozenset({
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
-    "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "promote_types", "reshape", "resize_",
+    "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "promote_types",
+    "reshape", "resize_",
     "select", "slice", "split", "split_with_sizes", "squeeze", "sym_size", "t", "transpose", "unbind", "unfold",
     "unsqueeze", "view", "view_as_complex", "view_as_real",
 })  # fmt: skip

@@ -6,6 +6,7 @@ result. Triton is imported when a kernel is first run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import warnings
@@ -16,19 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mixaug.ops.layout import is_transformed
 
+#: Whether Triton is there, and torch is built for CUDA.
+INSTALLED = torch.version.hip is None and importlib.util.find_spec("triton") is not None
+
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether kernels take these tensors: on a CUDA device, where Triton works, and with nothing of torch.func on top."""
-    if any(tensor.device.type != "cuda" for tensor in tensors) or not _installed():
+    """Whether kernels take these tensors: on a CUDA device where Triton works, with nothing of torch.func on top."""
+    if any(tensor.device.type != "cuda" for tensor in tensors) or not INSTALLED:
         return False
     if torch.compiler.is_compiling() or any(isinstance(tensor, FakeTensor) for tensor in tensors):
         return True
     return not any(is_transformed(tensor) for tensor in tensors) and _works(tensors[0].device)
-
-
-@functools.cache
-def _installed() -> bool:
-    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
@@ -37,9 +36,10 @@ def _works(device: torch.device) -> bool:
     from mixaug.ops.fused import probe
 
     try:
-        probe.run(device)
+        with current(device):
+            probe.run(device)
     # Whatever goes wrong in a compiler that is not there or does not fit: the torch operators remain.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         warnings.warn(
             f"mixaug: Triton cannot compile for {device}, so that some policies launch thousands of operators a batch "
             f"in place of a few kernels: {type(error).__name__}: {error}",
@@ -48,6 +48,11 @@ def _works(device: torch.device) -> bool:
         )
         return False
     return True
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The device that kernels are launched on, which Triton takes to be the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def power_of_two(number: int) -> int:

@@ -1,7 +1,7 @@
 """Triton bodies of :mod:`mixaug.ops.gridcut`: one program solves one sample.
 
-They follow the torch bodies operation by operation, and are launched without fused multiply-adds, so that the labels are
-the same. What one step hands to the next lies in global memory, behind a barrier.
+They follow the torch bodies operation by operation, and are launched without fused multiply-adds, so that the labels
+are the same. What one step hands to the next lies in global memory, behind a barrier.
 """
 
 import torch
@@ -189,8 +189,8 @@ def chains_kernel(
         columns, labels, label_block, chain_block,
     )  # fmt: skip
     _improve(
-        unary, behind, ahead, levels, edges_v, edges_h, rows, columns, line, labels, columns, 1, columns - 1, 1, columns,
-        1, labels, label_block, chain_block,
+        unary, behind, ahead, levels, edges_v, edges_h, rows, columns, line, labels, columns, 1, columns - 1, 1,
+        columns, 1, labels, label_block, chain_block,
     )  # fmt: skip
     column = tl.arange(0, chain_block)
     for y in range(rows):

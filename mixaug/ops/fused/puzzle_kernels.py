@@ -34,7 +34,9 @@ def shares_kernel(sums, shares, cells: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def _cell_means(start, scale, by_normal, by_along, pixels: tl.constexpr, wide: tl.constexpr, count: tl.constexpr, lanes):
+def _cell_means(
+    start, scale, by_normal, by_along, pixels: tl.constexpr, wide: tl.constexpr, count: tl.constexpr, lanes
+):  # fmt: skip
     """Sums of the cells along one side of a border, times ``scale``."""
     there = lanes < count
     total = tl.zeros_like(lanes.to(tl.float32))
