@@ -14,6 +14,7 @@ from mixaug.ops.cells import pooled_saliency, puzzlemix_blend
 from mixaug.ops.filters import gaussian_blur, spectral_residual
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
+from mixaug.ops.puzzle import puzzlemix_costs, puzzlemix_energy
 from mixaug.ops.supermodular import comixup_objective, comixup_shares
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.pairing.kernel import label_kernel
@@ -34,7 +35,7 @@ from mixaug.policies.learned.pairs import adjusted_mask, mask_loss
 from mixaug.policies.maskmix import maskmix
 from mixaug.policies.mixup import mixup
 from mixaug.policies.patchmix import patchmix
-from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
+from mixaug.policies.puzzlemix import perturbed_images, puzzlemix
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliencymix import (
     eight_bit_images,

@@ -9,8 +9,8 @@ import torch
 
 import kernel_calls
 from helpers import seeded
-from mixaug.ops import borders, cells, fused, gridcut, transport
-from mixaug.policies import fmix, guidedmix, puzzlemix, saliencymix, tokenmix
+from mixaug.ops import borders, cells, fused, gridcut, puzzle, transport
+from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
 pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA")
@@ -102,10 +102,10 @@ def test_costs_of_the_cut_are_the_torch_body_s(dtype, labels, pixels, device):
     partner, lam = torch.tensor([1, 0]), torch.rand(2, generator=seeded(2), dtype=torch.float64)
     std = None if dtype == torch.uint8 else (0.5, 0.25)
     options = {"block_num": 2, "beta": 1.2, "gamma": 0.5, "neigh_size": pixels, "std": std}
-    costs = puzzlemix.puzzlemix_costs(images, partner, saliency, **options)
-    wanted = puzzlemix.puzzlemix_energy(*costs, lam, n_labels=labels)
+    costs = puzzle.puzzlemix_costs(images, partner, saliency, **options)
+    wanted = puzzle.puzzlemix_energy(*costs, lam, n_labels=labels)
     cell = [pixels, pixels]
-    found = puzzlemix._by_kernel(
+    found = puzzle._by_kernel(
         *moved((images, partner, cells.pooled_saliency(saliency, 2)), device),
         borders.cell_scales(images, cell, std).flatten().to(device),
         lam.to(device),

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, process_time
 
 import torch
 
@@ -139,6 +139,8 @@ def _section(name: str, setting: Setting, part: str, log: str) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
+    # Whatever stood in their place in the process that this one came from.
+    sys.stdout = sys.stderr = os.fdopen(target, "w", buffering=1)
     print(f"=== {name}", flush=True)
     section = next(section for section in SECTIONS if section.name == name)
     try:
@@ -149,8 +151,9 @@ def _section(name: str, setting: Setting, part: str, log: str) -> None:
                 file.flush()
     except Exception:
         traceback.print_exc()
-        sys.stdout.flush()
         raise SystemExit(1) from None
+    finally:
+        print(f"=== {name}: {process_time():.1f} s of this process on the CPU")
 
 
 def bring(source: Path, target: Path) -> None:

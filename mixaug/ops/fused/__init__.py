@@ -1,7 +1,7 @@
 """Loops of small steps as one Triton kernel each, for CUDA devices, where every step would be a launch of its own.
 
-Each function has a twin of torch operators, which serves all other devices and compilers of graphs, and gives the same
-result. Triton is imported when a kernel is first run.
+Each function has a twin of torch operators, which serves all other devices and gives the same result. Triton is
+imported when a kernel is first run.
 """
 
 from __future__ import annotations
