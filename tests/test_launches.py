@@ -14,7 +14,13 @@ BOUNDS = launches.read_bounds()
 SIDE = 32
 
 
-@pytest.mark.parametrize("case", launches.cases(), ids=lambda case: case.name)
+def each_case():
+    # Thirteen thousand pretended operators take seven seconds.
+    marks = {"comixup": [pytest.mark.slow]}
+    return [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in launches.cases()]
+
+
+@pytest.mark.parametrize("case", each_case())
 def test_a_policy_launches_no_more_than_its_bound(case):
     counted = launches.of_policy(case, SIDE, batch=24)
     assert 0 < counted.total <= BOUNDS[case.name, SIDE], counted.counts.most_common(12)
