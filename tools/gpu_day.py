@@ -5,7 +5,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # The checkout itself, wherever the call is made and whatever is installed.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root))
+    # Packages that travelled along serve where the machine has none of its own.
+    sys.path.append(str(root / "gpu_day" / "site"))
     from gpu.command import main
 
     sys.exit(main())
