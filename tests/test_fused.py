@@ -1,5 +1,6 @@
 """Kernels of mixaug/ops/fused against their torch bodies: by Triton's interpreter on a CPU, by themselves on a GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -148,6 +149,7 @@ def test_without_triton_the_torch_bodies_serve(monkeypatch):
 def test_a_compiler_that_fails_is_told_of_once(monkeypatch):
     from mixaug.ops.fused import probe
 
+    monkeypatch.setattr(fused, "current", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(probe, "run", lambda device: (_ for _ in ()).throw(OSError("no C compiler")))
     fused._works.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"Triton cannot compile for cuda.*OSError: no C compiler"):

@@ -37,7 +37,14 @@ SECTIONS = (
     Section("protocol", 2, 510, protocol.train),
 )
 #: What runs need beside torch, torchvision, timm and Triton, which a machine with a GPU is taken to have.
-PACKAGES = ("hydra-core", "omegaconf", "pyyaml", "torchmetrics", "lightning-utilities", "packaging")
+PACKAGES = (
+    "hydra-core>=1.3.7,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "pyyaml",
+    "torchmetrics",
+    "lightning-utilities",
+    "packaging",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,7 +164,7 @@ def _section(name: str, setting: Setting, part: str, log: str) -> None:
 
 
 def bring(source: Path, target: Path) -> None:
-    """Copy sheets to where earlier ones lie: the set comes in two halves.
+    """Copy sheets to where earlier ones lie, for the set comes in two parts, and the packages beside them.
 
     Raises:
         FileNotFoundError: a folder without sheets.
@@ -169,6 +176,8 @@ def bring(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
+    if (CARRY / "site").is_dir():
+        shutil.copytree(CARRY / "site", target.parent / "site", dirs_exist_ok=True)
 
 
 def pack(sheets: Path) -> None:
@@ -183,7 +192,9 @@ def pack(sheets: Path) -> None:
             f"--pack expects CIFAR-100 as sheets, train/*.webp and test/*.webp, found none in {sheets}"
         )
     shutil.rmtree(CARRY, ignore_errors=True)
-    for half, members in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
+    # The first part travels with the packages.
+    border = len(names) * 46 // 100
+    for half, members in enumerate((names[:border], names[border:]), start=1):
         for split in ("train", "test"):
             folder = CARRY / f"half{half}" / split
             folder.mkdir(parents=True)
@@ -196,9 +207,13 @@ def pack(sheets: Path) -> None:
         [*pip, "wheel", "--quiet", "--no-deps", "-w", CARRY / "wheels", "antlr4-python3-runtime==4.9.3"], check=True
     )
     wheels = list((CARRY / "wheels").glob("antlr4*.whl"))
-    place = ["--target", CARRY / "site", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
+    place = ["--target", CARRY / "site", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    place += ["--python-version", "3.12"]
     subprocess.run([*pip, "install", "--quiet", *place, *wheels, *PACKAGES], check=True)
     shutil.rmtree(CARRY / "wheels")
+    # PyYAML does without its compiled part.
+    for path in (CARRY / "site").rglob("*.so"):
+        path.unlink()
     for half in (1, 2):
         size = sum(path.stat().st_size for path in (CARRY / f"half{half}").rglob("*") if path.is_file())
         print(f"{CARRY.name}/half{half}: {size / 2**20:.0f} MiB")
