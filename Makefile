@@ -51,8 +51,12 @@ test: $(STAMP)  ## lint, beside the tests that need neither a GPU nor much time
 test-slow: $(STAMP)  ## the tests that take more than a few seconds each
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-gpu: $(STAMP)  ## the tests that need a CUDA device, and all others on it
-	@$(BIN)/python -m pytest -q --device cuda -m "not slow"
+# A Python that already sees a GPU, as images for GPUs bring it, needs no environment of its own.
+SEES_GPU = $(PYTHON) -c 'import pytest, torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null
+
+test-gpu:  ## the tests that need a CUDA device, and all others on it
+	@if $(SEES_GPU); then python=$(PYTHON); else $(MAKE) --no-print-directory $(STAMP) && python=$(BIN)/python; fi && \
+	PYTHONPATH=$(CURDIR):$(CURDIR)/gpu_day/site:$$PYTHONPATH $$python -m pytest -q --device cuda -m "not slow"
 
 lint: $(STAMP)  ## ruff and mypy
 	@echo "Checking style and types"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,61 @@ Per = Literal["sample", "batch", "pair"]
 
 # Gamma(0.5) falls below the smallest float32, which devices without float64 compute in, once in 1e19 draws.
 SMALLEST_DIRECT_SHAPE = 0.5
+
+# Each thread has its own.
+_given = threading.local()
+
+
+@contextlib.contextmanager
+def host_choices(*numbers: float) -> Iterator[None]:
+    """Make the choices that policies leave to the host (:meth:`Draws.host_uniform`) in place of the generator.
+
+    A CUDA graph holds one choice: capture one for each, and draw which to replay.
+
+    Args:
+        *numbers: in [0, 1), one for each choice of the calls inside, in their order; further ones are left over.
+
+    Raises:
+        ValueError: a number outside [0, 1).
+
+    Example:
+        >>> import torch, mixaug
+        >>> policy = mixaug.create("puzzlemix", block_nums=(2, 4))
+        >>> with host_choices(0.75):  # the second half of [0, 1) stands for the second of two numbers of blocks
+        ...     plan = policy.draw(torch.rand(4, 3, 8, 8), signals=mixaug.Signals(saliency=torch.rand(4, 8, 8)))
+        >>> plan.blocks.shape
+        torch.Size([4, 4, 4])
+    """
+    for number in numbers:
+        if not 0 <= number < 1:
+            raise ValueError(f"host_choices expects numbers in [0, 1), got {number!r}")
+    before = getattr(_given, "numbers", None)
+    _given.numbers = list(numbers)
+    try:
+        yield
+    finally:
+        _given.numbers = before
+
+
+@contextlib.contextmanager
+def as_default_stream(generator: Generator) -> Iterator[None]:
+    """Let calls without a generator draw from this one: the default stream of its device goes on from where it stands.
+
+    What is compiled cannot take a generator. Afterwards the generator has moved on as if it had been passed, and the
+    default stream is where it was. On a GPU neither waits for the device.
+    """
+    device = generator.device
+    if device.type == "cuda":
+        default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    else:
+        default = torch.default_generator
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
 
 
 class Draws:
@@ -86,8 +143,23 @@ class Draws:
         """One number in [0, 1) that Python code may branch on, without waiting for a device.
 
         On a CPU the next draw of the stream. On a CUDA device a function of the stream's seed and position, which the
-        host knows; the stream moves on by one draw. Other devices are waited for.
+        host knows; the stream moves on by one draw. Other devices are waited for. Inside :func:`host_choices` the next
+        of the numbers given there.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, or :func:`host_choices` gave too few numbers.
         """
+        given: list[float] | None = getattr(_given, "numbers", None)
+        if given is not None:
+            if not given:
+                raise RuntimeError("the policy chooses on the host once more: give host_choices another number")
+            return given.pop(0)
+        if self.device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "the policy chooses on the host what it launches (a member, a stage, a number of blocks), and a CUDA "
+                "graph would repeat that choice for ever: leave it one choice (block_nums=4, say), or capture a graph "
+                "for each, `with mixaug.draws.host_choices(number): policy(...)`, and choose which to replay"
+            )
         if self.device.type != "cuda":
             return float(torch.rand((), **self._given, device=self.device))
         generator = self.generator

@@ -14,6 +14,7 @@ from mixaug.ops.cells import pooled_saliency, puzzlemix_blend
 from mixaug.ops.filters import gaussian_blur, spectral_residual
 from mixaug.ops.kernels import draw_index
 from mixaug.ops.masks import cells_to_pixels, random_cells
+from mixaug.ops.puzzle import puzzlemix_costs, puzzlemix_energy
 from mixaug.ops.supermodular import comixup_objective, comixup_shares
 from mixaug.ops.token_merging import merge_tokens, token_matching
 from mixaug.ops.transport import puzzlemix_moves
@@ -52,7 +53,7 @@ from mixaug.policies.moex import exchange_moments
 from mixaug.policies.nfm import noisy_mixup
 from mixaug.policies.patchmix import patchmix
 from mixaug.policies.patchup import patchup, patchup_holes, patchup_rate
-from mixaug.policies.puzzlemix import perturbed_images, puzzlemix, puzzlemix_costs, puzzlemix_energy
+from mixaug.policies.puzzlemix import perturbed_images, puzzlemix
 from mixaug.policies.resizemix import resizemix, resizemix_boxes
 from mixaug.policies.saliency_grafting import graft_chances
 from mixaug.policies.saliencymix import (

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch, unmixed
+from mixaug.draws import as_default_stream
 from mixaug.losses import MixedCrossEntropy
 from mixaug.networks import network_in
 from mixaug.ops.nested import concatenated, map_tensors
@@ -283,7 +284,13 @@ class Passes:
         more: dict[str, Any] = {} if self.keys is None else {"keys": self.keys}
         if self.layout is not None:
             more["layout"] = self.layout
-        mixed: MixedBatch = self.step.policy(self.batch, signals=self.signals, generator=self.generator, **more)
+        policy, generator = self.step.policy, self.generator
+        if generator is not None and policy._compiled_call_impl is not None:
+            # What is compiled draws from the default stream alone, and asks no model that it would have to trace.
+            with as_default_stream(generator):
+                mixed: MixedBatch = policy(self.batch, **more)
+        else:
+            mixed = policy(self.batch, signals=self.signals, generator=generator, **more)
         return mixed.with_extents(self.extent_keys) if self.extent_keys else mixed
 
     def _is_drawn(self, batch: MixedBatch) -> bool:

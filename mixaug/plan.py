@@ -165,11 +165,21 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Unmixed(Plan):
-    """Every sample stays as it is."""
+    """Every sample stays as it is.
+
+    Attributes:
+        pairs: (B, 2) int64 sources, where they are there already.
+    """
+
+    pairs: Tensor | None = None
 
     @property
     def mixes(self) -> bool:
         return False
+
+    @property
+    def sources(self) -> Tensor:
+        return super().sources if self.pairs is None else self.pairs
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         return tensor if inplace else deliver(tensor, tensor, out, False)
@@ -178,8 +188,9 @@ class Unmixed(Plan):
     def of(cls, batch_size: int, device: torch.device) -> Unmixed:
         """The plan that changes nothing: every sample is its own partner, with weight 1 and 0."""
         own = torch.arange(batch_size, device=device)
-        lam = torch.ones(batch_size, device=device)
-        return cls(partner=own, lam=lam, weights=torch.stack([lam, lam - 1], dim=1))
+        # All rows are views of one, 1 and 0: a device launches nothing to repeat them.
+        weights = torch.arange(1, -1, -1, dtype=torch.float32, device=device).expand(batch_size, 2)
+        return cls(partner=own, lam=weights[:, 0], weights=weights, pairs=own[:, None].expand(batch_size, 2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,10 @@ import torch
 
 import helpers
 
+# Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 # A package of its own, with tests of its own: tests/test_packaging.py installs it and runs them.
 collect_ignore = ["example_plugin"]

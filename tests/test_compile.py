@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import mixaug
-from helpers import index_images, ours
+from helpers import index_images, ours, seeded
 
 MODEL_FREE = ours(mixaug.list_policies(needs=()))
 #: Every policy with its own draws for each sample (with per="batch", eager code on a CPU draws by DeiT's chosen policy
@@ -146,3 +146,22 @@ def test_image_sizes_share_graphs(name):
         compiled(torch.rand(4, 3, *size))
     # The first size, any square one, any other.
     assert counter.frame_count <= 3
+
+
+def test_a_compiled_policy_in_a_step_draws_from_the_given_generator():
+    images, labels = torch.rand(6, 3, 8, 8, generator=seeded(0)), torch.arange(6)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
+    results = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        policy, generator = mixaug.create("cutmix"), seeded(5)
+        if compiled:
+            policy.compile(backend="aot_eager", fullgraph=True)
+        step = mixaug.MixStep(model, policy, mixaug.losses.MixedCrossEntropy())
+        torch.manual_seed(1)
+        drawn = [step(images, labels, generator=generator)[0] for _ in range(3)]
+        results.append((torch.stack(drawn), generator.get_state(), torch.get_rng_state()))
+    torch.compiler.reset()
+    for eager, traced in zip(*results, strict=True):
+        assert torch.equal(eager, traced)
+    assert len(results[0][0].unique()) == 3

@@ -10,7 +10,7 @@ import mixaug
 from helpers import seeded
 from mixaug import pairing, ratio
 from mixaug.batch import Batch
-from mixaug.draws import Draws
+from mixaug.draws import Draws, as_default_stream, host_choices
 
 ROWS = 20_000
 
@@ -137,3 +137,47 @@ def test_uniform_and_per_pair_check_their_arguments():
 def test_a_generator_on_another_device_is_refused():
     with pytest.raises(ValueError, match=r"generator is on cpu; make it with torch.Generator\('meta'\)"):
         mixaug.create("mixup")(torch.zeros(2, 3, device="meta"), generator=seeded(0))
+
+
+def test_a_choice_of_the_host_is_refused_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    draws = Draws(4, torch.device("cuda"))
+    with pytest.raises(RuntimeError, match=r"CUDA graph would repeat that choice.*host_choices"):
+        draws.host_uniform()
+    with host_choices(0.25, 0.5):
+        assert draws.host_uniform() == 0.25
+        assert draws.host_integer(4) == 2
+        with pytest.raises(RuntimeError, match="give host_choices another number"):
+            draws.host_uniform()
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        draws.host_uniform()
+
+
+def test_choices_of_the_host_are_those_given(generator):
+    draws = Draws(4, generator.device, generator)
+    before = generator.get_state()
+    with host_choices(0.5):
+        with host_choices(0.125):
+            assert draws.host_uniform() == 0.125
+        assert draws.host_uniform() == 0.5
+    assert torch.equal(generator.get_state(), before)
+    with pytest.raises(ValueError, match=r"numbers in \[0, 1\), got 1"), host_choices(1):
+        pass
+
+
+def test_a_generator_stands_in_for_the_default_stream(device):
+    given, twin = seeded(3, device), seeded(3, device)
+    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[0]
+    default.manual_seed(7)
+    before = default.get_state()
+    with as_default_stream(given):
+        drawn = torch.rand(5, device=device), torch.randint(9, (3,), device=device)
+    assert torch.equal(drawn[0], torch.rand(5, device=device, generator=twin))
+    assert torch.equal(drawn[1], torch.randint(9, (3,), device=device, generator=twin))
+    assert torch.equal(given.get_state(), twin.get_state())
+    assert torch.equal(default.get_state(), before)
+    with pytest.raises(OSError, match="broken"), as_default_stream(given):
+        torch.rand(1, device=device)
+        raise OSError("broken")
+    assert torch.equal(default.get_state(), before)

@@ -106,3 +106,15 @@ def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert "\nmake test\n" in script.read_text()
+
+
+def test_gpu_tests_need_no_environment_where_python_sees_a_gpu(checkout):
+    sees = 'echo "$PYTHONPATH $@" >> calls\n'
+    assert make(checkout, "test-gpu", python=f"#!/bin/sh\n{sees}").returncode == 0
+    assert not (checkout / ".venv").exists()
+    last = (checkout / "calls").read_text().splitlines()[-1]
+    assert last.startswith(f"{checkout}:{checkout}/gpu_day/site:")
+    assert "-m pytest -q --device cuda" in last
+    blind = FAKE_PYTHON.replace('case "$1 $2" in', 'case "$1 $2" in\n  "-c import pytest"*) exit 1;;')
+    assert make(checkout, "test-gpu", python=blind).returncode == 0
+    assert "-m pytest -q --device cuda" in (checkout / "log").read_text()

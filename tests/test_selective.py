@@ -119,8 +119,8 @@ def test_a_ratio_may_go_by_the_pair():
     (lambda: ClassPairs(torch.ones(2, 3)), r"matrix \(K, K\), got \(2, 3\)"),
     (lambda: ClassPairs(torch.tensor([[-1.0]])), "finite and not negative"),
     (lambda: mixaug.create("mixup", pairing=Selective("same"))(INPUTS), "pass labels with the images"),
-    (lambda: mixaug.create("mixup", pairing=WithinGroup("image"))(INPUTS), r"looks at 'image' of each sample, the batch has metadata"),
-    (lambda: Selective("same").fit(LABELS).draw(Batch(INPUTS, LABELS), Draws(N, torch.device("cpu"))), "pass rows="),
+    (lambda: mixaug.create("mixup", pairing=WithinGroup("image"))(INPUTS), r"looks at 'image' of each sample"),
+    (lambda: Selective("same").fit(LABELS).draw(Batch(INPUTS, LABELS), Draws(N, INPUTS.device)), "pass rows="),
     (
         lambda: mixaug.create("mixup", pairing=WithinGroup("image"), partners=TrainingSet(INPUTS, LABELS)),
         "metadata 'image' as integers",

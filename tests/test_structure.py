@@ -101,6 +101,9 @@ def test_the_core_imports_torch_and_numpy_alone():
     for name in FILES:
         if name != "mixaug" and name.split(".")[1] not in CORE:
             continue
+        # These are imported when a kernel is first run on a GPU.
+        if name.startswith("mixaug.ops.fused."):
+            continue
         for node in ast.walk(ast.parse(FILES[name].read_text())):
             # Type checkers bring it themselves, and torch needs it: nothing runs what stands under TYPE_CHECKING.
             if isinstance(node, ast.ImportFrom) and node.module == "typing_extensions":

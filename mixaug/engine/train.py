@@ -41,6 +41,7 @@ from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.stored import networks_of
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
+from mixaug.policy import Policy
 from mixaug.step import MixStep
 
 __all__ = ["train"]
@@ -219,10 +220,19 @@ def _assemble(
         torch.compiler.reset()
         # The model is compiled in place, so that the names in checkpoints stay those of the bare model.
         step.model.compile()
+        if _can_be_traced(step.policy):
+            # Random numbers come from torch's own operators: they are those of a run that is not compiled.
+            step.policy.compile(options={"fallback_random": True})
     if world.size == 1:
         return state, step
     devices = [world.device] if world.device.type == "cuda" else None
     return state, DistributedDataParallel(step, device_ids=devices, find_unused_parameters=find_unused_parameters)
+
+
+def _can_be_traced(policy: Policy) -> bool:
+    """Whether a policy compiles as one graph: it looks at no model, has no network and fetches no rows."""
+    has_network = any(True for _ in policy.parameters())
+    return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:

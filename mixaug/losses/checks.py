@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability
+from mixaug.plan import Unmixed
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -28,6 +29,15 @@ def reduced(losses: Tensor, importance: Tensor | None, reduction: str, count: Te
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
+
+
+def leaves_as_is(mixed: MixedBatch) -> bool:
+    """Whether every sample is known to be itself alone, with weight 1, without a look at any value.
+
+    Sources and weights must be those that the plan was made with: a batch may carry others.
+    """
+    plan = mixed.plan
+    return isinstance(plan, Unmixed) and mixed.sources is plan.pairs and mixed.weights is plan.weights
 
 
 def labels_of(name: str, mixed: MixedBatch) -> Tensor:
@@ -66,7 +76,7 @@ def check_mixing(
         )
     if not weights.is_floating_point():
         raise TypeError(f"{name} expected floating weights, got {weights.dtype}")
-    if _can_read(sources):
+    if can_read(sources):
         low, high = (int(value) for value in sources.aminmax())
         if low < 0 or high >= len(labels):
             raise ValueError(f"{name} expected sources in [0, {len(labels)}), got values from {low} to {high}")
@@ -102,7 +112,7 @@ def check_inputs(
     else:
         if labels.is_floating_point():
             raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
-        if _can_read(labels):
+        if can_read(labels):
             known = 2 if negative == "ignored" and classes == 1 else classes
             # One look at the labels is cheaper than masking what is hardly ever there.
             labels = labels.long()
@@ -130,7 +140,7 @@ def refuse_one_output(name: str, logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _can_read(tensor: Tensor) -> bool:
+def can_read(tensor: Tensor) -> bool:
     """Whether values can be looked at without stopping a device or breaking a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
 from mixaug.losses.checks import (
+    can_read,
     check_inputs,
     check_options,
     check_per_sample,
     compute_dtype,
     labels_of,
+    leaves_as_is,
     mix_rows,
     reduced,
 )
+
+NO_LABEL = -(2**62)
 
 
 def mixed_cross_entropy(
@@ -27,7 +31,7 @@ def mixed_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     class_weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     uniform: Tensor | None = None,
     importance: Tensor | None = None,
@@ -49,7 +53,8 @@ def mixed_cross_entropy(
         label_smoothing: eps in [0, 1].
         class_weight: (K,) floating factor of each class, or None.
         ignore_index: class id whose sources drop out together with their weight, so they add neither loss nor
-            gradient. Has no meaning for dense labels, as in torch.
+            gradient. Has no meaning for dense labels, as in torch. None promises that there is no such label, which
+            saves a device a dozen small launches.
         reduction: "none" gives (B,); "sum" the sum; "mean" the sum divided by the number of samples, where a
             sample with ignored sources counts only by the share of its weight that is left. Class weights do
             not enter the divisor, as in torch's form for dense targets. If nothing is left the mean is nan,
@@ -103,7 +108,7 @@ def mixed_cross_entropy(
         own = -(targets * log_probabilities).sum(1)
     else:
         ids = labels.long()[sources]
-        if may_ignore:
+        if may_ignore and ignore_index is not None:
             ignored = ids == ignore_index
             ids = ids.masked_fill(ignored, 0)
         picked = log_probabilities.gather(1, ids)
@@ -134,7 +139,7 @@ class MixedCrossEntropy(nn.Module):
     Args:
         label_smoothing: eps in [0, 1].
         class_weight: (K,) factors, kept as a buffer.
-        ignore_index: class id whose sources drop out with their weight.
+        ignore_index: class id whose sources drop out with their weight; None where no label is such.
         reduction: "none", "mean" or "sum".
     """
 
@@ -147,7 +152,7 @@ class MixedCrossEntropy(nn.Module):
         self,
         label_smoothing: float = 0.0,
         class_weight: Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = -100,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -159,9 +164,13 @@ class MixedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
         """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
+        labels = labels_of("MixedCrossEntropy", mixed)
+        plain = self.label_smoothing == 0 and self.class_weight is None and mixed.uniform is None
+        if plain and mixed.importance is None and labels.ndim == 1 and leaves_as_is(mixed):
+            return _of_ids(logits, mixed, labels, self.ignore_index, self.reduction)
         return mixed_cross_entropy(
             logits,
-            labels_of("MixedCrossEntropy", mixed),
+            labels,
             mixed.sources,
             mixed.weights,
             label_smoothing=self.label_smoothing,
@@ -178,6 +187,20 @@ class MixedCrossEntropy(nn.Module):
 
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+
+
+def _of_ids(logits: Tensor, mixed: MixedBatch, labels: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
+    """:func:`mixed_cross_entropy` of samples that nothing was mixed into: on a device two launches, by torch's loss."""
+    may_ignore = check_inputs("MixedCrossEntropy", logits, labels, mixed.sources, mixed.weights, ignore_index)
+    own = labels[: len(logits)].long()
+    log_probabilities = F.log_softmax(logits, dim=1, dtype=compute_dtype(logits))
+    # torch's loss knows no "none": a number that is no label stands for it.
+    ignored = NO_LABEL if ignore_index is None else ignore_index
+    if not can_read(labels):
+        return F.nll_loss(log_probabilities, own, ignore_index=ignored, reduction=reduction)
+    # In the order of sums of mixed samples, so that both give the same bits.
+    losses = F.nll_loss(log_probabilities, own, ignore_index=ignored, reduction="none")
+    return reduced(losses, None, reduction, (own != ignored).sum() if may_ignore else len(logits))
 
 
 def _share_left(weights: Tensor, ignored: Tensor) -> Tensor:

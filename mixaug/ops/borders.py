@@ -32,6 +32,11 @@ def _pixel_scales(images: Tensor, std: float | Sequence[float] | None) -> Tensor
     return torch.where(extent.isfinite() & (extent > 0), 1 / extent, 0.0).float().reshape(1, 1, 1)
 
 
+def cell_scales(images: Tensor, cell: Sequence[int], std: float | Sequence[float] | None) -> Tensor:
+    """(C, 1, 1) or (1, 1, 1) factors of the sums over a cell's pixels that give their mean in units of [0, 1]."""
+    return _pixel_scales(images, std) / math.prod(cell)
+
+
 def border_cells(
     images: Tensor, blocks: int, neigh_size: int, std: float | Sequence[float] | None
 ) -> list[tuple[Tensor, Tensor]]:
@@ -42,7 +47,7 @@ def border_cells(
     """
     sides = [side // blocks for side in images.shape[2:]]
     cell = [largest_divisor(side, neigh_size) for side in sides]
-    scales = _pixel_scales(images, std) / math.prod(cell)
+    scales = cell_scales(images, cell, std)
     along = [side // pixels for side, pixels in zip(sides, cell, strict=True)]
     if all(count <= 2 for count in along):
         # Every cell lies at a border, so all cells are made once.

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mixaug.checks import check_images, check_out, check_partner, check_whole_numbers
+from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import (
     SLICE_BYTES,
@@ -52,11 +54,30 @@ def pooled_saliency(saliency: Tensor, grid: int | Sequence[int]) -> Tensor:
     height, width = saliency.shape[1] // rows, saliency.shape[2] // columns
     maps = single_precision(saliency.detach()).float()
     cells = maps.unflatten(1, (rows, height)).sum(2).unflatten(2, (columns, width)).sum(3)
+    if fused.serves(cells):
+        shares: Tensor = torch.ops.mixaug.saliency_shares(cells)
+        return shares
     cells = cells.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
     # The division by the largest comes first: neither tiny nor huge gradients may leave the range of float32.
     cells = cells / cells.amax((1, 2), keepdim=True).clamp(min=torch.finfo(cells.dtype).tiny)
     total = cells.sum((1, 2), keepdim=True)
     return torch.where(total > 0.5, cells / total.clamp(min=0.5), 1 / (rows * columns))
+
+
+def _shares(sums: Tensor) -> Tensor:
+    """Sums of saliency (B, rows, columns) float32 to the shares of :func:`pooled_saliency`, by one kernel."""
+    from mixaug.ops.fused import puzzle_kernels
+
+    with fused.current(sums.device):
+        return puzzle_kernels.shares(sums.contiguous())
+
+
+_shares_operator = torch.library.custom_op("mixaug::saliency_shares", _shares, mutates_args=())
+
+
+@_shares_operator.register_fake
+def _(sums: Tensor) -> Tensor:
+    return torch.empty_like(sums)
 
 
 def puzzlemix_blend(
@@ -100,15 +121,44 @@ def puzzlemix_blend(
     copies = blocks.dtype == torch.bool
     if not copies:
         check_blends(images)
-    # Two bodies give one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered.
+    # Three bodies give one result: on a CPU whole rows of cells are copied, elsewhere pixels are gathered, on a CUDA
+    # device by one kernel where nothing asks for a gradient.
     if reads_freely(images, blocks) and (moves is not None or images[0].numel() >= SLICE_BYTES // 4):
         return deliver(_blend_rows(images, partner, blocks, moves, grid), images, out, inplace)
+    if moves is not None and fused.serves(images, blocks) and _is_plain(images, copies):
+        mixed = torch.ops.mixaug.puzzlemix_blend(images.detach(), partner, blocks, moves[0], moves[1])
+        return deliver(mixed, images, out, inplace)
     share = cells_to_pixels(blocks, [side // n for side, n in zip(size, blocks.shape[1:], strict=True)], size)
     if moves is None:
         return blend_mask(images, partner, share, out=out, inplace=inplace)
     own = _gathered(images, moves[0])
     other = _gathered(take_rows(images, partner), moves[1])
     return deliver(_weighed(own, other, over_channels(share, images)), images, out, inplace)
+
+
+def _is_plain(images: Tensor, copies: bool) -> bool:
+    """Whether a kernel takes these images: a shape and dtype that it knows, and no derivative."""
+    known = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+    takes = images.dtype in (*known, torch.float64, torch.int64, torch.int32) if copies else images.dtype in known
+    derives = (torch.is_grad_enabled() and images.requires_grad) or forward_ad._current_level >= 0
+    return images.ndim == 4 and takes and not derives
+
+
+def _blend_by_kernel(images: Tensor, partner: Tensor, blocks: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """:func:`puzzlemix_blend` of cells that move, by one kernel."""
+    from mixaug.ops.fused import puzzle_kernels
+
+    blocks = blocks if blocks.dtype == torch.bool else blocks.float()
+    with fused.current(images.device):
+        return puzzle_kernels.blend(images, partner, blocks.contiguous(), own.contiguous(), other.contiguous())
+
+
+_blend_operator = torch.library.custom_op("mixaug::puzzlemix_blend", _blend_by_kernel, mutates_args=())
+
+
+@_blend_operator.register_fake
+def _(images: Tensor, partner: Tensor, blocks: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    return torch.empty_like(images)
 
 
 def largest_divisor(number: int, most: int) -> int:

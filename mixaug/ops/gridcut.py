@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixaug.ops import fused
 from mixaug.ops.layout import reads_freely
 
 #: Number of frontier states up to which dynamic programming beats the chains.
@@ -62,7 +63,8 @@ def grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor, *, read: bool | No
         unary: (B, n, m, L) floating point, finite; L >= 2.
         edges_v: (B, n - 1, m) floating point, finite and not negative: weights between a cell and the one below.
         edges_h: (B, n, m - 1), between a cell and the one to the right.
-        read: work on the host, where the bound is read; None does so where the costs lie on a CPU.
+        read: work on the host, where the bound is read; None does so where the costs lie on a CPU, and on a CUDA device
+            takes one kernel in place of the operators of ``False``, with the same labels.
 
     Returns:
         (B, n, m) int64.
@@ -71,14 +73,49 @@ def grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor, *, read: bool | No
         ValueError: shapes that do not fit.
     """
     _check("grid_cut", unary, edges_v, edges_h)
+    if read is None and fused.serves(unary, edges_v, edges_h):
+        found: Tensor = torch.ops.mixaug.grid_cut(unary.detach(), edges_v.detach(), edges_h.detach())
+        return found
     costs = [x.detach().float().movedim(0, -1).contiguous() for x in (unary, edges_v, edges_h)]
     xp: ModuleType = torch
     arrays: list[Array] = list(costs)
     if reads_freely(*costs) if read is None else read:
         xp, arrays = np, [cost.cpu().numpy() for cost in costs]
-    by_chains = unary.shape[3] ** min(unary.shape[1:3]) > MOST_STATES
-    labels = (_by_chains if by_chains else _by_frontier)(xp, *arrays)
+    labels = (_by_chains if _takes_chains(unary) else _by_frontier)(xp, *arrays)
     return torch.as_tensor(labels, device=unary.device).movedim(-1, 0).contiguous()
+
+
+def _takes_chains(unary: Tensor) -> bool:
+    """Whether (B, n, m, L) has too many states for dynamic programming over the frontier."""
+    return unary.shape[3] ** min(unary.shape[1:3]) > MOST_STATES
+
+
+def _device_rounds(labels: int) -> int:
+    # Two labels leave the widest gaps: no level lies between them to fall back on.
+    return DEVICE_ROUNDS if labels > 2 else 2 * DEVICE_ROUNDS
+
+
+def _by_kernel(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
+    """The labels of :func:`grid_cut` by one kernel."""
+    from mixaug.ops.fused import gridcut_kernels
+
+    if _takes_chains(unary):
+        unary, edges_v, edges_h = (x.float().contiguous() for x in (unary, edges_v, edges_h))
+        with fused.current(unary.device):
+            return gridcut_kernels.by_chains(unary, edges_v, edges_h, _device_rounds(unary.shape[3]))
+    if unary.shape[1] < unary.shape[2]:
+        turned: Tensor = _by_kernel(unary.transpose(1, 2), edges_h.transpose(1, 2), edges_v.transpose(1, 2))
+        return turned.transpose(1, 2).contiguous()
+    with fused.current(unary.device):
+        return gridcut_kernels.by_frontier(*(x.float().contiguous() for x in (unary, edges_v, edges_h)))
+
+
+_as_operator = torch.library.custom_op("mixaug::grid_cut", _by_kernel, mutates_args=())
+
+
+@_as_operator.register_fake
+def _(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
+    return torch.empty(unary.shape[:3], dtype=torch.int64, device=unary.device)
 
 
 def exact_grid_cut(unary: Tensor, edges_v: Tensor, edges_h: Tensor) -> Tensor:
@@ -248,8 +285,7 @@ def _by_chains(xp: ModuleType, unary: Array, edges_v: Array, edges_h: Array) -> 
     """(n, m, L, B), (n - 1, m, B), (n, m - 1, B) to (n, m, B)."""
     problem = _Chains(xp, unary, edges_v, edges_h)
     if xp is torch:
-        # Two labels leave the widest gaps: no level lies between them to fall back on.
-        problem.ascend(DEVICE_ROUNDS if unary.shape[2] > 2 else 2 * DEVICE_ROUNDS)
+        problem.ascend(_device_rounds(unary.shape[2]))
         return _labels_of(problem.labels()[0], unary)
     labels: Array = None
     rest = np.arange(unary.shape[3])

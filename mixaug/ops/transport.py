@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixaug.ops import fused
 from mixaug.ops.layout import reads_freely
+
+#: Most cells of a grid whose moves are one kernel: those of a row are one block of it.
+MOST_CELLS = 1024
 
 
 def puzzlemix_moves(saliency: Tensor, visible: Tensor, *, t_eps: float = 0.8) -> Tensor:
@@ -35,9 +39,13 @@ def puzzlemix_moves(saliency: Tensor, visible: Tensor, *, t_eps: float = 0.8) ->
             f"puzzlemix_moves expects saliency and visible (B, t, u), got {tuple(saliency.shape)} and "
             f"{tuple(visible.shape)}"
         )
-    # Two bodies give one result: on a CPU only the cells without a place are looked at, elsewhere all of them.
+    # Three bodies give one result: on a CPU only the cells without a place are looked at, elsewhere all of them, on a
+    # CUDA device by one kernel.
     if reads_freely(saliency, visible):
         return torch.from_numpy(_moves_of_few(saliency.numpy(), visible.numpy(), t_eps))
+    if fused.serves(saliency, visible) and saliency.dtype == torch.float32 and saliency[0].numel() <= MOST_CELLS:
+        moves: Tensor = torch.ops.mixaug.puzzlemix_moves(saliency.detach(), visible, t_eps)
+        return moves
     return _moves_of_all(saliency, visible, t_eps)
 
 
@@ -61,6 +69,22 @@ def _moves_of_all(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
         lost = winner.gather(1, choice) != places
         cost.scatter_add_(2, choice[..., None], lost[..., None].to(cost.dtype))
     return torch.where(winner < len(places), winner, places).reshape(visible.shape)
+
+
+def _by_kernel(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
+    """:func:`_moves_of_all` by one kernel."""
+    from mixaug.ops.fused import transport_kernel
+
+    with fused.current(saliency.device):
+        return transport_kernel.moves(saliency.contiguous(), visible.contiguous(), t_eps)
+
+
+_as_operator = torch.library.custom_op("mixaug::puzzlemix_moves", _by_kernel, mutates_args=())
+
+
+@_as_operator.register_fake
+def _(saliency: Tensor, visible: Tensor, t_eps: float) -> Tensor:
+    return torch.empty(saliency.shape, dtype=torch.int64, device=saliency.device)
 
 
 @functools.lru_cache(maxsize=32)

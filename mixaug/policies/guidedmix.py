@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_choice, check_images, check_partner, check_whole
 from mixaug.draws import Draws
+from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.filters import check_blur, gaussian_blur, spectral_residual
 from mixaug.ops.layout import reads_freely, single_precision
@@ -47,6 +48,10 @@ Distance = Literal["l2", "l1", "cosine"]
 
 
 DISTANCES = ("l2", "l1", "cosine")
+
+
+#: Largest part whose cycle one kernel finds: a row of distances is one block of it.
+MOST_SAMPLES = 4096
 
 
 def guided_maps(saliency: Tensor, kernel_size: int = 7, sigma: float = 3.0) -> Tensor:
@@ -120,9 +125,12 @@ def greedy_cycle(distance: Tensor) -> Tensor:
     if distance.ndim not in (2, 3) or distance.shape[-1] != distance.shape[-2] or not distance.numel():
         raise ValueError(f"greedy_cycle expects distance (B, B), got {tuple(distance.shape)}")
     several = distance.detach() if distance.ndim == 3 else distance.detach()[None]
-    # Each step depends on the one before. On a CPU B steps of numpy take no time; elsewhere they are B times a few
-    # small kernels, without a value read back.
-    found = _cycle_on_host(several) if reads_freely(several) else _cycle_on_device(several)
+    # Each step depends on the one before. On a CPU B steps of numpy take no time; on a CUDA device one kernel takes
+    # them all; elsewhere they are B times a few small kernels, without a value read back.
+    if fused.serves(several) and 2 <= several.shape[-1] <= MOST_SAMPLES:
+        found = torch.ops.mixaug.greedy_cycle(several)
+    else:
+        found = _cycle_on_host(several) if reads_freely(several) else _cycle_on_device(several)
     return found if distance.ndim == 3 else found[0]
 
 
@@ -164,6 +172,21 @@ def _cycle_on_device(distance: Tensor) -> Tensor:
         found = found.scatter(1, current, following)
         current = following
     return found.scatter(1, current, first)
+
+
+def _by_kernel(distance: Tensor) -> Tensor:
+    from mixaug.ops.fused import cycle_kernel
+
+    with fused.current(distance.device):
+        return cycle_kernel.cycles(single_precision(distance).contiguous())
+
+
+_kernel = torch.library.custom_op("mixaug::greedy_cycle", _by_kernel, mutates_args=())
+
+
+@_kernel.register_fake
+def _(distance: Tensor) -> Tensor:
+    return torch.empty(distance.shape[:2], dtype=torch.int64, device=distance.device)
 
 
 def guided_mask(maps: Tensor, partner: Tensor) -> Tensor:

@@ -33,9 +33,7 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import (
     check_flag,
-    check_images,
     check_not_negative,
-    check_partner,
     check_probability,
     check_share,
     check_statistics,
@@ -44,11 +42,12 @@ from mixaug.checks import (
     per_channel,
 )
 from mixaug.draws import Draws
-from mixaug.ops.borders import border_cells, border_difference, per_channel_column
+from mixaug.ops.borders import per_channel_column
 from mixaug.ops.cells import Moves, largest_divisor, pooled_saliency, puzzlemix_blend
 from mixaug.ops.gridcut import grid_cut
 from mixaug.ops.layout import deliver, single_precision
 from mixaug.ops.masks import cells_to_pixels
+from mixaug.ops.puzzle import check_material, cut_problem
 from mixaug.ops.transport import puzzlemix_moves
 from mixaug.plan import Plan
 from mixaug.policies.saliency import SaliencyPolicy
@@ -59,100 +58,7 @@ from mixaug.signals import CleanSignals
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["PuzzleMix", "perturbed_images", "puzzlemix", "puzzlemix_costs", "puzzlemix_energy"]
-
-
-def puzzlemix_costs(
-    images: Tensor,
-    partner: Tensor,
-    saliency: Tensor,
-    *,
-    block_num: int,
-    beta: float = 1.2,
-    gamma: float = 0.5,
-    neigh_size: int = 4,
-    std: float | Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Costs of showing the one or the other image in each block, and what the data add to its borders.
-
-    Args:
-        images: (B, C, H, W) floating point or uint8.
-        partner: (B,) int64.
-        saliency: (B, H, W) of the images.
-        block_num: n blocks along each side, a divisor of H and W.
-        beta, gamma: weights of smoothness and of the pixels at the borders.
-        neigh_size: pixels at each side of a border that are compared; the largest divisor of the block's side that
-            is not above it.
-        std: standard deviations that normalised the images, one or one per channel; 1 for images in [0, 1]. None
-            divides by the range of values in the batch. uint8 images are divided by 255 instead.
-
-    Returns:
-        float32: cost where the mask is 1 (B, n, n), cost where it is 0 (B, n, n), and border terms (B, n - 1, n)
-        between a block and the one below, (B, n, n - 1) between a block and the one to the right.
-
-    Raises:
-        ValueError: shapes that do not fit, a block_num that does not divide the sides.
-    """
-    _check_material("puzzlemix_costs", images, partner, saliency)
-    _check_blocks("puzzlemix_costs", block_num, images.shape[2:])
-    own = pooled_saliency(saliency, block_num)
-    keep_own, keep_partner = own.index_select(0, partner), own.clone()
-    borders = []
-    for axis, (before, after) in enumerate(border_cells(images.detach(), block_num, neigh_size, std), start=1):
-        # Each name says whose block comes first, the own or the partner's, and whose comes second.
-        own_own = border_difference(before, after)
-        partner_own = border_difference(before.index_select(0, partner), after)
-        own_partner = border_difference(before, after.index_select(0, partner))
-        weight = beta * gamma / (16 * block_num)
-        oo, po, op, pp = (
-            weight * d if axis == 1 else weight * d.mT
-            for d in (own_own, partner_own, own_partner, own_own.index_select(0, partner))
-        )
-        keep_own.narrow(axis, 0, block_num - 1).add_((op + oo) / 2)
-        keep_partner.narrow(axis, 0, block_num - 1).add_((po + pp) / 2)
-        keep_own.narrow(axis, 1, block_num - 1).add_((po + oo) / 2)
-        keep_partner.narrow(axis, 1, block_num - 1).add_((op + pp) / 2)
-        borders.append((op + po - oo - pp) / 2)
-    return keep_own, keep_partner, borders[0], borders[1]
-
-
-def puzzlemix_energy(
-    keep_own: Tensor,
-    keep_partner: Tensor,
-    border_v: Tensor,
-    border_h: Tensor,
-    lam: Tensor,
-    *,
-    n_labels: int = 3,
-    beta: float = 1.2,
-    eta: float = 0.2,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The energy whose minimum is the mask, for :func:`mixaug.ops.gridcut.grid_cut`.
-
-    Args:
-        keep_own, keep_partner, border_v, border_h: from :func:`puzzlemix_costs`.
-        lam: (B,) or (1,) in [0, 1], the prior share of the own image.
-        n_labels: L levels of the mask; label l is the level 1 - l / (L - 1).
-        beta, eta: weights of smoothness and prior.
-
-    Returns:
-        float32 costs (B, n, n, L) and edge weights (B, n - 1, n), (B, n, n - 1), not negative.
-    """
-    blocks, last = keep_own.shape[1], n_labels - 1
-    prior = lam.double() if lam.device.type != "mps" else lam.float()
-    levels = [
-        -(math.comb(last, label) * prior ** (last - label) * (1 - prior) ** label + 1e-8).log()
-        for label in range(n_labels)
-    ]
-    own = eta / blocks**2 * torch.stack(levels, dim=1).float()[:, None, None]
-    costs = [torch.lerp(keep_own, keep_partner, label / last) for label in range(n_labels)]
-    smooth = beta / (16 * blocks)
-    # A weight is below zero, and the problem no longer a cut, only where pixels leave [0, 1] or gamma is above 1.
-    return (
-        (torch.stack(costs, dim=3) + own).nan_to_num(0.0),
-        (border_v + smooth).nan_to_num(smooth).clamp(min=0),
-        (border_h + smooth).nan_to_num(smooth).clamp(min=0),
-    )
+__all__ = ["PuzzleMix", "perturbed_images", "puzzlemix"]
 
 
 def perturbed_images(
@@ -231,22 +137,25 @@ def puzzlemix(
         ValueError: shapes that do not fit, an option out of range.
         TypeError: another dtype.
     """
-    _check_material("puzzlemix", images, partner, saliency)
+    check_material("puzzlemix", images, partner, saliency)
     check_share("puzzlemix", "lam", lam, images.shape[0])
     _check_options("puzzlemix", n_labels, beta, gamma, eta, neigh_size, t_size, t_eps)
     statistics = check_statistics("puzzlemix", mean, std)
     size = (images.shape[2], images.shape[3])
-    costs = puzzlemix_costs(
+    problem = cut_problem(
         images,
         partner,
         saliency,
+        lam,
         block_num=block_num,
+        n_labels=n_labels,
         beta=beta,
         gamma=gamma,
+        eta=eta,
         neigh_size=neigh_size,
         std=None if statistics is None else statistics[1],
     )
-    labels = grid_cut(*puzzlemix_energy(*costs, lam, n_labels=n_labels, beta=beta, eta=eta))
+    labels = grid_cut(*problem)
     blocks = 1 - labels.float() / (n_labels - 1)
     moves = _moves(saliency, partner, blocks, size, t_size, t_eps) if transport else None
     shown = blocks > 0.5 if n_labels == 2 else blocks
@@ -392,20 +301,22 @@ class PuzzleMix(SaliencyPolicy):
         if any(noisy):
             noise = (self._perturbation(batch, draws),)
         saliency = self.saliency_of(batch)
-        _check_material("PuzzleMix", batch.images, partner, saliency)
+        check_material("PuzzleMix", batch.images, partner, saliency)
         with torch.no_grad():
-            costs = puzzlemix_costs(
+            problem = cut_problem(
                 batch.images,
                 partner,
                 saliency,
+                lam,
                 block_num=blocks_a_side,
+                n_labels=self.n_labels,
                 beta=self.beta,
                 gamma=self.gamma,
+                eta=self.eta,
                 neigh_size=self.neigh_size,
                 std=self.std,
             )
-            energy = puzzlemix_energy(*costs, lam, n_labels=self.n_labels, beta=self.beta, eta=self.eta)
-            blocks = 1 - grid_cut(*energy).float() / (self.n_labels - 1)
+            blocks = 1 - grid_cut(*problem).float() / (self.n_labels - 1)
             moves: tuple[Tensor, ...] = ()
             if self.transport:
                 size = (batch.size[0], batch.size[1])
@@ -434,24 +345,6 @@ class PuzzleMix(SaliencyPolicy):
         gradient = signals.gradient_at(images + (start / std).to(images.dtype))
         stepped = start + (self.adv_eps + 2 / 255) * gradient.sign().float()
         return stepped.clamp(-self.adv_eps, self.adv_eps) * draws.uniform(dtype=torch.float32, per="batch")
-
-
-def _check_material(what: str, images: Tensor, partner: Tensor, saliency: Tensor) -> None:
-    check_images(what, images, (2,))
-    check_partner(what, partner, images.shape[0])
-    expected = (images.shape[0], *images.shape[2:])
-    if not isinstance(saliency, Tensor) or not saliency.is_floating_point() or tuple(saliency.shape) != expected:
-        came = f"{tuple(saliency.shape)} {saliency.dtype}" if isinstance(saliency, Tensor) else type(saliency).__name__
-        raise ValueError(f"{what} expects saliency {expected} floating point, a value per pixel, got {came}")
-
-
-def _check_blocks(what: str, block_num: int, size: Sequence[int]) -> None:
-    check_whole(what, "block_num", block_num)
-    if any(side % block_num for side in size):
-        raise ValueError(
-            f"{what} cuts images into {block_num} x {block_num} equal blocks, got images of size {tuple(size)}; "
-            f"block_num must divide {math.gcd(*size)}"
-        )
 
 
 def _check_options(

@@ -29,6 +29,7 @@ from mixaug.batch import Batch
 from mixaug.checks import check_choice, check_images, check_out, check_partner, check_whole
 from mixaug.draws import Draws
 from mixaug.labeling.content import Content, Source
+from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.cells import patch_sides, patch_size_option
 from mixaug.ops.layout import reads_freely, wide_dtype
@@ -53,6 +54,10 @@ PROPOSALS = 10
 
 
 LOG_ASPECT = math.log(1 / 0.3)
+
+
+#: Most values, tokens times proposals, that a kernel looks at in one round.
+MOST_VALUES = 16384
 
 
 def tokenmix_count(lam: Tensor, total: int, minimum: int = 0) -> Tensor:
@@ -89,9 +94,18 @@ def tokenmix_blocks(units: Tensor, count: Tensor, grid: Sequence[int]) -> Tensor
             f"tokenmix_blocks expects units (R, N, K, 4) and count (R,), got {tuple(units.shape)} and "
             f"{tuple(count.shape)}"
         )
+    rows, columns = grid[0], grid[1]
+    values = math.prod(map(fused.power_of_two, (units.shape[2], rows, columns)))
+    if fused.serves(units, count) and values <= MOST_VALUES:
+        return torch.ops.mixaug.tokenmix_kernel(units, _aspect(units[..., 1]), count, rows, columns)[:, None]
     # These are some thousand small operations, which a compiler would trace for minutes.
     place = _opaque_blocks if torch.compiler.is_compiling() else _blocks
-    return place(units, count, grid[0], grid[1])[:, None]
+    return place(units, count, rows, columns)[:, None]
+
+
+def _aspect(unit: Tensor) -> Tensor:
+    """Aspect ratios, uniform in their logarithm."""
+    return ((2 * unit - 1) * LOG_ASPECT).exp()
 
 
 def _blocks(units: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
@@ -103,7 +117,7 @@ def _blocks(units: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
             break
         left_over = (count - masked.flatten(1).sum(1))[:, None]
         area = 1 + proposals[..., 0] * (left_over - 1).clamp(min=0)
-        height, width, fits = _sides(area, (2 * proposals[..., 1] - 1) * LOG_ASPECT, (rows, columns))
+        height, width, fits = _sides(area, _aspect(proposals[..., 1]), (rows, columns))
         top = (proposals[..., 2] * (rows - height + 1)).long().minimum(rows - height)
         left = (proposals[..., 3] * (columns - width + 1)).long().minimum(columns - width)
         accepted = _adds(masked, top, left, height, width, left_over) & fits & active
@@ -117,6 +131,22 @@ _opaque_blocks = torch.library.custom_op("mixaug::tokenmix_blocks", _blocks, mut
 
 @_opaque_blocks.register_fake
 def _(units: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
+    return torch.empty(count.shape[0], rows, columns, dtype=torch.bool, device=units.device)
+
+
+def _by_kernel(units: Tensor, aspects: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
+    """:func:`_blocks` with the aspect ratios of all proposals, by one kernel."""
+    from mixaug.ops.fused import tokens_kernel
+
+    with fused.current(units.device):
+        return tokens_kernel.blocks(units.contiguous(), aspects.contiguous(), count.contiguous(), rows, columns)
+
+
+_kernel = torch.library.custom_op("mixaug::tokenmix_kernel", _by_kernel, mutates_args=())
+
+
+@_kernel.register_fake
+def _(units: Tensor, aspects: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
     return torch.empty(count.shape[0], rows, columns, dtype=torch.bool, device=units.device)
 
 
@@ -141,7 +171,7 @@ def tokenmix_replay(attempts: Tensor, count: Tensor, grid: Sequence[int]) -> Ten
         )
     masked = torch.zeros(len(count), *grid, dtype=torch.bool, device=attempts.device)
     for attempt in attempts[:, :, None].unbind(1):
-        height, width, fits = _sides(attempt[..., 0], attempt[..., 1], grid)
+        height, width, fits = _sides(attempt[..., 0], attempt[..., 1].exp(), grid)
         place = attempt[..., 2:].nan_to_num().clamp(min=0).long()
         top, left = place[..., 0].minimum(grid[0] - height), place[..., 1].minimum(grid[1] - width)
         left_over = (count - masked.flatten(1).sum(1))[:, None]
@@ -295,9 +325,8 @@ class TokenMix(Policy):
         return max(size[0] // height, 1), max(size[1] // width, 1)
 
 
-def _sides(area: Tensor, log_aspect: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _sides(area: Tensor, aspect: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Height, width (0 where too large) and whether they fit, each (R, K)."""
-    aspect = log_aspect.exp()
     height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     # NaN fits nowhere. In a single row of tokens a block may be as high as the row.
     fits = (height < max(grid[0], 2)) & (width < max(grid[1], 2))

@@ -327,7 +327,7 @@ def device(s: Subject) -> None:
         # Signals that the caller makes hold real tensors.
         return
     counts: dict[int, int] = {}
-    with _pretended_cuda():
+    with pretended_cuda():
         fake = Subject(s.make, {}, None, s.make_model, torch.device("cuda"), s.size, pretended=True)
         # A pairing may be a search from one sample to the next: the operators are counted with a plain one.
         policy = fake.offers(pairing="shift") or fake.policy()
@@ -404,7 +404,7 @@ class _Operators(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _pretended_cuda() -> Iterator[None]:
+def pretended_cuda() -> Iterator[None]:
     """Tensors that say they lie on a GPU and have no values: reading one raises."""
     missing = object()
     before = FakeTensorMode.__dict__.get("__deepcopy__", missing)

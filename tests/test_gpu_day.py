@@ -1,0 +1,128 @@
+"""The prepared run on a machine with a GPU: rehearsed on the CPU, and what it makes of its figures."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu import command, protocol, report
+from gpu.setting import Row, Section, Setting
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gpu_day")
+    with pytest.MonkeyPatch.context() as patch:
+        # It sets a variable for the processes that it starts.
+        patch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "1"))
+        code = command.main(["--rehearse", "--out", str(out), "--data", str(out / "data")])
+    return code, out
+
+
+def test_every_section_is_rehearsed_to_its_end(rehearsed):
+    code, out = rehearsed
+    log = (out / "log.txt").read_text()
+    assert code == 0, log
+    rows, where = report.read_rows(out / "gpu_day.csv")
+    assert f"torch {torch.__version__}" in where
+    ends = {row.section: row.note for row in rows if row.variant == "section"}
+    assert ends == dict.fromkeys((section.name for section in command.SECTIONS), "ended"), log
+    assert [row for row in rows if row.unit == "works" and float(row.value) != 1] == [], log
+    assert [row for row in rows if row.what in ("failed", "error") and row.unit == "tests" and row.value != "0"] == []
+    assert {row.section for row in rows if row.what == "passed" and int(row.value) > 0} == {"tests", "kernels"}
+    trained = [row for row in rows if row.section == "protocol" and row.variant.startswith("top-1")]
+    assert [row.what for row in trained] == ["none", "cutmix"]
+    assert all(0 <= float(row.value) <= 100 for row in trained)
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_day.csv", "log.txt", "runs"]
+
+
+def test_the_page_is_filled_from_the_figures(rehearsed, tmp_path):
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.fill_page(page, rehearsed[1] / "gpu_day.csv")
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| steps | works | | 6 of 6 | | |" in text
+    assert f"torch {torch.__version__}" in text
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="no place for the figures"):
+        report.fill_page(page, rehearsed[1] / "gpu_day.csv")
+
+
+def test_the_page_of_the_project_has_a_place_for_figures(root):
+    text = (root / "docs" / "speed.md").read_text()
+    assert text.index(report.BEGIN) < text.index(report.END)
+
+
+def setting(tmp_path, *earlier):
+    return Setting(torch.device("cpu"), False, tmp_path, tmp_path, earlier)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([4.0, 4.5, 4.7], (3, "bfloat16", True)),
+        ([4.0, 4.5, 5.1], (2, "bfloat16", True)),
+        ([9.0, 9.0, 9.0], (1, "bfloat16", True)),
+    ],
+)
+def test_as_many_runs_are_packed_as_fit(times, expected, tmp_path):
+    # 200 epochs of 500 steps in 480 s: 4.8 ms a step.
+    names = ("1 process", "2 processes", "3 processes")
+    rows = [Row("step", "bfloat16, compiled", name, value, "ms") for name, value in zip(names, times, strict=True)]
+    slower = Row("step", "float32", "1 process", 20.0, "ms")
+    assert protocol.chosen(setting(tmp_path, slower, *rows)) == expected
+
+
+def _hangs(_):
+    yield Row("hangs", "begun", "", 1, "works")
+    time.sleep(600)
+
+
+def _fails(_):
+    yield Row("fails", "begun", "", 1, "works")
+    raise OSError("broken")
+
+
+@pytest.mark.parametrize(
+    ("run", "seconds", "ended"), [(_hangs, 1.0, "stopped after"), (_fails, 60.0, "failed with exit code 1")]
+)
+def test_what_a_section_gave_before_it_ended_stays(run, seconds, ended, tmp_path, monkeypatch):
+    section = Section("hangs" if run is _hangs else "fails", 1, seconds, run)
+    # Processes that are forked know the sections of this test.
+    monkeypatch.setattr(command, "CONTEXT", protocol.FORK)
+    monkeypatch.setattr(command, "SECTIONS", (section,))
+    with (tmp_path / "log.txt").open("w") as log:
+        rows, how = command.run_section(section, setting(tmp_path), seconds, log)
+    assert how.startswith(ended)
+    assert [row.what for row in rows] == ["begun", "seconds"]
+    if run is _fails:
+        assert "OSError: broken" in (tmp_path / "log.txt").read_text()
+
+
+def test_halves_of_the_sheets_meet_where_the_data_lies(tmp_path):
+    for half, name in (("half1", "apple"), ("half2", "bee")):
+        for split in ("train", "test"):
+            (tmp_path / half / split).mkdir(parents=True)
+            (tmp_path / half / split / f"{name}.webp").write_text(name)
+        (tmp_path / half / "classes.csv").write_text("names")
+        command.bring(tmp_path / half, tmp_path / "data")
+    found = sorted(str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*.*"))
+    assert found == ["classes.csv", *(f"{s}/{n}.webp" for s in ("test", "train") for n in ("apple", "bee"))]
+    with pytest.raises(FileNotFoundError, match="expects a folder of gpu_day/ with sheets"):
+        command.bring(tmp_path / "data" / "nothing", tmp_path / "data")
+
+
+def test_published_figures_are_those_of_the_table():
+    assert protocol.published() == {"none": 76.42, "cutmix": 79.45, "resizemix": 79.56}
+
+
+def test_without_a_gpu_only_the_rehearsal_runs(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        command.main(["--part", "1", "--out", str(Path("unused"))])
+    assert "there is no CUDA device here; --rehearse" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Launches on a GPU, counted without one, stay within tools/speed/launches.csv."""
+
+import pytest
+import torch
+from torch import nn
+
+import mixaug
+from helpers import ours, seeded
+from mixaug import MixStep, losses
+from mixaug.losses import MixedCrossEntropy, mixed_accuracy, mixed_cross_entropy
+from speed import launches
+
+BOUNDS = launches.read_bounds()
+SIDE = 32
+
+
+def each_case():
+    # Thirteen thousand pretended operators take seven seconds.
+    marks = {"comixup": [pytest.mark.slow]}
+    return [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in launches.cases()]
+
+
+@pytest.mark.parametrize("case", each_case())
+def test_a_policy_launches_no_more_than_its_bound(case):
+    counted = launches.of_policy(case, SIDE, batch=24)
+    assert 0 < counted.total <= BOUNDS[case.name, SIDE], counted.counts.most_common(12)
+
+
+def test_every_policy_and_size_has_a_bound():
+    names = {case.name for case in launches.cases()}
+    assert {case.policy for case in launches.cases()} == set(ours())
+    assert set(BOUNDS) == {(name, side) for name in names for side in launches.SIDES} | {
+        ("step of none", 0),
+        ("step of mixup", 0),
+    }
+
+
+@pytest.mark.parametrize("policy", ["none", "mixup"])
+def test_a_step_launches_no_more_than_its_bound(policy):
+    counted = launches.of_step(policy, batch=24)
+    assert 5 <= counted.total <= BOUNDS[f"step of {policy}", 0], counted.counts
+
+
+def test_the_table_fails_where_a_bound_is_passed(capsys, monkeypatch):
+    assert launches.main(["--cases", "mixup", "step of none", "--sides", "32"]) == 0
+    assert "| mixup | 32 | 10 | 10 |" in capsys.readouterr().out
+    monkeypatch.setattr(launches, "read_bounds", lambda: {("mixup", 32): 9})
+    assert launches.main(["--cases", "mixup", "--sides", "32", "--operators"]) == 1
+    shown = capsys.readouterr().out
+    assert "| mixup | 32 | 10 | 9 passed |" in shown
+    assert "|  | sort | 1 | |" in shown
+
+
+@pytest.mark.parametrize("device", ["cpu", "traced"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_samples_that_nothing_is_mixed_into_are_cheap_and_the_same(ignored, reduction, device, monkeypatch):
+    if device == "traced":
+        monkeypatch.setattr("mixaug.losses.cross_entropy.can_read", lambda tensor: False)
+    labels = torch.randint(0, 7, (12,), generator=seeded(0))
+    labels[:ignored] = -100
+    mixed = mixaug.create("none")(torch.rand(12, 3, 4, 4, generator=seeded(1)), labels)
+    logits = torch.randn(12, 7, generator=seeded(2))
+    results = []
+    for short in (True, False):
+        own = logits.clone().requires_grad_()
+        if short:
+            loss = MixedCrossEntropy(reduction=reduction)(own, mixed)
+            accuracy = mixed_accuracy(own, mixed)
+        else:
+            # Copies are not known to be the plan's.
+            sources, weights = mixed.sources.clone(), mixed.weights.clone()
+            loss = mixed_cross_entropy(own, labels, sources, weights, reduction=reduction)
+            accuracy = mixed_accuracy(own, mixaug.MixedBatch(mixed.inputs, labels, sources, weights))
+        loss.sum().backward()
+        results.append((loss.detach(), own.grad, accuracy))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(
+            got, wanted, rtol=0 if device == "cpu" else 1e-6, atol=0 if device == "cpu" else 1e-7
+        )
+    assert results[0][2] == (logits.argmax(1) == labels).sum() / (labels >= 0).sum()
+
+
+def test_other_weights_than_the_plan_s_count():
+    labels = torch.tensor([0, 1, 1])
+    mixed = mixaug.create("none")(torch.rand(3, 3, 4, 4, generator=seeded(0)), labels)
+    halved = mixaug.MixedBatch(mixed.inputs, labels, mixed.sources, mixed.weights / 2, mixed.plan)
+    logits = torch.randn(3, 2, generator=seeded(1))
+    torch.testing.assert_close(MixedCrossEntropy()(logits, halved), MixedCrossEntropy()(logits, mixed) / 2)
+
+
+def test_no_label_is_ignored_where_none_can_be():
+    labels = torch.tensor([0, -100, 1])
+    logits = torch.randn(3, 2, generator=seeded(1))
+    for policy in ("none", "mixup"):
+        mixed = mixaug.create(policy)(torch.rand(3, 3, 4, 4, generator=seeded(0)), labels, generator=seeded(2))
+        with pytest.raises(ValueError, match=r"class ids in \[0, 2\); got -100"):
+            MixedCrossEntropy(ignore_index=None)(logits, mixed)
+    with launches.pretended_cuda():
+        step = MixStep(nn.Linear(64, 10), mixaug.create("mixup"), losses.MixedCrossEntropy(ignore_index=None))
+        with launches.Launches() as counted:
+            step(torch.empty(24, 64), torch.empty(24, dtype=torch.int64))
+    assert counted.total <= 29, counted.counts

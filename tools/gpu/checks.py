@@ -1,0 +1,229 @@
+"""Sections that ask whether all is right on a GPU, and what it costs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import mixaug
+from gpu.setting import Row, Setting
+from mixaug import MixStep, losses, models
+from mixaug.testing.subject import CHANNELS, Subject
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("test_contract.py", "test_ops.py", "test_golden.py", "test_losses.py", "loading")
+FEW = ("none", "cutmix", "puzzlemix")
+
+
+def tests(setting: Setting) -> Iterator[Row]:
+    """The tests that say whether results are right, on the device."""
+    chosen = (
+        ["tests/test_ops.py", "-k", "vmap and small and mixup"]
+        if setting.rehearse
+        else [f"tests/{name}" for name in TESTS]
+    )
+    yield from _pytest(setting, "tests", chosen)
+
+
+def kernels(setting: Setting) -> Iterator[Row]:
+    """The Triton kernels against their torch bodies."""
+    chosen = ["tests/test_fused.py", *(["-k", "cycles"] if setting.rehearse else [])]
+    yield from _pytest(setting, "kernels", chosen)
+
+
+def _pytest(setting: Setting, section: str, chosen: list[str]) -> Iterator[Row]:
+    import pytest
+
+    os.chdir(ROOT)
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") and not setting.rehearse else []
+    options = ["-q", "-p", "no:cacheprovider", "--device", str(setting.device), "-m", "not slow", *workers]
+    shown = io.StringIO()
+    begun = perf_counter()
+    with redirect_stdout(shown):
+        code = pytest.main([*options, *chosen])
+    print(shown.getvalue())
+    for outcome in ("passed", "failed", "error", "skipped"):
+        found = re.search(rf"(\d+) {outcome}", shown.getvalue())
+        yield Row(section, outcome, "", int(found[1]) if found else 0, "tests", f"exit code {int(code)}")
+    for line in re.findall(r"^(?:FAILED|ERROR) (.*)$", shown.getvalue(), flags=re.MULTILINE):
+        yield Row(section, "failed", line.split(" - ")[0], "", "", line.partition(" - ")[2][:200])
+    yield Row(section, "seconds", "", perf_counter() - begun, "s")
+
+
+def steps(setting: Setting) -> Iterator[Row]:
+    """Every policy in a training step that may not wait for the device, in float32 and under autocast."""
+    for name in _policies(setting):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield Row("steps", name, str(dtype).split(".")[1], *_outcome(partial(_step, setting, name, dtype)))
+
+
+def _step(setting: Setting, name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = models.create("cifar_resnet8", num_classes=10).to(setting.device)
+    policy = mixaug.create(name).to(setting.device)
+    step = MixStep(model, policy, losses.MixedCrossEntropy()).to(setting.device)
+    images, labels = _batch(setting, setting.pick(32, 2), setting.pick(32, 8))
+    optimizer = torch.optim.SGD(step.parameters(), 0.01)
+    for attempt in range(2):
+        with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32), _no_waiting(setting, attempt):
+            loss, _ = step(images, labels)
+            loss.backward()
+            optimizer.step()
+            step.after_step()
+        optimizer.zero_grad()
+    setting.wait()
+    if not bool(loss.isfinite()):
+        raise ArithmeticError(f"loss {float(loss)}")
+
+
+@contextmanager
+def _no_waiting(setting: Setting, attempt: int) -> Iterator[None]:
+    """Make every wait for the device an error, but in the first step, which makes and loads things."""
+    if setting.device.type == "cuda" and attempt > 0:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if setting.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def launches(setting: Setting) -> Iterator[Row]:
+    """Kernels and their time for every policy, as the profiler sees them."""
+    for name in _policies(setting):
+        for side in (setting.pick(32, 8), setting.pick(224, 16)):
+            try:
+                count, milliseconds = _profiled(setting, _mixing(setting, name, setting.pick(128, 4), side))
+            except Exception as error:
+                yield Row("launches", name, f"{side} pixels", "", "launches", _said(error))
+                continue
+            unit = "launches" if setting.device.type == "cuda" else "operators of a CPU"
+            yield Row("launches", name, f"{side} pixels", count, unit)
+            yield Row("device time", name, f"{side} pixels", milliseconds, "ms")
+
+
+def _profiled(setting: Setting, call: Callable[[], object]) -> tuple[int, float]:
+    on_gpu = setting.device.type == "cuda"
+    for _ in range(2):
+        call()
+    setting.wait()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
+        call()
+        setting.wait()
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    events = [event for event in record.events() if event.device_type == kind]
+    time = sum(event.device_time if on_gpu else event.self_cpu_time_total for event in events)
+    return len(events), time / 1000
+
+
+def graphs(setting: Setting) -> Iterator[Row]:
+    """Which policies a CUDA graph can hold."""
+    for name in _policies(setting):
+        yield Row("graphs", name, "", *_outcome(partial(_capture, setting, name)))
+
+
+def _capture(setting: Setting, name: str) -> None:
+    call = _mixing(setting, name, setting.pick(32, 4), setting.pick(32, 8))
+    if setting.device.type != "cuda":
+        call()
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    setting.wait()
+
+
+def mixing(setting: Setting) -> Iterator[Row]:
+    """Mixing against timm, torchvision and kornia, eager and compiled, as ratios to the floor."""
+    from speed.command import main as speed
+
+    size = ["--shapes", "128,3,32,32", "64,3,224,224", "--rounds", "5", "--compiled"]
+    if setting.rehearse:
+        size = ["--shapes", "2,3,4,4", "--rounds", "1", "--per", "batch"]
+    jobs = ["--jobs", *(("mixup",) if setting.rehearse else ("mixup", "cutmix", "resizemix", "fmix"))]
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["--device", str(setting.device), "--sections", "mixing", "--out", folder]
+        speed([*place, *jobs, *size])
+        with (Path(folder) / "speed.csv").open() as file:
+            for row in csv.DictReader(file):
+                variant = f"{row['regime']}, per {row['per']}, {row['library']} {row['output']}"
+                yield Row("mixing", row["job"], variant, float(row["x_floor"]), "x floor", f"{row['ms']} ms")
+
+
+def processes(setting: Setting) -> Iterator[Row]:
+    """One training step by DistributedDataParallel, over a group of one process."""
+    yield Row("processes", "DistributedDataParallel", "", *_outcome(partial(_distributed, setting)))
+
+
+def _distributed(setting: Setting) -> None:
+    backend = "nccl" if setting.device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        try:
+            model = models.create("cifar_resnet8", num_classes=10).to(setting.device)
+            step = MixStep(model, mixaug.create("cutmix"), losses.MixedCrossEntropy())
+            parallel = nn.parallel.DistributedDataParallel(step)
+            loss, _ = parallel(*_batch(setting, 4))
+            loss.backward()
+            setting.wait()
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+def _policies(setting: Setting) -> list[str]:
+    return list(FEW) if setting.rehearse else mixaug.list_policies()
+
+
+def _batch(setting: Setting, count: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    return torch.rand(count, 3, side, side, device=setting.device), torch.arange(count, device=setting.device) % 10
+
+
+def _mixing(setting: Setting, name: str, count: int, side: int) -> Callable[[], object]:
+    """A call of a policy with made-up signals, or with a small model where those will not do."""
+    options: dict[str, Any] = {}
+    if "channels" in mixaug.describe(name).defaults and name in ("adautomix", "automix", "samix"):
+        options = {"channels": CHANNELS}
+    elif name == "comixup":
+        options = {"clean_weight": 0.0}
+    elif name == "puzzlemix":
+        options = {"block_nums": 4}
+    subject = Subject(partial(mixaug.create, name, **options), {}, None, None, setting.device, (side, side))
+    policy = subject.policy()
+    images, labels = _batch(setting, count, side)
+    signals = subject.signals(policy, images, labels)
+    return partial(policy, images, labels, signals=signals)
+
+
+def _outcome(call: Callable[[], object]) -> tuple[float | str, str, str]:
+    """1 where the call ends well, else 0 and what it said."""
+    try:
+        call()
+    except Exception as error:
+        return 0, "works", _said(error)
+    return 1, "works", ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200]

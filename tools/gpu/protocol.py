@@ -1,0 +1,191 @@
+"""Sections that train: the time of a step, then the published protocol to its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import runpy
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import torch
+
+import mixaug
+from gpu.setting import Row, Setting
+from mixaug import MixStep, losses, models
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Sections start from a server that has imported all, and has touched no GPU; so have those that train.
+CONTEXT = multiprocessing.get_context("forkserver")
+FORK = multiprocessing.get_context("fork")
+#: The policies in the order in which they are run, and their names in the tables of published figures.
+POLICIES = {"none": "Vanilla", "cutmix": "CutMix", "resizemix": "ResizeMix"}
+#: Two single runs agree when they lie no further apart, in percent.
+AGREEMENT = 0.7
+EPOCHS, STEPS_AN_EPOCH = 200, 500
+#: Seconds of part 2 that training may take.
+SECONDS = 480.0
+
+
+def published() -> dict[str, float]:
+    """Published medians of single runs of 200 epochs on CIFAR-100 with ResNet-18, in percent."""
+    with (ROOT / "mixaug" / "leaderboard" / "published" / "classification.csv").open(newline="") as file:
+        lines = [
+            line
+            for line in csv.DictReader(file)
+            if (line["source"], line["dataset"], line["backbone"], line["epochs"])
+            == ("OpenMixup", "CIFAR-100", "ResNet-18", str(EPOCHS))
+        ]
+    known = {line["method"]: float(line["value"]) for line in lines}
+    return {policy: known[name] for policy, name in POLICIES.items()}
+
+
+def step_times(setting: Setting) -> Iterator[Row]:
+    """The published step, in float32 with TF32 and in bfloat16, eager and compiled, in several processes at once."""
+    single: dict[tuple[str, bool], float] = {}
+    for dtype in ("float32", "bfloat16"):
+        for compiled in (False, True):
+            if compiled and setting.rehearse:
+                continue
+            (milliseconds,) = _at_once(setting, 1, dtype, compiled)
+            single[dtype, compiled] = milliseconds
+            yield Row("step", _variant(dtype, compiled), "1 process", milliseconds, "ms")
+    dtype, compiled = min(single, key=single.__getitem__)
+    for number in (2,) if setting.rehearse else (2, 3):
+        every = _at_once(setting, number, dtype, compiled)
+        yield Row("step", _variant(dtype, compiled), f"{number} processes", max(every), "ms")
+
+
+def _variant(dtype: str, compiled: bool) -> str:
+    return f"{dtype}{', compiled' if compiled else ''}"
+
+
+def _at_once(setting: Setting, number: int, dtype: str, compiled: bool) -> list[float]:
+    """Milliseconds of a step in each of some processes that run at the same time."""
+    answers, barrier = FORK.SimpleQueue(), FORK.Barrier(number)
+    arguments = (str(setting.device), setting.rehearse, dtype, compiled, barrier, answers)
+    workers = [FORK.Process(target=_time_steps, args=arguments) for _ in range(number)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(f"a process that timed steps ended with {[worker.exitcode for worker in workers]}")
+    return [answers.get() for _ in workers]
+
+
+def _time_steps(device: str, rehearse: bool, dtype: str, compiled: bool, barrier: Any, answers: Any) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch.set_num_threads(1)
+    name, batch, count = ("cifar_resnet8", 4, 1) if rehearse else ("cifar_resnet18", 100, 100)
+    where = torch.device(device)
+    model = models.create(name, num_classes=100).to(where, memory_format=torch.channels_last)
+    step = MixStep(model, mixaug.create("cutmix", per="batch"), losses.MixedCrossEntropy())
+    run = torch.compile(step) if compiled else step
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    images = torch.rand(batch, 3, 32, 32, device=where).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=where) % 100
+
+    def some(number: int) -> None:
+        for _ in range(number):
+            with torch.autocast(where.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss, _ = run(images, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+
+    some(1 if rehearse else 10)
+    barrier.wait()
+    begun = perf_counter()
+    some(count)
+    answers.put((perf_counter() - begun) / count * 1000)
+
+
+def chosen(setting: Setting) -> tuple[int, str, bool]:
+    """How many runs fit side by side into the time, and the faster form of the step, from the times taken before."""
+    times = {(row.what, row.variant): float(row.value) for row in setting.earlier if row.section == "step"}
+    if not times:
+        return 2, "bfloat16", True
+    what, _ = min(times, key=lambda key: (key[1] != "1 process", times[key]))
+    fitting = [
+        number
+        for number in (1, 2, 3)
+        for milliseconds in [times.get((what, f"{number} process{'es' * (number > 1)}"))]
+        if milliseconds is not None and milliseconds * EPOCHS * STEPS_AN_EPOCH / 1000 <= SECONDS
+    ]
+    return max(fitting, default=1), what.split(",")[0], "compiled" in what
+
+
+def train(setting: Setting) -> Iterator[Row]:
+    """The published protocol without mixing and with CutMix, and with ResizeMix where three runs fit."""
+    number, precision, compiled = (2, "float32", False) if setting.rehearse else chosen(setting)
+    policies, known = list(POLICIES)[:number], published()
+    yield Row("protocol", "runs at once", _variant(precision, compiled), number, "runs")
+    root = setting.out / "runs" if setting.rehearse else setting.data.parent / "gpu_day_runs"
+    workers = {}
+    for policy in policies:
+        arguments = _arguments(setting, policy, root, precision, compiled)
+        workers[policy] = FORK.Process(target=_train, args=(arguments, str(root / f"{policy}.log")))
+    root.mkdir(parents=True, exist_ok=True)
+    deadline = monotonic() + setting.pick(int(SECONDS), 600)
+    for worker in workers.values():
+        worker.start()
+    for worker in workers.values():
+        worker.join(max(0.0, deadline - monotonic()))
+    for worker in workers.values():
+        if worker.is_alive():
+            # The engine resumes such a run exactly where its last checkpoint stands.
+            worker.kill()
+            worker.join()
+    figures = {}
+    for policy in policies:
+        figure, epochs = _figure(root, policy)
+        if figure is None:
+            log = root / f"{policy}.log"
+            said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+            yield Row("protocol", policy, "top-1, median of the last 10", "", "%", f"no epoch ended: {said}"[:200])
+            continue
+        whole = epochs == EPOCHS
+        figures[policy] = figure
+        note = f"{epochs} epochs, {_variant(precision, compiled)}; published {known[policy]} at {EPOCHS}"
+        yield Row("protocol", policy, "top-1, median of the last 10", figure, "%", note)
+        if policy != "none" and "none" in figures:
+            gain, theirs = figure - figures["none"], known[policy] - known["none"]
+            verdict = "agrees" if abs(gain - theirs) <= AGREEMENT else "differs"
+            said = f"published {theirs:+.2f}: {verdict}" if whole else f"published {theirs:+.2f}; not at the end"
+            yield Row("protocol", policy, "gain over none", gain, "points", said)
+
+
+def _arguments(setting: Setting, policy: str, root: Path, precision: str, compiled: bool) -> list[str]:
+    common = ["protocol=openmixup_cifar", f"policy={policy}", f"root={root}", f"precision={precision}", "seed=0"]
+    if setting.rehearse:
+        tiny = ["data=digits", "data.train_size=100", "model=cifar_resnet8", "epochs=1", "augment.crop_padding=0"]
+        tiny += ["augment.mean=[0.5]", "augment.std=[0.5]"]
+        return [*common, *tiny, "device=cpu", "threads=1", "progress=false", "tensorboard=false"]
+    real = ["data=image_sheets", f"data.root={setting.data}", "model=cifar_resnet18", "channels_last=true"]
+    return [*common, *real, f"compile={str(compiled).lower()}", "progress=false", "tensorboard=false", "device=cuda"]
+
+
+def _train(arguments: list[str], log: str) -> None:
+    with Path(log).open("w") as file:
+        sys.stdout = sys.stderr = file
+        sys.argv = ["tools/train.py", *arguments]
+        sys.path.insert(0, str(ROOT / "tools"))
+        runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+
+
+def _figure(root: Path, policy: str) -> tuple[float | None, int]:
+    """Median accuracy of the last ten epochs in percent, and the number of epochs."""
+    for file in root.glob(f"{policy}-*/epochs.jsonl"):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        if records:
+            return statistics.median(record["test_top1"] for record in records[-10:]), len(records)
+    return None, 0

@@ -1,0 +1,151 @@
+"""Operators that a policy, or a training step, launches on a GPU, counted on tensors that only pretend to lie on one.
+
+An eager operator costs a launch of some four microseconds, whatever it computes; in small batches that is all it costs.
+Views, allocations and looks at a tensor are free. An operator with a kernel of its own counts as one, and so does one
+that launches several (a sort). `launches.csv` holds the most that each policy may launch; a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mixaug
+from mixaug import MixStep, losses
+from mixaug.testing.subject import CHANNELS, Subject
+from mixaug.testing.surface import pretended_cuda
+
+BOUNDS = Path(__file__).parent / "launches.csv"
+SIDES = (32, 224)
+BATCH = 128
+CLASSES = 10
+#: Operators that start no kernel.
+FREE = frozenset({
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
+    "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "promote_types",
+    "reshape", "resize_",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "sym_size", "t", "transpose", "unbind", "unfold",
+    "unsqueeze", "view", "view_as_complex", "view_as_real",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy with options, under the name that table and bounds use."""
+
+    name: str
+    policy: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def cases() -> list[Case]:
+    """Every policy as it is made without options; those that draw the size of their work once for each size."""
+    found = []
+    for name in mixaug.list_policies():
+        if name == "puzzlemix":
+            found += [Case(f"{name} {blocks}", name, (("block_nums", blocks),)) for blocks in (2, 4, 8, 16)]
+        elif name == "comixup":
+            # Its default keeps the loss of the clean pass, which made-up signals have not.
+            found.append(Case(name, name, (("clean_weight", 0.0),)))
+        elif name in ("adautomix", "automix", "samix"):
+            # Channels of the made-up features; without them they would ask a model.
+            found.append(Case(name, name, (("channels", CHANNELS),)))
+        else:
+            found.append(Case(name, name))
+    return found
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that start a kernel, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, name = func._schema.name.split("::")
+        if name not in FREE and namespace != "prim":
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
+    """What one call launches. Policies that mix inside a model, or have a network of their own, run that as well."""
+    with pretended_cuda():
+        make = partial(mixaug.create, case.policy, **dict(case.options))
+        subject = Subject(make, {}, None, None, torch.device("cuda"), (side, side), pretended=True)
+        policy = subject.policy()
+        images, labels = torch.empty(batch, 3, side, side), torch.empty(batch, dtype=torch.int64)
+        signals = subject.signals(policy, images, labels)
+        with Launches() as launches:
+            policy(images, labels, signals=signals)
+    return launches
+
+
+def of_step(policy: str = "none", batch: int = BATCH) -> Launches:
+    """What the forward pass of a :class:`mixaug.MixStep` around one linear layer and the cross-entropy launches."""
+    with pretended_cuda():
+        step = MixStep(nn.Linear(64, CLASSES), mixaug.create(policy), losses.MixedCrossEntropy())
+        inputs, labels = torch.empty(batch, 64), torch.empty(batch, dtype=torch.int64)
+        with Launches() as launches:
+            step(inputs, labels)
+    return launches
+
+
+def read_bounds(path: Path = BOUNDS) -> dict[tuple[str, int], int]:
+    """The most that a case may launch, by its name and the images' side; side 0 is a step on vectors."""
+    with path.open() as file:
+        return {(row["case"], int(row["side"])): int(row["most"]) for row in csv.DictReader(file)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table, or what one case launches by operator; 1 where a bound is passed."""
+    parser = argparse.ArgumentParser(description="Count what every policy launches on a GPU, without one.")
+    parser.add_argument("--cases", nargs="+", help="names of the table's rows; all of them without")
+    parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), help="pixels of an image's side")
+    parser.add_argument("--operators", action="store_true", help="show every operator with its count")
+    parser.add_argument("--csv", type=Path, help="write the counts as a file of bounds")
+    options = parser.parse_args(arguments)
+    bounds, passed, rows = read_bounds(), 0, []
+    print("| case | side | launches | at most |\n|---|--:|--:|--:|")
+    for name, side, launches in _counted(options.cases, options.sides):
+        most = bounds.get((name, side))
+        over = most is not None and launches.total > most
+        passed += over
+        rows.append((name, side, launches.total))
+        print(f"| {name} | {side or ''} | {launches.total} | {'' if most is None else most}{' passed' * over} |")
+        if options.operators:
+            print(
+                "".join(f"|  | {operator} | {count} | |\n" for operator, count in launches.counts.most_common()), end=""
+            )
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("case", "side", "most"))
+            writer.writerows(rows)
+    return int(passed > 0)
+
+
+def _counted(names: Sequence[str] | None, sides: Sequence[int]) -> Iterator[tuple[str, int, Launches]]:
+    for policy in ("none", "mixup", "cutmix"):
+        name = f"step of {policy}"
+        if (names is None and policy != "cutmix") or (names is not None and name in names):
+            yield name, 0, of_step(policy)
+    for case in cases():
+        for side in sides:
+            if names is None or case.name in names:
+                yield case.name, side, of_policy(case, side)
