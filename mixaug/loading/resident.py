@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixaug.loading.crops import check_padding, crop_and_flip
 from mixaug.loading.normalize import Normalize
-from mixaug.loading.streams import stream_key, world_of
+from mixaug.streams import stream_key, world_of
 
 __all__ = ["ResidentLoader"]
 
