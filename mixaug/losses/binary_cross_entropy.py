@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from mixaug.losses.checks import (
     compute_dtype,
     labels_of,
     mix_rows,
+    outputs_of,
     reduced,
 )
 
@@ -167,10 +168,10 @@ class MixedBinaryCrossEntropy(nn.Module):
         self.multi_label = multi_label
         self.reduction = reduction
 
-    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
+    def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, K), or of outputs with ``logits`` of that shape, against the labels of ``mixed``."""
         return mixed_binary_cross_entropy(
-            logits,
+            outputs_of("MixedBinaryCrossEntropy", logits),
             labels_of("MixedBinaryCrossEntropy", mixed),
             mixed.sources,
             mixed.weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mixaug.losses.checks import (
     compute_dtype,
     labels_of,
     mix_rows,
+    outputs_of,
     reduced,
 )
 
@@ -152,10 +153,10 @@ class MixedCrossEntropy(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
+    def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, K), or of outputs with ``logits`` of that shape, against the labels of ``mixed``."""
         return mixed_cross_entropy(
-            logits,
+            outputs_of("MixedCrossEntropy", logits),
             labels_of("MixedCrossEntropy", mixed),
             mixed.sources,
             mixed.weights,
