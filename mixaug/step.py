@@ -13,9 +13,11 @@ from torch import Generator, Tensor, nn
 from mixaug.batch import Batch
 from mixaug.losses import mixed_accuracy
 from mixaug.networks import Momentum, check_network
+from mixaug.ops.nested import logits_of
 from mixaug.passes import Outcome, Passes, as_objective, check_there
 from mixaug.policy import Policy
-from mixaug.signals import ModelSignals
+from mixaug.signals import ModelSignals, check_parts
+from mixaug.signals.hooks import check_stages
 
 
 class MixStep(nn.Module):
@@ -36,7 +38,8 @@ class MixStep(nn.Module):
 
     Raises:
         TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
-        ValueError: ``signals`` of another model, a network that the objective wants and nobody brings.
+        ValueError: ``signals`` of another model, a network that the objective wants and nobody brings, a model that
+            lacks what the policy looks at, or that is wrapped where the step is to be wrapped.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class MixStep(nn.Module):
         self.keys = keys
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
+        _check_wrapper(model, policy)
         policy.attach(self.signals())
+        self._check_parts()
         for network in self.networks.values():
             if isinstance(network, Momentum):
                 network.attach(model)
@@ -78,6 +83,15 @@ class MixStep(nn.Module):
         signals = ModelSignals(self.model, **self.sources)
         signals.objective = as_objective(self.objective).loss
         return signals
+
+    def _check_parts(self) -> None:
+        """Raise for a policy that would look at parts that the model lacks, be it by a coin or in every step."""
+        signals = self.signals()
+        for policy in self.policy.modules():
+            if isinstance(policy, Policy):
+                what = type(policy).__name__
+                check_parts(what, signals, policy.needs, policy.reads)
+                check_stages(what, signals.inner, policy.hidden_stages(signals))
 
     def forward(
         self,
@@ -125,14 +139,26 @@ class MixStep(nn.Module):
             after(self)
 
 
+def _check_wrapper(model: nn.Module, policy: Policy) -> None:
+    """Raise for a wrapper around the model that a policy which looks at the model cannot look through."""
+    inner = getattr(model, "_orig_mod", model)
+    if policy.needs and isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        way_out = "" if isinstance(inner, nn.parallel.DistributedDataParallel) else ", with DistributedDataParallel"
+        raise ValueError(
+            f"MixStep got a model wrapped in {type(inner).__name__}, but {type(policy).__name__} looks at the model "
+            f"itself: wrap the step, not the model{way_out}"
+        )
+
+
 def _scores(shown: Outcome | None, task: str | None) -> dict[str, Tensor]:
     """Accuracy where outputs are class scores."""
-    if shown is None or not isinstance(shown.outputs, Tensor) or shown.outputs.ndim != 2 or shown.batch.labels is None:
+    outputs = None if shown is None else logits_of(shown.outputs)
+    if shown is None or not isinstance(outputs, Tensor) or outputs.ndim != 2 or shown.batch.labels is None:
         return {}
     labels = shown.batch.labels
     # Rows of numbers are classes only to an objective that takes them for such.
-    dense = task == "classification" and labels.shape[1:] == shown.outputs.shape[1:]
+    dense = task == "classification" and labels.shape[1:] == outputs.shape[1:]
     if labels.is_floating_point() and not dense:
         return {}
     with torch.no_grad():
-        return {"accuracy": mixed_accuracy(shown.outputs.detach(), shown.batch)}
+        return {"accuracy": mixed_accuracy(outputs.detach(), shown.batch)}

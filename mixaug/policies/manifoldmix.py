@@ -44,27 +44,25 @@ OF_RESNETS = (INPUT, "layer1", "layer2")
 def manifold_stages(model: nn.Module | None) -> tuple[str, ...]:
     """The input and two stages in the first half of a model: the default of :class:`ManifoldMix`.
 
-    ``layer1`` and ``layer2`` where there are such modules (ResNets). Else of timm's ``feature_info``, its stem left
-    out, the first two of the last four stages; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a
-    quarter and at half of the depth, where ``layer1`` and ``layer2`` end in a ResNet. Without a model the names of
-    ResNets.
+    ``layer1`` and ``layer2`` where there are such modules (ResNets). Else of the stages that timm's ``feature_info``
+    tells or that are found, the stem left out, the first two of the last four; of models that keep one resolution (ViT,
+    MLP-Mixer) the blocks at a quarter and at half of the depth, where ``layer1`` and ``layer2`` end in a ResNet.
+    Without a model the names of ResNets.
 
     Raises:
         ValueError: the model has none of these.
     """
     if model is None or (hasattr(model, "layer1") and hasattr(model, "layer2")):
         return OF_RESNETS
-    info: Any = getattr(model, "feature_info", None)
-    entries = list(getattr(info, "info", info) or ())
-    if not entries:
+    found = list(dict.fromkeys(backbone.stages_of(model)))
+    if not found:
         raise ValueError(
             f"ManifoldMix found no stages in {type(model).__name__}: name modules of it, such as "
             f"stages={[INPUT, *[name for name, _ in model.named_children()][:2]]}"
         )
-    found = list(dict.fromkeys(backbone.stage_name(model, place) for place in range(len(entries))))
     if len(found) > 1 and _is_leaf(model, found[0]) and not _is_leaf(model, found[1]):
         del found[0]
-    if len({entry.get("reduction") for entry in entries}) == 1:
+    if _keeps_resolution(model):
         chosen = [found[-(-len(found) // 4) - 1], found[-(-len(found) // 2) - 1]]
     else:
         chosen = found[-4:][:2]
@@ -165,6 +163,12 @@ def _numbered(model: nn.Module | None, stage: int) -> str:
             "modules"
         )
     return backbone.stage_name(model, stage)
+
+
+def _keeps_resolution(model: nn.Module) -> bool:
+    info: Any = getattr(model, "feature_info", None)
+    entries = list(getattr(info, "info", info) or ())
+    return len({entry.get("reduction") for entry in entries}) == 1 if entries else backbone.is_plain(model)
 
 
 def _is_leaf(model: nn.Module, name: str) -> bool:
