@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mixaug.checks import check_class_ids
+from mixaug.ops.frozen import ConvertibleFields
 from mixaug.ops.nested import first_tensor, map_tensors
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
@@ -67,7 +68,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class MixedBatch:
+class MixedBatch(ConvertibleFields):
     """Mixed samples, described as weighted lists of sources. Nothing more is needed for any method.
 
     Attributes:
@@ -93,6 +94,9 @@ class MixedBatch:
     uniform: Tensor | None = None
     importance: Tensor | None = None
     metadata: Mapping[str, Tensor] = field(default_factory=dict)
+
+    #: Labels and their shares are never rounded.
+    convertible: ClassVar[tuple[str, ...]] = ("inputs",)
 
     def __len__(self) -> int:
         return self.sources.shape[0]
