@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class MixStep(nn.Module):
     """Mix a batch, run the model on it and compute the loss, in one ``forward``.
 
     Because every call of the model happens inside, wrapping this module in DistributedDataParallel or
-    placing it in a Lightning module needs nothing further. After every optimizer step call :meth:`after_step`.
+    placing it in a Lightning module needs nothing further. timm's ``create_optimizer_v2(step)`` finds what the model
+    says of weight decay and layers. After every optimizer step call :meth:`after_step`.
 
     Args:
         model: maps mixed inputs to outputs, such as logits (B, K).
@@ -68,6 +70,11 @@ class MixStep(nn.Module):
         self.model = model
         self.policy = policy
         self.objective = objective
+        # timm's optimizers ask the module that they are given for these.
+        if callable(getattr(model, "no_weight_decay", None)):
+            self.no_weight_decay = functools.partial(_no_weight_decay, self)
+        if callable(getattr(model, "group_matcher", None)):
+            self.group_matcher = functools.partial(_group_matcher, self)
         self.keys = keys
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
@@ -137,6 +144,30 @@ class MixStep(nn.Module):
         after = getattr(self.objective, "after_step", None)
         if callable(after):
             after(self)
+
+
+def _no_weight_decay(step: MixStep) -> set[str]:
+    """The model's parameters that are not to decay, by their names in the step."""
+    return {f"model.{name}" for name in step.model.no_weight_decay()}  # type: ignore[operator]
+
+
+def _group_matcher(step: MixStep, coarse: bool = False) -> Any:
+    """timm's rule of which layer a parameter belongs to, for names in the step; all but the model's are of the last."""
+    rule = step.model.group_matcher(coarse=coarse)  # type: ignore[operator]
+    if callable(rule):
+        return lambda name: rule(name.removeprefix("model.")) if name.startswith("model.") else float("inf")
+    return {
+        group: [(_below_model(one), suffix) for one, suffix in found]
+        if isinstance(found, (tuple, list))
+        else found and _below_model(found)
+        for group, found in rule.items()
+    }
+
+
+def _below_model(pattern: str) -> str:
+    # timm matches at the start of a name, whether a pattern says so or not; "[^" is no anchor.
+    without_anchor = re.sub(r"(?<!\[)\^", "", pattern)
+    return rf"^model\.(?:{without_anchor})"
 
 
 def _check_wrapper(model: nn.Module, policy: Policy) -> None:

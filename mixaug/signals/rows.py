@@ -2,8 +2,8 @@
 
 Such a row is an ``nn.Sequential`` or ``nn.ModuleList`` with the weights of most of the model (torchvision's
 ``features`` and ``encoder.layers``, Hugging Face's ``encoder.stages`` and ``layers``), or the children of a model that
-have rows inside (``layer1`` to ``layer4``) or none at all (a few convolutions). A stage ends before a module that makes maps
-smaller.
+have rows inside (``layer1`` to ``layer4``) or none at all (a few convolutions). A stage ends before a module that makes
+maps smaller.
 """
 
 from __future__ import annotations

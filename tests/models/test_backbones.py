@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytest.importorskip("transformers", reason="needs transformers")
 
-#: Middle stage, its channels, stages mixed by Manifold Mixup, last map (whether at the module's input), classifier, tokens
-#: before the image's: from the models' own code.
+#: Middle stage, its channels, stages mixed by Manifold Mixup, last map (True: its input), classifier, number of
+#: tokens before the image's: from the models' own code.
 PARTS = {
     "timm/resnet10t": ("layer3", 256, ("layer1", "layer2"), ("global_pool", True), "fc", 0),
     "timm/vit_tiny": ("blocks.1", 32, ("blocks.0", "blocks.1"), ("norm", False), "head", 1),
