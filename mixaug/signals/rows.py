@@ -31,14 +31,16 @@ def keeps_size(model: nn.Module, row: list[str]) -> bool:
 
 
 def stages_in_row(model: nn.Module, row: list[str]) -> list[str]:
-    """The modules of a row behind which a stage ends; all of them where no module makes maps smaller."""
+    """The modules of a row behind which a stage ends; all with weights where that would be one or no such place."""
+    with_weights = [name for name in row if _has_weights(model.get_submodule(name))]
     if keeps_size(model, row):
-        return [name for name in row if _has_weights(model.get_submodule(name))]
-    return [
+        return with_weights
+    found = [
         name
         for name, behind in zip(row, [*row[1:], None], strict=True)
         if behind is None or _reduces(model.get_submodule(behind)) or _reduces_last(model.get_submodule(name))
     ]
+    return found if len(found) > 1 else with_weights
 
 
 def _row(name: str, module: nn.Module, classifier: str | None) -> Iterator[str]:
