@@ -173,6 +173,12 @@ def _below_model(pattern: str) -> str:
 def _check_wrapper(model: nn.Module, policy: Policy) -> None:
     """Raise for a wrapper around the model that a policy which looks at the model cannot look through."""
     inner = getattr(model, "_orig_mod", model)
+    # A policy that looks at the model meets whole tensors inside the step's own forward alone.
+    if policy.needs and any(type(parameter).__name__ == "DTensor" for parameter in inner.parameters()):
+        raise ValueError(
+            f"MixStep got a model with sharded parameters, but {type(policy).__name__} looks at the model itself: "
+            "shard the step, not the model, as in fully_shard(MixStep(model, ...))"
+        )
     if policy.needs and isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         way_out = "" if isinstance(inner, nn.parallel.DistributedDataParallel) else ", with DistributedDataParallel"
         raise ValueError(

@@ -160,6 +160,20 @@ def test_a_wrapped_model_is_refused(wrapper):
         mixaug.MixStep(wrapper(nn.Conv2d(3, 4, 1)), mixaug.create("automix"), MixedCrossEntropy())
 
 
+def test_a_sharded_model_is_refused():
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = fully_shard(nn.Conv2d(4, 4, 1), mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(ValueError, match="shard the step, not the model"):
+            mixaug.MixStep(model, mixaug.create("puzzlemix"), MixedCrossEntropy())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_the_table_is_what_the_models_do():
     assert tool.table() in (ROOT / "docs" / "backbones.md").read_text(), "run python tools/backbones.py"
