@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mixaug.axes import SIGNED, channels_first
 from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_whole
+from mixaug.ops.frozen import ConvertibleFields
 from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
@@ -68,7 +69,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class MixedBatch:
+class MixedBatch(ConvertibleFields):
     """Mixed samples, described as weighted lists of sources. Nothing more is needed for any method.
 
     Attributes:
@@ -94,6 +95,9 @@ class MixedBatch:
     uniform: Tensor | None = None
     importance: Tensor | None = None
     metadata: Mapping[str, Tensor] = field(default_factory=dict)
+
+    #: Labels and their shares are never rounded.
+    convertible: ClassVar[tuple[str, ...]] = ("inputs",)
 
     def __len__(self) -> int:
         return self.sources.shape[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from mixaug.ops.layout import wide_dtype
+from mixaug.streams import rank_generator
 
 Per = Literal["sample", "batch", "pair"]
 
@@ -84,7 +85,8 @@ class Draws:
     Args:
         batch_size: B.
         device: where the numbers are made.
-        generator: source of every number; None takes torch's default one of the device.
+        generator: source of every number; None takes torch's default one of the device, with the rank folded in where
+            several processes run, see :func:`mixaug.streams.rank_generator`.
         per: how often to draw.
     """
 
@@ -93,6 +95,7 @@ class Draws:
     ) -> None:
         self.batch_size = batch_size
         self.device = device
+        generator = rank_generator(device) if generator is None else generator
         self.generator = generator
         # The argument is passed only where there is a generator: beside it, even as None, torch traces no draw of a
         # symbolic size.

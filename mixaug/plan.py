@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from mixaug.axes import SIGNED, Form, channels_back, channels_first
 from mixaug.ops.blend import blend, blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, paste, sum_inside
+from mixaug.ops.frozen import ConvertibleFields
 from mixaug.ops.layout import deliver, reads_freely
 
 PlanT = TypeVar("PlanT", bound="Plan")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(ConvertibleFields):
     """What was drawn for a batch of B samples. Subclasses say how it mixes a tensor.
 
     Tensors of per-sample values have R rows: B, or 1 when one draw serves the whole batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,19 @@ from mixaug.batch import Batch
 from mixaug.checks import check_keys
 from mixaug.losses import mixed_accuracy
 from mixaug.networks import Momentum, check_network
+from mixaug.ops.nested import logits_of
 from mixaug.passes import Outcome, Passes, as_objective, check_there
 from mixaug.policy import Policy
-from mixaug.signals import ModelSignals
+from mixaug.signals import ModelSignals, check_parts
+from mixaug.signals.hooks import check_stages
 
 
 class MixStep(nn.Module):
     """Mix a batch, run the model on it and compute the loss, in one ``forward``.
 
     Because every call of the model happens inside, wrapping this module in DistributedDataParallel or
-    placing it in a Lightning module needs nothing further. After every optimizer step call :meth:`after_step`.
+    placing it in a Lightning module needs nothing further. timm's ``create_optimizer_v2(step)`` finds what the model
+    says of weight decay and layers. After every optimizer step call :meth:`after_step`.
 
     Args:
         model: maps mixed inputs to outputs, such as logits (B, K).
@@ -42,7 +46,7 @@ class MixStep(nn.Module):
     Raises:
         TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
         ValueError: ``signals`` of another model, a network that the objective wants and nobody brings, a layout that is
-            none.
+            none, a model that lacks what the policy looks at, or that is wrapped where the step is to be wrapped.
     """
 
     def __init__(
@@ -73,12 +77,19 @@ class MixStep(nn.Module):
         self.model = model
         self.policy = policy
         self.objective = objective
+        # timm's optimizers ask the module that they are given for these.
+        if callable(getattr(model, "no_weight_decay", None)):
+            self.no_weight_decay = functools.partial(_no_weight_decay, self)
+        if callable(getattr(model, "group_matcher", None)):
+            self.group_matcher = functools.partial(_group_matcher, self)
         self.keys = keys
         self.layout = check_layout("MixStep", layout)
         self.extent_keys = check_keys("MixStep", "extent_keys", extent_keys)
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
+        _check_wrapper(model, policy)
         policy.attach(self.signals())
+        self._check_parts()
         attach = getattr(objective, "attach", None)
         if callable(attach):
             attach(self)
@@ -91,6 +102,15 @@ class MixStep(nn.Module):
         signals = ModelSignals(self.model, **self.sources)
         signals.objective = as_objective(self.objective).loss
         return signals
+
+    def _check_parts(self) -> None:
+        """Raise for a policy that would look at parts that the model lacks, be it by a coin or in every step."""
+        signals = self.signals()
+        for policy in self.policy.modules():
+            if isinstance(policy, Policy):
+                what = type(policy).__name__
+                check_parts(what, signals, policy.needs, policy.reads)
+                check_stages(what, signals.inner, policy.hidden_stages(signals))
 
     def forward(
         self,
@@ -143,20 +163,62 @@ class MixStep(nn.Module):
             after(self)
 
 
+def _no_weight_decay(step: MixStep) -> set[str]:
+    """The model's parameters that are not to decay, by their names in the step."""
+    return {f"model.{name}" for name in step.model.no_weight_decay()}  # type: ignore[operator]
+
+
+def _group_matcher(step: MixStep, coarse: bool = False) -> Any:
+    """timm's rule of which layer a parameter belongs to, for names in the step; all but the model's are of the last."""
+    rule = step.model.group_matcher(coarse=coarse)  # type: ignore[operator]
+    if callable(rule):
+        return lambda name: rule(name.removeprefix("model.")) if name.startswith("model.") else float("inf")
+    return {
+        group: [(_below_model(one), suffix) for one, suffix in found]
+        if isinstance(found, (tuple, list))
+        else found and _below_model(found)
+        for group, found in rule.items()
+    }
+
+
+def _below_model(pattern: str) -> str:
+    # timm matches at the start of a name, whether a pattern says so or not; "[^" is no anchor.
+    without_anchor = re.sub(r"(?<!\[)\^", "", pattern)
+    return rf"^model\.(?:{without_anchor})"
+
+
+def _check_wrapper(model: nn.Module, policy: Policy) -> None:
+    """Raise for a wrapper around the model that a policy which looks at the model cannot look through."""
+    inner = getattr(model, "_orig_mod", model)
+    # A policy that looks at the model meets whole tensors inside the step's own forward alone.
+    if policy.needs and any(type(parameter).__name__ == "DTensor" for parameter in inner.parameters()):
+        raise ValueError(
+            f"MixStep got a model with sharded parameters, but {type(policy).__name__} looks at the model itself: "
+            "shard the step, not the model, as in fully_shard(MixStep(model, ...))"
+        )
+    if policy.needs and isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        way_out = "" if isinstance(inner, nn.parallel.DistributedDataParallel) else ", with DistributedDataParallel"
+        raise ValueError(
+            f"MixStep got a model wrapped in {type(inner).__name__}, but {type(policy).__name__} looks at the model "
+            f"itself: wrap the step, not the model{way_out}"
+        )
+
+
 def _scores(shown: Outcome | None, objective: Any) -> dict[str, Tensor]:
     """Accuracy where outputs are class scores, as the loss counts labels."""
-    if shown is None or not isinstance(shown.outputs, Tensor) or shown.outputs.ndim != 2 or shown.batch.labels is None:
+    outputs = None if shown is None else logits_of(shown.outputs)
+    if shown is None or not isinstance(outputs, Tensor) or outputs.ndim != 2 or shown.batch.labels is None:
         return {}
     labels = shown.batch.labels
     # Rows of numbers are classes only to an objective that takes them for such.
-    dense = getattr(objective, "task", None) == "classification" and labels.shape[1:] == shown.outputs.shape[1:]
+    dense = getattr(objective, "task", None) == "classification" and labels.shape[1:] == outputs.shape[1:]
     if labels.is_floating_point() and not dense:
         return {}
     loss = as_objective(objective).loss
     counted = getattr(loss, "counted", None)
     options = counted() if callable(counted) else {}
     try:
-        return {"accuracy": mixed_accuracy(shown.outputs.detach(), shown.batch, **options)}
+        return {"accuracy": mixed_accuracy(outputs.detach(), shown.batch, **options)}
     except ValueError:
         # Outputs without a place for the labels' classes, such as embeddings, are no class scores; the loss took them.
         return {}

@@ -9,6 +9,20 @@ from mixaug import MixedBatch, Policy
 from mixaug.plan import Unmixed
 
 
+def require_policy(policy: Policy, caller: str) -> Policy:
+    """Return `policy` if it is one.
+
+    Raises:
+        TypeError: `policy` is not a `mixaug.Policy`.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"{caller} expected `policy` to be a mixaug.Policy, got {type(policy).__name__}: {policy!r}; "
+            'make one with mixaug.create("cutmix")'
+        )
+    return policy
+
+
 def require_model_free(policy: Policy, caller: str) -> Policy:
     """Return `policy` if it can mix without a model.
 
@@ -16,11 +30,7 @@ def require_model_free(policy: Policy, caller: str) -> Policy:
         TypeError: `policy` is not a `mixaug.Policy`.
         ValueError: `policy` needs signals from the model, which `caller` cannot give.
     """
-    if not isinstance(policy, Policy):
-        raise TypeError(
-            f"{caller} expected `policy` to be a mixaug.Policy, got {type(policy).__name__}: {policy!r}; "
-            'make one with mixaug.create("cutmix")'
-        )
+    require_policy(policy, caller)
     if policy.needs:
         raise ValueError(
             f"{caller} mixes before the model runs, but {type(policy).__name__} needs "

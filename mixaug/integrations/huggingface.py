@@ -8,27 +8,52 @@ by `num_items_in_batch`, the number of samples of the whole accumulated batch.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from mixaug import MixedBatch, Policy
-from mixaug.integrations._common import require_model_free, require_smoothing, unmixed
-from mixaug.losses import mixed_cross_entropy
+from mixaug import MixedBatch, MixStep, ModelSignals, Policy
+from mixaug.batch import unmixed
+from mixaug.checks import check_choice
+from mixaug.integrations._common import require_model_free, require_policy, require_smoothing
+from mixaug.losses import mixed_binary_cross_entropy, mixed_cross_entropy, mixed_regression_loss
+from mixaug.ops.nested import logits_of
+from mixaug.passes import as_objective
+
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
+PROBLEM_TYPES = (REGRESSION, SINGLE_LABEL, MULTI_LABEL)
+#: Class id that the Trainer and torch leave out.
+IGNORED = -100
+#: File in a checkpoint's folder that holds the state of the policy.
+STATE_FILE = "mixaug_policy.pt"
 
 
 class MixedLossFunction:
-    """`compute_loss_func` for image classifiers: cross-entropy of `outputs.logits`, mixed or plain.
+    """`compute_loss_func` for classifiers and regression models: the loss of their problem type, mixed or plain.
 
     Args:
-        label_smoothing: in [0, 1], as in `torch.nn.CrossEntropyLoss`.
+        label_smoothing: in [0, 1], as in `torch.nn.CrossEntropyLoss`; for `"multi_label_classification"` it moves
+            targets towards a half.
+        problem_type: as in a Hugging Face config. `"single_label_classification"` is the cross-entropy with class
+            ids (B,) or shares of classes (B, K), `"multi_label_classification"` the binary cross-entropy with rows
+            (B, K), `"regression"` the squared error with numbers (B,) or (B, D). None is the cross-entropy with class
+            ids or rows that sum to 1.
 
     Raises:
-        ValueError: `label_smoothing` out of range.
+        ValueError: `label_smoothing` out of range or beside `"regression"`, an unknown `problem_type`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, problem_type: str | None = None) -> None:
         self.label_smoothing = require_smoothing(label_smoothing, "MixedLossFunction")
+        if problem_type is not None:
+            check_choice("MixedLossFunction", "problem_type", problem_type, PROBLEM_TYPES)
+        if problem_type == REGRESSION and label_smoothing:
+            raise ValueError('label_smoothing needs classes, but problem_type="regression" has numbers as labels')
+        self.problem_type = problem_type
 
     def __call__(
         self, outputs: Any, labels: MixedBatch | Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -37,46 +62,83 @@ class MixedLossFunction:
 
         Args:
             outputs: the model's output, with `logits` (B, K) as its entry of that name, or as first item of a tuple.
-            labels: a `MixedBatch` in training, class ids (B,) in evaluation.
+            labels: a `MixedBatch` in training, labels in evaluation.
             num_items_in_batch: samples of the whole accumulated batch; None for a plain mean.
 
         Returns:
             A scalar.
 
         Raises:
-            ValueError: no labels.
+            ValueError: no labels; without a `problem_type`, rows of numbers that do not sum to 1.
         """
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        mixed = labels if isinstance(labels, MixedBatch) else unmixed(logits, labels)
-        if mixed.labels is None:
+        logits = _logits(outputs)
+        if not isinstance(labels, MixedBatch):
+            labels = unmixed(logits, labels)
+        if labels.labels is None:
             raise ValueError(f'{type(self).__name__} got a batch without labels; give it an entry "labels"')
-        loss = mixed_cross_entropy(
-            logits,
-            mixed.labels,
-            mixed.sources,
-            mixed.weights,
-            label_smoothing=self.label_smoothing,
-            reduction="mean" if num_items_in_batch is None else "sum",
-        )
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        given = _as_the_problem_takes(labels.labels, self.problem_type)
+        loss = self._loss(logits, given, labels.sources, labels.weights, reduction)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+    def _loss(self, logits: Tensor, labels: Tensor, sources: Tensor, weights: Tensor, reduction: str) -> Tensor:
+        if self.problem_type == REGRESSION:
+            # The sum over samples of the mean over columns: the divisor counts samples.
+            errors = mixed_regression_loss(_squared_error, logits, labels, sources, weights, reduction="none")
+            return errors.mean() if reduction == "mean" else errors.sum()
+        if self.problem_type == MULTI_LABEL:
+            return mixed_binary_cross_entropy(
+                logits,
+                labels,
+                sources,
+                weights,
+                label_smoothing=self.label_smoothing,
+                multi_label=True,
+                reduction=reduction,
+            )
+        if self.problem_type is None and labels.is_floating_point():
+            _check_shares(labels)
+        return mixed_cross_entropy(
+            logits, labels, sources, weights, label_smoothing=self.label_smoothing, reduction=reduction
+        )
 
 
 class MixTrainerMixin:
     """Put before `transformers.Trainer` among the bases, it mixes every training batch.
 
+    With `mixaug.create("none")` the losses of training and evaluation are those of the Trainer itself, for each
+    `problem_type` of the model's config. Beside class ids (B,), `"single_label_classification"` takes shares of
+    classes (B, K). Without a `problem_type` rows that sum to 1 are taken for shares of classes, and others are refused:
+    Transformers alone would take every row of floats for `"multi_label_classification"`. Under gradient accumulation
+    the loss is the mean over all samples of a step, for every problem type.
+
+    Policies that look at the model, and objectives, run through :class:`mixaug.MixStep`. The batch then holds the
+    images and the labels alone. Parameters of the policy get optimizer groups of their own (`max_grad_norm` clips the
+    gradients of the model alone), and its state is stored in the Trainer's checkpoints and taken up by
+    `train(resume_from_checkpoint=...)`.
+
     Args:
-        policy: a model-free policy (keyword).
+        policy: any policy (keyword).
         label_smoothing: in [0, 1] (keyword); evaluation losses use it too. Leave
             `TrainingArguments.label_smoothing_factor` at 0.
         image_key: the entry of the batch that holds the images (B, C, H, W) (keyword).
+        compute_loss_func: an own loss, as the Trainer takes it: `(outputs, labels, num_items_in_batch)` to a scalar
+            (keyword). In training its labels are the dense mixed targets, (B, K) or those of a regression, in
+            evaluation the labels as they came, unless `label_smoothing` makes dense ones of them.
+        objective: instead, for training only, what :class:`mixaug.MixStep` takes: a loss `(outputs, MixedBatch)` to
+            a mean, or a :class:`mixaug.Objective` (keyword).
+        signals: where the parts of the model are, for policies that do not find them (keyword).
         All other arguments go to the Trainer.
 
-    The labels of a batch are its entry "labels", class ids (B,). Draws come from torch's own generator of the
-    device, whose state the Trainer seeds, stores and restores.
+    The labels of a batch are its entry "labels", or the one that `TrainingArguments.label_names` names. Draws come
+    from torch's own generator of the device, whose state the Trainer seeds, stores and restores, with the rank folded
+    in where there are several processes.
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
-        ValueError: `policy` needs a model; `label_smoothing` out of range; two ways of smoothing asked for.
+        ValueError: `label_smoothing` out of range; two ways of smoothing or two losses asked for; a model whose own
+            loss is not that of its problem type; a policy that looks at the model, in a run where the model is
+            wrapped by something other than DistributedDataParallel or `torch.compile`.
         KeyError: a training batch lacks the images or the labels.
 
     Example:
@@ -95,32 +157,297 @@ class MixTrainerMixin:
         policy: Policy,
         label_smoothing: float = 0.0,
         image_key: str = "pixel_values",
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        objective: Any = None,
+        signals: ModelSignals | None = None,
         **kwargs: Any,
     ) -> None:
-        self.mix_policy = require_model_free(policy, type(self).__name__)
+        name = type(self).__name__
+        self.mix_policy = require_policy(policy, name)
         self.image_key = image_key
-        kwargs.setdefault("compute_loss_func", MixedLossFunction(label_smoothing))
-        super().__init__(*args, **kwargs)
+        require_smoothing(label_smoothing, name)
+        if objective is not None and (compute_loss_func is not None or label_smoothing):
+            raise ValueError(
+                f"{name} takes the loss from `objective`, or from `compute_loss_func` and `label_smoothing`, not both"
+            )
+        super().__init__(*args, compute_loss_func=_LossOfTrainer(), **kwargs)  # type: ignore[call-arg]
         factor = getattr(getattr(self, "args", None), "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
-                f"{type(self).__name__} smooths labels itself: pass label_smoothing={factor} to it and leave "
+                f"{name} smooths labels itself: pass label_smoothing={factor} to it and leave "
                 "TrainingArguments.label_smoothing_factor at 0"
             )
+        model = getattr(self, "model", None)
+        problem_type = _problem_type(model)
+        if compute_loss_func is None or isinstance(compute_loss_func, MixedLossFunction):
+            if compute_loss_func is not None and label_smoothing:
+                raise ValueError(f"{name} got two ways of smoothing: leave it to MixedLossFunction(label_smoothing)")
+            if compute_loss_func is None and objective is None:
+                _check_own_loss(name, model)
+            self.mix_loss: Any = compute_loss_func or MixedLossFunction(label_smoothing, problem_type)
+        else:
+            self.mix_loss = _DenseTargets(compute_loss_func, label_smoothing, problem_type)
+        self.compute_loss_func.loss = self.mix_loss  # type: ignore[attr-defined]
+        self.mix_step: _TrainerStep | None = None
+        if policy.needs or objective is not None:
+            if getattr(self, "model_init", None) is not None:
+                raise ValueError(f"{name} shows the model to the policy: pass model=, not model_init=")
+            if objective is None and signals is None:
+                signals = ModelSignals(model, loss=_loss_of_labels(self.mix_loss))  # type: ignore[arg-type]
+            self.mix_step = _TrainerStep(model, policy, objective or _mean_of(self.mix_loss), signals)  # type: ignore[arg-type]
+            self.add_callback(_callback(self.mix_step))  # type: ignore[attr-defined]
+        else:
+            require_model_free(policy, name)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's method, given the mixed images and a `MixedBatch` as labels while training."""
-        if model.training:
-            for key in (self.image_key, "labels"):
-                if key not in inputs:
-                    raise KeyError(
-                        f"{type(self).__name__} found no {key!r} in the training batch, only "
-                        f"{sorted(inputs)}; name the images with image_key=..., and set "
-                        "remove_unused_columns=False if they are made in a transform of the data set"
-                    )
-            state = self.state  # type: ignore[attr-defined]
-            if state.max_steps > 0:
-                self.mix_policy.set_progress(min(1.0, state.global_step / state.max_steps))
+        label_key = self._label_key(inputs)
+        inputs = {("labels" if key == label_key else key): value for key, value in inputs.items()}
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        for key, shown in ((self.image_key, self.image_key), ("labels", label_key)):
+            if key not in inputs:
+                raise KeyError(
+                    f"{type(self).__name__} found no {shown!r} in the training batch, only "
+                    f"{sorted(inputs)}; name the images with image_key=..., and set "
+                    "remove_unused_columns=False if they are made in a transform of the data set"
+                )
+        state = self.state  # type: ignore[attr-defined]
+        if state.max_steps > 0:
+            self.mix_policy.set_progress(min(1.0, state.global_step / state.max_steps))
+        inputs["labels"] = _as_the_problem_takes(inputs["labels"], getattr(self.mix_loss, "problem_type", None))
+        if self.mix_step is None:
             mixed = self.mix_policy(inputs[self.image_key], inputs["labels"])
             inputs = {**inputs, self.image_key: mixed.inputs, "labels": mixed}
-        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        others = sorted(key for key in inputs if key not in (self.image_key, "labels"))
+        if others:
+            raise ValueError(
+                f"{type(self).__name__} runs the model on images alone where the policy looks at it, but the batch "
+                f"has {others} too: leave them out of the data set, or give the model a forward without them"
+            )
+        images, labels = inputs[self.image_key], inputs["labels"]
+        self.mix_step.show(model)
+        loss, logs = self.mix_step(images, labels)
+        done = _Done(loss, _count(labels))
+        # The Trainer calls this in the place of the model, and scales the loss as it scales its own.
+        return super().compute_loss(lambda **_: logs, {"labels": done}, *args, **kwargs)  # type: ignore[misc]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's optimizer, with groups for the parameters of the policy, of the same settings."""
+        made = self.optimizer is None  # type: ignore[attr-defined]
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        own = [p for p in self.mix_policy.parameters() if p.requires_grad]
+        if made and own:
+            decay = self.args.weight_decay  # type: ignore[attr-defined]
+            for weight_decay, chosen in (
+                (decay, [p for p in own if p.ndim > 1]),
+                (0.0, [p for p in own if p.ndim <= 1]),
+            ):
+                if chosen:
+                    optimizer.add_param_group({"params": chosen, "weight_decay": weight_decay})
+        return optimizer
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's method; the state of the policy is resumed too."""
+        if self.mix_step is not None and resume_from_checkpoint:
+            folder = resume_from_checkpoint
+            if folder is True:
+                from transformers.trainer_utils import get_last_checkpoint
+
+                folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+            path = os.path.join(str(folder), STATE_FILE)
+            if self.mix_policy.state_dict():
+                if not os.path.exists(path):
+                    raise FileNotFoundError(
+                        f"{type(self).__name__} cannot resume: {folder} holds no {STATE_FILE} with the policy's state"
+                    )
+                self.mix_policy.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _label_key(self, inputs: dict[str, Any]) -> str:
+        names = list(getattr(self, "label_names", None) or ["labels"])
+        there = [name for name in names if name in inputs]
+        if len(there) > 1:
+            raise ValueError(
+                f"{type(self).__name__} mixes one kind of labels, but the batch has {there}: name one of them, "
+                "TrainingArguments(label_names=[...])"
+            )
+        return there[0] if there else names[0] if len(names) == 1 else "labels"
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The Trainer's count of what a loss is divided by: samples, where the Trainer counts entries of labels."""
+        counted = []
+        for batch in batch_samples:
+            labels = batch.get(self._label_key(batch))
+            if not isinstance(labels, Tensor):
+                return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+            counted.append({"labels": labels if _are_ids(labels) else torch.zeros(len(labels), device=labels.device)})
+        return super()._get_num_items_in_batch(counted, device)  # type: ignore[misc]
+
+
+class _TrainerStep(MixStep):
+    """A step whose training passes go through the Trainer's wrapper around the model, if there is one."""
+
+    def __init__(self, model: nn.Module, policy: Policy, objective: Any, signals: ModelSignals | None) -> None:
+        # A list, so that the model is not registered twice.
+        self._looked_at = [model]
+        super().__init__(model, policy, objective, signals)
+
+    def show(self, model: nn.Module) -> None:
+        """Take the model as the Trainer runs it."""
+        if model is self.model:
+            return
+        inner = getattr(model, "_orig_mod", model)
+        if isinstance(inner, nn.parallel.DistributedDataParallel) and inner is model:
+            if any(parameter.requires_grad for parameter in self.policy.parameters()):
+                raise ValueError(
+                    f"{type(self.policy).__name__} has parameters of its own, which the Trainer does not average "
+                    "over processes: wrap mixaug.MixStep in DistributedDataParallel in a loop of your own"
+                )
+            inner = model.module
+        if inner is not self._looked_at[0] and inner is not getattr(self._looked_at[0], "_orig_mod", None):
+            raise ValueError(
+                f"{type(self.policy).__name__} looks at the model, which the Trainer has wrapped in "
+                f"{type(model).__name__}: train on one device, or under DistributedDataParallel"
+            )
+        if inner is getattr(model, "_orig_mod", None):
+            self._looked_at[0] = model
+        self.model = model
+
+    def signals(self) -> ModelSignals:
+        signals = ModelSignals(self._looked_at[0], **self.sources)
+        signals.objective = as_objective(self.objective).loss
+        return signals
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A loss that has been computed: its mean over ``count`` samples."""
+
+    loss: Tensor
+    count: Tensor | int
+
+
+class _LossOfTrainer:
+    """What the Trainer calls as its `compute_loss_func`."""
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+        if isinstance(labels, _Done):
+            return labels.loss if num_items_in_batch is None else labels.loss * labels.count / num_items_in_batch
+        return self.loss(outputs, labels, num_items_in_batch=num_items_in_batch)
+
+
+class _DenseTargets:
+    """A loss function of the user, given dense mixed targets in the place of a `MixedBatch`."""
+
+    def __init__(self, function: Callable[..., Tensor], label_smoothing: float, problem_type: str | None) -> None:
+        if not callable(function):
+            raise TypeError(f"compute_loss_func expects a callable, got {type(function).__name__}")
+        if label_smoothing and problem_type in (REGRESSION, MULTI_LABEL):
+            raise ValueError(
+                f"label_smoothing={label_smoothing} beside compute_loss_func spreads shares of one class over all, "
+                f"which {problem_type} does not have: smooth in the function"
+            )
+        self.function = function
+        self.label_smoothing = label_smoothing
+        self.problem_type = problem_type
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+        if isinstance(labels, Tensor) and self.label_smoothing:
+            labels = unmixed(labels, _as_the_problem_takes(labels, self.problem_type))
+        if isinstance(labels, MixedBatch) and labels.labels is not None:
+            given = labels.labels
+            if given.is_floating_point() and not self.label_smoothing:
+                labels = labels.targets()
+            else:
+                labels = labels.targets(_logits(outputs).shape[1], self.label_smoothing)
+        return self.function(outputs, labels, num_items_in_batch=num_items_in_batch)
+
+
+def _loss_of_labels(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda outputs, labels: loss(outputs, labels)
+
+
+def _mean_of(loss: Callable[..., Tensor]) -> Callable[[Any, MixedBatch], Tensor]:
+    return lambda outputs, mixed: loss(outputs, mixed, num_items_in_batch=None)
+
+
+def _logits(outputs: Any) -> Tensor:
+    found = outputs[0] if isinstance(outputs, (tuple, list)) else logits_of(outputs)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"expected outputs with logits, got {type(outputs).__name__}")
+    return found
+
+
+def _problem_type(model: Any) -> str | None:
+    """The problem type that a model's config names or, with one output, implies."""
+    config = getattr(model, "config", None)
+    named = getattr(config, "problem_type", None)
+    if named is None and getattr(config, "num_labels", None) == 1:
+        return REGRESSION
+    return named
+
+
+def _check_own_loss(name: str, model: Any) -> None:
+    """Raise where the loss of a Hugging Face model is another one than its problem type says."""
+    own = getattr(model, "loss_function", None)
+    if own is not None and getattr(own, "__name__", "") != "ForSequenceClassificationLoss":
+        raise ValueError(
+            f"{name} knows the losses of classifiers and regression models, but {type(model).__name__} has "
+            f"{getattr(own, '__name__', type(own).__name__)}: pass compute_loss_func= or objective="
+        )
+
+
+def _are_ids(labels: Tensor) -> bool:
+    return not labels.is_floating_point() and (labels.ndim == 1 or labels.shape[1:] == (1,))
+
+
+def _count(labels: Tensor) -> Tensor | int:
+    return labels.ne(IGNORED).sum() if _are_ids(labels) else len(labels)
+
+
+def _floating(labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() else labels.float()
+
+
+def _as_the_problem_takes(labels: Tensor, problem_type: str | None) -> Tensor:
+    """Numbers as floats, class ids (B, 1) as (B,): what the Trainer's own losses make of them."""
+    if problem_type in (REGRESSION, MULTI_LABEL):
+        return _floating(labels)
+    return labels[:, 0] if labels.ndim == 2 and _are_ids(labels) else labels
+
+
+def _squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    return (predictions - targets).square()
+
+
+def _check_shares(labels: Tensor) -> None:
+    if labels.ndim != 2 or not bool(torch.isclose(labels.sum(1), labels.new_ones(()), atol=1e-2).all()):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} of {labels.dtype} are no shares of classes, whose rows sum to 1: say what "
+            f"they are, model.config.problem_type = one of {list(PROBLEM_TYPES)}"
+        )
+
+
+def _callback(step: MixStep) -> Any:
+    """What the Trainer calls at the end of a step and when it saves."""
+    from transformers import TrainerCallback
+
+    class StepCallback(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            step.after_step()
+            # The Trainer empties the gradients of its model alone.
+            step.policy.zero_grad()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kept = step.policy.state_dict()
+            if kept and args.should_save:
+                folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+                part = os.path.join(folder, f"{STATE_FILE}.part")
+                torch.save(kept, part)
+                os.replace(part, os.path.join(folder, STATE_FILE))
+
+    return StepCallback()

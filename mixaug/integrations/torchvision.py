@@ -6,27 +6,41 @@ training loop; alone, or inside `v2.RandomChoice` and `v2.Compose`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mixaug import Policy
+from mixaug.checks import shown
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing
+
+#: Names under which dictionaries hold their labels, by the convention of torchvision.
+NAMES = ("label", "labels", "target", "targets")
 
 
 class MixTransform(v2.Transform):
     """`transform(images, labels) -> (mixed images, dense targets)`, as `v2.CutMix` gives them.
 
+    A batch of another structure, a dictionary or a longer tuple, comes back in that structure: its images mixed, its
+    labels dense, everything else as it was.
+
     Args:
         policy: a model-free policy.
         num_classes: K, the width of the dense targets.
         label_smoothing: in [0, 1], spread evenly over all K classes before mixing.
+        labels_getter: finds the labels in a batch, as for `v2.CutMix`: a function of the batch that returns the very
+            tensor that is in it. `"default"` takes the second item of a pair, or the one entry of a dictionary, also of
+            one inside a tuple, that is called label, labels, target or targets, in any case.
         generator: where the draws come from; default: torch's own for the device. Leave it out in a collate
             function: a `DataLoader` seeds torch's own afresh in every worker, but copies a generator to all.
 
     Raises:
-        TypeError: `policy` is not a `mixaug.Policy`.
+        TypeError: `policy` is not a `mixaug.Policy`, `labels_getter` is neither "default" nor callable.
         ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range.
 
     Example:
@@ -47,40 +61,96 @@ class MixTransform(v2.Transform):
         num_classes: int,
         label_smoothing: float = 0.0,
         *,
+        labels_getter: Callable[[Any], Tensor] | str = "default",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.policy = require_model_free(policy, "MixTransform")
         self.num_classes = require_class_count(num_classes, "MixTransform")
         self.label_smoothing = require_smoothing(label_smoothing, "MixTransform")
+        if labels_getter != "default" and not callable(labels_getter):
+            raise TypeError(
+                f'MixTransform expects labels_getter as a function or "default", got {shown(labels_getter)}'
+            )
+        self.labels_getter = labels_getter
         self.generator = generator
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Any) -> Any:
         """Mix one batch.
 
         Args:
             inputs: images (B, C, H, W), a tensor or `tv_tensors.Image`, and class ids (B,) or dense targets
-                (B, K), as two arguments or as one pair.
+                (B, K), as two arguments or as one pair; or a dictionary or tuple that holds them.
 
         Returns:
-            The mixed images, of the type that came in, and dense targets (B, K), float32.
+            The mixed images, of the type that came in, and dense targets (B, K), float32, in the structure that came
+            in; a pair as a tuple.
 
         Raises:
-            TypeError: anything but the two tensors came in.
+            TypeError: no labels or no images were found, or several images.
         """
-        pair = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) else inputs
-        if len(pair) != 2 or not all(isinstance(value, Tensor) for value in pair):
-            raise TypeError(
-                "MixTransform expected a batch of images and its labels, two tensors, got "
-                f"({', '.join(type(value).__name__ for value in pair)}); apply it after default_collate"
-            )
-        images, labels = pair
+        batch = inputs[0] if len(inputs) == 1 else inputs
+        if isinstance(batch, list):
+            batch = tuple(batch)
+        leaves, structure = pytree.tree_flatten(batch)
+        labels = self._labels(batch)
+        label_at = next((place for place, leaf in enumerate(leaves) if leaf is labels), None)
+        if label_at is None:
+            raise TypeError("MixTransform expects labels_getter to return a tensor of the batch itself, not a new one")
+        image_at = self._images(leaves, label_at)
+        images = leaves[image_at]
         mixed = self.policy(images.as_subclass(Tensor), labels.as_subclass(Tensor), generator=self.generator)
         output = mixed.inputs
         if isinstance(images, tv_tensors.TVTensor):
             output = tv_tensors.wrap(output, like=images)
-        return output, mixed.targets(self.num_classes, label_smoothing=self.label_smoothing)
+        leaves[image_at] = output
+        leaves[label_at] = mixed.targets(self.num_classes, label_smoothing=self.label_smoothing)
+        return pytree.tree_unflatten(leaves, structure)
 
     def extra_repr(self) -> str:
         """What `print(transform)` shows between the brackets."""
         return f"num_classes={self.num_classes}, label_smoothing={self.label_smoothing}"
+
+    def _labels(self, batch: Any) -> Tensor:
+        if callable(self.labels_getter):
+            found: Any = self.labels_getter(batch)
+        elif isinstance(batch, tuple) and len(batch) == 2 and not isinstance(batch[1], dict):
+            found = batch[1]
+        else:
+            parts = batch if isinstance(batch, tuple) else (batch,)
+            named = [
+                value
+                for part in parts
+                if isinstance(part, dict)
+                for key, value in part.items()
+                if isinstance(key, str) and key.lower() in NAMES
+            ]
+            found = named[0] if len(named) == 1 else None
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                "MixTransform expected a batch of images and its labels, two tensors, or a dictionary or longer tuple "
+                f"with labels_getter=..., got {_outline(batch)}; apply it after default_collate"
+            )
+        return found
+
+    def _images(self, leaves: list[Any], label_at: int) -> int:
+        """The place of the images: the one `tv_tensors.Image` or `Video`, else the one tensor with spatial axes."""
+        marked = [at for at, leaf in enumerate(leaves) if isinstance(leaf, (tv_tensors.Image, tv_tensors.Video))]
+        plain = [
+            at
+            for at, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor) and not isinstance(leaf, tv_tensors.TVTensor) and at != label_at
+        ]
+        found = marked or ([at for at in plain if leaves[at].ndim >= 3] if len(plain) > 1 else plain)
+        if len(found) != 1:
+            raise TypeError(
+                "MixTransform expected a batch of images and its labels, with one tensor of images, found "
+                f"{len(found)} of them; mark the one to mix as tv_tensors.Image"
+            )
+        return found[0]
+
+
+def _outline(batch: Any) -> str:
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    shapes = [sorted(map(str, part)) if isinstance(part, dict) else type(part).__name__ for part in parts]
+    return f"({', '.join(map(str, shapes))})"

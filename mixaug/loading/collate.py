@@ -12,8 +12,8 @@ from torch.utils.data import default_collate, get_worker_info
 
 from mixaug.batch import MixedBatch
 from mixaug.loading.samples import Layout, explained_samples
-from mixaug.loading.streams import process_rank, stream_key
 from mixaug.policy import Policy
+from mixaug.streams import process_rank, stream_key
 
 __all__ = ["MixCollate"]
 

@@ -14,9 +14,9 @@ from mixaug.batch import MixedBatch
 from mixaug.loading.collate import MixCollate, check_free_policy
 from mixaug.loading.normalize import Normalize
 from mixaug.loading.samples import Layout
-from mixaug.loading.streams import process_rank, stream_key
 from mixaug.ops.nested import map_tensors
 from mixaug.policy import Policy
+from mixaug.streams import process_rank, stream_key
 
 __all__ = ["DeviceLoader"]
 

@@ -12,7 +12,7 @@ from mixaug.axes import check_place_of_channels
 from mixaug.checks import check_dense
 from mixaug.loading.crops import PERMUTE, check_padding, crop_and_flip
 from mixaug.loading.normalize import Normalize
-from mixaug.loading.streams import stream_key, world_of
+from mixaug.streams import stream_key, world_of
 
 __all__ = ["ResidentLoader"]
 

@@ -18,6 +18,7 @@ from mixaug.losses.checks import (
     compute_dtype,
     labels_of,
     mix_rows,
+    outputs_of,
     reduced,
     refuse_one_output,
 )
@@ -199,10 +200,10 @@ class MixedBinaryCrossEntropy(nn.Module):
         self.reduction = reduction
         self.register_buffer("pos_weight", _positive_weights(pos_weight), persistent=False)
 
-    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
+    def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, K), or of outputs with ``logits`` of that shape, against the labels of ``mixed``."""
         return mixed_binary_cross_entropy(
-            logits,
+            outputs_of("MixedBinaryCrossEntropy", logits),
             labels_of("MixedBinaryCrossEntropy", mixed),
             mixed.sources,
             mixed.weights,

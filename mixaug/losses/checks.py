@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability
+from mixaug.ops.nested import logits_of
 from mixaug.plan import Unmixed
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -48,6 +51,17 @@ def labels_of(name: str, mixed: MixedBatch) -> Tensor:
     if mixed.labels is None:
         raise ValueError(f"{name} needs labels, but the MixedBatch has none; pass labels to the policy")
     return mixed.labels
+
+
+def outputs_of(name: str, outputs: Any) -> Tensor:
+    """The outputs of a model as a tensor: itself, or the ``logits`` of what a Hugging Face model returns."""
+    found = logits_of(outputs)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"{name} expected the model's outputs as a tensor, or with an entry or attribute logits, got "
+            f"{type(outputs).__name__}"
+        )
+    return found
 
 
 def check_options(name: str, label_smoothing: float, reduction: str) -> None:

@@ -17,6 +17,7 @@ from mixaug.losses.checks import (
     labels_of,
     leaves_as_is,
     mix_rows,
+    outputs_of,
     reduced,
 )
 
@@ -162,8 +163,9 @@ class MixedCrossEntropy(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``logits`` (B, K) against the labels of ``mixed``."""
+    def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, K), or of outputs with ``logits`` of that shape, against the labels of ``mixed``."""
+        logits = outputs_of("MixedCrossEntropy", logits)
         labels = labels_of("MixedCrossEntropy", mixed)
         plain = self.label_smoothing == 0 and self.class_weight is None and mixed.uniform is None
         if plain and mixed.importance is None and labels.ndim == 1 and leaves_as_is(mixed):

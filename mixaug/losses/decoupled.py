@@ -12,14 +12,14 @@ of that code drops the term of a whole batch where all shares are equal); each e
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_not_negative, check_positive_share
-from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, reduced
+from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, outputs_of, reduced
 from mixaug.losses.cross_entropy import mixed_cross_entropy
 
 #: Choice of the mixed classes that are decoupled: all, the one of less share, or the one of more.
@@ -114,12 +114,13 @@ class DecoupledCrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction = reduction
 
-    def forward(self, logits: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``logits`` (B, K).
+    def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``logits`` (B, K), or of outputs with an entry or attribute ``logits``.
 
         Raises:
             TypeError: labels that are no class ids.
         """
+        logits = outputs_of("DecoupledCrossEntropy", logits)
         labels = labels_of("DecoupledCrossEntropy", mixed)
         check_inputs("DecoupledCrossEntropy", logits, labels, mixed.sources, mixed.weights, None)
         if labels.ndim != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from mixaug.losses.checks import (
     compute_dtype,
     labels_of,
     mix_rows,
+    outputs_of,
     refuse_uniform,
 )
 
@@ -115,13 +116,13 @@ class MixedRegressionLoss(nn.Module):
         """(B, D) errors of (B, D) predictions. What a subclass defines."""
         raise TypeError(f"{type(self).__name__} does not define error(predictions, targets)")
 
-    def forward(self, predictions: Tensor, mixed: MixedBatch) -> Tensor:
-        """Loss of ``predictions`` (B,) or (B, D) against the labels of ``mixed``."""
+    def forward(self, predictions: Any, mixed: MixedBatch) -> Tensor:
+        """Loss of ``predictions`` (B,) or (B, D), or of outputs with ``logits`` of that shape, against ``mixed``."""
         labels = labels_of(type(self).__name__, mixed)
         refuse_uniform(type(self).__name__, mixed)
         return mixed_regression_loss(
             self.error,
-            predictions,
+            outputs_of(type(self).__name__, predictions),
             labels,
             mixed.sources,
             mixed.weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, Mapping):
-        return mapping_like(inputs, {key: map_tensors(value, change) for key, value in inputs.items()})
+        changed = {key: map_tensors(value, change) for key, value in inputs.items()}
+        # The outputs of Hugging Face models are both a dict and a dataclass.
+        return type(inputs)(**changed) if dataclasses.is_dataclass(inputs) else mapping_like(inputs, changed)
     if isinstance(inputs, (list, tuple)):
         return rebuild(inputs, [map_tensors(value, change) for value in inputs])
     return inputs
@@ -57,6 +60,15 @@ def first_tensor(inputs: Any) -> Tensor:
         f"expected a tensor, or a dict, list or tuple that holds one, got {type(inputs).__name__}; nested inputs are "
         "not supported"
     )
+
+
+def logits_of(outputs: Any) -> Any:
+    """The entry or attribute ``logits`` of a model's outputs; outputs without one, such as a tensor, as they are."""
+    if isinstance(outputs, (Tensor, tuple, list)):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def concatenated(parts: Sequence[Any]) -> Any:

@@ -23,6 +23,7 @@ from mixaug.checks import check_flag, check_probability, check_whole
 from mixaug.draws import Draws
 from mixaug.labeling import Area, Drawn
 from mixaug.ops.layout import check_blends, deliver, over_channels, single_precision, take_rows
+from mixaug.ops.nested import logits_of
 from mixaug.plan import Plan
 from mixaug.policies.learned.base import LearnedMixer, MixerOptions
 from mixaug.policies.learned.blocks import Upsampling, attended, start_small, tokens, upsampled
@@ -100,6 +101,7 @@ def adautomix_similarity(outputs: Tensor, source_outputs: Tensor, sources: Tenso
     Raises:
         ValueError: outputs that are not (n, K).
     """
+    outputs, source_outputs = logits_of(outputs), logits_of(source_outputs)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"adautomix compares outputs (B, K) of the model, got {came}; beta=1 leaves this out")

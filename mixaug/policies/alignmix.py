@@ -327,7 +327,7 @@ class AlignMix(Policy):
             known["counted"] = self.stage if isinstance(self.stage, int) else None
         else:
             known["eligible"] = (backbone.stage_name(model, self.stage),)
-            known["channels_last"] = getattr(model, "output_fmt", None) == "NHWC"
+            known["channels_last"] = backbone.channels_last(model)
             known["prefix"] = backbone.prefix_tokens(model)
         return Aligned(
             partner=partner,

@@ -39,6 +39,7 @@ from mixaug.policy import SharedOptions
 from mixaug.preparation import Preparation
 from mixaug.ratio import Beta
 from mixaug.registry import register
+from mixaug.streams import default_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -197,7 +198,8 @@ def learn_limits(
         if len(order) < batch_size:
             order = torch.rand(len(inputs), generator=generator, device=inputs.device).argsort()
         rows, order = order[:batch_size], order[batch_size:]
-        draws = Draws(batch_size, inputs.device, generator, "batch")
+        # What is learned here is the same on every rank, unlike what is mixed by it.
+        draws = Draws(batch_size, inputs.device, generator or default_generator(inputs.device), "batch")
         log_pi = network.logits(inputs[rows], labels[rows]).log_softmax(1)
         chosen = torch.multinomial(log_pi.detach().exp(), 1, generator=generator)
         partner = limited_choice(neighbours[rows], network.choices[chosen[:, 0]], draws.uniform(per="sample"))

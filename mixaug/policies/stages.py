@@ -131,8 +131,8 @@ class Staged(Hidden):
 def early_stages(what: str, model: nn.Module | None, count: int) -> tuple[str, ...]:
     """Names of modules that the first of a model's four stages end at.
 
-    ``layer1``, ``layer2``, ... where there are such modules (ResNets). Else of timm's ``feature_info``, its stem left
-    out, the first of the last four stages; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a quarter,
+    ``layer1``, ``layer2``, ... where there are such modules (ResNets). Else of the stages that timm's ``feature_info``
+    tells or that are found, the stem left out, the first of the last four; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a quarter,
     at half and so on of the depth, where ``layer1`` and ``layer2`` end in a ResNet. Without a model those of ResNets.
 
     Args:
@@ -146,21 +146,25 @@ def early_stages(what: str, model: nn.Module | None, count: int) -> tuple[str, .
     of_resnets = [f"layer{number}" for number in range(1, count + 1)]
     if model is None or (hasattr(model, "layer1") and hasattr(model, "layer2")):
         return tuple(name for name in of_resnets if model is None or hasattr(model, name))
-    info: Any = getattr(model, "feature_info", None)
-    entries = list(getattr(info, "info", info) or ())
-    if not entries:
+    found = list(dict.fromkeys(backbone.stages_of(model)))
+    if not found:
         raise ValueError(
             f"{what} found no stages in {type(model).__name__}: name modules of it, such as "
             f"stages={[name for name, _ in model.named_children()][:count]}"
         )
-    found = list(dict.fromkeys(backbone.stage_name(model, place) for place in range(len(entries))))
     if len(found) > 1 and _is_leaf(model, found[0]) and not _is_leaf(model, found[1]):
         del found[0]
-    if len({entry.get("reduction") for entry in entries}) == 1:
+    if _keeps_resolution(model):
         chosen = [found[-(-len(found) * quarter // 4) - 1] for quarter in range(1, count + 1)]
     else:
         chosen = found[-4:][:count]
     return tuple(dict.fromkeys(chosen))
+
+
+def _keeps_resolution(model: nn.Module) -> bool:
+    info: Any = getattr(model, "feature_info", None)
+    entries = list(getattr(info, "info", info) or ())
+    return len({entry.get("reduction") for entry in entries}) == 1 if entries else backbone.is_plain(model)
 
 
 def _is_leaf(model: nn.Module, name: str) -> bool:

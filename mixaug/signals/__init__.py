@@ -12,7 +12,7 @@ from mixaug.signals.backbone import is_compiled
 from mixaug.signals.gradients import early_backward, half_scale
 from mixaug.signals.mixed import MixedSignals
 from mixaug.signals.model import CleanSignals, Loss, ModelSignals, clean_cross_entropy, model_of, resolve
-from mixaug.signals.recorder import BlockAttention, Recorder
+from mixaug.signals.recorder import BlockAttention, Recorder, check_parts
 from mixaug.signals.tensors import Mode, Signals, as_grid
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Recorder",
     "Signals",
     "as_grid",
+    "check_parts",
     "clean_cross_entropy",
     "early_backward",
     "half_scale",

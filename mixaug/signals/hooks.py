@@ -1,8 +1,9 @@
 """Hooks on a model for one pass: some mix what a module puts out, some record what it takes in or puts out.
 
 On an ordinary model the hooks are there for the pass alone. A compiled model sees only the hooks that were there when
-it was traced: on one of these they stay, and do nothing between passes. Where activation checkpointing calls a module
-again during the backward pass, the same draw is replayed.
+it was traced: on one of these they stay, and do nothing between passes. What was compiled before they came is dropped,
+of all models in the process, for torch shares it between models of one class. Where activation checkpointing calls a
+module again during the backward pass, the same draw is replayed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mixaug.ops.nested import map_tensors
 from mixaug.plan import Plan
 
-__all__ = ["hooked"]
+__all__ = ["check_stages", "end_of", "hooked"]
 
 #: Place to record at: name of a module, ``"input"`` or ``"output"``, key to record under.
 Place = tuple[str, str, str]
@@ -71,7 +72,7 @@ def hooked(
     with contextlib.ExitStack() as stack:
         if not persistent:
             stack.callback(hooks.remove)
-        hooks.install(what, model, (*stages, *names), recorder)
+        hooks.install(what, model, (*stages, *names), recorder, compiled=persistent)
         # The hook on the whole model would become part of what is traced: there missing calls show in the stages alone.
         if mixing is not None and not persistent and not torch.compiler.is_compiling():
             stack.callback(model.register_forward_hook(mixing.watch).remove)
@@ -86,6 +87,12 @@ def hooked(
         mixing.check(what, ran=persistent or mixing.ran)
 
 
+def check_stages(what: str, model: nn.Module, stages: Iterable[str]) -> None:
+    """Raise a ValueError where a model has no module of one of these names."""
+    for stage in stages:
+        _module(what, model, stage)
+
+
 class ModelHooks:
     """The hooks of one model.
 
@@ -98,8 +105,11 @@ class ModelHooks:
         self.recorder: Recording | None = None
         self.handles: dict[str | Place, Any] = {}
 
-    def install(self, what: str, model: nn.Module, stages: Iterable[str], recorder: Recording | None) -> None:
-        """Add the hooks that are not there yet."""
+    def install(
+        self, what: str, model: nn.Module, stages: Iterable[str], recorder: Recording | None, *, compiled: bool = False
+    ) -> None:
+        """Add the hooks that are not there yet; drop what was compiled without them."""
+        known = len(self.handles)
         # Mixing comes first: what is recorded is what the next module sees.
         for stage in stages:
             if stage not in self.handles:
@@ -112,7 +122,13 @@ class ModelHooks:
             if side == "input":
                 self.handles[place] = module.register_forward_pre_hook(self._record_input(key))
             else:
-                self.handles[place] = module.register_forward_hook(self._record_output(key))
+                self.handles[place] = end_of(module).register_forward_hook(self._record_output(key))
+        if compiled and len(self.handles) > known and not torch.compiler.is_compiling():
+            # Else torch takes what it compiled for another model of the same class, whatever the hooks of either are.
+            from torch._dynamo import config
+
+            config.skip_nnmodule_hook_guards = False
+            torch.compiler.reset()
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -155,9 +171,19 @@ class ModelHooks:
 _persistent: weakref.WeakKeyDictionary[nn.Module, ModelHooks] = weakref.WeakKeyDictionary()
 
 
+def end_of(module: nn.Module) -> nn.Module:
+    """The module that puts out what ``module`` does: of an ``nn.Sequential`` the last, which activation checkpointing
+    calls by itself.
+    """
+    while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
+        *_, module = module.children()
+    return module
+
+
 def _module(what: str, model: nn.Module, name: str) -> nn.Module:
+    """The module whose hook sees what the module of this name puts out."""
     try:
-        return model.get_submodule(name)
+        return end_of(model.get_submodule(name))
     except AttributeError:
         names = [child for child, _ in model.named_modules() if child.count(".") < 2 and child]
         raise ValueError(
@@ -194,8 +220,7 @@ class MixingPass:
         if ran and missed:
             raise ValueError(
                 f"{what} mixes the output of module {missed[0]!r}, but the model ran without calling it, so nothing "
-                "was mixed (activation checkpointing may call the blocks of a stage one by one: name the last of "
-                "them; a compiled model must not run before its first training step)"
+                "was mixed (a model may call the parts of a module one by one: name the last of them)"
             )
 
     def mixed(self, stage: str, features: Tensor) -> Tensor:

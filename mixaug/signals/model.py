@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixaug.checks import check_class_ids, whole_ids
 from mixaug.ops.activation import class_activation_map
 from mixaug.ops.layout import single_precision
+from mixaug.ops.nested import logits_of
 from mixaug.ops.precision import callers_precision
 from mixaug.signals import backbone
 from mixaug.signals.backbone import ModelParts, is_compiled
@@ -31,7 +32,7 @@ class ModelSignals(ModelParts):
     mode it was in.
 
     Args:
-        model: takes images (B, C, H, W), returns logits (B, K).
+        model: takes images (B, C, H, W), returns logits (B, K), or an object that has them as ``logits``.
         loss: (outputs, labels) to a scalar, whose gradient is the saliency; None takes the cross-entropy with class
             ids (B,) or shares (B, K).
         features: name of the module that puts out the last feature map; None finds it.
@@ -198,7 +199,7 @@ class CleanSignals(Signals):
         with callers_precision(self.images.device), in_mode(self.source.model, mode), torch.enable_grad():
             images = self._checked(self.images.detach()).requires_grad_()
             found = _Pass(self.source, frozenset(wanted), images, True)
-            loss = self.source.loss(found.recorder.outputs(True), labels)
+            loss = self.source.loss(found.recorder.returned(), labels)
             scale = half_scale(images)
             gradient, *others = torch.autograd.grad(loss * scale, [images, *parameters], allow_unused=True)
         found.close()
@@ -265,6 +266,7 @@ IGNORED = -100
 
 def clean_cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
     """Mean cross-entropy in float32, for class ids (B,) or shares of classes (B, K)."""
+    outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"saliency expects logits (B, K) of the model, got {came}; pass ModelSignals(model, loss=...)")

@@ -10,9 +10,36 @@ from torch import Tensor, nn
 
 from mixaug.ops import attention as attentions
 from mixaug.ops.layout import single_precision
+from mixaug.ops.nested import logits_of
 from mixaug.signals import backbone
 from mixaug.signals.backbone import ModelParts
 from mixaug.signals.hooks import Place
+
+
+def check_parts(what: str, parts: ModelParts, needs: frozenset[str], reads: frozenset[str]) -> None:
+    """Raise a ValueError where a model lacks the parts that a policy is going to look at in every step.
+
+    Args:
+        what: name of the policy, for messages.
+        parts: the model.
+        needs, reads: see :class:`mixaug.Policy`.
+    """
+    try:
+        if reads:
+            Recorder(parts, reads).places()
+        if "attentions" in reads and not backbone.attention_blocks(parts.inner):
+            raise ValueError(_no_attention(parts))
+        if "cam" in needs:
+            parts.classifier()
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _no_attention(parts: ModelParts) -> str:
+    return (
+        f"{type(parts.inner).__name__} has no global attention whose queries and keys can be read (layers qkv, or q "
+        "and k, without rotary or relative positions)"
+    )
 
 
 class BlockAttention:
@@ -102,10 +129,7 @@ class Recorder:
     def every_attention(self) -> list[BlockAttention]:
         blocks = self._attention_blocks()
         if not blocks:
-            raise ValueError(
-                f"{type(self.parts.inner).__name__} has no global attention whose queries and keys can be read "
-                "(layers qkv, or q and k, without rotary or relative positions)"
-            )
+            raise ValueError(_no_attention(self.parts))
         with torch.no_grad():
             found = [self._block(name) for name in blocks]
         for name, block in zip(blocks, found, strict=True):
@@ -118,7 +142,12 @@ class Recorder:
 
     def features(self, stage: int | str | None, size: tuple[int, int], grad: bool) -> Tensor:
         value = self.raw_features(stage)
-        return backbone.as_map(self.parts.inner, value if grad else value.detach(), size)
+        return backbone.as_map(
+            self.parts.inner,
+            value if grad else value.detach(),
+            size,
+            None if stage is not None else self._pooled_width(),
+        )
 
     def raw_features(self, stage: int | str | None) -> Tensor:
         key = "features" if stage is None else f"features:{backbone.stage_name(self.parts.inner, stage)}"
@@ -136,24 +165,34 @@ class Recorder:
         value = self._recorded("outputs")
         return value if grad else value.detach()
 
+    def returned(self) -> Any:
+        """What the model returned; of a tuple or list the first item."""
+        value = self.shown.get("outputs")
+        return value[0] if isinstance(value, (list, tuple)) else value
+
     def pooled(self, grad: bool) -> Tensor:
         value = self._recorded("pooled")
         return value if grad else value.detach()
 
     def _recorded(self, key: str) -> Tensor:
         value = self.shown.get(key)
+        if key == "outputs":
+            value = logits_of(value)
         if isinstance(value, (list, tuple)):
             value = value[0]
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{type(self.parts.inner).__name__} showed no {key}: "
-                + (
-                    "the model has not run yet, or ran compiled before its first step with mixaug"
-                    if key not in self.shown
-                    else f"got {type(value).__name__}"
-                )
+                + ("the model has not run yet" if key not in self.shown else f"got {type(value).__name__}")
             )
         return value
+
+    def _pooled_width(self) -> int | None:
+        """Channels of the last map, as the classifier takes them; None where it is not found."""
+        try:
+            return getattr(self.parts.inner.get_submodule(self.parts.classifier()), "in_features", None)
+        except ValueError:
+            return None
 
     def _attention_blocks(self) -> list[str]:
         if "attentions" in self.wanted:
@@ -169,7 +208,7 @@ class Recorder:
         if not projected:
             raise ValueError(
                 f"{type(self.parts.inner).__name__} ran without calling its block {name!r}, or a part of it was "
-                "compiled on its own or before its first step with mixaug: compile the whole model"
+                "compiled on its own: compile the whole model"
             )
         query, key, scale = backbone.queries_and_keys(self.parts.inner.get_submodule(name), projected)
         return BlockAttention(query, key, scale, backbone.prefix_tokens(self.parts.inner))

@@ -101,3 +101,51 @@ def test_other_inputs_are_refused(inputs):
 def test_class_count_is_checked():
     with pytest.raises(ValueError, match="MixTransform expected `num_classes`"):
         MixTransform(mixaug.create("mixup"), -1)
+
+
+def test_other_structures_against_torchvision(monkeypatch):
+    images, labels = batch()
+    policy = mixaug.create("mixup", ratio=0.3, pairing="shift", per="batch")
+    names, mask = ["a"] * 6, tv_tensors.Mask(torch.zeros(6, 8, 10, dtype=torch.int64))
+    cases = [
+        ({"image": images, "label": labels, "name": names}, "default"),
+        ({"image": tv_tensors.Image(images), "Labels": labels, "age": torch.rand(6, 1)}, "default"),
+        ((images, {"label": labels, "name": names}), "default"),
+        ((images, labels, names), lambda batch: batch[1]),
+        ((labels, tv_tensors.Image(images), torch.rand(6, 2)), lambda batch: batch[0]),
+        ({"x": {"image": images}, "y": labels}, lambda batch: batch["y"]),
+    ]
+    for given, getter in cases:
+        theirs = v2.MixUp(num_classes=5, labels_getter=getter)
+        monkeypatch.setattr(theirs, "make_params", lambda flat_inputs: {"lam": 0.3})
+        got, expected = MixTransform(policy, 5, labels_getter=getter)(given), theirs(given)
+        assert type(got) is type(expected)
+        torch.testing.assert_close(*(flat(one) for one in (got, expected)))
+    mixed, targets, kept = MixTransform(policy, 5, labels_getter=lambda batch: batch[1])(images, labels, mask)
+    assert kept is mask
+    assert targets.shape == (6, 5)
+    assert not torch.equal(mixed, images)
+
+
+def flat(value):
+    """The tensors and names of a batch in their order."""
+    if isinstance(value, dict):
+        return [part for each in value.values() for part in flat(each)]
+    if isinstance(value, (tuple, list)):
+        return [part for each in value for part in flat(each)]
+    return [value.as_subclass(torch.Tensor)] if isinstance(value, torch.Tensor) else []
+
+
+def test_labels_or_images_that_are_not_found_are_named():
+    images, labels = batch()
+    mix = MixTransform(mixaug.create("mixup"), 5)
+    with pytest.raises(TypeError, match=r"labels_getter=\.\.\., got \(\['age', 'image'\]\)"):
+        mix({"image": images, "age": labels})
+    with pytest.raises(TypeError, match=r"found 2 of them; mark the one to mix as tv_tensors\.Image"):
+        mix({"first": images, "second": images.clone(), "label": labels})
+    with pytest.raises(TypeError, match="to return a tensor of the batch itself"):
+        MixTransform(mixaug.create("mixup"), 5, labels_getter=lambda batch: batch["label"].clone())(
+            {"image": images, "label": labels}
+        )
+    with pytest.raises(TypeError, match='as a function or "default", got 3'):
+        MixTransform(mixaug.create("mixup"), 5, labels_getter=3)

@@ -321,16 +321,28 @@ def test_a_module_that_is_not_there_or_not_called():
         pytest.fail("layer9 was never drawn")
     assert not hooks_of(model)
 
+    class Straight(Small):
+        def stages(self, features):
+            return self.layer2(features)
+
+    step = mixaug.MixStep(Straight(), mixaug.create("manifoldmix", stages=["layer1"]), MixedCrossEntropy())
+    with pytest.raises(ValueError, match="module 'layer1', but the model ran without calling it, so nothing was mixed"):
+        step(IMAGES, LABELS)
+    assert not hooks_of(step)
+
+
+def test_a_stage_whose_blocks_are_called_one_by_one():
     class Blockwise(Small):
         def stages(self, features):
             for block in (*self.layer1, *self.layer2):
                 features = block(features)
             return features
 
-    step = mixaug.MixStep(Blockwise(), mixaug.create("manifoldmix", stages=["layer1"]), MixedCrossEntropy())
-    with pytest.raises(ValueError, match="module 'layer1', but the model ran without calling it, so nothing was mixed"):
-        step(IMAGES, LABELS)
-    assert not hooks_of(step)
+    losses = []
+    for model in (Small(), Blockwise()):
+        step = mixaug.MixStep(model, mixaug.create("manifoldmix", stages=["layer1"]), MixedCrossEntropy())
+        losses.append(step(IMAGES, LABELS, generator=seeded(0))[0])
+    assert torch.equal(*losses)
 
 
 def test_outputs_that_are_tuples_and_dicts():
