@@ -27,6 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The command's exit code; 2 for a command line that cannot work.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe, `mixaug policies | head`, has seen enough; Python would complain at its end once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(overview())
         return 0 if given else 2
@@ -41,16 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         code: int = importlib.import_module(f"mixaug.commands.{name}").main(rest)
-        sys.stdout.flush()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         print(f"mixaug {name} needs {error.name}: pip install 'mixaug[train]'", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader of a pipe, `mixaug policies | head`, has seen enough; Python would complain at its end once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return code
 
 
@@ -66,7 +72,7 @@ def overview() -> str:
             "",
             *rows,
             "",
-            "`mixaug COMMAND --help` says more. Documentation of the configs: `mixaug train --help`.",
+            "`mixaug COMMAND --help` says more.",
         ]
     )
 

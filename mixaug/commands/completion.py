@@ -123,7 +123,7 @@ def _of_hydra(command: str, words: Sequence[str], word: str) -> list[str]:
     given, comma, last = value.rpartition(",")
     asked = f"{key}{equals}{last}"
     # One of several values is enough to know the settings.
-    overrides = [_first_value(other) for other in rest if not other.startswith("-") and other.split("=")[0] not in OWN]
+    overrides = [_one_value(other) for other in rest if not other.startswith("-") and other.split("=")[0] not in OWN]
     found = [argument for argument in HYDRA[command] if argument.startswith(word)]
     for candidate in _queried(overrides, known.config_dir, asked):
         start, _, end = candidate.partition("=")
@@ -132,10 +132,10 @@ def _of_hydra(command: str, words: Sequence[str], word: str) -> list[str]:
     return found
 
 
-def _first_value(override: str) -> str:
-    """An override with the first of its values, where it has several."""
+def _one_value(override: str) -> str:
+    """An override with the last of its values, where it has several: none, the first of many grids, has no settings."""
     key, equals, value = override.partition("=")
-    return f"{key}{equals}{value.split(',')[0] if value[:1] not in tuple('[{(') else value}"
+    return f"{key}{equals}{value.split(',')[-1] if value[:1] not in tuple('[{(') else value}"
 
 
 def _queried(overrides: Sequence[str], config_dir: str | None, word: str) -> list[str]:
