@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -170,8 +170,8 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
     run.mkdir()
     OmegaConf.save(config, run / "config.yaml")
     (run / "result.json").write_text(json.dumps({"seed": 0}))
-    alone = importlib.import_module("dataclasses").replace(read_run(run), result={"seed": 0})
-    beside = importlib.import_module("dataclasses").replace(alone, config_dir=own)
+    alone = dataclasses.replace(read_run(run), result={"seed": 0})
+    beside = dataclasses.replace(alone, config_dir=own)
     assert regenerate([alone]).startswith("# this version cannot compose") and departures(alone) is None
     command = regenerate([beside])
     assert command.startswith(f"mixaug benchmark --config-dir '{own}' policy=mine ") and departures(beside) == []
@@ -186,7 +186,7 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
         ("mixaug tr", ["train"]),
         ("mixaug train policy=cut", ["policy=cutmix"]),
         ("mixaug train optimizer.l", ["optimizer.lr="]),
-        ("mixaug train policy=fmix policy.de", ["policy.decay_power="]),
+        ("mixaug train policy=fmix policy.de", ["policy.decay="]),
         ("mixaug train --mul", ["--multirun"]),
         ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
         ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
@@ -213,10 +213,9 @@ def test_completion_knows_ones_own_files(own: Path) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(("breaks", "reply"), [(" =:", "fmix"), (" ", "policy=fmix")])
 def test_bash_replaces_what_it_takes_for_the_word(say: Say, tmp_path: Path, breaks: str, reply: str) -> None:
-    (tmp_path / "mixaug").write_text(
-        '#!/bin/sh\n[ "$*" = "completion query mixaug train policy=fm" ] && echo policy=fmix\n'
-    )
-    (tmp_path / "mixaug").chmod(0o755)
+    program = tmp_path / "mixaug"
+    program.write_text('#!/bin/sh\n[ "$*" = "completion query mixaug train policy=fm" ] && echo policy=fmix\n')
+    program.chmod(0o755)
     script = f"""PATH={tmp_path}:$PATH; {say("completion", "bash")[1]}
 COMP_WORDBREAKS="{breaks}"; COMP_LINE="mixaug train policy=fm"; COMP_POINT=${{#COMP_LINE}}
 _mixaug; echo "${{COMPREPLY[@]}}" """
