@@ -2,6 +2,7 @@
 
 Takes scikit-learn's two photographs, or two images of CIFAR-100: --sheets /path/to/cifar100_sheets --pick 10 2010.
 One picture for each of some policies and nothing else: --only mixup cutmix --strips docs/images/policies.
+One row with a picture of each of some policies: --row --policies mixup cutmix --out row.png.
 Of a run of `mixaug train`, its model's signals and its policy's mixed images: --run runs/<run> --samples 6.
 """
 
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
     made.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
+    made.add_argument("--row", action="store_true", help="no sheet, but one picture of each policy side by side")
     made.add_argument("--strips", type=Path, help="folder for one PNG per policy")
     made.add_argument("--only", nargs="+", metavar="NAME", help="draw the PNGs of these in --strips, and no sheet")
     made.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         reader.error("--trust says what the config of --run may call: give --run too")
     if chosen.run is not None and (chosen.policies or chosen.only or chosen.strips or chosen.sheets):
         reader.error("--run takes policy and images from the run: leave out --policies, --only, --strips and --sheets")
+    if chosen.row and (chosen.only or chosen.run is not None):
+        reader.error("--row draws --policies side by side: leave out --only and --run")
     if chosen.only and (chosen.policies or chosen.strips is None):
         reader.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
     from mixaug.engine.errors import CheckpointError
@@ -73,8 +77,11 @@ def draw_policies(chosen: argparse.Namespace) -> int:
 
         train: Any = data.load("image_sheets", root=chosen.sheets).train
         images = train.images[list(chosen.pick)]
-    if not chosen.only:
+    if chosen.row:
+        gallery.save(gallery.row(names, images, seed=chosen.seed), chosen.out)
+    elif not chosen.only:
         gallery.draw(names, images, chosen.out, seed=chosen.seed)
+    if not chosen.only:
         print(f"wrote {chosen.out}")
     if chosen.strips is not None:
         for path in gallery.draw_strips(names, chosen.strips, images, seed=chosen.seed):
