@@ -69,10 +69,9 @@ class MixTrainerMixin:
         label_smoothing: in [0, 1] (keyword); evaluation losses use it too. Leave
             `TrainingArguments.label_smoothing_factor` at 0.
         image_key: the entry of the batch that holds the images (B, C, H, W) (keyword).
-        All other arguments go to the Trainer.
 
-    The labels of a batch are its entry "labels", class ids (B,). Draws come from torch's own generator of the
-    device, whose state the Trainer seeds, stores and restores.
+    All other arguments go to the Trainer. The labels of a batch are its entry "labels", class ids (B,). Draws come
+    from torch's own generator of the device, whose state the Trainer seeds, stores and restores.
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.

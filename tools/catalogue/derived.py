@@ -118,16 +118,19 @@ def _readme_rows(grouped: dict[str, list[Method]], common: dict[str, str]) -> st
     """A row for each family."""
     rows = ["| family | what its members have in common | policies |\n|---|---|---|\n"]
     for family, members in grouped.items():
+        anchor = family.replace(" ", "-")
         names = ", ".join(f"[{m.name}](docs/policies/{m.name}.md)" for m in members)
-        rows.append(f"| [{family}](docs/policies/README.md#{family.replace(' ', '-')}) | {common[family]} | {names} |\n")
+        rows.append(f"| [{family}](docs/policies/README.md#{anchor}) | {common[family]} | {names} |\n")
     return "".join(rows)
 
 
 def _index(grouped: dict[str, list[Method]], common: dict[str, str]) -> str:
+    """A section for each family, with a row for each policy."""
     parts = []
     for family, members in grouped.items():
         rows = [f"## {family.capitalize()}\n\n{common[family]}\n\n| policy | what it does | paper |\n|---|---|---|\n"]
-        rows += [f"| [{m.name}]({m.name}.md) | {_cell(m.summary)} | {_link(_cell(m.paper), m.url)} |\n" for m in members]
+        for m in members:
+            rows.append(f"| [{m.name}]({m.name}.md) | {_cell(m.summary)} | {_link(_cell(m.paper), m.url)} |\n")
         parts.append("".join(rows))
     return "\n".join(parts)
 
