@@ -27,6 +27,7 @@ README = ROOT / "README.md"
 # Import name to distribution, where they differ; omegaconf is hydra-core's own configuration library.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "griffe": "mkdocstrings",
     "hydra": "hydra-core",
     "mkdocs": "mkdocs-material",
     "omegaconf": "hydra-core",
