@@ -188,6 +188,8 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
         ("mixaug train optimizer.l", ["optimizer.lr="]),
         ("mixaug train policy=fmix policy.de", ["policy.decay="]),
         ("mixaug train --mul", ["--multirun"]),
+        ("mixaug train --cfg ", ["all", "hydra", "job"]),
+        ("mixaug train --config-dir ", []),
         ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
         ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
         ("mixaug benchmark st", ["statistic="]),

@@ -27,6 +27,9 @@ OWN = tuple(argument.rstrip("=") for argument in HYDRA["benchmark"])
 #: Options of Hydra's command line that `mixaug train` takes.
 TRAIN_OPTIONS = ("--help", "--hydra-help", "--multirun", "--config-dir", "--cfg", "--package", "--info")
 
+#: Values of those that take one of a few; a folder is for the shell to complete.
+VALUES = {"--cfg": ("job", "hydra", "all"), "--config-dir": (), "--package": ()}
+
 BASH = r"""_mixaug() {
     local line=${COMP_LINE:0:COMP_POINT} IFS=$'\n'
     local word=${line##* } breaks=${COMP_WORDBREAKS//[^=:]/}
@@ -113,8 +116,8 @@ def _of_hydra(command: str, words: Sequence[str], word: str) -> list[str]:
     """Groups, choices and settings, as Hydra completes them."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--config-dir", "-cd")
-    if words and words[-1] in ("--config-dir", "-cd"):
-        return []
+    if words and words[-1] in VALUES:
+        return list(VALUES[words[-1]])
     known, rest = reader.parse_known_args(list(words))
     if word.startswith("-"):
         return list(TRAIN_OPTIONS) if command == "train" else ["--help", "--config-dir"]
