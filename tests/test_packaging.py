@@ -160,7 +160,8 @@ def install(folder: Path) -> None:
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     pip = ("-m", "pip", "--disable-pip-version-check", "--python", str(python), "install")
-    run(*pip, "--quiet", "--no-index", "--no-deps", "--no-cache-dir", str(wheel))
+    # A checkout on the path is no installation either.
+    run(*pip, "--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--ignore-installed", str(wheel), PYTHONPATH="")
     # What mixaug stands on is taken from the environment of the tests: its .pth files, a checkout among them, are not.
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "below.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
