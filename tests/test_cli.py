@@ -155,10 +155,21 @@ def test_config_files_of_ones_own_join(say: Say, own: Path, monkeypatch: pytest.
         with_config_dir(["hydra.searchpath=[pkg://other]"], own)
 
 
-def test_a_file_of_ones_own_never_stands_behind_a_shipped_one_unseen(own: Path) -> None:
+def test_a_file_of_ones_own_never_stands_behind_a_shipped_one_unseen(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(own / "policy" / "mine.yaml", own / "policy" / "cutmix.yaml")
     with pytest.raises(ConfigError, match=r"cutmix.yaml has the name of a file of mixaug, policy/cutmix.yaml"):
         compose(with_config_dir(["policy=mine"], own))
+    # A package of configs is held to the same.
+    (own / "somebody" / "policy").mkdir(parents=True)
+    (own / "somebody" / "__init__.py").touch()
+    shutil.copy(own / "policy" / "mine.yaml", own / "somebody" / "policy" / "cutmix.yaml")
+    monkeypatch.syspath_prepend(own)
+    with pytest.raises(ConfigError, match=r"cutmix.yaml has the name of a file of mixaug, policy/cutmix.yaml"):
+        compose(["hydra.searchpath=[pkg://somebody]"])
+    with pytest.raises(ConfigError, match="no folder of config files at /nowhere"):
+        compose(["hydra.searchpath=[file:///nowhere]"])
 
 
 def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ A folder of one's own with such files (``<folder>/policy/mine.yaml``) joins thro
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -186,16 +187,18 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
 
 def _check_sources(sources: Sequence[Mapping[str, str]]) -> None:
     """Raise where a file of a folder of one's own would stand behind a shipped one of the same name, unseen."""
+    shipped = [path.relative_to(config_folder()) for path in sorted(config_folder().rglob("*.yaml"))]
     for source in sources:
-        if source["schema"] != "file" or Path(source["path"]) == config_folder():
+        if source["provider"] in ("hydra", "main", "schema") or source["schema"] not in ("file", "pkg"):
             continue
-        folder = Path(source["path"])
-        if not folder.is_dir():
-            raise ConfigError(f"no folder of config files at {folder}")
-        files = [path.relative_to(folder) for path in sorted(folder.rglob("*.yaml"))]
-        twice = [path for path in files if (config_folder() / path).is_file()]
+        own = Path(source["path"]) if source["schema"] == "file" else importlib.resources.files(source["path"])
+        if not own.is_dir():
+            raise ConfigError(f"no folder of config files at {own}")
+        twice = [path for path in shipped if own.joinpath(*path.parts).is_file()]
         if twice:
-            raise ConfigError(f"{folder / twice[0]} has the name of a file of mixaug, {twice[0]}: give it another name")
+            raise ConfigError(
+                f"{own / str(twice[0])} has the name of a file of mixaug, {twice[0]}: give it another name"
+            )
 
 
 def matching_values(protocol: Mapping[str, Any], choices: Mapping[str, str | None]) -> dict[str, Any]:
