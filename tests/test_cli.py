@@ -155,9 +155,8 @@ def test_config_files_of_ones_own_join(say: Say, own: Path, monkeypatch: pytest.
         with_config_dir(["hydra.searchpath=[pkg://other]"], own)
 
 
-def test_a_file_of_ones_own_never_stands_behind_a_shipped_one_unseen(
-    own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")
+def test_own_files_never_stand_behind_shipped_ones_unseen(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(own / "policy" / "mine.yaml", own / "policy" / "cutmix.yaml")
     with pytest.raises(ConfigError, match=r"cutmix.yaml has the name of a file of mixaug, policy/cutmix.yaml"):
         compose(with_config_dir(["policy=mine"], own))
