@@ -12,13 +12,13 @@ export MKL_NUM_THREADS ?= 1
 CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m mypy mixaug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint format policies bench gallery clean
+.PHONY: help demo test test-slow test-gpu lint format policies bench gallery docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 # The stamp is written last: an installation that broke off is done again.
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "mixaug needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Installing mixaug and its tools into .venv (once; a few minutes)"
@@ -76,6 +76,10 @@ gallery: $(STAMP)  ## a picture sheet of every policy
 	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
 	@echo "Policies in pictures: $(RUNS)/gallery.png"
 
+docs: $(STAMP)  ## the documentation as a site in site/, where every warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open site/index.html"
+
 clean:  ## remove .venv, caches and builds; runs stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

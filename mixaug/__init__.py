@@ -7,47 +7,29 @@
 (torch.Size([8, 3, 32, 32]), torch.Size([8, 10]))
 """
 
-from mixaug import functional, labeling, losses, networks, objectives, pairing, partners, policies, ratio, schedule
-from mixaug._version import __version__
-from mixaug.batch import Batch, MixedBatch
-from mixaug.loading import DeviceLoader, MixCollate
-from mixaug.passes import Objective, Outcome, Passes, Wants
-from mixaug.policies.combinations import OneOf, Sometimes
-from mixaug.policies.pooled import Pooled
-from mixaug.policy import Policy
-from mixaug.registry import create, describe, list_policies, register
-from mixaug.signals import ModelSignals, Signals
-from mixaug.step import MixStep
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Batch",
-    "DeviceLoader",
-    "MixCollate",
-    "MixStep",
-    "MixedBatch",
-    "ModelSignals",
-    "Objective",
-    "OneOf",
-    "Outcome",
-    "Passes",
-    "Policy",
-    "Pooled",
-    "Signals",
-    "Sometimes",
-    "Wants",
-    "__version__",
-    "create",
-    "describe",
-    "functional",
-    "labeling",
-    "list_policies",
-    "losses",
-    "networks",
-    "objectives",
-    "pairing",
-    "partners",
-    "policies",
-    "ratio",
-    "register",
-    "schedule",
-]
+from mixaug._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from mixaug._names import *  # noqa: F403
+else:
+    # Torch takes seconds to import: `import mixaug.cli` runs this file too, and `mixaug --help` should not wait for it.
+    def __getattr__(name):
+        """A public name, or a module of the package, imported when it is first asked for."""
+        import importlib
+        import importlib.util
+
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Modules come first and alone: while one is imported, it may ask for another that it stands on.
+        if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
+        names = importlib.import_module(f"{__name__}._names")
+        globals().update({public: getattr(names, public) for public in names.__all__}, __all__=names.__all__)
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *__getattr__("__all__")})

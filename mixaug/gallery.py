@@ -161,6 +161,30 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
     return figure
 
 
+def row(names: Sequence[str], images: Tensor, share: float = 0.6, seed: int = 0) -> Figure:
+    """A figure with the two images and, beside them, one picture of each policy.
+
+    Args:
+        names: policies of the registry.
+        images: (2, C, H, W) uint8.
+        share: own share that is asked for; policies that take no ``ratio`` draw their own.
+        seed: seed of the draws.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * (len(names) + 2), 2.1), dpi=100)
+    grid = figure.add_gridspec(1, len(names) + 2, left=0.005, right=0.995, top=0.87, bottom=0.18, wspace=0.06)
+    for column, (title, image) in enumerate(zip(("an image", "its partner"), images, strict=True)):
+        axes = figure.add_subplot(grid[0, column])
+        _show(axes, image.float() / 255)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=10, loc="left")
+    for column, name in enumerate(names):
+        (mixed,) = mixed_pairs(name, images, (share,), seed)
+        _picture(figure.add_subplot(grid[0, column + 2]), mixed, name, None)
+    return figure
+
+
 def draw(names: Sequence[str], images: Tensor, path: Path, *, colours: int = 256, seed: int = 0) -> None:
     """Write :func:`sheet` as a PNG; see :func:`save`."""
     save(sheet(names, images, seed=seed), path, colours=colours)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import importlib
 import importlib.metadata
 import inspect
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from mixaug.options import current_options, options_of, renamed_of
 from mixaug.policy import Policy
 
 ENTRY_POINT_GROUP = "mixaug.policies"
+#: The package whose import registers the policies of mixaug itself.
+OWN_POLICIES = "mixaug.policies"
 
 #: Families of methods, in the order in which lists show them, and what is common to the members of each.
 FAMILIES: Mapping[str, str] = MappingProxyType(
@@ -32,15 +34,15 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "combinations": "One of several methods, drawn for every batch.",
     }
 )
-#: Width in columns of a card that :func:`describe` prints.
-CARD_WIDTH = 120
+#: What other tools call a probability to mix, which no policy has as an option.
+PROBABILITY = ("p", "prob", "probability", "mix_prob", "mixup_prob", "cutmix_prob")
 
 FactoryT = TypeVar("FactoryT", bound="Callable[..., Policy]")
 
 
 @dataclass(frozen=True)
 class PolicyInfo:
-    """What is known of a policy without building it; ``print`` shows it as a card.
+    """What is known of a policy without building it.
 
     Attributes:
         name: its name in the registry.
@@ -61,31 +63,6 @@ class PolicyInfo:
     needs: frozenset[str]
     summary: str
     family: str | None = None
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{option}={value!r}" for option, value in self.defaults.items())
-        rows = {
-            self.name: self.summary,
-            "family": self.family or "",
-            "paper": self.paper,
-            "arXiv": f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else "",
-            "needs": f"{', '.join(sorted(self.needs))} (of the model)" if self.needs else "nothing of the model",
-            "options": options or "none",
-            "import": f"from {self.target.__module__} import {self.target.__qualname__}",
-        }
-        column = max(map(len, rows)) + 2
-        return "\n".join(
-            textwrap.fill(
-                text,
-                CARD_WIDTH,
-                initial_indent=head.ljust(column),
-                subsequent_indent=" " * column,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for head, text in rows.items()
-            if text
-        )
 
 
 _registered: dict[str, PolicyInfo] = {}
@@ -119,6 +96,8 @@ def register(
     _check_family("register", family)
 
     def decorate(target: FactoryT) -> FactoryT:
+        if not target.__module__.startswith(f"{OWN_POLICIES}."):
+            _load_own()
         known = _registered.get(name)
         if known is not None and _identity(known.target) != _identity(target):
             raise ValueError(f"policy name {name!r} is already taken by {_identity(known.target)}")
@@ -154,6 +133,11 @@ def create(name: str, **options: Any) -> Policy:
     info = describe(name)
     options = current_options(f"policy {name!r}", options, renamed_of(info.target))
     unknown = [option for option in options if option not in info.defaults]
+    if unknown and unknown[0] in PROBABILITY:
+        raise TypeError(
+            f"policy {name!r} has no option {unknown[0]!r}, it mixes every batch; to mix with a probability: "
+            f"mixaug.Sometimes({name!r}, {options[unknown[0]]!r}), or with a policy in place of its name"
+        )
     if unknown:
         raise TypeError(f"policy {name!r} has no option {unknown[0]!r}; its options are {list(info.defaults)}")
     return info.target(**options)
@@ -172,6 +156,7 @@ def list_policies(pattern: str = "*", needs: str | Iterable[str] | None = None, 
         ValueError: unknown family.
     """
     _check_family("list_policies", family)
+    _load_own()
     _load_entry_points()
     names = fnmatch.filter(sorted(_registered), pattern)
     if family is not None:
@@ -190,15 +175,11 @@ def describe(name: str) -> PolicyInfo:
     Raises:
         ValueError: unknown name, with the closest ones.
 
-    >>> print(describe("mixup"))
-    mixup    Blend every sample with its partner, lam ~ Beta(alpha, alpha). Works on any tensor (B, ...).
-    family   blends
-    paper    mixup: Beyond Empirical Risk Minimization, ICLR 2018
-    arXiv    https://arxiv.org/abs/1710.09412
-    needs    nothing of the model
-    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
-    import   from mixaug.policies.mixup import Mixup
+    >>> describe("mixup").arxiv
+    '1710.09412'
     """
+    if name not in _registered:
+        _load_own()
     if name not in _registered:
         _load_entry_points()
     if name not in _registered:
@@ -223,6 +204,11 @@ def _defaults(name: str, target: Callable[..., Any]) -> dict[str, Any]:
         if value is inspect.Parameter.empty:
             raise ValueError(f"policy {name!r}: option {option!r} needs a default value")
     return defaults
+
+
+def _load_own() -> None:
+    """Import mixaug's own policies, which register themselves; whoever imports this module alone has not."""
+    importlib.import_module(OWN_POLICIES)
 
 
 def _load_entry_points() -> None:

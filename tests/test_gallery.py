@@ -59,6 +59,18 @@ def test_tool_writes_the_sheet_and_a_strip_for_each(tool, tmp_path, capsys):
     assert "Did you mean 'cutmix'" in capsys.readouterr().err
 
 
+def test_a_row_has_a_picture_of_each_policy(tool, tmp_path, capsys):
+    figure = gallery.row(["mixup", "none"], IMAGES, share=0.3)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["an image", "its partner", "mixup", "none"]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["0.30 own", "1.00 own"]
+    path = tmp_path / "row.png"
+    assert tool.main(["--row", "--policies", "cutmix", "--size", "32", "--out", str(path)]) == 0
+    assert path.is_file() and capsys.readouterr().out == f"wrote {path}\n"
+    with pytest.raises(SystemExit):
+        tool.main(["--row", "--only", "cutmix", "--strips", str(tmp_path)])
+    assert "leave out --only" in capsys.readouterr().err
+
+
 def test_tool_draws_one_strip_and_touches_nothing_else(tool, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "one" / "cutmix.png"

@@ -32,7 +32,7 @@ exit 1
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in ["Makefile", "setup.cfg", "pyproject.toml"]:
+    for name in ["Makefile", "setup.cfg", "setup.py", "pyproject.toml"]:
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 

@@ -87,6 +87,11 @@ def test_a_new_policy_touches_its_own_files_and_the_lists(made):
     assert sorted(path for path in before if after[path] != before[path]) == DERIVED
     for path in DERIVED:
         old, new = before[path].decode().splitlines(), after[path].decode().splitlines()
+        if path == "README.md":
+            # The row of its family names it, too.
+            ((was, now),) = ((a, b) for a, b in zip(old, new, strict=True) if a != b)
+            assert now.replace(", [sidemix](docs/policies/sidemix.md)", "") == was
+            continue
         # Every line is what it was; those of the new policy have come between them.
         rest = iter(new)
         assert all(line in rest for line in old), path
@@ -97,7 +102,7 @@ def test_a_new_policy_touches_its_own_files_and_the_lists(made):
     assert all(said.count(path) == 2 for path in NEW), "what was written, and what to edit"
     assert '"sidemix_mask",' in (checkout / "mixaug/functional.py").read_text()
     assert '"SideMix",' in (checkout / "mixaug/policies/__init__.py").read_text()
-    assert f"[{PAPER}](https://arxiv.org/abs/2601.01234)" in (checkout / "README.md").read_text()
+    assert f"[{PAPER}](https://arxiv.org/abs/2601.01234)" in (checkout / "docs/policies/README.md").read_text()
 
 
 def test_a_new_policy_is_green_at_once(made, monkeypatch):
@@ -279,7 +284,9 @@ def test_what_a_file_offers_is_read_without_running_it(checkout):
     assert module.functions == ("good_mask",)
     assert (module.method.target, module.method.summary) == ("Good", "What it does | in a line.")
     rows = derived.render(checkout)
-    assert "| What it does \\| in a line. | A paper \\| with a bar, 2026 |\n" in rows[derived.README]
+    assert "| What it does \\| in a line. | A paper \\| with a bar, 2026 |\n" in rows[derived.INDEX]
+    assert "| A mask of another shape decides, pixel by pixel, which image shows. | " in rows[derived.README]
+    assert ", [good](docs/policies/good.md), " in rows[derived.README]
     listed = ast.literal_eval(ast.parse(rows[derived.FUNCTIONAL]).body[-1].value)
     assert "good_mask" in listed and "helper" not in listed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -25,7 +27,9 @@ README = ROOT / "README.md"
 # Import name to distribution, where they differ; omegaconf is hydra-core's own configuration library.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "griffe": "mkdocstrings",
     "hydra": "hydra-core",
+    "mkdocs": "mkdocs-material",
     "omegaconf": "hydra-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -45,9 +49,9 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def build_wheel(source: Path, folder: Path) -> Path:
-    """The wheel that pip would build of a source tree, made by the build backend itself."""
-    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """The wheel or sdist that pip would build of a source tree, made by the build backend itself."""
+    code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], cwd=source, capture_output=True, text=True, timeout=300
     )
@@ -79,9 +83,15 @@ def examples(path: Path) -> list[str]:
 
 def test_import_brings_torch_and_numpy_alone_and_takes_well_under_a_second_beyond_them():
     code = (
-        "import json, sys, time, numpy, torch, torch.utils.data\n"
-        "before, start = set(sys.modules), time.process_time()\n"
+        "import json, sys, time\n"
         "import mixaug\n"
+        "assert 'torch' not in sys.modules and mixaug.__version__, 'the package alone is to import nothing'\n"
+        "import numpy, torch, torch.utils.data\n"
+        "before, start = set(sys.modules), time.process_time()\n"
+        # Whatever is imported first knows every policy.
+        "from mixaug.registry import list_policies\n"
+        "assert 'cutmix' in list_policies() and mixaug.create('cutmix') and set(mixaug.__all__) <= set(dir(mixaug))\n"
+        "assert all(hasattr(mixaug, name) for name in mixaug.__all__) and not hasattr(mixaug, 'nothing')\n"
         "seconds = time.process_time() - start\n"
         "print(json.dumps([seconds, *sorted({name.split('.')[0] for name in set(sys.modules) - before})]))\n"
     )
@@ -101,14 +111,15 @@ def test_citation_and_metadata_name_the_same_version():
 
 def test_every_third_party_import_is_declared():
     # torch brings Triton where it is built for CUDA, and the kernels are not touched elsewhere.
-    required = declared() | declared("options.extras_require", "train") | {"triton"}
+    of_users = declared() | declared("options.extras_require", "train") | {"triton"}
+    # Tools serve a checkout, build the documentation and may run the tests.
+    of_tools = of_users | declared("options.extras_require", "docs") | declared("options.extras_require", "test")
     own = {path.name for path in ROOT.glob("tools/*") if path.is_dir()}
     # An adapter imports the framework of the loop that it stands in, which whoever uses it has installed.
     allowed = set(sys.stdlib_module_names) | {"mixaug", "transformers"} | own
     missing = {}
     for path in [*ROOT.glob("mixaug/**/*.py"), *ROOT.glob("tools/**/*.py")]:
-        # Tools serve a checkout, and may run its tests.
-        known = required | (declared("options.extras_require", "test") if "tools" in path.parts else set())
+        known = of_users if path.is_relative_to(ROOT / "mixaug") else of_tools
         for name in imported(path) - allowed:
             if DISTRIBUTIONS.get(name, name) not in known:
                 missing.setdefault(name, []).append(str(path.relative_to(ROOT)))
@@ -123,21 +134,84 @@ def test_dev_holds_every_other_extra():
     assert set(re.search(r"\[(.*)\]", line)[1].split(",")) == set(extras) - {"dev"}
 
 
-def test_wheel_holds_every_module_and_every_data_file(tmp_path):
-    source = tmp_path / "source"
-    for name in ["setup.cfg", "pyproject.toml", "README.md", "LICENSE"]:
-        source.mkdir(exist_ok=True)
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment in which mixaug is installed from its wheel, which was built from its sdist; no checkout is near.
+
+    Made once, whichever of the test processes comes first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installation"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            install(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def install(folder: Path) -> None:
+    source = folder / "source"
+    for name in ("mixaug", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "mixaug", source / "mixaug", ignore=shutil.ignore_patterns("__pycache__"))
-    wheel = build_wheel(source, tmp_path)
+    shutil.unpack_archive(build("sdist", source, folder), folder / "unpacked")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    wheel = build("wheel", unpacked, folder)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    pip = ("-m", "pip", "--disable-pip-version-check", "--python", str(python), "install")
+    # A checkout on the path is no installation either.
+    run(*pip, "--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--ignore-installed", str(wheel), PYTHONPATH="")
+    # What mixaug stands on is taken from the environment of the tests: its .pth files, a checkout among them, are not.
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "below.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+
+
+def test_wheel_holds_every_module_and_every_data_file_and_the_configs(installation):
+    (wheel,) = installation.glob("*.whl")
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    places = {"mixaug": ROOT / "mixaug", "mixaug/configs": ROOT / "configs"}
     expected = {
-        str(path.relative_to(source))
-        for path in (source / "mixaug").rglob("*")
+        f"{place}/{path.relative_to(folder)}"
+        for place, folder in places.items()
+        for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == expected
-    assert "mixaug/py.typed" in shipped
+    assert {"mixaug/py.typed", "mixaug/configs/train.yaml", "mixaug/configs/policy/cutmix.yaml"} <= shipped
+
+
+def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
+    def mixaug_says(*arguments: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(installation / "venv" / "bin" / "mixaug"), *arguments],
+            cwd=tmp_path,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert mixaug_says("--version") == f"mixaug {mixaug.__version__}\n"
+    assert "_target_: mixaug.policies.CutMix" in mixaug_says("train", "--cfg", "job", "policy=cutmix")
+    assert list(tmp_path.iterdir()) == []
+    # launch=command: each run of the grid is a `mixaug train` of its own.
+    tiny = ("data.train_size=50", "batch_size=50", "eval_batch_size=2000", "epochs=1", "device=cpu", "threads=1")
+    said = mixaug_says("benchmark", "policy=cutmix", *tiny, "launch=command")
+    assert "finished cutmix" in said
+    assert sorted(path.name for path in (tmp_path / "runs" / "leaderboard").iterdir()) == [
+        *("leaderboard.csv", "leaderboard.html", "leaderboard.md")
+    ]
+    (folder,) = (tmp_path / "runs").glob("cutmix-*")
+    assert json.loads((folder / "result.json").read_text())["policy"] == "cutmix"
+    # Nothing of the checkout was used.
+    assert str(ROOT) not in (folder / "environment.json").read_text() + said
 
 
 def test_plugin_package_is_found_once_installed(tmp_path):
@@ -145,7 +219,7 @@ def test_plugin_package_is_found_once_installed(tmp_path):
     shutil.copytree(ROOT / "tests" / "example_plugin", source)
     target = tmp_path / "site"
     # A wheel of Python files alone is installed where it is unpacked.
-    zipfile.ZipFile(build_wheel(source, tmp_path)).extractall(target)
+    zipfile.ZipFile(build("wheel", source, tmp_path)).extractall(target)
     code = (
         "import sys, torch, mixaug\n"
         "assert 'mixaug_stripes' not in sys.modules, 'plugins are loaded when asked for'\n"
@@ -165,7 +239,7 @@ def test_plugin_package_is_found_once_installed(tmp_path):
     assert "stripes" not in run("-c", "import mixaug; print(mixaug.list_policies())")
 
 
-@pytest.mark.parametrize("code", examples(README), ids=["own_loop", "collate", "numbers", "guided", "timm"])
+@pytest.mark.parametrize("code", examples(README), ids=["own_loop"])
 def test_readme_example_runs(code):
     if "timm" in imported_of(code):
         pytest.importorskip("timm", reason="this example needs timm")

@@ -4,6 +4,7 @@ import importlib.metadata
 import warnings
 
 import pytest
+import torch
 
 import mixaug
 from mixaug import registry
@@ -91,9 +92,12 @@ def test_a_printed_description_is_a_card(clean):
         "family   cut and paste",
         "paper    CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
         "arXiv    https://arxiv.org/abs/1905.04899",
+        "labels   classes or numbers",
         "needs    nothing of the model",
+        "passes   1 forward in a training step",
         "options  alpha=1.0, minmax=None, ratio='beta', pairing=None, labeling='area', per='sample', partners=None",
-        "import   from mixaug.policies.cutmix import CutMix",
+        "python   mixaug.create('cutmix'), or from mixaug.policies.cutmix import CutMix",
+        "command  mixaug train policy=cutmix",
     ]
 
     @mixaug.register("a_long_name", paper="a journal")
@@ -105,10 +109,13 @@ def test_a_printed_description_is_a_card(clean):
         def __init__(self, width: str = "w" * 90, depth: str = "d" * 20) -> None:
             super().__init__()
 
-    assert str(mixaug.describe("a_long_name")).splitlines()[:-1] == [
+    # No command trains it: the package that brings it has no config here.
+    assert str(mixaug.describe("a_long_name")).splitlines()[:7] == [
         "a_long_name  Something.",
         "paper        a journal",
-        "needs        cam, saliency (of the model)",
+        "labels       classes or numbers",
+        "needs        cam, saliency of the model: mixaug.MixStep",
+        "passes       1 forward in a training step",
         f"options      width='{'w' * 90}',",
         f"             depth='{'d' * 20}'",
     ]
@@ -186,3 +193,44 @@ def test_a_broken_plugin_is_reported_and_takes_nothing_away(clean, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mixaug.list_policies()
+
+
+def test_lists_know_what_a_step_takes(clean):
+    @mixaug.register("of_classes", paper="x")
+    class OfClasses(Mixup):
+        """It refuses numbers as labels, and runs its model twice more in a step."""
+
+        needs = frozenset({"outputs"})
+
+        def sample(self, batch, partner, draws):
+            if batch.labels.is_floating_point():
+                raise ValueError("expects class ids")
+            for mode in ("train", "eval"):
+                batch.signals.outputs(mode=mode)
+            return super().sample(batch, partner, draws)
+
+    state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    card = mixaug.describe("of_classes")
+    assert (card.passes, card.tasks) == (3.0, ("classification",))
+    assert (torch.equal(state, torch.get_rng_state()), torch.get_num_threads()) == (True, threads)
+    assert mixaug.list_policies(task="classification") == mixaug.list_policies()
+    assert "of_classes" not in mixaug.list_policies(task="regression")
+    # PuzzleMix and SnapMix look at the clean images before the mixed pass.
+    assert mixaug.list_policies(passes=1) == ["cutmix", "fmix", "mixup", "none"]
+    assert mixaug.list_policies("*mix", passes=2) == ["cutmix", "fmix", "puzzlemix", "snapmix"]
+    assert mixaug.list_policies(passes=3, needs="outputs") == ["of_classes"]
+    for wrong, says in (
+        ({"task": "ranking"}, "task as one of"),
+        ({"passes": 0}, "at least 1"),
+        ({"passes": "1"}, "'1'"),
+    ):
+        with pytest.raises(ValueError, match=rf"list_policies expects .*{says}"):
+            mixaug.list_policies(**wrong)
+
+
+def test_a_probability_is_for_sometimes(clean):
+    with pytest.raises(TypeError, match=r"has no option 'p'.*mixaug.Sometimes\('cutmix', 0.5\)"):
+        mixaug.create("cutmix", p=0.5)
+    policy = mixaug.Sometimes("cutmix", 0.5)
+    assert policy.probability == 0.5

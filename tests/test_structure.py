@@ -28,11 +28,15 @@ LAYERS = [
     ["networks"],
     ["passes"],
     ["functional", "step", "objectives"],
+    ["listing"],
     ["loading"],
     ["models"],
     ["integrations", "gallery", "data", "testing"],
     ["engine"],
     ["leaderboard"],
+    ["_names"],
+    ["commands"],
+    ["cli", "__main__"],
 ]
 #: What the core may import beside the standard library.
 CORE_PACKAGES = {"mixaug", "numpy", "torch"}

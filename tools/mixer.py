@@ -1,47 +1,8 @@
-"""What the mixer of a run has learned: python tools/mixer.py runs/automix-... [more runs]
+"""The command `mixaug mixer` for people in a checkout: python tools/mixer.py runs/automix-..."""
 
-For several shares: the mean of its masks, how much they vary within an image, and the loss that the mixer learns from,
-each beside a newly drawn mixer's.
-"""
-
-import argparse
 import sys
 
-TRUST = "full name that the runs' configs may call beside those of mixaug; may be given several times"
-
-
-def main(arguments: list[str]) -> int:
-    """Print a table for each run."""
-    from mixaug.engine.errors import CheckpointError
-    from mixaug.engine.mixers import mask_reports
-    from mixaug.engine.pictures import open_run
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run folders of automix or samix")
-    parser.add_argument("--samples", type=int, default=200, help="test images")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
-    chosen = parser.parse_args(arguments)
-    try:
-        for folder in chosen.runs:
-            run = open_run(folder, chosen.device, allow_targets=chosen.trust)
-            trained = mask_reports(run, chosen.samples, seed=chosen.seed)
-            fresh = mask_reports(run, chosen.samples, fresh=True, seed=chosen.seed)
-            print(f"{folder}, epoch {run.epoch}\n")
-            print("| lambda | mean own share (fresh) | variation within an image (fresh) | loss (fresh) |")
-            print("|--:|--:|--:|--:|")
-            for t, f in zip(trained, fresh, strict=True):
-                print(
-                    f"| {t.lam:g} | {t.mean:.3f} ({f.mean:.3f}) | {t.within:.4f} ({f.within:.4f}) | "
-                    f"{t.loss:.3f} ({f.loss:.3f}) |"
-                )
-            print()
-    except (ValueError, TypeError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+from mixaug.commands.mixer import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -10,11 +10,14 @@ folder keeps:
   themselves are then replaced by ``protocol.applied``, the values they set.
 
 Order of precedence, weakest first: ``train.yaml``, group files, protocol, experiment, rules, command line.
+
+A folder of one's own with such files (``<folder>/policy/mine.yaml``) joins through :func:`with_config_dir`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +29,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mixaug.data import SPLIT_OPTIONS
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["GROUPS", "compose", "config_folder", "config_hash", "list_choices", "mixer_settings", "plain", "validate"]
+__all__ = [
+    "GROUPS",
+    "compose",
+    "config_folder",
+    "config_hash",
+    "list_choices",
+    "mixer_settings",
+    "plain",
+    "validate",
+    "with_config_dir",
+]
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
@@ -35,6 +48,9 @@ NEUTRAL_KEYS = (
     *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
     *("checkpoint_every_steps", "checkpoint_every_epochs", "workers"),
 )
+
+#: The beginning of the override that names further places with config files.
+SEARCH_PATH = "hydra.searchpath="
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
@@ -80,18 +96,39 @@ AUGMENT_KEYS = ("crop_padding", "padding_mode", "flip")
 
 
 def config_folder() -> Path:
-    """The folder of the shipped configs, at the top of the source checkout.
+    """The folder of the shipped configs: ``mixaug/configs`` of an installation, ``configs`` beside it in a checkout.
 
     Raises:
-        ConfigError: mixaug was installed without its checkout.
+        ConfigError: neither is there.
     """
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    if not (folder / "train.yaml").is_file():
-        raise ConfigError(
-            f"no configs at {folder}: training runs from a source checkout; clone the project and install it "
-            'with `pip install -e ".[train]"`'
-        )
-    return folder
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / "configs", package.parent / "configs"]
+    for folder in folders:
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"no configs at {folders[0]} or {folders[1]}: the installation of mixaug is incomplete, install it again"
+    )
+
+
+def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list[str]:
+    """The overrides, and beside them the one that lets Hydra look for config files in a folder of one's own, too.
+
+    Args:
+        overrides: Hydra overrides.
+        folder: with config files in folders named like the groups; None changes nothing.
+
+    Raises:
+        ConfigError: no such folder, or ``hydra.searchpath`` is among the overrides already.
+    """
+    if folder is None:
+        return list(overrides)
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir expects a folder of config files, got {str(folder)!r}")
+    if any(override.startswith(SEARCH_PATH) for override in overrides):
+        raise ConfigError(f"give --config-dir or {SEARCH_PATH.rstrip('=')}, not both")
+    place = json.dumps(f"file://{Path(folder).resolve()}", ensure_ascii=False)
+    return [f"{SEARCH_PATH}[{place}]", *overrides]
 
 
 def list_choices(group: str) -> list[str]:
@@ -150,6 +187,7 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
         raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
     finally:
         GlobalHydra.instance().hydra = around
+    _check_sources(composed.hydra.runtime.config_sources)
     broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
     if broken:
         raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
@@ -157,6 +195,22 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     return composed, choices
+
+
+def _check_sources(sources: Sequence[Mapping[str, str]]) -> None:
+    """Raise where a file of a folder of one's own would stand behind a shipped one of the same name, unseen."""
+    shipped = [path.relative_to(config_folder()) for path in sorted(config_folder().rglob("*.yaml"))]
+    for source in sources:
+        if source["provider"] in ("hydra", "main", "schema") or source["schema"] not in ("file", "pkg"):
+            continue
+        own = Path(source["path"]) if source["schema"] == "file" else importlib.resources.files(source["path"])
+        if not own.is_dir():
+            raise ConfigError(f"no folder of config files at {own}")
+        twice = [path for path in shipped if own.joinpath(*path.parts).is_file()]
+        if twice:
+            raise ConfigError(
+                f"{own / str(twice[0])} has the name of a file of mixaug, {twice[0]}: give it another name"
+            )
 
 
 def matching_values(protocol: Mapping[str, Any], choices: Mapping[str, str | None]) -> dict[str, Any]:

@@ -401,16 +401,18 @@ def run_grid(
     statistic: str | None = None,
     out: str | Path | None = None,
     launch: str | None = None,
+    config_dir: str | Path | None = None,
     console: Console | None = None,
 ) -> int:
     """Expand the grid, run it, print and write its leaderboard.
 
     Args:
-        arguments: overrides of ``tools/train.py``, any of them with several values.
+        arguments: overrides of ``mixaug train``, any of them with several values.
         jobs: runs at a time; None takes one per GPU, or one per core.
         statistic: the number of a run that counts, see :func:`mixaug.leaderboard.aggregate`; None takes the usual one.
         out: folder for the leaderboard; None takes ``<root>/leaderboard``.
         launch: ``"fork"`` or ``"command"``; None takes fork where the system has it.
+        config_dir: folder of config files of one's own, see :func:`mixaug.engine.config.with_config_dir`.
         console: where to print; None takes the standard output.
 
     Returns:
@@ -420,6 +422,7 @@ def run_grid(
         ConfigError: arguments that cannot be composed.
         ValueError: an option that cannot work.
     """
+    from mixaug.engine.config import with_config_dir
     from mixaug.leaderboard import STATISTICS, aggregate, collect, write
     from mixaug.leaderboard.grid import expand
     from mixaug.leaderboard.render import print_tables, terminal
@@ -427,7 +430,7 @@ def run_grid(
     if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
     console = console or terminal()
-    cells = expand(arguments)
+    cells = expand(with_config_dir(arguments, config_dir))
     config = cells[0].config
     for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:
         if statistic is not None and statistic not in task.figures:
@@ -456,7 +459,7 @@ def run_grid(
         return 130
 
     folders = [outcome.cell.folder for outcome in outcomes if outcome.cell.folder.is_dir()]
-    leaderboard = aggregate(collect(folders), statistic=statistic)
+    leaderboard = aggregate(collect(folders, config_dir=config_dir), statistic=statistic)
     print_tables(leaderboard, console)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Run:
 
     ``status`` is ``"finished"``, ``"failed"``, ``"unfinished"`` or ``"corrupt"``; ``reason`` says why for all but
     the first.
-    ``problems`` names what could not be read beside it (a torn last line of epochs.jsonl, say).
+    ``problems`` names what could not be read beside it (a torn last line of epochs.jsonl, say). ``config_dir`` is the
+    folder of the reader's own config files, in which its command may look beside the shipped ones.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     epochs: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+    config_dir: Path | None = None
 
     @property
     def name(self) -> str:
@@ -77,15 +79,18 @@ class Run:
         return str(self.result.get("selected_on", usual))
 
 
-def collect(roots: str | Path | Iterable[str | Path]) -> list[Run]:
+def collect(roots: str | Path | Iterable[str | Path], *, config_dir: str | Path | None = None) -> list[Run]:
     """Read every run folder at or below the roots, sorted by path.
 
     Args:
         roots: one folder or several; each may itself be a run folder.
+        config_dir: folder of config files of one's own, from which some of the runs were made; never taken from a run.
 
     Raises:
-        ValueError: if a root is not a folder.
+        ValueError: if a root, or ``config_dir``, is not a folder.
     """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ValueError(f"collect: expected config_dir as a folder of config files, got {str(config_dir)!r}")
     listed = [roots] if isinstance(roots, (str, Path)) else list(roots)
     folders: dict[Path, None] = {}
     for root in map(Path, listed):
@@ -93,7 +98,8 @@ def collect(roots: str | Path | Iterable[str | Path]) -> list[Run]:
             raise ValueError(f"collect: expected a folder of runs, got {str(root)!r}, which is not a folder")
         for folder in _run_folders(root):
             folders[folder.resolve()] = None
-    return [read_run(folder) for folder in sorted(folders)]
+    own = None if config_dir is None else Path(config_dir)
+    return [replace(read_run(folder), config_dir=own) for folder in sorted(folders)]
 
 
 def _run_folders(root: Path) -> Iterator[Path]:

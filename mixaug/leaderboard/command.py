@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mixaug.leaderboard.collect import Run
@@ -14,7 +15,7 @@ from mixaug.leaderboard.published import LOCATIONS
 
 __all__ = ["CommandError", "departures", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
 
-PROGRAM = "python tools/benchmark.py"
+PROGRAM = "mixaug benchmark"
 # These groups are shown even when they are the defaults, so that a command reads without the config files at hand.
 SPELLED_OUT = ("policy", "model", "data", "protocol")
 # These keys name a row or its board, or are derived by the engine itself.
@@ -61,13 +62,14 @@ def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
     if not members[0].config:
         return "# the run folder has no readable config.yaml"
     try:
-        overrides = overrides_of(members[0].config)
+        overrides, config_dir = _made_of(members[0])
     except (CommandError, ImportError) as error:
         return "# " + " ".join(str(error).split())
     if hide_paths:
         overrides = [_hidden(override) for override in overrides]
+    own = [] if config_dir is None else ["--config-dir", "<folder>" if hide_paths else str(config_dir)]
     seeds = ",".join(str(run.result["seed"]) for run in members)
-    command = " ".join([PROGRAM, *map(shlex.quote, overrides), f"seed={seeds}"])
+    command = " ".join([PROGRAM, *map(shlex.quote, [*own, *overrides]), f"seed={seeds}"])
     return command if command.isprintable() else "# the config has line ends in it: no command on one line gives it"
 
 
@@ -77,7 +79,7 @@ def departures(run: Run) -> list[str] | None:
     Settings of a learned mixer count as the policy's.
     """
     try:
-        overrides = overrides_of(run.config)
+        overrides, _ = _made_of(run)
     except (CommandError, ImportError):
         return None
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
@@ -88,7 +90,17 @@ def departures(run: Run) -> list[str] | None:
     ]
 
 
-def overrides_of(config: Mapping[str, Any]) -> list[str]:
+def _made_of(run: Run) -> tuple[list[str], Path | None]:
+    """The overrides of a run, and the folder of the reader's own config files where they need it."""
+    try:
+        return overrides_of(run.config), None
+    except CommandError:
+        if run.config_dir is None:
+            raise
+        return overrides_of(run.config, run.config_dir), run.config_dir
+
+
+def overrides_of(config: Mapping[str, Any], config_dir: Path | None = None) -> list[str]:
     """The shortest readable overrides that compose ``config``, without seed, root and an experiment's name.
 
     The group files named in ``config["choices"]`` come first, then each value in which the config differs from what
@@ -96,11 +108,12 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
 
     Args:
         config: the content of a run's config.yaml.
+        config_dir: folder of config files of one's own, beside the shipped ones.
 
     Raises:
         CommandError: if the config names no choices, or cannot be composed by this version.
     """
-    from mixaug.engine.config import GROUPS, LATER, LATER_OF_DATA, NEUTRAL_KEYS
+    from mixaug.engine.config import GROUPS, LATER, LATER_OF_DATA, NEUTRAL_KEYS, config_folder, with_config_dir
     from mixaug.engine.errors import ConfigError
 
     choices = config.get("choices")
@@ -114,9 +127,11 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         if not isinstance(config.get(section) or {}, Mapping):
             raise CommandError(f"config.yaml has no mapping for {section}")
     try:
+        folders = [config_folder(), *([] if config_dir is None else [config_dir])]
+        beside = with_config_dir((), config_dir)
         spelled = [f"{group}={choices[group]}" for group in SPELLED_OUT if choices.get(group) is not None]
         # A protocol brings its own optimizer, schedule and objective.
-        usual = _composed((*spelled, *_mandatory(spelled, config)))[1]["choices"]
+        usual = _composed((*beside, *spelled, *_mandatory(spelled, config, folders)))[1]["choices"]
         groups = spelled + [
             f"{group}={choices[group]}"
             for group in GROUPS
@@ -124,8 +139,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             and choices.get(group) is not None
             and choices[group] != usual[group]
         ]
-        groups += _mandatory(groups, config)
-        base = flatten(_composed(tuple(groups))[1])
+        groups += _mandatory(groups, config, folders)
+        base = flatten(_composed((*beside, *groups))[1])
         target = flatten(config)
         skipped = (*NEUTRAL_KEYS, "seed", "choices", "protocol.applied", "world_size")
         later = ("mixer", *LATER, *(f"data.{option}" for option in LATER_OF_DATA))
@@ -144,7 +159,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             elif base[key] != target[key]:
                 changed.append(f"{key}={literal(target[key])}")
         overrides = groups + changed
-        again = _composed((*overrides, f"seed={config.get('seed', 0)}"))[0]
+        again = _composed((*beside, *overrides, f"seed={config.get('seed', 0)}"))[0]
     except ConfigError as error:
         first = str(error).splitlines()[0]
         raise CommandError(f"this version cannot compose the config of the run: {first}") from error
@@ -165,16 +180,15 @@ def is_location(key: str) -> bool:
     return is_data or (group == "networks" and inner != "" and "." not in inner)
 
 
-def _mandatory(groups: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+def _mandatory(groups: Sequence[str], config: Mapping[str, Any], folders: Sequence[Path]) -> list[str]:
     """Overrides for the values that the chosen files leave to the user (``???``), without which nothing composes."""
     from omegaconf import OmegaConf
 
-    from mixaug.engine.config import config_folder
-
     needed = []
     for group, _, choice in (entry.partition("=") for entry in groups):
-        path = config_folder() / group / f"{choice}.yaml"
-        if path.is_file() and group != "protocol":
+        for path in (folder / group / f"{choice}.yaml" for folder in folders):
+            if not path.is_file() or group == "protocol":
+                continue
             open_keys = OmegaConf.missing_keys(OmegaConf.load(path))
             values = flatten(config.get(group) or {})
             needed += [f"{group}.{key}={literal(values.get(key))}" for key in sorted(open_keys)]

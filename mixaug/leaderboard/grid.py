@@ -24,7 +24,7 @@ __all__ = ["Cell", "expand"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid: the overrides of ``tools/train.py`` that make it, its config and its folder."""
+    """One run of a grid: the overrides of ``mixaug train`` that make it, its config and its folder."""
 
     label: str
     overrides: tuple[str, ...]
@@ -42,7 +42,7 @@ def expand(arguments: Sequence[str]) -> list[Cell]:
     Every cell is composed here: an unknown key or choice is an error before the first run starts.
 
     Args:
-        arguments: overrides as ``tools/train.py`` takes them, any of them with several values.
+        arguments: overrides as ``mixaug train`` takes them, any of them with several values.
 
     Raises:
         ConfigError: an argument or a grid section that cannot be composed.

@@ -151,12 +151,11 @@ class CommandLauncher:
 
     Args:
         threads: CPU threads of each run.
-        command: the program; default is this Python with ``tools/train.py``.
+        command: the program; default is ``mixaug train`` of this Python.
     """
 
     def __init__(self, threads: int, command: Sequence[str] | None = None) -> None:
-        train = Path(__file__).resolve().parents[2] / "tools" / "train.py"
-        self._command = list(command) if command is not None else [sys.executable, str(train)]
+        self._command = list(command) if command is not None else [sys.executable, "-m", "mixaug", "train"]
         self._threads = {name: str(threads) for name in THREAD_VARIABLES}
 
     def start(self, cell: Cell, log: Path, environment: Mapping[str, str]) -> Job:

@@ -9,6 +9,8 @@ import importlib
 
 __all__: list[str] = []
 
-for name in ("timm", "torchvision", "torchmetrics.classification", "sklearn.datasets", "PIL.Image", "rich.progress"):
+OWN = ("mixaug.functional", "mixaug.policies", "mixaug.engine.train")
+OTHERS = ("timm", "torchvision", "torchmetrics.classification", "sklearn.datasets", "PIL.Image", "rich.progress")
+for name in (*OWN, *OTHERS):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

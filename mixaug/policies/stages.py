@@ -132,8 +132,9 @@ def early_stages(what: str, model: nn.Module | None, count: int) -> tuple[str, .
     """Names of modules that the first of a model's four stages end at.
 
     ``layer1``, ``layer2``, ... where there are such modules (ResNets). Else of the stages that timm's ``feature_info``
-    tells or that are found, the stem left out, the first of the last four; of models that keep one resolution (ViT, MLP-Mixer) the blocks at a quarter,
-    at half and so on of the depth, where ``layer1`` and ``layer2`` end in a ResNet. Without a model those of ResNets.
+    tells or that are found, the stem left out, the first of the last four; of models that keep one resolution (ViT,
+    MLP-Mixer) the blocks at a quarter, at half and so on of the depth, where ``layer1`` and ``layer2`` end in a ResNet.
+    Without a model those of ResNets.
 
     Args:
         what: who asks, for messages.

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,12 +59,7 @@ def use(tool: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: st
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     given = {"gallery": ["--out", str(folder / "sheet.png"), "--run", str(folder)]}.get(tool, [str(folder)])
-    if tool != "evaluate":
-        return int(module.main([*given, *arguments]))
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *given, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        module.main()
-    return int(ended.value.code or 0)
+    return int(module.main([*given, *arguments]))
 
 
 def writes(path: Path) -> dict[str, Any]:

@@ -23,11 +23,14 @@ def results(root: Path) -> list[tuple[str, int]]:
 
 
 def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path) -> None:
-    done = call(root, tmp_path, "--multirun", *TINY, "policy=none,mixup", "seed=0,1")
+    (tmp_path / "own" / "policy").mkdir(parents=True)
+    (tmp_path / "own" / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
+    own = ("--config-dir", "own")
+    done = call(root, tmp_path, "--multirun", *own, *TINY, "policy=none,mine", "seed=0,1")
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "runs") == [("mixup", 0), ("mixup", 1), ("none", 0), ("none", 1)]
+    assert results(tmp_path / "runs") == [("mine", 0), ("mine", 1), ("none", 0), ("none", 1)]
     # Nothing but the runs' root is left behind.
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "runs"]
 
 
 def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, root: Path) -> None:

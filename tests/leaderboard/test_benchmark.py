@@ -98,7 +98,10 @@ def test_bad_options(tmp_path):
 
 
 def test_real_grid_ends_with_its_leaderboard(tmp_path, root, capfd):
-    command = [root / "tools/benchmark.py", "policy=none,mixup", "seed=0,1", "epochs=1"]
+    own = tmp_path / "own"
+    (own / "policy").mkdir(parents=True)
+    (own / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
+    command = [root / "tools/benchmark.py", "policy=none,mine", "seed=0,1", "epochs=1", "--config-dir", str(own)]
     command += ["data.train_size=100", f"root={tmp_path}/runs", "jobs=2", "threads=1"]
     done = run_script(*command, cwd=root)
     assert done.returncode == 0, done.stderr
@@ -106,6 +109,8 @@ def test_real_grid_ends_with_its_leaderboard(tmp_path, root, capfd):
     assert {path.name for path in (tmp_path / "runs/leaderboard").iterdir()} == {
         "leaderboard.md", "leaderboard.csv", "leaderboard.html",
     }  # fmt: skip
+    page = (tmp_path / "runs/leaderboard/leaderboard.md").read_text()
+    assert f"mixaug benchmark --config-dir {own} policy=mine" in page and "mixaug benchmark policy=none" in page
     again = run_script(*command, cwd=root)
     assert again.returncode == 0
     assert "running" not in again.stdout

@@ -115,23 +115,22 @@ def _between(path: Path, text: str, content: str) -> str:
 
 
 def _readme_rows(grouped: dict[str, list[Method]], common: dict[str, str]) -> str:
-    rows = ["| policy | what it does | paper |\n|---|---|---|\n"]
+    """A row for each family."""
+    rows = ["| family | what its members have in common | policies |\n|---|---|---|\n"]
     for family, members in grouped.items():
-        rows.append(f"| **{family}** | *{common[family]}* | |\n")
-        rows += [
-            f"| [`{m.name}`](docs/policies/{m.name}.md) | {_cell(m.summary)} | {_link(_cell(m.paper), m.url)} |\n"
-            for m in members
-        ]
+        anchor = family.replace(" ", "-")
+        names = ", ".join(f"[{m.name}](docs/policies/{m.name}.md)" for m in members)
+        rows.append(f"| [{family}](docs/policies/README.md#{anchor}) | {common[family]} | {names} |\n")
     return "".join(rows)
 
 
 def _index(grouped: dict[str, list[Method]], common: dict[str, str]) -> str:
+    """A section for each family, with a row for each policy."""
     parts = []
     for family, members in grouped.items():
-        rows = [f"## {family.capitalize()}\n\n{common[family]}\n\n| policy | what it does | source |\n|---|---|---|\n"]
+        rows = [f"## {family.capitalize()}\n\n{common[family]}\n\n| policy | what it does | paper |\n|---|---|---|\n"]
         for m in members:
-            source = f"[arXiv:{m.arxiv}]({m.url})" if m.arxiv else _cell(m.paper)
-            rows.append(f"| [{m.name}]({m.name}.md) | {_cell(m.summary)} | {source} |\n")
+            rows.append(f"| [{m.name}]({m.name}.md) | {_cell(m.summary)} | {_link(_cell(m.paper), m.url)} |\n")
         parts.append("".join(rows))
     return "\n".join(parts)
 

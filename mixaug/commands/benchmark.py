@@ -1,0 +1,57 @@
+"""Train a grid of models and rank them: mixaug benchmark experiment=digits
+
+    mixaug benchmark experiment=digits
+    mixaug benchmark policy=none,mixup,cutmix model=cifar_resnet8 data=cifar10 data.root=/path seed=0,1,2
+
+Any argument of `mixaug train` may carry several values; every combination is a run. Finished runs are skipped,
+interrupted ones continue, a failed one is shown with its reason and does not stop the others. Besides, all optional:
+
+    jobs=2              runs at a time (default: one per GPU, or one per core)
+    statistic=last      or best, median10, best10; in regression selected (the usual one there), last
+    out=folder          for the leaderboard (default: <root>/leaderboard)
+    launch=fork         or command: a fresh `mixaug train` for each run
+
+Exit code: 0, 1 if a run failed, 2 for arguments that cannot work, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["OWN", "main", "parser"]
+
+#: Arguments that are the benchmark's own and no overrides of a run.
+OWN = ("jobs", "statistic", "out", "launch")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        "mixaug benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="as described above")
+    made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own: FOLDER/policy/mine.yaml")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the grid that the arguments name."""
+    reader = parser()
+    if not arguments:
+        reader.print_help()
+        return 2
+    if {"-m", "--multirun"} & set(arguments):
+        reader.error("several values are several runs anyway: leave out --multirun")
+    chosen = reader.parse_intermixed_args(list(arguments))
+    from mixaug.engine.errors import ConfigError
+    from mixaug.leaderboard.benchmark import run_grid
+
+    own = {key: value for key, _, value in (given.partition("=") for given in chosen.overrides) if key in OWN}
+    overrides = [given for given in chosen.overrides if given.partition("=")[0] not in OWN]
+    try:
+        return run_grid(overrides, **own, config_dir=chosen.config_dir)
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,147 @@
+"""Score finished runs: mixaug evaluate runs/<run> [--suite all] [--weights ema] [--device cpu]
+
+Without --suite, the numbers of the task on the test set of one run or checkpoint, as JSON: top-1, top-5, NLL and
+calibration error, or RMSE and others. With it, families of measures beside accuracy, kept in the run folder as
+evaluation.json; a folder that holds runs stands for all finished ones in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main", "parser"]
+
+#: Families of `mixaug.engine.evaluation`, which is too heavy to import for a help page; a test holds both together.
+FAMILIES = ("calibration", "outliers", "attack", "occlusion", "corruption", "geometry")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        "mixaug evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("runs", nargs="+", metavar="RUN", help="a checkpoint file, or a run folder for its newest one")
+    made.add_argument("--weights", choices=("auto", "model", "ema"), default="auto")
+    made.add_argument("--device", default="auto")
+    made.add_argument(
+        *("--trust",),
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="full name that the run's config may call beside those of mixaug; may be given several times",
+    )
+    suite = made.add_argument_group("with --suite")
+    suite.add_argument("--suite", metavar="FAMILIES", help=f"all, or some of {','.join(FAMILIES)}")
+    suite.add_argument("--samples", type=int, help="take at most so many test images, drawn by the seed")
+    suite.add_argument("--seed", type=int, default=0, help="seed of masks, starts and corruptions (default: 0)")
+    suite.add_argument("--corrupted", help="folder with the files of CIFAR-C (default: they are made and kept)")
+    suite.add_argument(
+        *("--outliers",),
+        nargs="+",
+        metavar=("NAME", "OPTION=VALUE"),
+        help="second data set, and options of mixaug.data.load",
+    )
+    suite.add_argument(
+        *("--pictures",), metavar="FOLDER", help="also draw decisions in a plane and the loss around the weights"
+    )
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the scores, or evaluate by families."""
+    reader = parser()
+    chosen = reader.parse_args(list(arguments))
+    if chosen.suite is None:
+        needless = [name for name in ("samples", "seed", "corrupted", "outliers", "pictures") if getattr(chosen, name)]
+        if needless:
+            reader.error(f"--{needless[0]} does nothing without --suite")
+        if len(chosen.runs) > 1:
+            reader.error("several runs take --suite")
+    from mixaug.engine.errors import CheckpointError
+
+    faults = (CheckpointError, OSError, ValueError, TypeError)
+    try:
+        return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
+    except faults as error:
+        _say(f"{reader.prog}: {error}")
+        return 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _scores(chosen: argparse.Namespace) -> int:
+    from mixaug.engine.stored import evaluate_checkpoint
+
+    [path] = chosen.runs
+    print(json.dumps(evaluate_checkpoint(path, chosen.weights, chosen.device, chosen.trust, _say), indent=2))
+    return 0
+
+
+def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Exception], ...]) -> int:
+    from mixaug.engine.evaluation.pictures import draw_pictures
+    from mixaug.engine.evaluation.suite import evaluate_run, families_named
+
+    families = families_named(chosen.suite)
+    folders = [folder for path in chosen.runs for folder in _finished(Path(path))]
+    outliers = None if chosen.outliers is None else _spec(chosen.outliers)
+    failed = []
+    for folder in folders:
+        try:
+            evaluate_run(
+                folder,
+                families,
+                device=chosen.device,
+                weights=chosen.weights,
+                samples=chosen.samples,
+                seed=chosen.seed,
+                outliers=outliers,
+                corrupted=chosen.corrupted,
+                allow_targets=chosen.trust,
+                say=lambda line: print(line, flush=True),
+            )
+            if chosen.pictures is not None:
+                drawn = draw_pictures(
+                    folder,
+                    Path(chosen.pictures) / folder.name,
+                    device=chosen.device,
+                    weights=chosen.weights,
+                    seed=chosen.seed,
+                    allow_targets=chosen.trust,
+                )
+                print("\n".join(f"wrote {path}" for path in drawn), flush=True)
+        except faults as error:
+            failed.append(folder)
+            _say(f"{program}: {folder}: {error}")
+    if failed:
+        _say(f"{program}: {len(failed)} of {len(folders)} runs were not evaluated")
+    return 1 if failed else 0
+
+
+def _finished(path: Path) -> list[Path]:
+    """The run folder itself, or the finished runs in classification below a folder."""
+    if (path / "config.yaml").exists() or not path.is_dir():
+        return [path]
+    from mixaug.leaderboard import collect
+
+    runs = [run for run in collect(path) if run.status == "finished" and run.task.name == "classification"]
+    if not runs:
+        raise ValueError(f"{path} holds no finished run in classification")
+    return [run.folder for run in runs]
+
+
+def _spec(words: list[str]) -> dict[str, object]:
+    """A data set's name and its options, whose values are read as YAML."""
+    import yaml
+
+    name, *options = words
+    pairs = [option.partition("=") for option in options]
+    wrong = [option for option, (key, equals, _) in zip(options, pairs, strict=True) if not (key and equals)]
+    if wrong:
+        raise ValueError(f"--outliers expects options as NAME=VALUE, got {wrong[0]!r}")
+    return {"name": name, **{key: yaml.safe_load(value) for key, _, value in pairs}}

@@ -1,0 +1,115 @@
+"""Draw what policies do, and what a trained model sees: mixaug gallery --out runs/gallery.png
+
+Takes scikit-learn's two photographs, or two images of CIFAR-100: --sheets /path/to/cifar100_sheets --pick 10 2010.
+One picture for each of some policies and nothing else: --only mixup cutmix --strips docs/images/policies.
+One row with a picture of each of some policies: --row --policies mixup cutmix --out row.png.
+Of a run of `mixaug train`, its model's signals and its policy's mixed images: --run runs/<run> --samples 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main", "parser"]
+
+TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        "mixaug gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
+    made.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
+    made.add_argument("--row", action="store_true", help="no sheet, but one picture of each policy side by side")
+    made.add_argument("--strips", type=Path, help="folder for one PNG per policy")
+    made.add_argument("--only", nargs="+", metavar="NAME", help="draw the PNGs of these in --strips, and no sheet")
+    made.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
+    made.add_argument("--pick", type=int, nargs=2, default=(10, 2010), help="rows of the training images of --sheets")
+    made.add_argument("--size", type=int, default=128, help="side of the photographs in pixels")
+    made.add_argument("--run", type=Path, help="run folder: draw what its model sees and its policy makes of that")
+    made.add_argument("--samples", type=int, default=6, help="images of --run, at least 2")
+    made.add_argument("--split", choices=("test", "train"), default="test", help="set of --run that they are from")
+    made.add_argument("--device", default="auto", help="of --run")
+    made.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
+    made.add_argument("--seed", type=int, default=0, help="of the draws, and of the choice of samples")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw the sheet of all policies, and on request one strip for each; or the sheet of a run."""
+    reader = parser()
+    chosen = reader.parse_args(list(arguments))
+    if chosen.run is None and chosen.trust:
+        reader.error("--trust says what the config of --run may call: give --run too")
+    if chosen.run is not None and (chosen.policies or chosen.only or chosen.strips or chosen.sheets):
+        reader.error("--run takes policy and images from the run: leave out --policies, --only, --strips and --sheets")
+    if chosen.row and (chosen.only or chosen.run is not None):
+        reader.error("--row draws --policies side by side: leave out --only and --run")
+    if chosen.only and (chosen.policies or chosen.strips is None):
+        reader.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
+    from mixaug.engine.errors import CheckpointError
+
+    try:
+        return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def draw_policies(chosen: argparse.Namespace) -> int:
+    """What every policy makes of two images."""
+    import mixaug
+    from mixaug import gallery
+
+    names = chosen.only or chosen.policies or mixaug.list_policies()
+    for name in names:
+        mixaug.describe(name)
+    if chosen.sheets is None:
+        images = gallery.photographs(chosen.size)
+    else:
+        from mixaug import data
+
+        train: Any = data.load("image_sheets", root=chosen.sheets).train
+        images = train.images[list(chosen.pick)]
+    if chosen.row:
+        gallery.save(gallery.row(names, images, seed=chosen.seed), chosen.out)
+    elif not chosen.only:
+        gallery.draw(names, images, chosen.out, seed=chosen.seed)
+    if not chosen.only:
+        print(f"wrote {chosen.out}")
+    if chosen.strips is not None:
+        for path in gallery.draw_strips(names, chosen.strips, images, seed=chosen.seed):
+            print(f"wrote {path}")
+    return 0
+
+
+def draw_run(chosen: argparse.Namespace) -> int:
+    """What a trained model sees, and what its policy makes of that."""
+    from mixaug import gallery
+    from mixaug.engine.pictures import open_run
+
+    if chosen.samples < 2:
+        raise ValueError(f"--samples expects at least 2 images, which can be mixed, got {chosen.samples}")
+    run = open_run(chosen.run, chosen.device, allow_targets=chosen.trust)
+    images, labels = run.samples(chosen.split, chosen.samples, chosen.seed)
+    config, data = run.config, run.batches.data
+    figure = gallery.signal_sheet(
+        run.step.signals(),
+        images,
+        labels,
+        run.step.policy,
+        mean=run.batches.mean,
+        std=run.batches.std,
+        class_names=data.class_names,
+        title=f"{config.choices.policy}, {config.model.name}, {data.name} ({chosen.split}), epoch {run.epoch}",
+        seed=chosen.seed,
+    )
+    gallery.save(figure, chosen.out)
+    print(f"wrote {chosen.out}")
+    return 0

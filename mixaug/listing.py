@@ -1,0 +1,246 @@
+"""Lists of policies and what is known of each, with what only a training step tells: its passes and its tasks.
+
+A step of every policy that is asked about runs once, on eight small random images and a model of a few thousand
+parameters: what a policy costs and which labels it takes is seen, not declared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixaug import registry
+from mixaug.losses import MixedCrossEntropy, MixedSquaredError
+from mixaug.registry import PolicyInfo, create
+from mixaug.signals import ModelSignals
+from mixaug.step import MixStep
+
+__all__ = ["TASKS", "Card", "describe", "list_policies"]
+
+#: What labels can be: class ids, or numbers.
+TASKS = ("classification", "regression")
+NO_NEEDS = "nothing of the model"
+#: Width in columns of a printed card.
+CARD_WIDTH = 120
+#: Samples, classes, and the side of the square images of the steps that are run.
+SAMPLES, CLASSES, SIDE = 8, 4, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Card(PolicyInfo):
+    """What is known of a policy; ``print`` shows it as a card."""
+
+    @property
+    def passes(self) -> float | None:
+        """Forward passes of a batch in one training step with the default options, those of copies of the model
+        included; None where no step could be run."""
+        return _seen(self.name)[0]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The kinds of labels it takes, of :data:`TASKS`."""
+        return _seen(self.name)[1]
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{option}={value!r}" for option, value in self.defaults.items())
+        passes = "" if self.passes is None else f"{self.passes:g} forward in a training step"
+        rows = {
+            self.name: self.summary,
+            "family": self.family or "",
+            "paper": self.paper,
+            "arXiv": f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else "",
+            "labels": " or ".join({"classification": "classes", "regression": "numbers"}[task] for task in self.tasks),
+            "needs": f"{', '.join(sorted(self.needs))} of the model: mixaug.MixStep" if self.needs else NO_NEEDS,
+            "passes": passes,
+            "options": options or "none",
+            "python": f"mixaug.create({self.name!r}), or from {self.target.__module__} import "
+            f"{self.target.__qualname__}",
+            "command": f"mixaug train policy={self.name}" if self._is_shipped else "",
+        }
+        column = max(map(len, rows)) + 2
+        return "\n".join(
+            textwrap.fill(
+                text,
+                CARD_WIDTH,
+                initial_indent=head.ljust(column),
+                subsequent_indent=" " * column,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for head, text in rows.items()
+            if text
+        )
+
+    @property
+    def _is_shipped(self) -> bool:
+        """Whether there is a config of it: packages of others bring none."""
+        return self.target.__module__.startswith(f"{registry.OWN_POLICIES}.")
+
+
+def describe(name: str) -> Card:
+    """Paper, family, options and their defaults, needs, passes and tasks of a policy.
+
+    Raises:
+        ValueError: unknown name, with the closest ones.
+
+    >>> print(describe("mixup"))
+    mixup    Blend every sample with its partner, lam ~ Beta(alpha, alpha). Works on any tensor (B, ...).
+    family   blends
+    paper    mixup: Beyond Empirical Risk Minimization, ICLR 2018
+    arXiv    https://arxiv.org/abs/1710.09412
+    labels   classes or numbers
+    needs    nothing of the model
+    passes   1 forward in a training step
+    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample'
+    python   mixaug.create('mixup'), or from mixaug.policies.mixup import Mixup
+    command  mixaug train policy=mixup
+    """
+    info = registry.describe(name)
+    return Card(**{field.name: getattr(info, field.name) for field in dataclasses.fields(PolicyInfo)})
+
+
+def list_policies(
+    pattern: str = "*",
+    needs: str | Iterable[str] | None = None,
+    family: str | None = None,
+    *,
+    task: str | None = None,
+    passes: float | None = None,
+) -> list[str]:
+    """Names of all policies, sorted.
+
+    Args:
+        pattern: shell-style pattern, such as ``"*mix"``.
+        needs: keep policies that need at least these signals; ``()`` keeps the model-free ones; None keeps all.
+        family: keep policies of this one of ``mixaug.registry.FAMILIES``; None keeps all.
+        task: keep policies that take class ids as labels (``"classification"``), or numbers (``"regression"``); None
+            keeps all.
+        passes: keep policies whose training step runs at most this many forward passes of a batch; None keeps all.
+
+    Raises:
+        ValueError: unknown family or task, or ``passes`` below 1.
+
+    >>> list_policies("*cut*", needs=(), task="regression", passes=1)
+    ['cutmix']
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"list_policies expects task as one of {list(TASKS)} or None, got {task!r}")
+    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int | float) or not passes >= 1):
+        raise ValueError(f"list_policies expects passes as a number of at least 1 or None, got {passes!r}")
+    names = registry.list_policies(pattern, needs, family)
+    if task is not None:
+        names = [name for name in names if task in describe(name).tasks]
+    if passes is not None:
+        names = [name for name in names if (taken := describe(name).passes) is not None and taken <= passes]
+    return names
+
+
+def _seen(name: str) -> tuple[float | None, tuple[str, ...]]:
+    """The passes of a step and the tasks for which it runs."""
+    return _seen_of(name, registry.describe(name).target)
+
+
+@functools.cache
+def _seen_of(name: str, _: Any) -> tuple[float | None, tuple[str, ...]]:
+    # The class is part of the key: a name can be given anew.
+    found: dict[str, float] = {}
+    with _apart():
+        for task in TASKS:
+            try:
+                found[task] = _passes(name, task)
+            except (ValueError, TypeError, RuntimeError):
+                # It refuses such labels, or such images at all; any of these is how policies refuse.
+                continue
+    return next(iter(found.values()), None), tuple(found)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """On the CPU in one thread, which is fastest for so little; torch's global state is afterwards as it was."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _passes(name: str, task: str) -> float:
+    """Forward passes of one training step."""
+    counted = _Counted()
+    if task == "classification":
+        model, labels = _Model(counted, CLASSES), torch.arange(SAMPLES) % CLASSES
+        step = MixStep(model, create(name), MixedCrossEntropy())
+    else:
+        model, labels = _Model(counted, 1), torch.linspace(-1, 1, SAMPLES)[:, None]
+        step = MixStep(model, create(name), MixedSquaredError(), ModelSignals(model, loss=F.mse_loss))
+    step.set_progress(0.5)
+    loss, _ = step(torch.rand(SAMPLES, 3, SIDE, SIDE), labels)
+    loss.backward()
+    step.after_step()
+    return counted.rows / SAMPLES
+
+
+class _Counted:
+    """The rows that a model and all copies of it have run."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __deepcopy__(self, _: Any) -> _Counted:
+        return self
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return mixed
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = _Attention(width), nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(tokens)
+        return tokens + F.gelu(self.mlp(tokens))
+
+
+class _Model(nn.Module):
+    """A small vision transformer, which has whatever policies look at: stages, attention, a linear classifier."""
+
+    num_prefix_tokens = 1
+    has_class_token = True
+
+    def __init__(self, counted: _Counted, outputs: int, width: int = 16, patch: int = 8) -> None:
+        super().__init__()
+        self.counted = counted
+        self.patch = nn.Conv2d(3, width, patch, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
+        self.feature_info = [{"module": f"blocks.{i}", "num_chs": width, "reduction": patch} for i in range(4)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.counted.rows += len(images)
+        tokens = self.patch(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], 1)
+        outputs: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+        return outputs

@@ -1,0 +1,237 @@
+"""The command `mixaug`: what it offers, what it says of a wrong line, folders of one's own, completion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hydra", reason="the command needs the train extra")
+
+import mixaug
+from helpers import ours
+from mixaug import cli
+from mixaug.commands import COMMANDS, completion, evaluate, leaderboard, policies
+from mixaug.engine.config import compose, config_hash, with_config_dir
+from mixaug.engine.errors import ConfigError
+from mixaug.engine.evaluation.families import FAMILIES
+from mixaug.leaderboard import FORMATS, STATISTICS
+from mixaug.leaderboard.collect import read_run
+from mixaug.leaderboard.command import departures, regenerate
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """The exit code of a command line, what it prints, and what it complains about."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of config files of one's own, with a space in its name."""
+    folder = tmp_path / "my configs"
+    (folder / "policy").mkdir(parents=True)
+    (folder / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.CutMix\nalpha: 0.25\n")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "small.yaml").write_text("# @package _global_\nepochs: 3\ngrid: {policy: [none, mine]}\n")
+    return folder
+
+
+def test_help_of_the_whole_and_of_each_command(say: Say) -> None:
+    code, shown, _ = say("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert f"  {name} " in shown and cli.summary(name) in shown
+        code, of_command, _ = say(name, "--help")
+        assert code == 0 and f"usage: mixaug {name}" in of_command, name
+    assert say()[0] == 2
+    assert say("--version")[1] == f"mixaug {mixaug.__version__}\n"
+
+
+def test_every_command_is_a_tool_of_a_checkout(root: Path) -> None:
+    # `mixaug policies` and `tools/policies.py`, which writes lists of a checkout, share their name alone.
+    for name in set(COMMANDS) - {"completion", "policies"}:
+        assert f"from mixaug.commands.{name} import main" in (root / "tools" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("line", [["--help"], ["train", "--cfg", "job"], ["completion", "query", "mixaug train pol"]])
+def test_what_needs_no_torch_does_not_import_it(line: list[str]) -> None:
+    code = "import sys; from mixaug import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, *line], check=True, capture_output=True, timeout=120)
+
+
+def test_a_wrong_line_is_told(say: Say) -> None:
+    assert say("benchmrk") == (2, "", "mixaug: unknown command 'benchmrk'; did you mean 'benchmark'?\n")
+    code, _, complaint = say("xyz")
+    assert code == 2 and all(name in complaint for name in COMMANDS)
+    for option in ("--config-path", "--config-name"):
+        code, _, complaint = say("train", option, "x")
+        assert code == 1 and "--config-dir" in complaint
+    assert "mixaug completion bash" in say("train", "--shell-completion", "install=bash")[2]
+    assert "leave out --multirun" in say("benchmark", "--multirun", "seed=0,1")[2]
+    code, _, complaint = say("train", "--cfg", "job", "--package", "polcy")
+    assert code == 1 and "'polcy'" in complaint
+    code, _, complaint = say("train", "--cfg", "job", "policy=mixpu")
+    assert code == 1 and "mixpu" in complaint
+
+
+def test_a_missing_extra_is_named(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    code, _, complaint = say("train", "policy=cutmix")
+    assert code == 2 and "pip install 'mixaug[train]'" in complaint
+
+
+def test_a_reader_of_a_pipe_may_leave_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from mixaug import cli; import sys; sys.exit(cli.main(['--help']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_the_printed_config_is_the_one_that_is_trained(say: Say) -> None:
+    line = ("protocol=openmixup_cifar", "data=cifar10", "data.root=/nowhere", "policy=cutmix")
+    code, shown, _ = say("train", "--cfg", "job", "--package", "policy", *line)
+    assert code == 0
+    # The protocol's rules set it: Hydra alone would show 1.0.
+    assert "alpha: 0.2" in shown.splitlines()
+
+
+def test_the_policies_as_a_table(say: Say) -> None:
+    code, shown, _ = say("policies")
+    assert code == 0
+    assert {line.split()[0] for line in shown.splitlines() if line} >= set(ours())
+    _, shown, _ = say("policies", "*mix", "--family", "masks", "--model-free")
+    rows = [line.split()[0] for line in shown.splitlines() if line]
+    assert rows == ["policy", "Masks.", "fmix", "gridmix", "maskmix", "patchmix", "smoothmix", "mixaug"]
+    _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
+    assert [line.split()[0] for line in shown.splitlines() if line][2:-1] == ["smmix"]
+    assert all(len(line) <= 120 for line in shown.splitlines())
+    assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
+    assert say("policies", "--family", "blend")[0] == 2
+
+
+def test_policies_as_cards(say: Say) -> None:
+    code, shown, _ = say("policies", "describe", "cutmix", "fmix")
+    assert code == 0
+    assert shown == f"{mixaug.describe('cutmix')}\n\n{mixaug.describe('fmix')}\n"
+    code, _, complaint = say("policies", "describe", "cutmx")
+    assert code == 2 and "Did you mean 'cutmix'" in complaint
+    assert say("policies", "describe")[0] == 2
+    assert say("policies", "describe", "cutmix", "--task", "regression")[0] == 2
+
+
+def test_choices_of_the_help_page_are_those_of_the_leaderboard() -> None:
+    assert tuple(FAMILIES) == evaluate.FAMILIES
+    assert (STATISTICS, tuple(FORMATS)) == (leaderboard.STATISTICS, leaderboard.FORMATS)
+    assert policies.ACTIONS == ("list", "describe")
+
+
+def test_config_files_of_ones_own_join(say: Say, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compose(with_config_dir(["policy=mine"], own)).policy.alpha == 0.25
+    monkeypatch.chdir(own.parent)
+    code, shown, _ = say("train", "--cfg", "job", "--config-dir", "my configs", "experiment=small", "policy=mine")
+    assert code == 0 and "epochs: 3" in shown and "alpha: 0.25" in shown
+    with pytest.raises(ConfigError, match="mine"):
+        compose(["policy=mine"])
+    with pytest.raises(ConfigError, match="expects a folder of config files, got 'nowhere'"):
+        with_config_dir([], "nowhere")
+    with pytest.raises(ConfigError, match="not both"):
+        with_config_dir(["hydra.searchpath=[pkg://other]"], own)
+
+
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")
+def test_own_files_never_stand_behind_shipped_ones_unseen(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(own / "policy" / "mine.yaml", own / "policy" / "cutmix.yaml")
+    with pytest.raises(ConfigError, match=r"cutmix.yaml has the name of a file of mixaug, policy/cutmix.yaml"):
+        compose(with_config_dir(["policy=mine"], own))
+    # A package of configs is held to the same.
+    (own / "somebody" / "policy").mkdir(parents=True)
+    (own / "somebody" / "__init__.py").touch()
+    shutil.copy(own / "policy" / "mine.yaml", own / "somebody" / "policy" / "cutmix.yaml")
+    monkeypatch.syspath_prepend(own)
+    with pytest.raises(ConfigError, match=r"cutmix.yaml has the name of a file of mixaug, policy/cutmix.yaml"):
+        compose(["hydra.searchpath=[pkg://somebody]"])
+    with pytest.raises(ConfigError, match="no folder of config files at /nowhere"):
+        compose(["hydra.searchpath=[file:///nowhere]"])
+
+
+def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    config = compose(with_config_dir(["policy=mine", "epochs=2"], own))
+    assert "searchpath" not in json.dumps(OmegaConf.to_container(config))
+    run = tmp_path / "run"
+    run.mkdir()
+    OmegaConf.save(config, run / "config.yaml")
+    (run / "result.json").write_text(json.dumps({"seed": 0}))
+    alone = dataclasses.replace(read_run(run), result={"seed": 0})
+    beside = dataclasses.replace(alone, config_dir=own)
+    assert regenerate([alone]).startswith("# this version cannot compose") and departures(alone) is None
+    command = regenerate([beside])
+    assert command.startswith(f"mixaug benchmark --config-dir '{own}' policy=mine ") and departures(beside) == []
+    assert "--config-dir '<folder>' policy=mine" in regenerate([beside], hide_paths=True)
+    again = compose(with_config_dir([*command.split("' ")[1].split()[:-1], "seed=0"], own))
+    assert config_hash(again) == config_hash(config)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mixaug tr", ["train"]),
+        ("mixaug train policy=cut", ["policy=cutmix"]),
+        ("mixaug train optimizer.l", ["optimizer.lr="]),
+        ("mixaug train policy=fmix policy.de", ["policy.decay="]),
+        ("mixaug train --mul", ["--multirun"]),
+        ("mixaug train --cfg ", ["all", "hydra", "job"]),
+        ("mixaug train --config-dir ", []),
+        ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
+        ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
+        ("mixaug benchmark st", ["statistic="]),
+        ("mixaug evaluate --weights ", ["auto", "ema", "model"]),
+        ("mixaug evaluate --we", ["--weights"]),
+        ("mixaug evaluate runs/", []),
+        ("mixaug policies describe cut", ["cutmix"]),
+        ("mixaug completion ", ["bash", "fish", "query", "zsh"]),
+        ("mixaug train no_such_key=1 policy=fm", ["policy=fmix"]),
+        ("mixaug nothing ", []),
+    ],
+)
+def test_completion(line: str, expected: list[str]) -> None:
+    assert completion.candidates(line) == expected
+
+
+def test_completion_knows_ones_own_files(own: Path) -> None:
+    folder = own.rename(own.parent / "mine")
+    assert completion.candidates(f"mixaug train --config-dir {folder} policy=min") == ["policy=mine"]
+    assert completion.candidates(f"mixaug train data.root={folder.parent}/mi") == [f"data.root={folder}/"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("breaks", "reply"), [(" =:", "fmix"), (" ", "policy=fmix")])
+def test_bash_replaces_what_it_takes_for_the_word(say: Say, tmp_path: Path, breaks: str, reply: str) -> None:
+    program = tmp_path / "mixaug"
+    program.write_text('#!/bin/sh\n[ "$*" = "completion query mixaug train policy=fm" ] && echo policy=fmix\n')
+    program.chmod(0o755)
+    script = f"""PATH={tmp_path}:$PATH; {say("completion", "bash")[1]}
+COMP_WORDBREAKS="{breaks}"; COMP_LINE="mixaug train policy=fm"; COMP_POINT=${{#COMP_LINE}}
+_mixaug; echo "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == reply

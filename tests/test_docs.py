@@ -1,0 +1,68 @@
+"""Pages of docs/: their examples run, their links lead somewhere, and the site is built without a warning."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+#: Pages each of whose examples is complete.
+COMPLETE = ("start.md", "moments.md")
+EXAMPLES = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page in COMPLETE
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example_runs(code: str) -> None:
+    if "timm" in code or "mixaug.models" in code:
+        pytest.importorskip("timm", reason="this example needs timm")
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as sites and GitHub make them of its headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
+
+
+PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_site_has_every_page_in_its_menu() -> None:
+    yaml = pytest.importorskip("yaml", reason="the configuration of the site is YAML")
+    menu = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    cards = set(DOCS.glob("policies/[a-z]*.md"))  # tools/docs_site.py puts them there
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if path not in cards}
+    assert {page for page in pages if f"'{page}'" not in menu} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs, the docs extra")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = (tmp_path / "policies" / "cutmix.html").read_text()
+    assert "mixaug train policy=cutmix" in card and "images/policies/cutmix.png" in card
+    assert 'id="mixaug.registry.create"' in (tmp_path / "reference" / "core.html").read_text()
