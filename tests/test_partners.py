@@ -313,6 +313,7 @@ def test_a_joined_pass_takes_a_batch_whose_partners_came_from_outside():
     (lambda: mixaug.create("snapmix", partners="previous"), r"SnapMix asks the model for \['cam'\]"),
     (lambda: mixaug.create("puzzlemix", partners=Stream("x", label="uniform")), "partners of Stream have none"),
     (lambda: mixaug.create("automix", partners="previous"), "has no option 'partners'"),
+    (lambda: mixaug.MixCollate(mixaug.create("mixup", partners="previous")), "PreviousBatch keeps earlier samples"),
 ])  # fmt: skip
 def test_sources_that_cannot_work_are_refused_when_they_are_made(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
