@@ -48,7 +48,8 @@ class MixCollate:
 
     Raises:
         ValueError: smoothing without ``num_classes`` or out of range, K < 1, a policy that needs the model or keeps
-            earlier samples, an entry named for two purposes; when called, images of different sizes, entries that are not there.
+            earlier samples, an entry named for two purposes; when called, images of different sizes, entries that are
+            not there.
         TypeError: something other than a policy; when called, PIL images, nested inputs, labels that are no numbers.
     """
 
@@ -70,8 +71,8 @@ class MixCollate:
         keeping = [part for part in policy.modules() if getattr(part, "keeps_state", False)]
         if keeping:
             raise ValueError(
-                f"MixCollate works in the processes of a loader, which each have a copy of the policy that nobody saves, "
-                f"but {type(keeping[0]).__name__} keeps earlier samples: mix in DeviceLoader or MixStep"
+                "MixCollate works in the processes of a loader, which each have a copy of the policy that nobody "
+                f"saves, but {type(keeping[0]).__name__} keeps earlier samples: mix in DeviceLoader or MixStep"
             )
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"MixCollate expects num_classes >= 1 or None, got {num_classes}")
