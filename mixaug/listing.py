@@ -99,7 +99,7 @@ def describe(name: str) -> Card:
     labels   classes or numbers
     needs    nothing of the model
     passes   1 forward in a training step
-    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample'
+    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
     python   mixaug.create('mixup'), or from mixaug.policies.mixup import Mixup
     command  mixaug train policy=mixup
     """

@@ -285,6 +285,16 @@ class Passes:
         if self.layout is not None:
             more["layout"] = self.layout
         policy, generator = self.step.policy, self.generator
+        source = policy.partners
+        if source is not None:
+            source.paused = True
+        try:
+            return self._drawn_by(policy, generator, more)
+        finally:
+            if source is not None:
+                source.paused = False
+
+    def _drawn_by(self, policy: Policy, generator: Generator | None, more: dict[str, Any]) -> MixedBatch:
         if generator is not None and policy._compiled_call_impl is not None:
             # What is compiled draws from the default stream alone, and asks no model that it would have to trace.
             with as_default_stream(generator):
@@ -292,6 +302,12 @@ class Passes:
         else:
             mixed = policy(self.batch, signals=self.signals, generator=generator, **more)
         return mixed.with_extents(self.extent_keys) if self.extent_keys else mixed
+
+    def finish(self) -> None:
+        """Let partners that are kept from batch to batch take in the step's first draw."""
+        source = self.step.policy.partners
+        if source is not None and self._draws:
+            source.remember(self.batch, self._draws[0])
 
     def _is_drawn(self, batch: MixedBatch) -> bool:
         return any(batch is drawn for drawn in self._draws)
@@ -395,6 +411,15 @@ def check_there(kind: str, name: str, there: Mapping[str, Any]) -> None:
         "metadata": f"step(Batch(inputs, labels, metadata={{{name!r}: ...}})), a tensor with a row for each sample",
     }[kind]
     raise ValueError(f"the objective wants {name!r} of {kind}, there are {sorted(there)}: pass {way_out}")
+
+
+def check_joins(what: str, step: Any) -> None:
+    """Raise a ValueError where the policy's batch cannot share a pass with another one, as ``what`` would have it."""
+    if step.policy.partners is not None and "hidden" in step.policy.needs:
+        raise ValueError(
+            f"{what} runs several batches in one pass, but {type(step.policy).__name__} hands partners from outside on "
+            "into the model, where it mixes them: choose partners of the batch, or a policy that mixes the inputs"
+        )
 
 
 class Objective(nn.Module):

@@ -24,6 +24,7 @@ from mixaug.checks import (
     check_per,
     check_positive,
     check_probability,
+    shown,
 )
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
@@ -114,8 +115,13 @@ class Policy(TakesPartners, Offering, nn.Module):
         self.schedules: dict[str, Schedule] = {}
         #: Part of training that is done; None until :meth:`set_progress` says so.
         self.progress: float | None = None
-        alpha = self.scheduled("alpha", alpha, check_positive)
         options: Any = {**shared_defaults_of(type(self)), **shared}
+        if is_schedule(alpha) and options["ratio"] != "beta":
+            raise ValueError(
+                f"{what} draws nothing from Beta(alpha, alpha) with ratio={shown(options['ratio'])}, so a "
+                "schedule of alpha has no effect: leave one of them out"
+            )
+        alpha = self.scheduled("alpha", alpha, check_positive)
         check_per(what, options["per"])
         self.ratio: Ratio = ratios.make(options["ratio"], alpha, what)
         self.alpha = float(alpha)
@@ -130,7 +136,7 @@ class Policy(TakesPartners, Offering, nn.Module):
                 "there everything it asks of the model"
             )
         self.partners: PartnerSource | None = sources_of_partners.make(options["partners"], what)
-        if self.partners is not None:
+        if self.partners is not None and not self.binds_late:
             self.bind_partners(self.pairing)
 
     def scheduled(self, name: str, value: float | Schedule, check: Callable[[str, str, float], float]) -> float:
@@ -270,7 +276,7 @@ class Policy(TakesPartners, Offering, nn.Module):
         else:
             done = {key: self.apply(drawn.batch.inputs, drawn.plan) for key in tensors}
         mixed = drawn.labelled(what, self.partners, batch, next(iter(done.values())))
-        if self.partners is not None:
+        if self.partners is not None and not self.partners.paused:
             self.partners.remember(batch, mixed)
         return mixed if container is None else dataclasses.replace(mixed, inputs=replaced(container, done))
 

@@ -141,6 +141,7 @@ class MixStep(nn.Module):
         objective = as_objective(self.objective)
         passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
         value = objective(passes)
+        passes.finish()
         terms = {**(value if isinstance(value, Mapping) else {}), **passes.terms}
         loss: Tensor = functools.reduce(operator.add, value.values()) if isinstance(value, Mapping) else value
         for term in passes.terms.values():

@@ -234,8 +234,8 @@ def test_a_reservoir_is_a_uniform_sample_of_all_that_came():
     for first in range(0, count, 250):
         numbers = torch.arange(first, first + 250).float()[:, None]
         memory.remember(Batch(numbers), mixaug.batch.unmixed(numbers, None))
-        assert len(memory.kept["inputs"]) == min(first + 250, 1000)
-    held = memory.kept["inputs"][:, 0]
+        assert len(memory.get_extra_state()["inputs"]) == min(first + 250, 1000)
+    held = memory.get_extra_state()["inputs"][:, 0]
     assert len(held.unique()) == 1000
     assert stats.kstest((held / count).numpy(), "uniform").pvalue > 1e-3
 

@@ -410,9 +410,9 @@ def test_pooled_is_not_a_member():
 
 
 def test_a_choice_per_sample_cannot_mix_inside_the_model():
-    policy = Pooled(OneOf([mixaug.create("manifoldmix", stages=["layer1"]), "mixup"], per="sample"), INPUTS, LABELS)
-    with pytest.raises(ValueError, match="there cannot be a choice per sample"):
-        policy(INPUTS[:B], LABELS[:B], signals=Small(), generator=seeded(0))
+    hidden = mixaug.create("manifoldmix", stages=["layer1"])
+    with pytest.raises(ValueError, match="cannot choose for each sample between ManifoldMix"):
+        Pooled(OneOf([hidden, "mixup"], per="sample"), INPUTS, LABELS)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

@@ -83,6 +83,11 @@ class Batches:
         return len(self._train)
 
     @property
+    def tensors_of_samples(self) -> Mapping[str, Tensor]:
+        """What is known of each training sample by name, (N, ...) on the device."""
+        return self._train.metadata
+
+    @property
     def metadata(self) -> tuple[str, ...]:
         """Names of what batches carry of each sample."""
         return tuple(self._train.metadata)

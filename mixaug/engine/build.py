@@ -222,6 +222,11 @@ def build_step(
 def _try(model: nn.Module, policy: Policy, objective: Any, loss: Loss | None, data: Any) -> None:
     """Two blank inputs through a step of copies, so that a missing signal is said before a run begins."""
     labels = torch.zeros(2, data.outputs) if task_of(data) is REGRESSION else torch.arange(2) % data.outputs
+    if policy.wants_metadata:
+        # Nobody knows what blank metadata would look like.
+        return
+    # Two rows of a batch serve as well as partners from elsewhere, which nobody has yet.
+    policy.partners = None
     with torch.random.fork_rng(devices=[]):
         trial = MixStep(model, policy, objective, ModelSignals(model, loss=loss))
         trial(torch.zeros(2, *data.input_shape), labels, generator=torch.Generator().manual_seed(0))

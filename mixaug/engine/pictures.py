@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from mixaug.batch import Batch
 from mixaug.engine import build, checkpoint
 from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import start, stream_seed
@@ -22,6 +23,7 @@ from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import CLASSIFICATION, task_of
 from mixaug.gallery import on_screen, undisturbed
 from mixaug.loading import Normalize
+from mixaug.policy import Policy
 from mixaug.step import MixStep
 
 __all__ = ["OpenRun", "Pictures", "are_images", "open_run", "pictures_of"]
@@ -75,10 +77,11 @@ class Pictures:
         """(3, h, w) float32 in [0, 1]: a row of images, one of what they are mixed to, one of the masks, if any."""
         device, policy = self.images.device, step.policy
         generator = torch.Generator(device).manual_seed(stream_seed(self.config.seed, "pictures/mixing"))
-        known = {"rows": self.rows} if policy.needs_rows else {}
+        metadata = {name: values[self.rows] for name, values in self.batches.tensors_of_samples.items()}
+        batch = Batch(self.images, self.labels, rows=self.rows, metadata=metadata)
         with undisturbed(step.model, policy, *_modules(step.objective)), autocast(device, self.config.precision):
             signals = step.signals() if policy.needs else None
-            mixed = policy(self.images, self.labels, signals=signals, generator=generator, **known)
+            mixed = policy(batch, signals=signals, generator=generator)
         count = len(self.images)
         mean, std = self.batches.mean, self.batches.std
         lines = [on_screen(self.images, mean, std), on_screen(mixed.inputs[:count], mean, std)]
@@ -87,7 +90,7 @@ class Pictures:
         return torch.cat([torch.cat(list(_sized(line)), dim=2) for line in lines], dim=1)
 
 
-def pictures_of(config: DictConfig, batches: Batches) -> Pictures | None:
+def pictures_of(config: DictConfig, batches: Batches, policy: Policy) -> Pictures | None:
     """The pictures that a run's config asks for; None without, and in all processes but the first.
 
     Raises:
@@ -95,6 +98,12 @@ def pictures_of(config: DictConfig, batches: Batches) -> Pictures | None:
     """
     if config.pictures_every_epochs is None:
         return None
+    sources = [part.partners for part in policy.modules() if isinstance(part, Policy) and part.partners is not None]
+    if any(source.streams or source.views for source in sources):
+        raise ConfigError(
+            f"pictures_every_epochs={config.pictures_every_epochs} draws mixtures of training samples alone, but "
+            f"policy={config.choices.policy} takes its partners from a stream or a view"
+        )
     if not are_images(batches.data):
         raise ConfigError(
             f"pictures_every_epochs={config.pictures_every_epochs} needs images; {batches.data.name} has inputs "

@@ -42,6 +42,11 @@ class Refreshes:
                 f"policy={config.choices.policy} looks at a validation set, but data={config.choices.data} has none: "
                 "data.valid_share=0.1 takes it from the training set"
             )
+        labels = getattr(getattr(batches.data, SPLIT, None), "labels", None)
+        if self.asking and isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
+            raise ConfigError(
+                f"policy={config.choices.policy} looks at classes, but data={config.choices.data} has numbers as labels"
+            )
         draws = [policy for policy in policies if type(policy).sampling is not Policy.sampling]
         if len(draws) > 1:
             raise ConfigError(

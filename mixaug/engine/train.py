@@ -121,9 +121,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         build.check_task(config, objective, data)
         model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
         build.check_model(config, model, data)
-        pictures = pictures_of(config, batches)
         policy = build.with_pool(config, build.build_policy(config), batches)
         build.check_wants(config, objective, policy, batches)
+        pictures = pictures_of(config, batches, policy)
         step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
         build.check_mixer(config, step)
         refreshes = Refreshes(config, step, batches, world)
@@ -230,8 +230,10 @@ def _assemble(
 
 
 def _can_be_traced(policy: Policy) -> bool:
-    """Whether a policy compiles as one graph: it looks at no model, has no network and fetches no rows."""
+    """Whether a policy compiles as one graph: it looks at no model, has no network, fetches no rows and keeps none."""
     has_network = any(True for _ in policy.parameters())
+    if any(getattr(part, "keeps_state", False) for part in policy.modules()):
+        return False
     return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
 
 

@@ -120,7 +120,7 @@ class MixCollate:
             self.policy.set_progress(float(self._progress[0]))
         batch = self._collated(samples)
         # default_collate has just stacked copies, which nobody else holds.
-        inplace = self.collate is default_collate and self.policy.writes_in_place
+        inplace = self.collate is default_collate and self.policy.writes_in_place and self.policy.partners is None
         mixed: MixedBatch = self.layout.mix(self.policy, batch, generator=generator, inplace=inplace)
         if self.num_classes is None:
             return mixed

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -36,7 +36,7 @@ from mixaug.losses import MixedCrossEntropy
 from mixaug.ops.eight_bit import OPERATIONS, operate
 from mixaug.ops.layout import column, single_precision
 from mixaug.ops.precision import full_precision
-from mixaug.passes import Objective, Passes
+from mixaug.passes import Objective, Passes, check_joins
 from mixaug.policy import Policy
 
 Form = Literal["consistency", "single"]
@@ -192,6 +192,11 @@ class AugMix(Objective):
         self.weight = check_not_negative("AugMix", "weight", weight)
         check_choice("AugMix", "form", form, get_args(Form))
         self.form: Form = form
+
+    def attach(self, step: Any) -> None:
+        if step.layout is not None and step.layout.index("C") != 1:
+            raise ValueError(f"AugMix works on images (B, C, H, W), got MixStep(layout={step.layout!r})")
+        check_joins("AugMix", step)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         if self.form == "single":

@@ -12,7 +12,7 @@ the first ones are picked, where theirs takes any.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,19 @@ class CutMixPick(Objective):
         self.clean_distillation = check_not_negative("CutMixPick", "clean_distillation", clean_distillation)
         self.mixed_labels = check_not_negative("CutMixPick", "mixed_labels", mixed_labels)
         self.mixed_distillation = check_not_negative("CutMixPick", "mixed_distillation", mixed_distillation)
+
+    def attach(self, step: Any) -> None:
+        policy = step.policy
+        if "hidden" in policy.needs:
+            raise ValueError(
+                f"CutMixPick picks mixed inputs, and {type(policy).__name__} mixes inside the model: choose a policy "
+                "that mixes the inputs"
+            )
+        if policy.reads or any(True for _ in policy.parameters()):
+            raise ValueError(
+                f"CutMixPick trains on picked samples alone, so {type(policy).__name__} could not learn, nor look at "
+                "the pass of its own batch: choose a policy without parameters that reads nothing of the mixed pass"
+            )
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         picked = self.picked(passes)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from mixaug.losses import MixedCrossEntropy
 from mixaug.objectives.augmix import as_bytes, as_images, random_operations, refuse_late
 from mixaug.ops.layout import column
 from mixaug.ops.precision import full_precision
-from mixaug.passes import Objective, Passes
+from mixaug.passes import Objective, Passes, check_joins
 from mixaug.policies.fmix import fourier_image, fourier_noise_shape
 
 #: Smallest value that is raised to a power: with b >= -1 and a <= 2 products stay below 4e37, in reach of float32.
@@ -137,6 +138,11 @@ class PixMix(Objective):
         self.severity = check_range("PixMix", "severity", (0.0, severity), 0, 10, strict=True)[1]
 
     pictures: Tensor | None
+
+    def attach(self, step: Any) -> None:
+        if step.layout is not None and step.layout.index("C") != 1:
+            raise ValueError(f"PixMix works on images (B, C, H, W), got MixStep(layout={step.layout!r})")
+        check_joins("PixMix", step)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         refuse_late("PixMix", passes.step.policy)

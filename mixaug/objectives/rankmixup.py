@@ -14,7 +14,7 @@ broadcast, which ``reference=True`` does too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_flag, check_not_negative, check_whole
 from mixaug.losses import MixedCrossEntropy
-from mixaug.passes import Objective, Passes
+from mixaug.passes import Objective, Passes, check_joins
 
 Form = Literal["margin", "ndcg"]
 #: Own share from which on a mixture counts as a sample of a single class.
@@ -117,6 +117,13 @@ class RankMixup(Objective):
         self.weight = check_not_negative("RankMixup", "weight", weight)
         self.margin = check_not_negative("RankMixup", "margin", margin)
         self.reference = check_flag("RankMixup", "reference", reference)
+
+    def attach(self, step: Any) -> None:
+        check_joins("RankMixup", step)
+        if step.policy.partners is not None and step.policy.partners.both:
+            raise ValueError(
+                "RankMixup compares each sample with its mixtures, but partners with both=True give 2B of them"
+            )
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         clean = passes.run(passes.clean)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_flag, check_not_negative
-from mixaug.passes import Objective, Passes
+from mixaug.passes import Objective, Passes, check_joins
 
 
 class RegMixup(Objective):
@@ -42,6 +42,9 @@ class RegMixup(Objective):
         self.eta = check_not_negative("RegMixup", "eta", eta)
         self.task = getattr(self.loss, "task", None)
         self.scale = 0.5 if check_flag("RegMixup", "reference", reference) else 1.0
+
+    def attach(self, step: Any) -> None:
+        check_joins("RegMixup", step)
 
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         clean, mixed = passes.run(passes.clean, passes.mixed, joined=True)

@@ -81,6 +81,7 @@ def measure_gradient(
     tau: float = 0.1,
     largest: float = 100.0,
     rate: float = 50.0,
+    reference: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """How a measure changes with the scores behind a confusion matrix, scores that go through a softmax of each row.
 
@@ -92,6 +93,8 @@ def measure_gradient(
         coverage: share of 1/K that every class should be predicted for.
         tau, largest: of the multipliers ``largest (1 - exp((covered - coverage / K) / tau))``, not below 0.
         rate: of the weights exp(-rate recall) of a minimum.
+        reference: spread what head and tail have over 0.9 K and 0.1 K classes, as the authors' code, also where that is
+            no whole number; then a class may count for the other part.
 
     Returns:
         (K, K) gradient, row the true class, column the class of the score; and (K,) multipliers or weights of the
@@ -114,13 +117,13 @@ def measure_gradient(
     if measure == "mean_recall":
         return mean, None
     if measure in ("min_recall", "min_ht_recall"):
-        weights = _weights_of_minimum(measure, recalls(confusion), rate)
+        weights = _weights_of_minimum(measure, recalls(confusion), rate, reference)
         return classes * weights[:, None] * mean, weights
     covered = confusion.sum(0)
     by_halves = "ht_coverage" in measure
     each = torch.stack([part.mean() for part in _head_and_tail(covered)]) if by_halves else covered
     multipliers = (largest * (1 - ((each - coverage / classes) / tau).exp())).clamp(min=0)
-    spread = _spread(multipliers, classes) if by_halves else multipliers
+    spread = _spread(multipliers, classes, reference) if by_halves else multipliers
     # The authors' divisor is that of the parts for the mean, and that of the classes for the harmonic mean.
     total = (spread if measure.startswith("hmean") else multipliers).max() + 1
     plain = _through_scores(clipped, _of_hmean(clipped, recall)) if measure.startswith("hmean") else mean
@@ -147,23 +150,28 @@ def _of_hmean(confusion: Tensor, recall: Tensor) -> Tensor:
     return -(value**2) / len(confusion) * (1 / diagonal - eye * row / diagonal**2)
 
 
-def _weights_of_minimum(measure: str, recall: Tensor, rate: float) -> Tensor:
+def _weights_of_minimum(measure: str, recall: Tensor, rate: float, reference: bool) -> Tensor:
     if measure == "min_recall":
         return (-rate * recall).softmax(0)
     parts = torch.stack([part.mean() for part in _head_and_tail(recall)])
-    return _spread((-rate * parts).softmax(0), len(recall))
+    return _spread((-rate * parts).softmax(0), len(recall), reference)
 
 
 def _head_and_tail(values: Tensor) -> tuple[Tensor, Tensor]:
-    first = min(max(math.floor(HEAD * len(values)), 1), len(values) - 1)
+    first = _heads(len(values))
     return values[:first], values[first:]
 
 
-def _spread(parts: Tensor, classes: int) -> Tensor:
+def _spread(parts: Tensor, classes: int, reference: bool) -> Tensor:
     """(K,) what head and tail have, over their classes."""
-    # The authors divide by shares of K that are not rounded, while the parts are.
-    head = torch.arange(classes, device=parts.device) < HEAD * classes
-    return torch.where(head, parts[0] / (HEAD * classes), parts[1] / ((1 - HEAD) * classes))
+    first = float(_heads(classes))
+    share = HEAD * classes if reference else first
+    head = torch.arange(classes, device=parts.device) < share
+    return torch.where(head, parts[0] / share, parts[1] / (classes - share))
+
+
+def _heads(classes: int) -> int:
+    return min(max(math.floor(HEAD * classes), 1), classes - 1)
 
 
 __all__ = ["MEASURES", "Measure", "confusion_matrix", "measure_gradient", "measure_value", "recalls"]

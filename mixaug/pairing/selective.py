@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_choice, shown
+from mixaug.checks import check_choice, check_class_ids, shown
 from mixaug.draws import Draws
 from mixaug.ops.choice import one_of
 from mixaug.ops.layout import wide_dtype
 
 Relation = Literal["same", "other", "any"]
+#: Combinations of class and group of a training set for which a table of pairs is made.
+MOST_CELLS = 4096
 
 
 class Selective:
@@ -108,23 +110,32 @@ class FittedSelective:
         # Whoever may be their own partner by class and group must be left out by their row.
         self.wants_rows = all(relation == "same" for _, relation in looked_at)
         device = labels.device
+        #: Whether partners are those of the own class and group, which need no table of all.
+        self.alike = self.wants_rows and bool(looked_at)
         cell = torch.zeros(len(labels), dtype=torch.int64, device=device)
         allowed = torch.ones(1, 1, dtype=torch.bool, device=device)
         self.known: list[Tensor] = []
+        cells = 1
         for values, relation in looked_at:
             known, index = values.unique(return_inverse=True)
             self.known.append(known)
             cell = cell * len(known) + index
-            same = torch.eye(len(known), dtype=torch.bool, device=device)
-            one = same if relation == "same" else ~same
-            allowed = (allowed[:, None, :, None] & one[None, :, None, :]).reshape(2 * [len(allowed) * len(known)])
-        self.cell = cell
+            cells *= len(known)
+            if not self.alike:
+                if cells > MOST_CELLS:
+                    raise ValueError(
+                        f"{pairing!r} looks at more than {MOST_CELLS} combinations of class and group, too many for "
+                        "partners of another one"
+                    )
+                same = torch.eye(len(known), dtype=torch.bool, device=device)
+                one = same if relation == "same" else ~same
+                allowed = (allowed[:, None, :, None] & one[None, :, None, :]).reshape(cells, cells)
         #: Rows in the order of their cells (a cell is a combination of class and group), and where each cell begins.
         self.order = cell.argsort(stable=True)
-        counts = torch.bincount(cell, minlength=len(allowed))
-        self.start = counts.cumsum(0) - counts
+        self.counts = torch.bincount(cell, minlength=cells)
+        self.start = self.counts.cumsum(0) - self.counts
         #: (C, C) partners that an anchor of each cell finds in the cells up to each one.
-        self.reached = (allowed * counts).cumsum(1)
+        self.reached = None if self.alike else (allowed * self.counts).cumsum(1)
         self.place = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(cell), device=device))
 
     def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
@@ -148,9 +159,11 @@ class FittedSelective:
             index = torch.searchsorted(known, values.to(known.dtype)).clamp(max=len(known) - 1)
             lost = lost | (known[index] != values)
             cell = cell * len(known) + index
+        unit = draws.uniform(per="sample")
+        if self.reached is None:
+            return self._of_own_cell(cell, lost, rows, unit)
         reached = self.reached[cell]
         total = reached[:, -1]
-        unit = draws.uniform(per="sample")
         if self.wants_rows and rows is not None:
             # The anchor's own place among its partners is left out.
             number = (unit * (total - 1)).long().clamp(min=0)
@@ -162,6 +175,14 @@ class FittedSelective:
         row = self.start[chosen] + number - self._before(reached, chosen)
         found = self.order[row.clamp(0, len(self.order) - 1)]
         return torch.where(lost | (total <= 0), -1, found)
+
+    def _of_own_cell(self, cell: Tensor, lost: Tensor, rows: Tensor | None, unit: Tensor) -> Tensor:
+        assert rows is not None  # asked for above
+        others = self.counts[cell] - 1
+        number = torch.minimum((unit * others).long(), (others - 1).clamp(min=0))
+        number = number + (number >= self.place[rows] - self.start[cell])
+        found = self.order[(self.start[cell] + number).clamp(0, len(self.order) - 1)]
+        return torch.where(lost | (others <= 0), -1, found)
 
     @staticmethod
     def _before(reached: Tensor, cell: Tensor) -> Tensor:
@@ -199,8 +220,11 @@ class ClassPairs:
         labels = _integers("labels", batch.labels)
         own = torch.arange(len(batch), device=batch.device)
         matrix = self.matrix.to(batch.device)
+        check_class_ids("ClassPairs", labels, len(matrix))
         counts = matrix.new_zeros(len(matrix)).index_add_(0, labels, matrix.new_ones(len(batch)))
-        share = matrix[labels] / counts.clamp(min=1)
+        # Nobody is their own partner, so of the own class there is one less.
+        others = counts - (labels[:, None] == torch.arange(len(matrix), device=batch.device)).to(counts.dtype)
+        share = matrix[labels] / others.clamp(min=1)
         weights = share.gather(1, labels[None].expand(len(batch), -1)).masked_fill(own[:, None] == own, 0.0)
         reached = weights.to(wide_dtype(batch.device)).cumsum(1)
         number = draws.uniform(per="sample") * reached[:, -1]
@@ -230,6 +254,7 @@ class FittedClassPairs:
         """(B,) int64 rows of the training set, -1 where no class can be drawn."""
         labels = _integers("labels", batch.labels)
         matrix = self.pairing.matrix.to(batch.device)
+        check_class_ids("ClassPairs", labels, len(matrix))
         if len(matrix) < len(self.counts):
             raise ValueError(f"ClassPairs has {len(matrix)} classes, the training set {len(self.counts)}")
         counts = torch.nn.functional.pad(self.counts, (0, len(matrix) - len(self.counts)))
@@ -259,7 +284,7 @@ def _classes(labels: Tensor | None) -> Tensor:
         came = "none" if labels is None else tuple(labels.shape)
         raise ValueError(f"a pairing by class expects labels (B,) or (B, K), got {came}")
     if labels.ndim == 2:
-        return labels.argmax(1)
+        return labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
     return labels if labels.is_floating_point() else labels.long()
 
 

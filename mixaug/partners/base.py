@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import whole_ids
 from mixaug.draws import Draws
 from mixaug.pairing import Pairing, Permutation, RandomPairs
 from mixaug.partners.plan import PartnersPlan
@@ -47,10 +48,16 @@ class PartnerSource(nn.Module):
     needs_labels = False
     #: Whether every partner is a sample with a label of its own, which saliency and class activation ask for.
     labels_own = True
+    #: Whether nothing more is to be said of the partners' labels than one for each, of which all counts.
+    labels_plain = True
+    #: Whether its samples can be mixed inside a model; False where what was mixed becomes a partner later.
+    works_inside = True
     #: Whether the policy's pairing chooses among its samples; False where row i goes to sample i, or it chooses itself.
     asks_pairing = True
     #: Whether it keeps samples from one batch to the next.
     keeps_state = False
+    #: Set while a step draws, perhaps several times: it remembers its first draw when it is done.
+    paused = False
     #: Views and streams of the batch that it reads.
     views: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
@@ -120,7 +127,8 @@ def joined(what: str, batch: Batch, further: MixedBatch) -> Batch:
     if labels is not None:
         # Of a mixture the label of its first source: labels of all sources follow in the MixedBatch.
         first = further.sources[:, 0]
-        theirs = labels.new_zeros(len(further), *labels.shape[1:]) if further.labels is None else further.labels[first]
+        known = whole_ids(further.labels)
+        theirs = labels.new_zeros(len(further), *labels.shape[1:]) if known is None else known[first]
         if theirs.shape[1:] != labels.shape[1:] or theirs.dtype != labels.dtype:
             raise ValueError(
                 f"{what}: partners have labels {tuple(theirs.shape)} {theirs.dtype}, the batch {tuple(labels.shape)} "

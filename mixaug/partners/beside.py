@@ -46,6 +46,7 @@ class Stream(PartnerSource):
             raise TypeError(f"Stream expects label 'own', 'uniform' or a rule, got {shown(label)}")
         self.label = label
         self.labels_own = label != "uniform"
+        self.labels_plain = label == "own"
 
     def check(self, what: str, batch: Batch) -> None:
         [name] = self.streams
@@ -83,6 +84,16 @@ class Stream(PartnerSource):
         if isinstance(self.label, str):
             return MixedBatch(stream.inputs, None, rows, torch.zeros_like(ones), uniform=ones[:, 0])
         labels, importance = self.label(stream)
+        if not isinstance(labels, Tensor) or labels.ndim == 0 or len(labels) != len(stream):
+            came = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"Stream expects labels for {len(stream)} samples of its rule, got {came}")
+        if batch.labels.ndim == 1 and not batch.labels.is_floating_point() and labels.ndim == 2:
+            if not getattr(self.label, "hard", False):
+                raise ValueError(
+                    "Stream got shares of classes from its rule beside class ids of the batch: pass dense labels with "
+                    "the images, F.one_hot(labels, K).float(), or PseudoLabel(..., hard=True)"
+                )
+            labels = labels.argmax(1)
         return MixedBatch(stream.inputs, labels, rows, ones, importance=importance, metadata=stream.metadata)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_choice, check_whole
+from mixaug.checks import check_choice, check_whole, whole_ids
 from mixaug.draws import Draws
 from mixaug.ops.choice import one_of
 from mixaug.pairing import Pairing
@@ -66,11 +66,17 @@ class PreviousBatch(Keeping):
     """
 
     labels_own = False
+    labels_plain = False
+    works_inside = False
 
     def __init__(self, depth: int = 16) -> None:
         super().__init__()
         self.depth = check_whole("PreviousBatch", "depth", depth, most=1024)
         #: Batches remembered so far.
+        self.count = 0
+
+    def forget(self) -> None:
+        super().forget()
         self.count = 0
 
     def check(self, what: str, batch: Batch) -> None:
@@ -80,6 +86,9 @@ class PreviousBatch(Keeping):
                 f"{what} mixes with the batch before, inputs {tuple(inputs.shape)} {inputs.dtype}; this one is "
                 f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}: call policy.partners.forget() between them"
             )
+        if self.kept and ("labels" in self.kept) != (batch.labels is not None):
+            here, there = ("labels", "none") if batch.labels is not None else ("no labels", "some")
+            raise ValueError(f"{what} mixes with the batch before, this one has {here}, that one had {there}")
 
     def partners(self, batch: Batch, pairing: Pairing, draws: Draws) -> Partners:
         size, device = len(batch), batch.device
@@ -108,7 +117,9 @@ class PreviousBatch(Keeping):
         self.kept = {"inputs": mixed.inputs.detach().clone(), "weights": weights.detach().clone()}
         if mixed.labels is not None:
             # A row of labels for every source, in the order of the sources, so that nothing older need be kept.
-            self.kept["labels"] = mixed.labels[sources.flatten()].detach().clone()
+            labels = whole_ids(mixed.labels)
+            assert labels is not None  # those of a batch that has some
+            self.kept["labels"] = labels[sources.flatten()].detach().clone()
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return {**super().get_extra_state(), "count": torch.tensor(self.count)}
@@ -166,12 +177,12 @@ class Memory(Keeping):
         if not self.kept:
             return Partners(None, None)
         labels = self.kept.get("labels")
-        held = len(self.kept["inputs"])
+        held = min(self.size, self.seen)
         unit = draws.uniform(per="sample")
         if self.label == "any" or labels is None or batch.labels is None:
             chosen = (unit * held).long().clamp(max=held - 1)
         else:
-            same = batch.labels[:, None] == labels.to(batch.device)[None]
+            same = batch.labels[:, None] == labels[:held].to(batch.device)[None]
             chosen = one_of(same if self.label == "same" else ~same, unit)
         rows = chosen.clamp(min=0)
         taken = self.kept["inputs"].to(batch.device)[rows]
@@ -182,19 +193,24 @@ class Memory(Keeping):
     @torch.no_grad()
     def remember(self, batch: Batch, mixed: MixedBatch) -> None:
         came = {"inputs": batch.inputs.detach()}
-        if batch.labels is not None:
-            came["labels"] = batch.labels.detach()
+        labels = whole_ids(batch.labels)
+        if labels is not None:
+            came["labels"] = labels.detach()
         places = self._places(len(batch))
         # Of two samples for one place the later one stays, and -1 is no place.
         later = (places[:, None] == places[None]).triu(1).any(1)
         rows = ((places >= 0) & ~later).nonzero().flatten()
         self.seen += len(batch)
+        held = min(self.size, self.seen)
         for name, values in came.items():
-            held = self.kept.get(name)
-            room = values.new_empty(min(self.size, self.seen), *values.shape[1:])
-            if held is not None:
-                room[: len(held)] = held
-            self.kept[name] = room.index_copy(0, places[rows].to(room.device), values[rows.to(values.device)])
+            room = self.kept.get(name)
+            if room is None or len(room) < held or room.device != values.device:
+                # Twice the room each time: a copy of all that is kept is rare.
+                grown = values.new_empty(min(self.size, max(2 * held, held)), *values.shape[1:])
+                if room is not None:
+                    grown[: len(room)] = room
+                self.kept[name] = room = grown
+            room.index_copy_(0, places[rows].to(room.device), values[rows.to(values.device)])
 
     def _places(self, count: int) -> Tensor:
         """(count,) int64 on the CPU: where each of the next samples goes, -1 for nowhere."""
@@ -207,11 +223,15 @@ class Memory(Keeping):
         return torch.where(places < self.size, places, -1)
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        return {**super().get_extra_state(), "seen": torch.tensor(self.seen)}
+        held = min(self.size, self.seen)
+        kept = {name: tensor[:held].clone() for name, tensor in self.kept.items()}
+        return {**kept, "seen": torch.tensor(self.seen), "size": torch.tensor(self.size)}
 
     def set_extra_state(self, state: Any) -> None:
+        if int(state["size"]) != self.size:
+            raise ValueError(f"Memory has room for {self.size} samples, the state is of one for {int(state['size'])}")
         self.seen = int(state["seen"])
-        super().set_extra_state({name: tensor for name, tensor in state.items() if name != "seen"})
+        super().set_extra_state({name: tensor for name, tensor in state.items() if name not in ("seen", "size")})
 
     def extra_repr(self) -> str:
         return f"size={self.size}, rule={self.rule!r}, label={self.label!r}"

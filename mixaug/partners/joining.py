@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mixaug.batch import Batch, MixedBatch
+from mixaug.checks import whole_ids
 from mixaug.draws import Draws
 from mixaug.pairing import Pairing
 from mixaug.partners.base import PartnerSource, joined
@@ -182,7 +183,8 @@ def spread_labels(batch: Batch, further: MixedBatch, sources: Tensor, weights: T
         # Nothing of the partners' labels is known but what is spread evenly: the sample itself stands in, weight 0.
         theirs, inner = sources[:, :1, None].expand(-1, row.shape[1], 1), torch.zeros_like(share)
     else:
-        labels = further.labels if labels is None else torch.cat([labels, further.labels])
+        known = whole_ids(further.labels)
+        labels = known if labels is None or known is None else torch.cat([whole_ids(labels), known])  # type: ignore[list-item]
         theirs, inner = further.sources[row] + own, further.weights[row].to(weights.dtype)
     mine = torch.zeros_like(inner)
     mine[..., 0] = 1.0

@@ -24,6 +24,10 @@ class TakesPartners:
 
     needs: frozenset[str]
     labeling: Labeling
+    #: Whether the policy weighs labels anew once the model has seen the mixed batch (``relabel``).
+    relabels: ClassVar[bool] = False
+    #: Whether the pairing that chooses is known only behind ``Policy.__init__``, and the class binds the source itself.
+    binds_late: ClassVar[bool] = False
     pairing: Pairing
     partners: PartnerSource | None
     spatial: ClassVar[tuple[int, ...] | None]
@@ -47,7 +51,9 @@ class TakesPartners:
     @property
     def wants_metadata(self) -> tuple[str, ...]:
         """Names of the per-sample tensors that pairing and labeling look at, of the policies inside too."""
-        rules = [rule for part in _parts(self) for rule in (part.pairing, part.labeling)]
+        rules: list[Any] = [rule for part in _parts(self) for rule in (part.pairing, part.labeling)]
+        if self.members and getattr(self, "shares_partner", False):
+            rules.append(self.pairing)
         return tuple(dict.fromkeys(name for rule in rules for name in getattr(rule, "metadata", ())))
 
     def check(self, batch: Batch) -> None:
@@ -66,6 +72,16 @@ class TakesPartners:
             raise ValueError(
                 f"{what} asks the model for {asks}, which goes by the label of each sample; partners of "
                 f"{type(source).__name__} have none of their own"
+            )
+        relabels = self.relabels or bool(getattr(self.labeling, "reads", ()))
+        if relabels and not source.labels_plain:
+            raise ValueError(
+                f"{what} weighs the labels of pairs after the mixed pass, which does not go with partners of "
+                f"{type(source).__name__} here: their labels are no single ones, or count in part"
+            )
+        if "hidden" in self.needs and not source.works_inside:
+            raise ValueError(
+                f"{what} mixes inside the model, but partners of {type(source).__name__} are images as they were mixed"
             )
 
     def bind_partners(self, pairing: Pairing) -> None:

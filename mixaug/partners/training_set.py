@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch, MixedBatch, unmixed
-from mixaug.checks import check_choice, check_flag
+from mixaug.checks import check_choice, check_flag, whole_ids
 from mixaug.draws import Draws
 from mixaug.ops.layout import reads_freely
 from mixaug.pairing import Pairing
@@ -79,7 +79,7 @@ class TrainingSet(PartnerSource):
             raise ValueError(f"{what}: both=True swaps each sample with its own partner, so it needs candidates='all'")
         self.what = what
         self.inputs = inputs
-        self.labels = labels
+        self.labels: Tensor = whole_ids(labels)  # type: ignore[assignment]  # a tensor stays one
         self.candidates = candidates
         self.both = check_flag(what, "both", both)
         self.metadata = dict(metadata or {})
@@ -91,6 +91,11 @@ class TrainingSet(PartnerSource):
         return self.fitted is not None and self.fitted.wants_rows
 
     def bind(self, what: str, pairing: Pairing) -> None:
+        if self.pairing is not None and self.pairing is not pairing and repr(self.pairing) != repr(pairing):
+            raise ValueError(
+                f"{what}: this training set serves another policy already, whose pairing is {self.pairing!r}; make a "
+                "TrainingSet for each policy"
+            )
         self.pairing = pairing
         self.fitted = self._fit() if self.candidates == "all" else None
 

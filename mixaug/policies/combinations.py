@@ -54,6 +54,7 @@ class OneOf(Policy):
 
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("alpha", "ratio", "labeling")
+    binds_late = True
 
     def __init__(
         self,
@@ -92,10 +93,17 @@ class OneOf(Policy):
         # The policies inside are not there yet while the base is made.
         for policy in self.members if "policies" in self._modules else ():
             check_takes_partners(type(self).__name__, policy, source)
+            if self.per != "batch" and "hidden" in policy.needs:
+                raise ValueError(
+                    f"{type(self).__name__}(per={self.per!r}) cannot choose for each sample between "
+                    f"{type(policy).__name__}, which mixes inside the model, and others, with partners from outside"
+                )
 
     def check(self, batch: Batch) -> None:
         for policy in self.members:
             policy.check(batch)
+        if self.partners is not None:
+            self.partners.check(type(self).__name__, batch)
         if self.needs_labels and batch.labels is None:
             raise ValueError(f"{type(self).__name__} pairs by labels: pass labels with the images")
 

@@ -134,6 +134,8 @@ class MixStyle(StagePolicy):
     """
 
     shared_defaults: ClassVar[SharedOptions] = {"labeling": "own"}
+    # Every stage that is drawn has partners of its own, in the batch.
+    not_offered = ("partners",)
 
     def __init__(
         self,

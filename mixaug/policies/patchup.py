@@ -237,6 +237,7 @@ class PatchUp(StagePolicy):
     reads = frozenset({"shapes"})
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("labeling",)
+    relabels = True
 
     def __init__(
         self,

@@ -49,6 +49,8 @@ class Pooled(Policy):
             (NaN or constant labels, fewer rows than neighbours).
 
     Example:
+        >>> import torch
+        >>> from mixaug import Pooled
         >>> inputs, labels = torch.randn(100, 5), torch.randn(100, 1)
         >>> policy = Pooled("cmixup", inputs, labels)
         >>> mixed = policy(inputs[:8], labels[:8])

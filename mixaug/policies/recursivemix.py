@@ -94,6 +94,8 @@ class RecursiveMix(Policy):
         #: What the model put out for the batch before, and the number of that batch.
         self.outputs: Tensor | None = None
         self.outputs_of = -1
+        self.before: Tensor | None = None
+        self.before_of = -1
 
     def on_attach(self, signals: ModelSignals) -> None:
         if self.omega and not self.share_head:
@@ -116,15 +118,19 @@ class RecursiveMix(Policy):
     def auxiliary_loss(self, mixed: MixedBatch, seen: MixedSignals) -> dict[str, Tensor]:
         if not self.omega:
             return {}
-        before = self._outputs_before()
+        count = self._count()
+        if self.outputs_of != count:
+            # The first draw of a step; what came before stays known to its other draws.
+            self.before, self.before_of = self.outputs, self.outputs_of
+            self.outputs, self.outputs_of = seen.outputs().detach().clone(), count
+        before = self.before if self.before_of == count - 1 else None
         head, plan = self.region_head, mixed.plan
-        self._keep(seen.outputs())
         if before is None or not isinstance(plan, PartnersPlan) or not isinstance(plan.inner, ResizePaste):
             return {} if head is None else {"consistency": no_change(head.parameters())}
-        count = min(len(mixed), len(before))
-        logits = single_precision(self._classified(plan.inner, len(mixed), seen)[:count])
-        each = F.cross_entropy(logits, single_precision(before[:count].to(logits.device)).softmax(1), reduction="none")
-        share = (1 - plan.area().expand(len(mixed)))[:count]
+        rows = min(len(mixed), len(before))
+        logits = single_precision(self._classified(plan.inner, len(mixed), seen)[:rows])
+        each = F.cross_entropy(logits, single_precision(before[:rows].to(logits.device)).softmax(1), reduction="none")
+        share = (1 - plan.area().expand(len(mixed)))[:rows]
         return {"consistency": self.omega * (share * each).sum() / len(mixed)}
 
     def _classified(self, plan: ResizePaste, count: int, seen: MixedSignals) -> Tensor:
@@ -152,14 +158,6 @@ class RecursiveMix(Policy):
         pooled = pooled_regions(features, plan.boxes[:count], (height, width))
         result: Tensor = head(pooled.to(head.weight.dtype))
         return result
-
-    def _outputs_before(self) -> Tensor | None:
-        """What the model put out for the batch that this one's partners come from; None where it was not run on it."""
-        drawn = self._count()
-        return self.outputs if self.outputs is not None and self.outputs_of == drawn - 1 else None
-
-    def _keep(self, outputs: Tensor) -> None:
-        self.outputs, self.outputs_of = outputs.detach().clone(), self._count()
 
     def _count(self) -> int:
         return self.partners.count if isinstance(self.partners, PreviousBatch) else 0

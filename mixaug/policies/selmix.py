@@ -58,14 +58,16 @@ def selmix_gains(
     weight = weight.to(gradient.dtype)
     bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.to(gradient.dtype)
     classes = len(z)
-    own = ((z @ z.T) * gradient.T).sum(1)
-    rows = max(1, BLOCK // (classes * max(classes, z.shape[1])))
+    near, logits = z @ z.T, z @ weight.T
+    own = (near * gradient.T).sum(1)
+    # What a higher score of each class is worth to the samples near a prototype; mixtures are linear in both.
+    worth = near @ gradient
+    rows = max(1, BLOCK // classes**2)
     gains = []
     for first in range(0, classes, rows):
-        mixed = share * z[first : first + rows, None] + (1 - share) * z[None]
-        scores = (mixed @ weight.T + bias).softmax(2)
-        # Of each class q: how near it is to the mixture, and what the scores that the step lowers mean for it.
-        gains.append(-((mixed @ z.T) * (scores @ gradient.T)).sum(2))
+        some = slice(first, first + rows)
+        scores = (share * logits[some, None] + (1 - share) * logits[None] + bias).softmax(2)
+        gains.append(-(scores * (share * worth[some, None] + (1 - share) * worth[None])).sum(2))
     return torch.cat(gains) + own[:, None]
 
 
@@ -111,6 +113,7 @@ class SelMix(Policy):
     needs = frozenset({"hidden"})
     spatial = None
     shared_defaults: ClassVar[SharedOptions] = {"labeling": "own"}
+    binds_late = True
     not_offered = ("alpha", "ratio", "pairing", "per")
 
     pairs: Tensor | None

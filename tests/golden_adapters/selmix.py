@@ -21,6 +21,7 @@ def selmix(a, stem):
             tau=float(a["coverage_tau"]),
             largest=float(a["coverage_lambda_max"]),
             rate=float(a["min_recall_val_lr"]),
+            reference=True,
         )
         share = (float(a["lambda_min"]) + 1) / 2
         gains = selmix_gains(gradient, prototypes, torch.tensor(a["head_weight"]), torch.tensor(a["head_bias"]), share)
