@@ -206,7 +206,7 @@ OBJECTIVES = {
 
 
 #: They learn from the pass of their own batch, or mix inside the model.
-UNFIT_TO_PICK = {"automix", "adamixup", "manifoldmix", "alignmix"}
+UNFIT_TO_PICK = {"automix", "adamixup", "sumix", "manifoldmix", "alignmix"}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
