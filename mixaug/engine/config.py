@@ -8,6 +8,7 @@ folder keeps:
   alpha 0.2 on CIFAR, zero padding on CIFAR-10), so a protocol carries a list of ``{when: ..., set: ...}``.
   Every rule whose ``when`` matches the choices is applied in order; what the command line sets wins. The rules
   themselves are then replaced by ``protocol.applied``, the values they set.
+  ``protocol.models``, the models of the published runs, says nothing to a run and is left out, too.
 
 Order of precedence, weakest first: ``train.yaml``, group files, protocol, experiment, rules, command line.
 
@@ -21,6 +22,7 @@ import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ __all__ = [
     "list_choices",
     "mixer_settings",
     "plain",
+    "protocol_models",
     "validate",
     "with_config_dir",
 ]
@@ -90,6 +93,9 @@ LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, 
 LATER_OF_DATA: Mapping[str, Any] = {**SPLIT_OPTIONS, "own_valid": False, "valid_folder": None, "metadata": None}
 #: Data sets that had one of them before.
 OF_OLD = (("digits", "split_seed"), ("image_sheets", "classes"))
+
+#: Keys of a protocol's file that no run's config keeps.
+OF_PROTOCOL_FILES = ("rules", "models")
 
 STREAM_KEYS = ("data", "batch_size", "augment")
 AUGMENT_KEYS = ("crop_padding", "padding_mode", "flip")
@@ -157,7 +163,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     if applied:
         composed, choices = _hydra_compose([f"{k}={_literal(v)}" for k, v in applied.items()] + overrides)
     config = plain(composed)
-    config["protocol"].pop("rules", None)
+    for key in OF_PROTOCOL_FILES:
+        config["protocol"].pop(key, None)
     config["protocol"]["applied"] = applied
     config["choices"] = {group: choices.get(group) for group in GROUPS}
     mixer = config.get("mixer")
@@ -213,6 +220,15 @@ def _check_sources(sources: Sequence[Mapping[str, str]]) -> None:
             )
 
 
+@cache
+def protocol_models(protocol: str) -> tuple[str, ...]:
+    """Names of the models whose published runs a shipped protocol describes; none for one that is nobody's."""
+    if protocol not in list_choices("protocol"):
+        return ()
+    section = OmegaConf.load(config_folder() / "protocol" / f"{protocol}.yaml").protocol
+    return tuple(section.get("models") or ())
+
+
 def matching_values(protocol: Mapping[str, Any], choices: Mapping[str, str | None]) -> dict[str, Any]:
     """The values that a protocol's rules set for these choices; a later rule wins over an earlier one."""
     values: dict[str, Any] = {}
@@ -252,7 +268,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
     """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
-    mixer = plain(config).get("mixer") or {}
+    return told_of_mixer(plain(config).get("mixer") or {})
+
+
+def told_of_mixer(mixer: Mapping[str, Any]) -> dict[str, Any]:
+    """`mixer_settings` of the section alone."""
     every = {**mixer, **{f"schedule.{key}": value for key, value in (mixer.get("schedule") or {}).items()}}
     return {f"mixer.{key}": value for key, value in every.items() if key != "schedule" and value is not None}
 

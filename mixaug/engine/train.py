@@ -266,7 +266,7 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
         if training.pictures is not None and position.epoch % config.pictures_every_epochs == 0:
             log.picture("mixed", training.pictures.draw(state.step), position.step)
-    result = _result(config, state, task)
+    result = _result(config, state, task, len(training.batches.data.test))
     if training.world.is_main:
         run.write_json(training.folder / "result.json", result)
     training.world.barrier()
@@ -373,7 +373,7 @@ def _record(config: DictConfig, state: TrainingState, world: World, scores: dict
     }
 
 
-def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, Any]:
+def _result(config: DictConfig, state: TrainingState, task: Task, test_samples: int) -> dict[str, Any]:
     history = state.history
     settings = plain(config)
     parameters = state.step.model.parameters()
@@ -390,6 +390,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task) -> dict[str, A
         "seed": config.seed,
         "epochs": config.epochs,
         **task.summary(history),
+        "test_samples": test_samples,
         "prepare_seconds": state.prepare_seconds,
         "train_seconds": sum(record["seconds"] for record in history),
         "step_ms": median_of(record["step_ms"] for record in history),

@@ -16,18 +16,25 @@ COSTS = ("step_ms", "peak_memory_mb")
 def score(row: Row) -> str:
     """``"93.20 ± 0.31"``; without the spread for one seed."""
     digits = row.task.digits
+    if row.score is None:
+        return "–"
     return f"{row.score.mean:.{digits}f}" + (f" ± {row.score.std:.{digits}f}" if row.score.std is not None else "")
 
 
 def difference(row: Row) -> str:
-    """``"+1.25 [+0.60, +1.90]"``; without the interval for one common seed."""
+    """``"+1.25 [+0.60, +1.90] *"``; without the interval for one common seed, without the star for no verdict."""
     if row.difference is None:
         return "–"
     digits = row.task.digits
     text = f"{row.difference.mean:+.{digits}f}"
     if row.difference.low is not None:
         text += f" [{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]"
-    return text
+    return text + star(row)
+
+
+def star(row: Row) -> str:
+    """A star behind a difference that is significant among all of its board."""
+    return " *" if row.verdict != "unclear" else ""
 
 
 def ratio(value: float | None) -> str:
@@ -52,23 +59,37 @@ def figure_text(row: Row) -> str:
 
 
 def rerun(row: Row) -> str:
-    """``"2.8020 ± 0.2157, agrees"``: what the authors' code gave here, and whether we agree within the spread."""
+    """``"2.8020 ± 0.2157, agrees (gaps from 0.28 seen)"``: what the authors' code gave here, and whether we agree.
+
+    Agreement is worth as much as the gap that would have been seen, `Rerun.visible`.
+    """
     result = row.published.rerun
     if result is None:
         return "–"
     digits = row.task.digits
     text = f"{statistics.fmean(result.values):.{digits}f} ± {statistics.stdev(result.values):.{digits}f}"
-    agreement = agrees(row)
-    return text if agreement is None else f"{text}, {'agrees' if agreement else 'differs'}"
+    agreement, gap = agrees(row), visible_gap(row)
+    if agreement is None:
+        return text
+    seen = f" (gaps from {gap:.2g} seen)" if agreement else ""
+    return f"{text}, {'agrees' if agreement else 'differs'}{seen}"
 
 
 def agrees(row: Row) -> bool | None:
     """Whether our mean lies within 2.5 standard errors of the rerun's; None where that cannot be told."""
     result = row.published.rerun
-    if result is None or row.score.std is None or row.statistic != row.task.figure:
+    if result is None or row.score is None or row.score.std is None or row.statistic != row.task.figure:
         return None
     away = abs(row.score.mean - statistics.fmean(result.values))
     return away <= result.allowed(row.score.std, row.score.n)
+
+
+def visible_gap(row: Row) -> float | None:
+    """The gap to the rerun that would have been seen, see `Rerun.visible`; None where nothing is compared."""
+    result = row.published.rerun
+    if result is None or agrees(row) is None or row.score is None or row.score.std is None:
+        return None
+    return result.visible(row.score.std, row.score.n)
 
 
 def number(row: Row, key: str, digits: int = 2) -> str:
@@ -79,9 +100,11 @@ def number(row: Row, key: str, digits: int = 2) -> str:
 
 def _rerun_remark(row: Row, result: Rerun) -> str:
     text = f"rerun of the authors' code, {len(result.values)} seeds ({result.name})"
-    if agrees(row) is not None and row.score.std is not None:
+    gap = visible_gap(row)
+    if gap is not None and row.score is not None and row.score.std is not None:
         away, allowed = row.score.mean - statistics.fmean(result.values), result.allowed(row.score.std, row.score.n)
-        text += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}"
+        text += f": ours is {away:+.4f} away, 2.5 standard errors are {allowed:.4f}; "
+        text += f"a true gap of {gap:.4f} would be seen in four of five cases, a smaller one less often"
     if len(result.worst_group) > 1:
         mean, std = statistics.fmean(result.worst_group), statistics.stdev(result.worst_group)
         text += f"; its worst group {mean:.4f} ± {std:.4f}"
@@ -96,9 +119,7 @@ def remarks(row: Row) -> list[str]:
         lines.append(_rerun_remark(row, result))
     if figure is not None:
         lines.append(f"published: {figure.citation}")
-        taken = "median of last 10 epochs" in figure.note
-        usual = "median10" if taken else row.task.figure
-        if row.statistic != usual:
+        if row.runs and row.statistic != (figure.statistic or row.task.figure):
             lines.append(f"this column is the {row.task.title_of(row.statistic, row.runs[0].selected_on)}")
     elif row.published.detail:
         lines.append(f"{row.published.mark}: {row.published.detail}")
@@ -106,10 +127,17 @@ def remarks(row: Row) -> list[str]:
 
 
 def seeds(row: Row) -> str:
-    """``"5 (0–4)"`` or ``"3 (0, 2, 7)"``."""
+    """``"5 (0–4)"`` or ``"3 (0, 2, 7)"``; ``"0"`` where all failed."""
     listed = row.seeds
+    if not listed:
+        return "0"
     run = len(listed) > 2 and listed == tuple(range(listed[0], listed[0] + len(listed)))
     return f"{len(listed)} ({f'{listed[0]}–{listed[-1]}' if run else ', '.join(map(str, listed))})"
+
+
+def failed(row: Row) -> str:
+    """How many runs of the row failed, or a dash."""
+    return str(len(row.failed)) if row.failed else "–"
 
 
 def how(leaderboard: Leaderboard) -> str:
@@ -122,8 +150,10 @@ def how(leaderboard: Leaderboard) -> str:
     )
     return (
         f"{'. '.join(sources) or 'Numbers are'}, as mean ± standard deviation over seeds. "
-        f"The difference to {BASELINE} is paired by seed, with a {leaderboard.confidence:.0%} Student-t interval; "
-        "intervals are per row, not corrected for the number of rows. "
+        f"The difference to {BASELINE} is paired by seed, with a {leaderboard.confidence:.0%} Student-t interval of "
+        "each row alone; rows are ranked by it. A star and a colour: the difference is significant at "
+        f"{1 - leaderboard.confidence:.2g} when all differences of its table are taken together (Holm), its spread is "
+        "not zero, and the measure's steps are not coarser than it. Failed runs are counted and have no number. "
         f"Time per step and peak memory are ratios of medians to {BASELINE} over the same seeds. "
         "A published figure is shown only where data, backbone, epochs, protocol and method agree."
     )
@@ -145,6 +175,10 @@ def extra_columns(board: Board) -> list[tuple[Detail, str]]:
     """Further numbers of the task that some row of the board has, with their keys in a result."""
     keyed = [(detail, detail.key.format(figure=board.statistic)) for detail in board.task.details]
     return [(detail, key) for detail, key in keyed if any(row.values(key) for row in board.rows)]
+
+
+def has_failures(board: Board) -> bool:
+    return any(row.failed for row in board.rows)
 
 
 def has_reruns(board: Board) -> bool:
@@ -176,7 +210,9 @@ def _machine(environment: Mapping[str, Any]) -> str:
         device = name if kind == "cuda" and name else f"{kind.upper()} {name}".strip()
     elif device is None:
         return "unknown device"
-    return str(device) + (f" ({threads} thread{'s' if threads != 1 else ''})" if threads else "")
+    count = environment.get("world_size") or 1
+    processes = f", {count} processes" if count != 1 else ""
+    return str(device) + (f" ({threads} thread{'s' if threads != 1 else ''}{processes})" if threads else processes)
 
 
 def _short_commit(commit: str) -> str:

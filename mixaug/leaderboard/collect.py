@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mixaug.engine.reading import (
     read_text,
 )
 from mixaug.engine.tasks import CLASSIFICATION, FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, TASKS, Task
+from mixaug.leaderboard.identity import identity_of, objective_of
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
 
@@ -36,8 +38,8 @@ TEXT_KEYS = ("policy", "model", "data", "protocol")
 INTEGER_KEYS = {"seed": 0, "epochs": 1}  # each with its smallest value
 MOST_BYTES_OF_EPOCHS = 16 * 2**20
 MOST_CHARACTERS_OF_AN_EPOCH = 64 * 1024
-OPTIONAL_NUMBER_KEYS = ("top5_last", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
-COST_KEYS = OPTIONAL_NUMBER_KEYS[1:]
+COST_KEYS = ("test_samples", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
+OPTIONAL_NUMBER_KEYS = ("top5_last", *COST_KEYS)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,26 @@ class Run:
         """The folder's name, fit to be shown."""
         return " ".join(clean(self.folder.name).split())
 
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Policy, model, data, ... by the keys of result.json; of a failed run what its config says of them.
+
+        Empty for other runs, and where the config of a failed one does not say it.
+        """
+        if self.status == "finished":
+            return self.result
+        told = identity_of(self.config) if self.status == "failed" else {}
+        return {**told, **_current_options(told)}
+
+    @property
+    def objective(self) -> str:
+        """Name of the file that the objective was made from; empty where no config says it."""
+        return objective_of(self.config)
+
     @property
     def task(self) -> Task:
-        """What a finished run predicts."""
-        return TASKS[self.result.get("task", CLASSIFICATION.name)]
+        """What a finished or failed run predicts."""
+        return TASKS[self.identity.get("task", CLASSIFICATION.name)]
 
     @property
     def selected_on(self) -> str:

@@ -6,16 +6,28 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mixaug.leaderboard.collect import Run
 from mixaug.leaderboard.published import LOCATIONS
 
-__all__ = ["CommandError", "departures", "flatten", "literal", "overrides_of", "regenerate", "settings_of"]
+__all__ = [
+    "CommandError",
+    "brought_by",
+    "departures",
+    "flatten",
+    "literal",
+    "objective_defaults",
+    "overrides_of",
+    "processes_of",
+    "regenerate",
+    "settings_of",
+]
 
 PROGRAM = "mixaug benchmark"
+PROGRAM_OF_PROCESSES = "torchrun --nproc-per-node={} -m mixaug train"
 # These groups are shown even when they are the defaults, so that a command reads without the config files at hand.
 SPELLED_OUT = ("policy", "model", "data", "protocol")
 # These keys name a row or its board, or are derived by the engine itself.
@@ -29,9 +41,10 @@ NOT_SETTINGS = (
     "choices",
     "protocol",
     "model.name",
-    "world_size",
     "device",
 )
+# What a run brings for its objective or its policy beside the batch.
+BROUGHT = ("networks", "streams", "views")
 # These keys may differ from a protocol's file without leaving the protocol: they are compared on their own (policy,
 # data, model, length) or say how a machine does the work.
 WITHIN_PROTOCOL = frozenset(
@@ -58,7 +71,10 @@ class CommandError(ValueError):
 
 
 def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
-    """One benchmark command for all seeds of a row; a line that starts with ``#`` and says why if there is none."""
+    """One command for all seeds of a row, of several processes a loop over them.
+
+    Where there is none, a line that starts with ``#`` and says why.
+    """
     if not members[0].config:
         return "# the run folder has no readable config.yaml"
     try:
@@ -68,26 +84,59 @@ def regenerate(members: Sequence[Run], *, hide_paths: bool = False) -> str:
     if hide_paths:
         overrides = [_hidden(override) for override in overrides]
     own = [] if config_dir is None else ["--config-dir", "<folder>" if hide_paths else str(config_dir)]
-    seeds = ",".join(str(run.result["seed"]) for run in members)
-    command = " ".join([PROGRAM, *map(shlex.quote, [*own, *overrides]), f"seed={seeds}"])
+    seeds = [str(run.identity["seed"]) for run in members]
+    told, processes = [*map(shlex.quote, [*own, *overrides])], processes_of(members[0].config)
+    if processes == 1:
+        command = " ".join([PROGRAM, *told, f"seed={','.join(seeds)}"])
+    else:
+        # A benchmark gives every run one process.
+        program = PROGRAM_OF_PROCESSES.format(processes)
+        command = " ".join([program, *told, f"seed={seeds[0]}" if len(seeds) == 1 else "seed=$seed"])
+        command = command if len(seeds) == 1 else f"for seed in {' '.join(seeds)}; do {command}; done"
     return command if command.isprintable() else "# the config has line ends in it: no command on one line gives it"
 
 
 def departures(run: Run) -> list[str] | None:
     """Overrides in which a run departs from its protocol, policy and data apart; None if that cannot be told.
 
-    Settings of a learned mixer count as the policy's.
+    Settings of a learned mixer count as the policy's. A batch is that of all processes together: four processes of 25
+    samples keep to a batch of 100, with or without batch statistics over all of it.
     """
     try:
-        overrides, _ = _made_of(run)
+        overrides, config_dir = _made_of(run)
+        batch = None if processes_of(run.config) == 1 else _departure_of_batch(run, overrides, config_dir)
     except (CommandError, ImportError):
         return None
+    shared = () if batch is None else ("batch_size", "sync_batchnorm")
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    return [
+    departing = [
         override
         for override, key in zip(overrides, keys, strict=True)
-        if key not in WITHIN_PROTOCOL and not _below(key, ("policy", "mixer"))
+        if key not in WITHIN_PROTOCOL and key not in shared and not _below(key, ("policy", "mixer"))
     ]
+    return departing + ([batch] if batch else [])
+
+
+def _departure_of_batch(run: Run, overrides: Sequence[str], config_dir: Path | None) -> str:
+    """How the batch of several processes departs from the protocol's, or nothing."""
+    from mixaug.engine.config import with_config_dir
+
+    others = [override for override in overrides if not override.startswith("batch_size=")]
+    usual = _composed((*with_config_dir((), config_dir), *others, "world_size=1"))[1]["batch_size"]
+    own, processes = run.config["batch_size"], processes_of(run.config)
+    return "" if own * processes == usual else f"batch_size={own} on {processes} processes"
+
+
+def processes_of(config: Mapping[str, Any]) -> int:
+    """How many processes a run was made by.
+
+    Raises:
+        CommandError: the config has something else there.
+    """
+    count = config.get("world_size", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise CommandError(f"config.yaml has world_size={count!r}, which is no number of processes")
+    return count
 
 
 def _made_of(run: Run) -> tuple[list[str], Path | None]:
@@ -101,7 +150,7 @@ def _made_of(run: Run) -> tuple[list[str], Path | None]:
 
 
 def overrides_of(config: Mapping[str, Any], config_dir: Path | None = None) -> list[str]:
-    """The shortest readable overrides that compose ``config``, without seed, root and an experiment's name.
+    """The shortest readable overrides that compose ``config``, without seed, root, processes and an experiment's name.
 
     The group files named in ``config["choices"]`` come first, then each value in which the config differs from what
     these files give. The result is composed again and must have the hash of the original.
@@ -159,7 +208,8 @@ def overrides_of(config: Mapping[str, Any], config_dir: Path | None = None) -> l
             elif base[key] != target[key]:
                 changed.append(f"{key}={literal(target[key])}")
         overrides = groups + changed
-        again = _composed((*beside, *overrides, f"seed={config.get('seed', 0)}"))[0]
+        given = (f"seed={config.get('seed', 0)}", f"world_size={processes_of(config)}")
+        again = _composed((*beside, *overrides, *given))[0]
     except ConfigError as error:
         first = str(error).splitlines()[0]
         raise CommandError(f"this version cannot compose the config of the run: {first}") from error
@@ -196,14 +246,39 @@ def _mandatory(groups: Sequence[str], config: Mapping[str, Any], folders: Sequen
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """Flat settings of a run beyond policy, data, model, protocol, epochs and seed: optimizer, augmentation, ..."""
+    """Flat settings of a run beyond policy, data, model, protocol, epochs and seed: optimizer, augmentation, ...
+
+    The objective's are among them. A single process is not told.
+    """
     from mixaug.engine.config import NEUTRAL_KEYS
 
-    skipped = (*NOT_SETTINGS, *NEUTRAL_KEYS)
+    skipped = (*NOT_SETTINGS, *NEUTRAL_KEYS, *BROUGHT)
     return {
         key: value
         for key, value in flatten(run.config).items()
-        if not _below(key, skipped) and not (is_location(key) and key.startswith("streams."))
+        if not _below(key, skipped) and (key, value) != ("world_size", 1)
+    }
+
+
+@cache
+def objective_defaults(objective: str) -> Mapping[str, Any]:
+    """Every option in the shipped file of an objective by its dotted key; empty for an objective without one."""
+    from omegaconf import OmegaConf
+
+    from mixaug.engine.config import config_folder, list_choices
+
+    if objective not in list_choices("objective"):
+        return {}
+    section = OmegaConf.to_container(OmegaConf.load(config_folder() / "objective" / f"{objective}.yaml"))
+    return flatten({"objective": section})
+
+
+def brought_by(run: Run) -> dict[str, Any]:
+    """Networks, streams and views of a run by dotted keys, without where the data of a stream lie."""
+    return {
+        key: value
+        for key, value in flatten({section: run.config.get(section) or None for section in BROUGHT}).items()
+        if value is not None and not (is_location(key) and key.startswith("streams."))
     }
 
 

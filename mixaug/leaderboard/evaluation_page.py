@@ -103,7 +103,7 @@ def _text(cell: Cell | None, measure: Measure) -> str:
     if difference.low is not None and difference.high is not None:
         told += f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
     star = "*" if cell.p_value is not None and cell.p_value <= 1 - difference.confidence else ""
-    told = f"**{told}**" if difference.verdict != "unclear" and cell.p_value is not None else told
+    told = f"**{told}**" if difference.verdict != "unclear" else told
     return f"{shown}<br>{told}{star and ' ' + star}"
 
 

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from mixaug.engine.evaluation.suite import FamilyResult
-from mixaug.leaderboard.aggregate import BASELINE
 from mixaug.leaderboard.evaluations import Evaluation, Measure
 from mixaug.leaderboard.plots import GRID, colours, names, new_figure, styled
 
@@ -27,6 +26,7 @@ def reliability_figure(evaluation: Evaluation) -> Figure | None:
         return None
     figure, axes = new_figure(2 if scaled else 1, height=4.4)
     chosen, called = colours(evaluation.board), names(evaluation.board)
+    unmixed = {row.label for row in evaluation.board.rows if row.is_baseline}
     panels = [
         (axes[0], plain, "Reliability"),
         *([(axes[1], scaled, "Reliability, temperature fitted")] if scaled else []),
@@ -34,7 +34,7 @@ def reliability_figure(evaluation: Evaluation) -> Figure | None:
     for axis, pooled, title in panels:
         axis.plot([0, 1], [0, 1], color=GRID, linewidth=2, zorder=0)
         for label, points in pooled.items():
-            style = "--" if label == BASELINE else "-"
+            style = "--" if label in unmixed else "-"
             axis.plot(
                 *zip(*points, strict=True), style, marker="o", markersize=4, color=chosen[label], label=called[label]
             )
@@ -79,7 +79,7 @@ def corruption_figure(evaluation: Evaluation) -> Figure | None:
         if means:
             drawn = True
             heights = [fmean(errors) for errors in zip(*means, strict=True)]
-            style = "--" if row.label == BASELINE else "-"
+            style = "--" if row.is_baseline else "-"
             axis.plot(
                 CORRUPTIONS, heights, style, marker="o", markersize=4, color=chosen[row.label], label=called[row.label]
             )
@@ -177,6 +177,6 @@ def _curves(evaluation: Evaluation, family: str, across: str, key: str, axis: Ax
         if whole and all(x == whole[0][0] for x, _ in whole):
             drawn = True
             heights = [fmean(values) for values in zip(*(y for _, y in whole), strict=True)]
-            style = "--" if row.label == BASELINE else "-"
+            style = "--" if row.is_baseline else "-"
             axis.plot(whole[0][0], heights, style, color=chosen[row.label], linewidth=1.8, label=called[row.label])
     return drawn

@@ -10,7 +10,9 @@ from mixaug.leaderboard.cells import (
     Footnotes,
     central,
     extra_columns,
+    failed,
     figure_text,
+    has_failures,
     has_reruns,
     how,
     number,
@@ -18,6 +20,7 @@ from mixaug.leaderboard.cells import (
     remarks,
     rerun,
     seeds,
+    star,
     subtitle,
 )
 
@@ -105,6 +108,7 @@ def _html_board(board: Board, leaderboard: Leaderboard) -> str:
         board.task.heading,
         f"vs {BASELINE}",
         "Seeds",
+        *(["Failed"] if has_failures(board) else []),
         *(detail.title for detail, _ in details),
         "Step (ms)",
         "Time",
@@ -143,16 +147,18 @@ def _html_board(board: Board, leaderboard: Leaderboard) -> str:
 
 def _html_row(row: Row, board: Board, colour: str, notes: str) -> str:
     digits = board.task.digits
-    spread = f' <span class="spread">± {row.score.std:.{digits}f}</span>' if row.score.std is not None else ""
+    mean = f"{row.score.mean:.{digits}f}" if row.score is not None else "–"
+    if row.score is not None and row.score.std is not None:
+        mean += f' <span class="spread">± {row.score.std:.{digits}f}</span>'
     versus = "–"
     if row.difference is not None:
-        kind = row.difference.verdict
+        kind = row.verdict
         interval = (
             f' <span class="interval">[{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]</span>'
             if row.difference.low is not None
             else ""
         )
-        versus = f'<span class="{kind}">{row.difference.mean:+.{digits}f}</span>{interval}'
+        versus = f'<span class="{kind}">{row.difference.mean:+.{digits}f}</span>{interval}{star(row)}'
     figure = row.published.figure
     told_published = (
         f'<span title="{_escape(figure.citation)}">{figure_text(row)} <span class="mark">'
@@ -164,12 +170,13 @@ def _html_row(row: Row, board: Board, colour: str, notes: str) -> str:
     cells = [
         (
             row.label,
-            f'<span class="swatch" style="background:{colour}"></span><span class="policy">{_escape(row.policy)}</span>'
+            f'<span class="swatch" style="background:{colour}"></span><span class="policy">{_escape(row.name)}</span>'
             + (f'<span class="options">{_escape(row.options)}</span>' if row.options else ""),
         ),
-        (row.score.mean, f"{row.score.mean:.{digits}f}{spread}"),
+        (row.score.mean if row.score else "", mean),
         (row.difference.mean if row.difference else "", versus),
-        (row.score.n, _escape(seeds(row))),
+        (len(row.runs), _escape(seeds(row))),
+        *([(len(row.failed), failed(row))] if has_failures(board) else []),
         *((_sort_value(row, key), number(row, key, detail.digits)) for detail, key in extra_columns(board)),
         (_sort_value(row, "step_ms"), number(row, "step_ms", 1)),
         (row.time_ratio if row.time_ratio is not None else "", ratio(row.time_ratio)),
@@ -177,7 +184,7 @@ def _html_row(row: Row, board: Board, colour: str, notes: str) -> str:
         (figure.value if figure else "", told_published + reference),
         *([(rerun(row), _escape(rerun(row)))] if has_reruns(board) else []),
     ]
-    marked = ' class="baseline"' if row.policy == BASELINE else ""
+    marked = ' class="baseline"' if row.is_baseline else ""
     return f"<tr{marked}>" + "".join(f'<td data-sort="{_escape(key)}">{cell}</td>' for key, cell in cells) + "</tr>"
 
 
@@ -185,7 +192,7 @@ def _html_left_out(leaderboard: Leaderboard) -> str:
     parts = []
     if leaderboard.left_out:
         parts.append(
-            '<section><h2>Runs not in a table</h2><div class="scroll"><table><thead><tr><th>Run</th><th class="text">'
+            '<section><h2>Runs without a result</h2><div class="scroll"><table><thead><tr><th>Run</th><th class="text">'
             'State</th><th class="text">Reason</th></tr></thead><tbody>'
         )
         for run in leaderboard.left_out:

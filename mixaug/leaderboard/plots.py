@@ -58,15 +58,15 @@ STYLE: Any = {
 
 def colours(board: Board) -> dict[str, str]:
     """A colour per row label, the same in every plot of a board whatever the order of the rows."""
-    others = sorted(row.label for row in board.rows if row.policy != BASELINE)
+    others = sorted(row.label for row in board.rows if not row.is_baseline)
     chosen = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
     return {row.label: chosen.get(row.label, BASELINE_COLOUR) for row in board.rows}
 
 
 def names(board: Board) -> dict[str, str]:
-    """The policy's bare name where one row carries it, else the label with its options, cut to fit."""
-    carried = Counter(row.policy for row in board.rows)
-    return {row.label: _cut(row.policy if carried[row.policy] == 1 else row.label) for row in board.rows}
+    """Policy and objective where one row alone has these, else the label with its options, cut to fit."""
+    carried = Counter(row.name for row in board.rows)
+    return {row.label: _cut(row.name if carried[row.name] == 1 else row.label) for row in board.rows}
 
 
 def _cut(text: str) -> str:
@@ -89,7 +89,7 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 @styled
 def score_plot(board: Board, confidence: float) -> Figure:
     """The measure per policy with the interval of its mean and a dot per seed; beside it the paired difference."""
-    rows = list(reversed(board.rows))
+    rows = [row for row in reversed(board.rows) if row.score]
     paired = any(row.difference for row in rows)
     figure, axes = new_figure(1 + paired, height=1.15 + 0.36 * len(rows), share_y=True)
     chosen, called = colours(board), names(board)
@@ -101,7 +101,7 @@ def score_plot(board: Board, confidence: float) -> Figure:
         interval = mean_interval(values, confidence)
         if interval is not None:
             left.plot(interval, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-        left.plot([row.score.mean], [y], "o", color=colour, markersize=7, markeredgecolor="white")
+        left.plot([statistics.fmean(values)], [y], "o", color=colour, markersize=7, markeredgecolor="white")
     left.set_yticks(range(len(rows)), [called[row.label] for row in rows])
     left.set_ylim(-0.6, len(rows) - 0.4)
     left.set_title(f"{board.task.heading}: seeds, mean, {confidence:.0%} interval")
@@ -112,7 +112,7 @@ def score_plot(board: Board, confidence: float) -> Figure:
             difference = row.difference
             if difference is None:
                 continue
-            colour = {"better": BETTER, "worse": WORSE}.get(difference.verdict, FAINT)
+            colour = {"better": BETTER, "worse": WORSE}.get(row.verdict, FAINT)
             if difference.low is not None and difference.high is not None:
                 right.plot(
                     [difference.low, difference.high],
@@ -147,7 +147,7 @@ def curves_plot(board: Board) -> Figure | None:
         epochs = [epoch for epoch, _, _ in curve]
         means = [mean for _, mean, _ in curve]
         colour = chosen[row.label]
-        style = "--" if row.policy == BASELINE else "-"
+        style = "--" if row.is_baseline else "-"
         axis.plot(epochs, means, style, color=colour, linewidth=1.7, label=called[row.label])
         low = [mean - std for _, mean, std in curve]
         high = [mean + std for _, mean, std in curve]
@@ -182,8 +182,8 @@ def cost_plot(board: Board) -> Figure | None:
         colour = chosen[row.label]
         axis.errorbar(
             [x],
-            [row.score.mean],
-            yerr=[row.score.std or 0.0],
+            [statistics.fmean(row.values_of_statistic())],
+            yerr=[row.score.std or 0.0 if row.score else 0.0],
             fmt="o",
             color=colour,
             markersize=8,

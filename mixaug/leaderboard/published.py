@@ -14,6 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from mixaug.engine.config import protocol_models
+
 __all__ = [
     "ANY",
     "DATA",
@@ -48,7 +50,7 @@ MODELS: dict[str, str] = {
     "convnext_tiny": "ConvNeXt-T",
     "cifar_convnext_tiny": "ConvNeXt-T",
 }
-"""Published backbone of a model name. A protocol decides between the 32-pixel and the 224-pixel variant of a name."""
+"""Published backbone of a model name. Several of ours share one: the protocol's file says which of them it means."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,12 @@ class Figure:
     status: str = ""
 
     @property
+    def statistic(self) -> str:
+        """Which of our statistics of a run it is, as far as the note says one; else empty."""
+        taken = {"median of last 10 epochs": "median10", "best of last 10 epochs": "best10"}
+        return next((ours for theirs, ours in taken.items() if theirs in self.note), "")
+
+    @property
     def citation(self) -> str:
         """Source, table and how the figure was taken."""
         return f"{self.source}, {self.table}" + (f" ({self.note})" if self.note else "")
@@ -214,8 +222,19 @@ class Rerun:
             std: standard deviation over our seeds.
             count: how many they are.
         """
-        own = statistics.variance(self.values) / len(self.values)
-        return 2.5 * math.sqrt(own + std**2 / count)
+        return 2.5 * self._standard_error(std, count)
+
+    def visible(self, std: float, count: int) -> float:
+        """Smallest true gap of the means that would be called a difference in four of five such comparisons.
+
+        The distance that is measured scatters about the true gap by one standard error, so in four of five cases it
+        lies above the gap less 0.84 of them (the 80 % point of the normal distribution). Arguments as in `allowed`.
+        """
+        return self.allowed(std, count) + statistics.NormalDist().inv_cdf(0.8) * self._standard_error(std, count)
+
+    def _standard_error(self, std: float, count: int) -> float:
+        """Of the difference of the two means."""
+        return math.sqrt(statistics.variance(self.values) / len(self.values) + std**2 / count)
 
 
 @dataclass(frozen=True)
@@ -301,6 +320,10 @@ def match(
         sources = ", ".join(dict.fromkeys(figure.source for figure in candidates))
         return Match(mark="other protocol", detail=f"published by {sources}")
 
+    meant = protocol_models(protocol)
+    if model not in meant:
+        return Match(mark="other model", detail=f"protocol={protocol} means {', '.join(meant)}")
+
     timed = [figure for figure in same if figure.epochs == epochs]
     if not timed:
         lengths = ", ".join(str(length) for length in sorted({f.epochs for f in same if f.epochs is not None}))
@@ -308,6 +331,10 @@ def match(
     if method.unlike:
         return Match(mark="not like for like", detail=method.unlike)
 
+    # With another objective it is another method, whatever its alpha.
+    objectives = [departure for departure in departures or () if departure.startswith("objective=")]
+    if objectives:
+        return Match(mark="other settings", detail=objectives[0])
     defaults = policy_defaults(policy) if defaults is None else defaults
     options = {**defaults, **policy_options}
     ours = tuple(options.get(name) for name in method.alpha)

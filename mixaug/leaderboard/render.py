@@ -24,6 +24,8 @@ from mixaug.leaderboard.cells import (
     difference,
     exact,
     extra_columns,
+    failed,
+    has_failures,
     has_reruns,
     how,
     number,
@@ -34,6 +36,7 @@ from mixaug.leaderboard.cells import (
     score,
     seeds,
     subtitle,
+    visible_gap,
 )
 from mixaug.leaderboard.page import to_html
 
@@ -45,19 +48,26 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "epochs": lambda row, board, _: board.setting.epochs,
     "policy": lambda row, board, _: row.policy,
     "policy_options": lambda row, board, _: json.dumps(dict(row.policy_options), sort_keys=True),
+    "objective": lambda row, board, _: row.runs[0].objective if row.runs else row.failed[0].objective,
+    "objective_options": lambda row, board, _: json.dumps(dict(row.objective_options), sort_keys=True),
     "settings": lambda row, board, _: json.dumps(dict(row.settings), sort_keys=True),
     "task": lambda row, board, _: board.task.name,
     "measure": lambda row, board, _: board.task.measure,
     "statistic": lambda row, board, _: board.statistic,
     "selected_on": lambda row, board, _: board.selected_on,
-    "n": lambda row, board, _: row.score.n,
+    "n": lambda row, board, _: len(row.runs),
     "seeds": lambda row, board, _: " ".join(map(str, row.seeds)),
-    "mean": lambda row, board, _: exact(row.score.mean),
-    "std": lambda row, board, _: exact(row.score.std),
+    "failed": lambda row, board, _: len(row.failed),
+    "failed_seeds": lambda row, board, _: " ".join(map(str, row.failed_seeds)),
+    "mean": lambda row, board, _: exact(getattr(row.score, "mean", None)),
+    "std": lambda row, board, _: exact(getattr(row.score, "std", None)),
     "difference": lambda row, board, _: exact(getattr(row.difference, "mean", None)),
     "low": lambda row, board, _: exact(getattr(row.difference, "low", None)),
     "high": lambda row, board, _: exact(getattr(row.difference, "high", None)),
     "confidence": lambda row, board, lb: lb.confidence,
+    "p_value": lambda row, board, _: exact(row.p_value),
+    "adjusted_p_value": lambda row, board, _: exact(row.adjusted_p_value),
+    "verdict": lambda row, board, _: row.verdict if row.difference else "",
     "pairs": lambda row, board, _: row.difference.n if row.difference else 0,
     **{
         f"{key}_mean": lambda row, board, _, key=key: cost(row, key)  # type: ignore[misc]
@@ -84,6 +94,7 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     ),
     "rerun_n": lambda row, board, _: len(row.published.rerun.values) if row.published.rerun else "",
     "rerun_agrees": lambda row, board, _: {None: "", True: "yes", False: "no"}[agrees(row)],
+    "rerun_visible_gap": lambda row, board, _: exact(visible_gap(row)),
     "published_note": lambda row, board, _: row.published.figure.note if row.published.figure else "",
     "mark": lambda row, board, _: row.published.mark,
     "mark_detail": lambda row, board, _: row.published.detail,
@@ -148,7 +159,8 @@ def to_markdown(leaderboard: Leaderboard) -> str:
     for board in leaderboard.boards:
         lines += [f"## {literally(board.setting.title)}", "", literally(subtitle(board)), ""]
         details, reruns = extra_columns(board), has_reruns(board)
-        heads = ["policy", board.task.heading, f"vs {BASELINE}", "seeds", *(detail.title for detail, _ in details)]
+        failures = ["failed"] if has_failures(board) else []
+        heads = ["policy", board.task.heading, f"vs {BASELINE}", "seeds", *failures, *(d.title for d, _ in details)]
         heads += ["time/step", "memory", "published", *(["authors' code rerun"] if reruns else [])]
         lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
         notes = Footnotes()
@@ -159,6 +171,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
                 score(row),
                 difference(row),
                 seeds(row),
+                *([failed(row)] if failures else []),
                 *(number(row, key, detail.digits) for detail, key in details),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
@@ -176,7 +189,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
 def _markdown_left_out(leaderboard: Leaderboard) -> list[str]:
     lines = []
     if leaderboard.left_out:
-        lines += ["## Runs not in a table", "", "| run | state | reason |", "|---|---|---|"]
+        lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
         for run in leaderboard.left_out:
             lines.append(f"| {literally(run.name)} | {run.status} | {literally(run.reason)} |")
         lines.append("")
@@ -200,18 +213,18 @@ def print_tables(leaderboard: Leaderboard, console: Console) -> None:
     colours = {"better": "green", "worse": "red", "unclear": "none"}
     for board in leaderboard.boards:
         table = Table(box=None, header_style="dim", pad_edge=False)
-        reruns = has_reruns(board)
-        heads = ("policy", board.task.heading.lower(), f"vs {BASELINE}", "seeds", "time", "memory", "published")
-        for head in (*heads, *(["rerun"] if reruns else [])):
+        reruns, failures = has_reruns(board), has_failures(board)
+        heads = ("policy", board.task.heading.lower(), f"vs {BASELINE}", "seeds", *(["failed"] if failures else []))
+        for head in (*heads, "time", "memory", "published", *(["rerun"] if reruns else [])):
             table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
         called = plots.names(board)
         for row in board.rows:
-            verdict = row.difference.verdict if row.difference else "unclear"
             table.add_row(
                 escape(called[row.label]),
                 score(row),
-                f"[{colours[verdict]}]{escape(difference(row))}[/]",
-                str(row.score.n),
+                f"[{colours[row.verdict]}]{escape(difference(row))}[/]",
+                str(len(row.runs)),
+                *([failed(row)] if failures else []),
                 ratio(row.time_ratio),
                 ratio(row.memory_ratio),
                 published(row) if row.published.mark != "no published figure" else "–",
@@ -224,7 +237,7 @@ def print_tables(leaderboard: Leaderboard, console: Console) -> None:
         console.print(table, highlight=False)
     if not leaderboard.boards:
         console.print("No finished run.")
-    said = [f"not in a table: {run.name}: {run.status}: {run.reason}" for run in leaderboard.left_out]
+    said = [f"without a result: {run.name}: {run.status}: {run.reason}" for run in leaderboard.left_out]
     for line in [*said, *(f"noticed: {problem}" for problem in leaderboard.problems)]:
         console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
     console.print()
@@ -240,6 +253,8 @@ FORMATS: dict[str, tuple[str, Callable[[Leaderboard], str]]] = {
 def write(leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] = tuple(FORMATS)) -> list[Path]:
     """Write the chosen formats into ``folder``, each by rename, and return the paths.
 
+    A page of another statistic than the protocols' own has it in its name, and leaves the usual page as it is.
+
     Raises:
         ValueError: for an unknown format.
         OSError: if the folder cannot be written.
@@ -254,6 +269,8 @@ def write(leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] =
     for name in formats:
         file_name, render = FORMATS[name]
         path = folder / file_name
+        if leaderboard.other_statistic:
+            path = path.with_stem(f"{path.stem}_{leaderboard.other_statistic}")
         beside = path.with_name(path.name + ".part")
         beside.write_text(render(leaderboard), encoding="utf-8")
         os.replace(beside, path)

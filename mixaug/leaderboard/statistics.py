@@ -6,6 +6,10 @@ seed alone adds to an accuracy is in both members of a pair and leaves their dif
     d +- t(1 - (1 - c) / 2, n - 1) * s_d / sqrt(n)
 
 over the n differences, with d their mean and s_d their standard deviation (ddof = 1).
+
+It takes the differences for draws from a normal distribution. An accuracy counts samples and so moves in steps of
+100 / N points. Where the steps are coarser than the spread, a few seeds agree by chance, s_d is far too small or zero,
+and the interval is sure of anything: such a comparison has no verdict.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ class PairedDifference:
     """Mean of the per-seed differences, its confidence interval and the seeds it rests on.
 
     ``low`` and ``high`` are None with a single common seed: one difference says nothing about its own spread.
+    ``std`` is the standard deviation of the differences, ``step`` the smallest change that the measure can show.
     """
 
     mean: float
@@ -53,11 +58,21 @@ class PairedDifference:
     missing_baseline: tuple[int, ...]  # seeds only we have
     confidence: float
     higher_is_better: bool = True
+    std: float | None = None
+    step: float = 0.0
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the differences have a spread, and one that is not below the step of the measure."""
+        return self.std is not None and self.std > 0 and self.std >= self.step * (1 - 1e-9)
 
     @property
     def verdict(self) -> str:
-        """``"better"`` or ``"worse"`` when the interval excludes zero, ``"unclear"`` otherwise."""
-        if self.low is None or self.high is None:
+        """``"better"`` or ``"worse"`` when the interval excludes zero, ``"unclear"`` otherwise.
+
+        Also ``"unclear"`` where the spread is zero, or the step of the measure coarser than it.
+        """
+        if self.low is None or self.high is None or not self.is_resolved:
             return "unclear"
         if self.low > 0:
             return "better" if self.higher_is_better else "worse"
@@ -97,6 +112,7 @@ def paired_difference(
     confidence: float = 0.95,
     *,
     higher_is_better: bool = True,
+    step: float = 0.0,
 ) -> PairedDifference | None:
     """Difference ours - baseline over the seeds that both have, with its interval; None without a common seed.
 
@@ -105,19 +121,23 @@ def paired_difference(
         baseline: value per seed.
         confidence: coverage of the interval, in (0, 1).
         higher_is_better: which sign is good; errors have it the other way round.
+        step: the smallest change that the measure can show, in its unit: 100 / N for a share of N samples in percent.
+            0 for a measure that has none, or where it is not known.
 
     Raises:
-        ValueError: if ``confidence`` is not strictly between 0 and 1.
+        ValueError: if ``confidence`` is not strictly between 0 and 1, or ``step`` is negative or not finite.
     """
     _check_confidence(confidence)
+    if not 0 <= step < math.inf:
+        raise ValueError(f"step: expected a finite number of at least 0, got {step!r}")
     common = tuple(sorted(set(ours) & set(baseline)))
     if not common:
         return None
     differences = [ours[seed] - baseline[seed] for seed in common]
-    interval = mean_interval(differences, confidence)
+    summary, interval = summarise(differences), mean_interval(differences, confidence)
     low, high = interval if interval is not None else (None, None)
     return PairedDifference(
-        mean=statistics.fmean(differences),
+        mean=summary.mean,
         low=low,
         high=high,
         n=len(common),
@@ -126,6 +146,8 @@ def paired_difference(
         missing_baseline=tuple(sorted(set(ours) - set(baseline))),
         confidence=confidence,
         higher_is_better=higher_is_better,
+        std=_without_rounding(summary.std, [values[seed] for values in (ours, baseline) for seed in common]),
+        step=step,
     )
 
 
@@ -139,14 +161,21 @@ def paired_p_value(ours: Mapping[int, float], baseline: Mapping[int, float]) -> 
     if len(common) < 2:
         return None
     differences = summarise([ours[seed] - baseline[seed] for seed in common])
-    largest = max(abs(values[seed]) for values in (ours, baseline) for seed in common)
-    # What is left of equal differences after rounding is no spread.
-    if differences.std is None or differences.std <= 1e-12 * largest:
-        return 1.0 if abs(differences.mean) <= 1e-12 * largest else None
+    values = [values[seed] for values in (ours, baseline) for seed in common]
+    std = _without_rounding(differences.std, values)
+    if not std:
+        return None if _without_rounding(abs(differences.mean), values) else 1.0
     from scipy import stats  # heavy, and only needed once there are two seeds
 
-    ratio = abs(differences.mean) / (differences.std / math.sqrt(differences.n))
+    ratio = abs(differences.mean) / (std / math.sqrt(differences.n))
     return float(2 * stats.t.sf(ratio, differences.n - 1))
+
+
+def _without_rounding(number: float | None, values: Sequence[float]) -> float | None:
+    """The number, zero where it is no more than what is left of equal differences of these values after rounding."""
+    if number is None:
+        return None
+    return 0.0 if number <= 1e-12 * max(map(abs, values)) else number
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,187 @@
+"""Which runs make one row of a table, which rows one table, and which row the others are compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixaug.engine.config import without_defaults
+from mixaug.engine.tasks import CLASSIFICATION, Task
+from mixaug.leaderboard.collect import Run
+from mixaug.leaderboard.command import brought_by, settings_of
+from mixaug.leaderboard.published import LOCATIONS
+
+__all__ = [
+    "BASELINE",
+    "Group",
+    "Setting",
+    "baseline_for",
+    "differing",
+    "groups_of",
+    "key_of",
+    "shown",
+    "split_by_setting",
+]
+
+BASELINE = "none"
+PLAIN_OBJECTIVES = {"classification": "cross_entropy", "regression": "squared_error"}
+"""The objective of the rows that others are compared with, where a table has several of the baseline policy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rows of one board share."""
+
+    model: str
+    data: str
+    data_options: str  # JSON with sorted keys, without where the data lies
+    protocol: str
+    epochs: int
+    task: Task = CLASSIFICATION
+
+    @property
+    def title(self) -> str:
+        options = json.loads(self.data_options)
+        told = ", ".join(f"{key}={shown(value)}" for key, value in options.items())
+        return f"{self.model} on {self.data}" + (f" ({told})" if told else "")
+
+
+@dataclass
+class Group:
+    """The runs of one row.
+
+    Attributes:
+        policy, policy_options: as in result.json.
+        objective: name of the objective; empty for the plain one of the task, and where no config says it.
+        objective_options: its options by dotted keys, ``objective.eta``.
+        brought: networks, streams and views, by dotted keys.
+        settings: the others, by dotted keys.
+        finished: one run per seed, sorted by seed.
+        failed: runs that failed, for seeds without a finished one.
+        is_baseline: whether other rows are compared with this one, see `baseline_for`.
+    """
+
+    policy: str
+    policy_options: Mapping[str, Any]
+    objective: str
+    objective_options: Mapping[str, Any]
+    brought: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    finished: list[Run] = field(default_factory=list)
+    failed: list[Run] = field(default_factory=list)
+    is_baseline: bool = False
+
+
+def split_by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
+    """Finished and failed runs by what a board shares; without boards on which nothing has finished."""
+    found: dict[Setting, list[Run]] = {}
+    for run in runs:
+        if run.identity:
+            found.setdefault(_setting_of(run), []).append(run)
+    return {setting: members for setting, members in found.items() if any(run.status == "finished" for run in members)}
+
+
+def groups_of(setting: Setting, runs: Sequence[Run], problems: list[str]) -> list[Group]:
+    """The rows of one board.
+
+    Args:
+        setting: the board's.
+        runs: its finished and failed runs.
+        problems: gets a line for every run that is left out, since its seed was run before.
+    """
+    groups: dict[str, Group] = {}
+    for run in runs:
+        settings = settings_of(run)
+        options = {key: value for key, value in settings.items() if key.startswith("objective.")}
+        group = Group(
+            policy=run.identity["policy"],
+            policy_options=run.identity.get("policy_options") or {},
+            objective="" if run.objective == PLAIN_OBJECTIVES[setting.task.name] else run.objective,
+            objective_options=options,
+            brought=brought_by(run),
+            settings={key: value for key, value in settings.items() if key not in options},
+        )
+        told = (group.policy_options, group.objective_options, group.brought, group.settings)
+        group = groups.setdefault(json.dumps([group.policy, group.objective, *map(key_of, told)]), group)
+        (group.finished if run.status == "finished" else group.failed).append(run)
+    for group in groups.values():
+        group.finished = _one_per_seed(group.finished, problems)
+        finished = {run.identity["seed"] for run in group.finished}
+        failed = {run.identity["seed"]: run for run in reversed(group.failed) if run.identity["seed"] not in finished}
+        group.failed = [failed[seed] for seed in sorted(failed)]
+    unmixed = [group for group in groups.values() if group.policy == BASELINE and group.finished]
+    plain = [group for group in unmixed if not group.objective]
+    for group in plain or unmixed:
+        group.is_baseline = True
+    return list(groups.values())
+
+
+def baseline_for(group: Group, groups: Sequence[Group]) -> tuple[Group | None, str]:
+    """The row that one is compared with, and a note where that is not quite like it.
+
+    It mixes nothing and minimises the plain objective, whatever the row's is; where no such run has finished, the
+    row's own objective. Of several, it is the one with the same settings, and the same options of the objective as far
+    as both have them. One that is the only one may differ, which the note tells.
+    """
+    baselines = [other for other in groups if other.is_baseline and other.objective in ("", group.objective)]
+    if not baselines:
+        return None, f"no finished run of {BASELINE}"
+    same = [other for other in baselines if not _apart(group, other)]
+    if len(same) == 1:
+        return same[0], ""
+    if same:
+        return None, f"several rows of {BASELINE} that differ in nothing this row has"
+    if len(baselines) > 1:
+        return None, f"no {BASELINE} under these settings"
+    [other] = baselines
+    theirs = {**other.settings, **other.objective_options}
+    return other, f"{BASELINE} ran with " + ", ".join(f"{key}={shown(theirs.get(key))}" for key in _apart(group, other))
+
+
+def _apart(group: Group, other: Group) -> list[str]:
+    """Settings in which two rows differ; of options of different objectives those that both have."""
+    ours, theirs = dict(group.objective_options), dict(other.objective_options)
+    if group.objective != other.objective:
+        both = (set(ours) & set(theirs)) - {"objective._target_"}
+        ours, theirs = ({key: options[key] for key in both} for options in (ours, theirs))
+    return differing([{**group.settings, **ours}, {**other.settings, **theirs}])
+
+
+def differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all of the mappings, sorted."""
+    keys = sorted({key for mapping in mappings for key in mapping})
+    return [key for key in keys if len({key_of({"v": mapping.get(key)}) for mapping in mappings}) > 1]
+
+
+def key_of(value: Mapping[str, Any] | None) -> str:
+    """A mapping as text, the same for the same content."""
+    return json.dumps(value or {}, sort_keys=True, default=str)
+
+
+def shown(value: object) -> str:
+    """A value as a page shows it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _one_per_seed(members: Sequence[Run], problems: list[str]) -> list[Run]:
+    kept: dict[int, Run] = {}
+    for run in members:
+        seed = int(run.identity["seed"])
+        if seed in kept:
+            problems.append(f"{run.name}: seed {seed} was also run in {kept[seed].name}, which counts")
+        else:
+            kept[seed] = run
+    return [kept[seed] for seed in sorted(kept)]
+
+
+def _setting_of(run: Run) -> Setting:
+    told = run.identity
+    given = {"name": told["data"], **(told.get("data_options") or {})}
+    options = {
+        key: value
+        for key, value in without_defaults(given).items()
+        if key not in LOCATIONS | {"name"} and value is not None
+    }
+    return Setting(told["model"], told["data"], key_of(options), told["protocol"], int(told["epochs"]), run.task)
