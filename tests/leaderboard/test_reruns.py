@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mixaug.engine.build import options
@@ -16,7 +17,7 @@ from mixaug.leaderboard import aggregate, collect
 from mixaug.leaderboard.page import to_html
 from mixaug.leaderboard.published import Rerun
 from mixaug.leaderboard.render import to_csv, to_markdown
-from mixaug.leaderboard.reruns import match
+from mixaug.leaderboard.reruns import DATA, match
 
 from .fabricate import result, write_run
 
@@ -167,6 +168,57 @@ def test_a_run_that_leaves_the_protocol_stands_beside_nothing(tmp_path: Path, ov
 def test_what_spread_allows_is_two_and_a_half_standard_errors() -> None:
     rerun = Rerun("made", (1.0, 2.0, 3.0))
     assert rerun.allowed(2.0, 4) == pytest.approx(2.5 * (1.0 / 3 + 4.0 / 4) ** 0.5)
+
+
+def test_the_smallest_gap_that_is_seen_is_missed_in_one_case_of_five() -> None:
+    """Ten seeds on both sides, the spread of the rerun: how often a true gap of that size is called a difference."""
+    generator = np.random.default_rng(0)
+    rerun = Rerun("made", tuple(generator.normal(0.0, 1.0, 10).tolist()))
+    # The rerun is drawn anew about its own mean and spread, as ours is about a mean further off.
+    spread, trials = statistics.stdev(rerun.values), 4000
+    gap = rerun.visible(spread, 10)
+    assert gap == pytest.approx((2.5 + 0.8416212) * spread * (2 / 10) ** 0.5)
+    shares = []
+    for true_gap in (gap, spread, 0.0):
+        theirs, ours = generator.normal(0.0, spread, (trials, 10)), generator.normal(true_gap, spread, (trials, 10))
+        away = np.abs(ours.mean(1) - theirs.mean(1))
+        shares.append(float((away > 2.5 * np.sqrt(ours.var(1, ddof=1) / 10 + theirs.var(1, ddof=1) / 10)).mean()))
+    seen, of_one_spread, of_none = shares
+    assert 0.75 < seen < 0.85
+    assert of_one_spread < 0.5  # such a gap is missed more often than not, which a page must tell
+    assert of_none < 0.03
+
+
+def test_agreement_says_what_it_could_have_seen(tmp_path: Path) -> None:
+    ours = [2.8, 2.6]
+    grid(tmp_path, {"none": ours})
+    leaderboard = aggregate(collect(tmp_path))
+    rerun = leaderboard.boards[0].rows[0].published.rerun
+    assert rerun is not None
+    error = (statistics.variance(rerun.values) / len(rerun.values) + statistics.variance(ours) / 2) ** 0.5
+    gap = (2.5 + 0.8416212) * error
+    page = to_markdown(leaderboard)
+    assert f"agrees (gaps from {gap:.2g} seen)" in page
+    assert f"a true gap of {gap:.4f} would be seen in four of five cases" in page
+    [line] = csv.DictReader(io.StringIO(to_csv(leaderboard)))
+    assert float(line["rerun_visible_gap"]) == pytest.approx(gap, abs=1e-6)
+
+
+def test_a_figure_is_of_one_network() -> None:
+    for data, entry in DATA.items():
+        for model in ("mlp", "lstnet", "cifar_resnet18"):
+            options = {**entry.options, "split": entry.options.get("split", 0)}
+            found = match(
+                policy="none",
+                policy_options={},
+                model=model,
+                data=data,
+                data_options=options,
+                protocol="cmixup",
+                epochs=entry.epochs,
+            )
+            beside = found.figure is not None or found.rerun is not None
+            assert beside == (model == ("lstnet" if data == "exchange_rate" else "mlp")), (data, model, found)
 
 
 def test_a_result_of_an_unknown_task_is_corrupt(tmp_path: Path) -> None:

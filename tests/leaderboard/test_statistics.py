@@ -129,3 +129,37 @@ def test_holm_keeps_the_chance_of_any_wrong_call_though_the_tests_hang_together(
         wrong_without += min(row) <= 0.05
     assert wrong / trials <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / trials)
     assert wrong_without / trials > 0.15
+
+
+def test_without_a_spread_or_below_the_measures_step_there_is_no_verdict():
+    # All differences are 2, of which rounding leaves some spread in the second pair.
+    for ours, theirs in (({0: 3.0, 1: 4.0}, {0: 1.0, 1: 2.0}), ({0: 2.3, 1: 2.9}, {0: 0.3, 1: 0.9})):
+        paired = paired_difference(ours, theirs)
+        assert (paired.std, paired.is_resolved, paired.verdict) == (0, False, "unclear")
+        assert paired_difference(theirs, ours).verdict == "unclear"
+    # The spread is 0.1, its t interval 2 +- 0.25.
+    pair = {0: 2.0, 1: 2.1, 2: 1.9}, {0: 0.0, 1: 0.0, 2: 0.0}
+    for step, verdict in ((0.0, "better"), (0.1, "better"), (0.1001, "unclear")):
+        assert paired_difference(*pair, step=step).verdict == verdict
+    with pytest.raises(ValueError, match="step: expected a finite number of at least 0, got -1"):
+        paired_difference(*pair, step=-1)
+
+
+def test_two_seeds_on_few_images_are_not_called_wrongly_more_often_than_they_may():
+    """Two equally good policies on 797 images: each is right on four or so that the other one misses."""
+    generator = np.random.default_rng(0)
+    trials, step = 3000, 100 / 797
+    only_ours, only_theirs = generator.poisson(4, (2, trials, 2))
+    both = generator.integers(650, 720, (trials, 2))
+    pairs = [
+        tuple(dict(enumerate((step * row).tolist())) for row in rows)
+        for rows in zip(both + only_ours, both + only_theirs, strict=True)
+    ]
+    plain = [paired_difference(*pair) for pair in pairs]
+    of_no_width = [paired.high - paired.low < 1e-9 and abs(paired.mean) > 1e-9 for paired in plain]
+    by_interval = [paired.low > 0 or paired.high < 0 for paired in plain]
+    called = [paired_difference(*pair, step=step).verdict != "unclear" for pair in pairs]
+    allowed = 0.05 + 4 * math.sqrt(0.05 * 0.95 / trials)
+    assert np.mean(of_no_width) > 0.05  # which is why the interval alone is wrong too often
+    assert np.mean(by_interval) > allowed
+    assert np.mean(called) <= allowed
