@@ -29,9 +29,9 @@ from mixaug.leaderboard.grouping import (
 from mixaug.leaderboard.statistics import (
     PairedDifference,
     Summary,
+    difference_p_value,
     holm,
     paired_difference,
-    paired_p_value,
     ratio_of_medians,
     summarise,
 )
@@ -232,7 +232,7 @@ def _rows(setting: Setting, groups: Sequence[Group], statistic: str, confidence:
         replace(
             _row(setting, group, groups, statistic, confidence),
             settings=_settings_shown(group, groups),
-            command=regenerate(group.finished or group.failed, hide_paths=hide_paths),
+            command=regenerate(group.runs, hide_paths=hide_paths),
         )
         for group in groups
     ]
@@ -284,9 +284,8 @@ def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str
         else:
             expected = summarise(list(theirs.values())).mean + difference.mean
             if difference.n > 1:
-                # What has no verdict counts as a test all the same.
-                p_value = paired_p_value(ours, theirs) if difference.is_resolved else 1.0
-            notes += _told_of_difference(difference, policy, task)
+                p_value = difference_p_value(difference, ours, theirs)
+            notes += _told_of_difference(difference, group, task)
         if _machines(members) != _machines(baseline.finished):
             notes.append(f"not timed on the machine of {BASELINE}")
         else:
@@ -302,7 +301,7 @@ def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str
     elif group.is_baseline:
         time_ratio = 1.0 if _by_seed(members, "step_ms") else None
         memory_ratio = 1.0 if _by_seed(members, "peak_memory_mb") else None
-    every = [*members, *group.failed]
+    every = group.runs
     foreign = sorted({name for run in every for name in _foreign_targets(run)})
     if foreign:
         notes.append(f"the command runs code outside of mixaug: {', '.join(foreign)}")
@@ -344,15 +343,16 @@ def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str
 
 def _told_of_failures(group: Group) -> str:
     seeds = _listed([int(run.identity["seed"]) for run in group.failed])
-    count = len(group.failed) + len(group.finished)
     rest = "the mean is that of the others" if group.finished else "there is no mean"
-    return f"{group.policy} failed on seed {seeds}, {len(group.failed)} of {count}: {rest}"
+    return f"{len(group.failed)} of {len(group.runs)} seeds failed ({seeds}): {rest}"
 
 
-def _told_of_difference(difference: PairedDifference, policy: str, task: Task) -> list[str]:
+def _told_of_difference(difference: PairedDifference, group: Group, task: Task) -> list[str]:
     notes = []
-    if difference.missing_ours:
-        notes.append(f"{policy} lacks seed {_listed(difference.missing_ours)}")
+    failed = {run.identity["seed"] for run in group.failed}
+    missing = [seed for seed in difference.missing_ours if seed not in failed]
+    if missing:
+        notes.append(f"{group.policy} lacks seed {_listed(missing)}")
     if difference.missing_baseline:
         notes.append(f"{BASELINE} lacks seed {_listed(difference.missing_baseline)}")
     if difference.n == 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mixaug.engine.evaluation.suite import FamilyResult, read_results
 from mixaug.engine.reading import DamagedFile
 from mixaug.leaderboard.aggregate import Board, Row
-from mixaug.leaderboard.statistics import PairedDifference, holm, paired_difference, paired_p_value
+from mixaug.leaderboard.statistics import PairedDifference, difference_p_value, holm, paired_difference
 
 __all__ = ["MEASURES", "Cell", "Evaluation", "Measure", "evaluation_of"]
 
@@ -23,6 +23,7 @@ class Measure:
         title: what it is called.
         digits: behind the point.
         higher_is_better: None where neither is, so that it is not compared.
+        is_share: whether it is a share of the test images in percent, which moves in steps.
     """
 
     family: str
@@ -30,6 +31,7 @@ class Measure:
     title: str
     digits: int
     higher_is_better: bool | None
+    is_share: bool = False
 
 
 MEASURES = (
@@ -47,8 +49,8 @@ MEASURES = (
     Measure("outliers", "mahalanobis_auroc", "AUROC, Mahalanobis", 4, True),
     Measure("outliers", "knn_auroc", "AUROC, k-NN", 4, True),
     Measure("outliers", "msp_fpr95", "FPR95, MSP", 4, False),
-    Measure("attack", "fgsm", "FGSM top-1 (%)", 2, True),
-    Measure("attack", "pgd", "PGD top-1 (%)", 2, True),
+    Measure("attack", "fgsm", "FGSM top-1 (%)", 2, True, is_share=True),
+    Measure("attack", "pgd", "PGD top-1 (%)", 2, True, is_share=True),
     Measure("attack", "check_pgd_strong", "longer PGD, few images (%)", 2, True),
     Measure("occlusion", "mean_area", "mean colour, area (%)", 2, True),
     Measure("occlusion", "foreign_area", "foreign patches, area (%)", 2, True),
@@ -75,8 +77,8 @@ class Cell:
     Attributes:
         values: by seed.
         difference: to the baseline over common seeds; None for it, and for what is not compared.
-        p_value: adjusted after Holm for all comparisons of its board; None without two common seeds, or where all
-            differences are equal.
+        p_value: adjusted after Holm for all comparisons of its board, 1 where the spread says nothing; None without
+            two common seeds.
     """
 
     values: Mapping[int, float]
@@ -142,7 +144,8 @@ def evaluation_of(board: Board, confidence: float) -> Evaluation | None:
     if not any(results.values()):
         return None
     cells = {label: _cells(by_seed) for label, by_seed in results.items()}
-    compared, count = _compared(board, cells, confidence)
+    steps = {measure: _step(measure, results) for measure in MEASURES}
+    compared, count = _compared(board, cells, steps, confidence)
     return Evaluation(board, results, compared, count, tuple(problems))
 
 
@@ -159,8 +162,15 @@ def _cells(by_seed: Mapping[int, Mapping[str, FamilyResult]]) -> dict[Measure, C
     return cells
 
 
+def _step(measure: Measure, results: Mapping[str, Mapping[int, Mapping[str, FamilyResult]]]) -> float:
+    """The smallest change that the measure can show; 0 for one without steps, and where the files do not say it."""
+    found = [families.get(measure.family) for by_seed in results.values() for families in by_seed.values()]
+    samples = min((result.samples for result in found if result is not None), default=0)
+    return 100 / samples if measure.is_share and samples > 0 else 0.0
+
+
 def _compared(
-    board: Board, cells: Mapping[str, Mapping[Measure, Cell]], confidence: float
+    board: Board, cells: Mapping[str, Mapping[Measure, Cell]], steps: Mapping[Measure, float], confidence: float
 ) -> tuple[dict[str, dict[Measure, Cell]], int]:
     baseline = {} if board.baseline is None else cells[board.baseline.label]
     made: dict[str, dict[Measure, Cell]] = {label: dict(own) for label, own in cells.items()}
@@ -170,11 +180,12 @@ def _compared(
             if row is board.baseline or measure not in baseline or measure.higher_is_better is None:
                 continue
             theirs = baseline[measure].values
-            difference = paired_difference(cell.values, theirs, confidence, higher_is_better=measure.higher_is_better)
+            difference = paired_difference(
+                cell.values, theirs, confidence, higher_is_better=measure.higher_is_better, step=steps[measure]
+            )
             made[row.label][measure] = Cell(cell.values, difference)
-            p_value = paired_p_value(cell.values, theirs)
-            if p_value is not None:
-                tests.append((row.label, measure, p_value))
+            if difference is not None and difference.n > 1:
+                tests.append((row.label, measure, difference_p_value(difference, cell.values, theirs)))
     for (label, measure, _), adjusted in zip(tests, holm([p for *_, p in tests]), strict=True):
         cell = made[label][measure]
         made[label][measure] = Cell(cell.values, cell.difference, adjusted)

@@ -73,6 +73,11 @@ class Group:
     failed: list[Run] = field(default_factory=list)
     is_baseline: bool = False
 
+    @property
+    def runs(self) -> list[Run]:
+        """Finished and failed ones, sorted by seed."""
+        return sorted([*self.finished, *self.failed], key=lambda run: int(run.identity["seed"]))
+
 
 def split_by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
     """Finished and failed runs by what a board shares; without boards on which nothing has finished."""

@@ -23,6 +23,7 @@ from functools import cache
 __all__ = [
     "PairedDifference",
     "Summary",
+    "difference_p_value",
     "holm",
     "mean_interval",
     "paired_difference",
@@ -169,6 +170,15 @@ def paired_p_value(ours: Mapping[int, float], baseline: Mapping[int, float]) -> 
 
     ratio = abs(differences.mean) / (std / math.sqrt(differences.n))
     return float(2 * stats.t.sf(ratio, differences.n - 1))
+
+
+def difference_p_value(difference: PairedDifference, ours: Mapping[int, float], baseline: Mapping[int, float]) -> float:
+    """`paired_p_value` of two or more common seeds; 1 where the difference has no verdict whatever its size.
+
+    So it counts as a test among others and is never significant.
+    """
+    p_value = paired_p_value(ours, baseline) if difference.is_resolved else None
+    return 1.0 if p_value is None else p_value
 
 
 def _without_rounding(number: float | None, values: Sequence[float]) -> float | None:

@@ -77,6 +77,7 @@ def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.Capt
     assert (result["status"], result["policy"], result["model"]) == ("finished", "cutmix", "cifar_resnet8")
     assert result["policy_options"]["alpha"] == 1.0
     assert result["data_options"]["train_size"] == 100
+    assert result["test_samples"] == 797
     records = lines(config)
     assert [record["epoch"] for record in records] == [1, 2]
     assert result["top1_last"] == records[-1]["test_top1"]

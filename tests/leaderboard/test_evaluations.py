@@ -95,9 +95,27 @@ def test_equal_differences_are_no_evidence(tmp_path, monkeypatch):
     leaderboard, made = board(tmp_path / "runs", {"none": [0.1, 0.3], "mixup": [0.05, 0.25]})
     monkeypatch.setattr(evaluation_page, "FIGURES", {})
     cell = evaluation_of(made, 0.95).cells["mixup"][BY_NAME["calibration", "ece"]]
-    assert cell.difference.mean == pytest.approx(-0.05) and cell.p_value is None
+    assert cell.difference.mean == pytest.approx(-0.05) and cell.p_value == 1
     write_evaluations(leaderboard, tmp_path / "out")
     assert "<br>-0.0500 [-0.0500, -0.0500] |" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_shares_of_few_images_have_no_verdict_below_their_step(tmp_path):
+    # Of 50 images, mixup withstands 20 and 21 more; of 5000 the same numbers are 2000 and 2100.
+    shares = {"none": (10.0, 10.0), "mixup": (50.0, 52.0)}
+    for samples, spread_tells in ((50, False), (5000, True)):
+        root = tmp_path / str(samples)
+        for policy, values in shares.items():
+            for seed, value in enumerate(values):
+                told = found(0.1, attack={"numbers": {"pgd": value}, "curves": {}, "samples": samples})
+                folder = write_run(root, result(policy, seed, 90.0 + seed))
+                (folder / "evaluation.json").write_text(json.dumps(told))
+        [made] = aggregate(collect(root)).boards
+        cell = evaluation_of(made, 0.95).cells["mixup"][BY_NAME["attack", "pgd"]]
+        # A spread of 2 / sqrt(2) points; with steps of 2 it could as well be none.
+        assert cell.difference.std == pytest.approx(2 / 2**0.5)
+        assert (cell.difference.verdict == "better") == spread_tells
+        assert (cell.p_value == 1) == (not spread_tells)
 
 
 def test_runs_evaluated_otherwise_are_left_out_of_that_family_and_named(tmp_path):

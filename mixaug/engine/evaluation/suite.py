@@ -134,12 +134,14 @@ class FamilyResult:
         numbers, curves: see `mixaug.engine.evaluation.families.Found`; finite numbers alone.
         notes: sentences that belong beside them.
         settings: what runs must share to be compared, as text: all that decides the numbers but the checkpoint.
+        samples: how many test images there were; 0 where the file does not say it.
     """
 
     numbers: dict[str, float]
     curves: dict[str, list[float]]
     notes: list[str]
     settings: str
+    samples: int = 0
 
 
 def read_results(folder: Path | str) -> dict[str, FamilyResult]:
@@ -170,6 +172,7 @@ def read_results(folder: Path | str) -> dict[str, FamilyResult]:
             },
             [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else [],
             json.dumps(shared, sort_keys=True),
+            max(0, samples) if isinstance(samples := entry.get("samples"), int) else 0,
         )
     return found
 
