@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from mixaug.leaderboard.render import print_tables, terminal, to_csv, to_markdow
 from .fabricate import fail, result, write_run
 
 
+@cache
+def composed(*overrides: str) -> Any:
+    return compose(overrides)
+
+
 def run(root: Path, top1: float, *overrides: str, seed: int = 0, **changes: Any) -> Path:
     """A finished run of a real config."""
-    composed = compose([*overrides, f"seed={seed}"])
-    configured = plain(composed)
+    configured = {**plain(composed(*overrides)), "seed": seed}
     told = result(
         configured["choices"]["policy"],
         seed,
@@ -32,7 +37,7 @@ def run(root: Path, top1: float, *overrides: str, seed: int = 0, **changes: Any)
         model=configured["model"]["name"],
         data=configured["data"]["name"],
         data_options=options(configured["data"]),
-        policy_options={**options(configured["policy"]), **mixer_settings(composed)},
+        policy_options={**options(configured["policy"]), **mixer_settings(composed(*overrides))},
         protocol=configured["protocol"]["name"],
         epochs=configured["epochs"],
         **changes,
