@@ -7,7 +7,7 @@ Any argument of `mixaug train` may carry several values; every combination is a 
 interrupted ones continue, a failed one is shown with its reason and does not stop the others. Besides, all optional:
 
     jobs=2              runs at a time (default: one per GPU, or one per core)
-    statistic=last      or best, median10, best10; in regression selected (the usual one there), last
+    statistic=last      or best, median10, best10; in regression selected, last (default: the protocol's figure)
     out=folder          for the leaderboard (default: <root>/leaderboard)
     launch=fork         or command: a fresh `mixaug train` for each run
 

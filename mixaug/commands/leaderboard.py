@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("roots", nargs="+", type=Path, help="folders that hold run folders, at any depth")
     made.add_argument("--out", type=Path, help="folder to write to (default: <first root>/leaderboard)")
-    made.add_argument("--statistic", choices=STATISTICS, help="number of a run that counts")
+    made.add_argument("--statistic", choices=STATISTICS, help="number of a run that counts (default: the protocol's)")
     made.add_argument("--confidence", type=float, default=0.95, help="coverage of the intervals (default: 0.95)")
     made.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
     made.add_argument("--hide-paths", action="store_true", help="leave folders out of the printed commands")

@@ -409,7 +409,7 @@ def run_grid(
     Args:
         arguments: overrides of ``mixaug train``, any of them with several values.
         jobs: runs at a time; None takes one per GPU, or one per core.
-        statistic: the number of a run that counts, see :func:`mixaug.leaderboard.aggregate`; None takes the usual one.
+        statistic: the number of a run that counts, see :func:`mixaug.leaderboard.aggregate`; None takes the protocol's.
         out: folder for the leaderboard; None takes ``<root>/leaderboard``.
         launch: ``"fork"`` or ``"command"``; None takes fork where the system has it.
         config_dir: folder of config files of one's own, see :func:`mixaug.engine.config.with_config_dir`.
