@@ -141,7 +141,7 @@ def test_data_file_repeats_names_and_defaults(name: str) -> None:
         with pytest.raises(FileNotFoundError, match="/nowhere"):
             build.load_data(config)
     else:
-        assert build.load_data(config).outputs == (10 if name == "digits" else 1)
+        assert build.load_data(config).outputs == (10 if name in ("digits", "photos") else 1)
 
 
 @pytest.mark.parametrize("name", [n for n in list_choices("model") if n != "timm"])
