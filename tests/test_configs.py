@@ -531,7 +531,7 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.
             assert (config.pool is None) == (
-                policy == "none" or name in ("cifar100_coarse", "digits", "guided", "guided_vit")
+                policy == "none" or name in ("cifar100_coarse", "digits", "guided", "guided_vit", "photos")
             )
 
 
