@@ -26,14 +26,14 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## compare mixing policies on digits and on diabetes data, a few minutes on two cores
+demo: $(STAMP)  ## compare mixing policies on photographs and on diabetes data, a few minutes on two cores
 	@echo "Regression: every policy of the diabetes experiment, five seeds each; what is finished is skipped"
 	@$(BIN)/python tools/benchmark.py experiment=diabetes root=$(RUNS)/diabetes
-	@echo "Classification: every policy of the digits experiment, five seeds each; what is finished is skipped"
-	@$(BIN)/python tools/benchmark.py experiment=digits root=$(RUNS)/digits
+	@echo "Classification: every policy of the photos experiment, three seeds each; what is finished is skipped"
+	@$(BIN)/python tools/benchmark.py experiment=photos root=$(RUNS)/photos
 	@$(BIN)/python tools/gallery.py --out $(RUNS)/gallery.png
 	@echo
-	@echo "Leaderboards: $(RUNS)/digits/leaderboard/ and $(RUNS)/diabetes/leaderboard/, each with a leaderboard.md, .csv"
+	@echo "Leaderboards: $(RUNS)/photos/leaderboard/ and $(RUNS)/diabetes/leaderboard/, each with a leaderboard.md, .csv"
 	@echo "and .html (open the page in a browser)"
 	@echo "Policies in pictures: $(RUNS)/gallery.png"
 

@@ -1,4 +1,4 @@
-"""The command `mixaug benchmark` for people in a checkout: python tools/benchmark.py experiment=digits"""
+"""The command `mixaug benchmark` for people in a checkout: python tools/benchmark.py experiment=photos"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `mixaug leaderboard` for people in a checkout: python tools/leaderboard.py runs/digits"""
+"""The command `mixaug leaderboard` for people in a checkout: python tools/leaderboard.py runs/photos"""
 
 import sys
 

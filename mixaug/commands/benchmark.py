@@ -1,6 +1,6 @@
-"""Train a grid of models and rank them: mixaug benchmark experiment=digits
+"""Train a grid of models and rank them: mixaug benchmark experiment=photos
 
-    mixaug benchmark experiment=digits
+    mixaug benchmark experiment=photos
     mixaug benchmark policy=none,mixup,cutmix model=cifar_resnet8 data=cifar10 data.root=/path seed=0,1,2
 
 Any argument of `mixaug train` may carry several values; every combination is a run. Finished runs are skipped,

@@ -1,4 +1,4 @@
-"""Turn run folders into a leaderboard: mixaug leaderboard runs/digits --out runs/digits/leaderboard
+"""Turn run folders into a leaderboard: mixaug leaderboard runs/photos --out runs/photos/leaderboard
 
 Reads every run folder below the given roots and writes leaderboard.md, leaderboard.csv and leaderboard.html; where runs
 were evaluated (mixaug evaluate --suite), also evaluation.md, evaluation.csv and a picture for each family.

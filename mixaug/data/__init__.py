@@ -56,6 +56,7 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     | name | options beside the common ones | in memory |
     |---|---|---|
     | `digits` | `train_size`, `split_seed` | yes |
+    | `photos` | none, it has a validation part | yes |
     | `cifar10`, `cifar100` | `root` | yes |
     | `image_sheets` | `root`, `labels`, `verify` | yes |
     | `tiny_imagenet`, `cub`, `cars` | `root` | no |

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 #: Names of folders that file systems and notebooks put beside the images; so are all that begin with a dot.
 FOREIGN_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"})
@@ -61,6 +64,28 @@ def _eight_bits(file: Any, path: str | Path) -> np.ndarray[Any, np.dtype[np.uint
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 255.0 - values
     return values.round().clip(0, 255).astype(np.uint8)
+
+
+def read_tiles(path: str | Path, side: int, sha256: str | None = None) -> Tensor:
+    """The square tiles of a sheet, row by row, as (N, 3, side, side) uint8.
+
+    Args:
+        path: an image file whose width and height are multiples of ``side``.
+        side: of a tile, in pixels.
+        sha256: what the SHA-256 of the decoded RGB bytes must be; None takes any.
+
+    Raises:
+        OSError: the file cannot be read, is cut off or no image; names it.
+        ValueError: another SHA-256, or a size that is no multiple.
+    """
+    pixels = np.array(read_rgb(path))
+    if sha256 is not None and hashlib.sha256(pixels.tobytes()).hexdigest() != sha256:
+        raise ValueError(f"sheet {str(path)!r}: the decoded pixels do not have the SHA-256 that classes.csv states")
+    height, width, _ = pixels.shape
+    if height % side or width % side:
+        raise ValueError(f"sheet {str(path)!r} is {width}x{height} pixels; expected multiples of {side}")
+    tiles = torch.from_numpy(pixels).view(height // side, side, width // side, side, 3)
+    return tiles.permute(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
 
 
 def classes_of(name: str, split: str, folder: Path) -> list[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mixaug.data import regression
-from mixaug.data.images import classes_of, images_of, read_rgb
+from mixaug.data.images import classes_of, images_of, read_tiles
+from mixaug.data.photos import photos
 from mixaug.data.reading import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -168,23 +167,6 @@ _SHEET_COLUMNS = (
 )
 
 
-_TILE = 32
-
-
-def _read_sheet(path: Path, sha256: str | None) -> Tensor:
-    """The 32x32 tiles of one sheet, row by row, as (N, 3, 32, 32) uint8."""
-    import numpy as np
-
-    pixels = np.array(read_rgb(path))
-    if sha256 is not None and hashlib.sha256(pixels.tobytes()).hexdigest() != sha256:
-        raise ValueError(f"sheet {str(path)!r}: the decoded pixels do not have the SHA-256 that classes.csv states")
-    height, width, _ = pixels.shape
-    if height % _TILE or width % _TILE:
-        raise ValueError(f"sheet {str(path)!r} is {width}x{height} pixels; expected multiples of {_TILE}")
-    tiles = torch.from_numpy(pixels).view(height // _TILE, _TILE, width // _TILE, _TILE, 3)
-    return tiles.permute(0, 2, 4, 1, 3).reshape(-1, 3, _TILE, _TILE)
-
-
 def image_sheets(
     root: Root,
     labels: str = "fine",
@@ -229,7 +211,7 @@ def image_sheets(
     splits = []
     for split in ("train", "test"):
         sheets = [
-            _read_sheet(path / split / f"{row['name']}.webp", row[f"{split}_pixels_sha256"] if verify else None)
+            read_tiles(path / split / f"{row['name']}.webp", 32, row[f"{split}_pixels_sha256"] if verify else None)
             for row in rows
         ]
         counts = torch.tensor([len(sheet) for sheet in sheets])
@@ -457,6 +439,7 @@ LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {
     "digits": digits,
     "image_sheets": image_sheets,
     "imagefolder": imagefolder,
+    "photos": photos,
     "tiny_imagenet": tiny_imagenet,
     **regression.LOADERS,
 }

@@ -98,6 +98,7 @@ def in_memory_set(
     test_transform: Transform,
     image_size: int | None,
     fitted: bool = False,
+    valid: ArrayData | None = None,
 ) -> DataSet:
     channels, height, width = train.images.shape[1:]
     train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
@@ -116,6 +117,7 @@ def in_memory_set(
         std=std,
         image_size=(channels, height, width) if plain else (channels, side, side),
         class_names=names,
+        valid=valid if valid is None or test_fn is None else MappedData(valid, test_fn),
         fitted=fitted,
     )
 

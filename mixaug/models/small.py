@@ -18,7 +18,7 @@ drawn from N(0, 0.01^2) with zero bias (ConvNeXt: timm's truncated normal, 0.02)
 `reset_classifier`.
 
 `output_stride` is the stride of the last stage, as in timm; here it is 4 for three stages and 8 for four, and
-a smaller value replaces strides by dilation.
+a smaller value replaces strides by dilation. `stem_stride=2` of the post-activation ResNets doubles it.
 """
 
 from __future__ import annotations
@@ -43,24 +43,25 @@ __all__ = ["PadShortcut", "SmallConvNeXt", "SmallResNet", "SmallResNetV2"]
 _TIMM_STEM_STRIDE = 4
 
 
-def _timm_output_stride(output_stride: int | None, stages: int) -> int:
-    """timm's `output_stride` for a network whose stem has stride 1.
+def _timm_output_stride(output_stride: int | None, stages: int, stem_stride: int = 1) -> int:
+    """timm's `output_stride` for a network with another stem.
 
     Args:
-        output_stride: wanted stride of the last of `stages` stages, a power of two from 2 to
+        output_stride: wanted stride of the last of `stages` stages, `stem_stride` times a power of two from 2 to
             `2 ** (stages - 1)`, which None stands for.
+        stem_stride: that of the stem.
     """
-    allowed = [2**k for k in range(1, stages)]
+    allowed = [stem_stride * 2**k for k in range(1, stages)]
     if output_stride is None:
         output_stride = allowed[-1]
     if output_stride not in allowed:
         raise ValueError(f"output_stride must be one of {allowed} for {stages} stages, got {output_stride!r}")
-    return output_stride * _TIMM_STEM_STRIDE
+    return output_stride // stem_stride * _TIMM_STEM_STRIDE
 
 
-def _divide_reductions(feature_info: list[Any]) -> None:
+def _correct_reductions(feature_info: list[Any], stem_stride: int = 1) -> None:
     for entry in feature_info:
-        entry["reduction"] //= _TIMM_STEM_STRIDE
+        entry["reduction"] = entry["reduction"] * stem_stride // _TIMM_STEM_STRIDE
 
 
 def _init_classifier(classifier: nn.Module) -> None:
@@ -97,7 +98,7 @@ class PadShortcut(nn.Module):
 
 
 class SmallResNet(ResNet):
-    """Post-activation ResNet or ResNeXt with any number of stages and a 3x3 stride-1 stem without pooling.
+    """Post-activation ResNet or ResNeXt with any number of stages and a 3x3 stem without pooling.
 
     Args:
         block: timm's `BasicBlock` or `Bottleneck`.
@@ -106,6 +107,7 @@ class SmallResNet(ResNet):
         num_classes: size of the logits; 0 leaves the classifier out.
         in_chans: channels of the input images.
         stem_width: channels of the stem.
+        stem_stride: stride of the stem, 1 or 2; 2 halves the side of every feature map, for a quarter of the time.
         shortcut: `"projection"` (1x1 convolution and norm where the shape changes; option B of He et al.
             2016) or `"pad"` (`PadShortcut`; option A).
         zero_init_last: start every residual branch at zero (last norm weight 0; Goyal et al. 2017,
@@ -115,8 +117,8 @@ class SmallResNet(ResNet):
             timm's ResNet.
 
     Raises:
-        ValueError: unknown `shortcut`, impossible `output_stride`, or `layers` and `channels` of different
-            lengths.
+        ValueError: unknown `shortcut`, impossible `stem_stride` or `output_stride`, or `layers` and `channels` of
+            different lengths.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class SmallResNet(ResNet):
         num_classes: int = 1000,
         in_chans: int = 3,
         stem_width: int = 64,
+        stem_stride: int = 1,
         shortcut: str = "projection",
         zero_init_last: bool = True,
         cardinality: int = 1,
@@ -146,6 +149,8 @@ class SmallResNet(ResNet):
             raise ValueError(f"layers and channels must have one entry per stage, got {layers} and {channels}")
         if shortcut not in ("projection", "pad"):
             raise ValueError(f"shortcut must be 'projection' or 'pad', got {shortcut!r}")
+        if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}")
         stages = len(layers)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
@@ -153,19 +158,19 @@ class SmallResNet(ResNet):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        stem = nn.Conv2d(in_chans, stem_width, kernel_size=3, stride=1, padding=1, bias=False, **dd)
+        stem = nn.Conv2d(in_chans, stem_width, kernel_size=3, stride=stem_stride, padding=1, bias=False, **dd)
         self.conv1 = stem  # type: ignore[assignment]  # timm's is a Sequential only for deep stems
         self.bn1 = norm_layer(stem_width, **dd)
         self.act1 = act_layer(inplace=True)
         self.maxpool = nn.Sequential()  # does nothing, but timm's methods look for the name
-        self.feature_info = [{"num_chs": stem_width, "reduction": 1, "module": "act1"}]
+        self.feature_info = [{"num_chs": stem_width, "reduction": stem_stride, "module": "act1"}]
 
         modules, info = make_blocks(
             (block,) * stages,
             channels,
             layers,
             stem_width,
-            output_stride=_timm_output_stride(output_stride, stages),
+            output_stride=_timm_output_stride(output_stride, stages, stem_stride),
             drop_path_rate=drop_path_rate,
             cardinality=cardinality,
             base_width=base_width,
@@ -182,7 +187,7 @@ class SmallResNet(ResNet):
             width = entry["num_chs"]
             self.add_module(name, stage)
             self.feature_info.append(entry)
-        _divide_reductions(self.feature_info[1:])
+        _correct_reductions(self.feature_info[1:], stem_stride)
 
         self.num_features = width
         self.global_pool, self.fc = create_classifier(width, num_classes, pool_type=global_pool, **dd)
@@ -327,7 +332,7 @@ class SmallResNetV2(ResNetV2):
         )
         _init_classifier(self.head.fc)
         self.feature_info[0]["reduction"] = 1
-        _divide_reductions(self.feature_info[1:])
+        _correct_reductions(self.feature_info[1:])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier, drawn as at construction; `num_classes=0` removes it."""
@@ -412,7 +417,7 @@ class SmallConvNeXt(ConvNeXt):
         if stem.bias is not None:
             nn.init.zeros_(stem.bias)
         self.stem[0] = stem
-        _divide_reductions(self.feature_info)
+        _correct_reductions(self.feature_info)
 
 
 # CIFAR statistics as the published small-image protocols use them (mixaug.data.CIFAR_MEAN, CIFAR_STD).

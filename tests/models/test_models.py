@@ -308,6 +308,23 @@ def test_output_stride_trades_stride_for_dilation(name):
         light(name, output_stride=32)
 
 
+def test_stem_stride_halves_every_map_and_is_told_of():
+    images = torch.randn(1, 3, 32, 32, generator=seeded())
+    model = models.create("cifar_resnet8", 10, stem_stride=2)
+    with torch.no_grad():
+        maps = model.forward_intermediates(images, intermediates_only=True)
+        dilated = models.create("cifar_resnet8", 10, stem_stride=2, output_stride=4).forward_features(images)
+    assert [tuple(found.shape[1:]) for found in maps] == [(16, 16, 16), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
+    assert [entry["reduction"] for entry in model.feature_info] == [32 // found.shape[-1] for found in maps]
+    assert dilated.shape[-2:] == (8, 8)
+    for options, message in (
+        ({"stem_stride": 3}, "stem_stride must be 1 or 2, got 3"),
+        ({"stem_stride": 2, "output_stride": 2}, r"output_stride must be one of \[4, 8\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.create("cifar_resnet8", 10, **options)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_gradient_checkpointing_changes_nothing(name):
     model = light(name)
