@@ -295,12 +295,17 @@ class Passes:
                 source.paused = False
 
     def _drawn_by(self, policy: Policy, generator: Generator | None, more: dict[str, Any]) -> MixedBatch:
+        # A policy that replaces forward(inputs, labels) need not know of batches with more in them.
+        batch = self.batch
+        told = batch.signals is not None or (batch.rows is not None and policy.needs_rows)
+        whole = told or policy.partners is not None or batch.metadata or batch.views or batch.streams
+        given = (batch,) if whole else (batch.inputs, batch.labels)
         if generator is not None and policy._compiled_call_impl is not None:
             # What is compiled draws from the default stream alone, and asks no model that it would have to trace.
             with as_default_stream(generator):
-                mixed: MixedBatch = policy(self.batch, **more)
+                mixed: MixedBatch = policy(*given, **more)
         else:
-            mixed = policy(self.batch, signals=self.signals, generator=generator, **more)
+            mixed = policy(*given, signals=self.signals, generator=generator, **more)
         return mixed.with_extents(self.extent_keys) if self.extent_keys else mixed
 
     def finish(self) -> None:

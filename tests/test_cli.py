@@ -120,7 +120,19 @@ def test_the_policies_as_a_table(say: Say) -> None:
     assert {line.split()[0] for line in shown.splitlines() if line} >= set(ours())
     _, shown, _ = say("policies", "*mix", "--family", "masks", "--model-free")
     rows = [line.split()[0] for line in shown.splitlines() if line]
-    assert rows == ["policy", "Masks.", "fmix", "gridmix", "maskmix", "patchmix", "smoothmix", "mixaug"]
+    assert rows == [
+        "policy",
+        "Masks.",
+        "cowmix",
+        "fmix",
+        "gmix",
+        "gridmix",
+        "hmix",
+        "maskmix",
+        "patchmix",
+        "smoothmix",
+        "mixaug",
+    ]
     _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
     assert [line.split()[0] for line in shown.splitlines() if line][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
@@ -182,7 +194,7 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
     run.mkdir()
     OmegaConf.save(config, run / "config.yaml")
     (run / "result.json").write_text(json.dumps({"seed": 0}))
-    alone = dataclasses.replace(read_run(run), result={"seed": 0})
+    alone = dataclasses.replace(read_run(run), status="finished", result={"seed": 0})
     beside = dataclasses.replace(alone, config_dir=own)
     assert regenerate([alone]).startswith("# this version cannot compose") and departures(alone) is None
     command = regenerate([beside])
@@ -204,7 +216,7 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
         ("mixaug train --config-dir ", []),
         ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
         ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
-        ("mixaug benchmark st", ["statistic="]),
+        ("mixaug benchmark st", ["statistic=", "streams."]),
         ("mixaug evaluate --weights ", ["auto", "ema", "model"]),
         ("mixaug evaluate --we", ["--weights"]),
         ("mixaug evaluate runs/", []),

@@ -121,6 +121,13 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     assert step(mixaug.Batch(images, labels, streams=streams))[0].ndim == 0
 
 
+def test_a_set_without_splits_keeps_the_folder_of_an_earlier_version() -> None:
+    from mixaug.data import SPLIT_OPTIONS
+    from mixaug.engine.config import LATER_OF_DATA
+
+    assert {key: LATER_OF_DATA[key] for key in SPLIT_OPTIONS} == SPLIT_OPTIONS
+
+
 @pytest.mark.parametrize("name", list_choices("data"))
 def test_data_file_repeats_names_and_defaults(name: str) -> None:
     from mixaug.data import SPLIT_OPTIONS, regression

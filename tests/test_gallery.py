@@ -303,7 +303,7 @@ def test_a_model_without_a_linear_classifier_shows_what_it_has():
         def forward(self, images):
             return self.layer(images).mean((2, 3))
 
-    assert headings(gallery.signal_sheet(Bare(), PICTURES, LABELS)) == ["image", "saliency"]
+    assert headings(gallery.signal_sheet(Bare(), PICTURES, LABELS)) == ["image", "saliency", "feature energy"]
 
 
 def test_images_on_screen_are_those_before_normalisation():

@@ -75,6 +75,7 @@ WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 BY_THE_BATCH = {
     "patch_size", "grid", "block_nums", "block_num", "stage", "stages", "n_images", "network", "mixer", "encoder",
     "channels", "k", "mean", "std", "network_size", "blur_size", "minimum_tokens", "policy", "policies", "labeling",
+    "group",
 }  # fmt: skip
 
 
@@ -92,7 +93,8 @@ def made(name: str, option: str, value: Any) -> mixaug.Policy:
 
 
 def signals_for(policy: mixaug.Policy) -> Any:
-    if "hidden" in policy.needs:
+    # Partners from outside the batch are asked about as well, for which finished signals are none.
+    if "hidden" in policy.needs or (policy.needs and policy.partners is not None):
         return BACKBONE
     if not policy.needs:
         return None
@@ -113,6 +115,8 @@ def names_of(name: str) -> list[str]:
         return [name]
     target = mixaug.describe(name).target
     presets = {"cmixup": "Mixup", "knn_mixup": "Mixup", "local_mixup": "Mixup", "deit": "deit", "rsb": "rsb"}
+    if name in ("lisa", "selective_mixup"):
+        return [name, "Selective", "Mixup"]
     return [name, target.__name__, presets.get(name, name)]
 
 
@@ -122,7 +126,8 @@ def draws_two_batches(policy: mixaug.Policy) -> None:
     if type(policy).on_attach is not mixaug.Policy.on_attach and not hasattr(policy, "channels"):
         policy.attach(BACKBONE)
     for seed in (3, 4):
-        mixed = policy(images, labels, signals=signals_for(policy), generator=seeded(seed))
+        batch = mixaug.Batch(images, labels, metadata={"domain": torch.arange(BATCH) % 2})
+        mixed = policy(batch, signals=signals_for(policy), generator=seeded(seed))
         assert mixed.inputs.shape == images.shape
         assert mixed.inputs.isfinite().all()
         assert mixed.weights.isfinite().all()

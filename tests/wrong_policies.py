@@ -168,8 +168,8 @@ class OtherSources(OfAnotherPlan):
 class UnderAutocast(Honest):
     """Goes round :meth:`mixaug.Policy.drawn`, which keeps autocast out of a plan."""
 
-    def drawn(self, batch, signals, generator):
-        drawn = super().drawn(batch, signals, generator)
+    def drawn(self, batch, signals, generator, layout=None):
+        drawn = super().drawn(batch, signals, generator, layout)
         plan, images = drawn.plan, batch.inputs
         if isinstance(plan, Unmixed):
             return drawn

@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["main", "parser"]
 
 #: Families of `mixaug.engine.evaluation`, which is too heavy to import for a help page; a test holds both together.
-FAMILIES = ("calibration", "outliers", "attack", "occlusion", "corruption", "geometry")
+FAMILIES = ("calibration", "temperature", "outliers", "attack", "occlusion", "corruption", "geometry")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,7 +28,6 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mixaug.data import SPLIT_OPTIONS
 from mixaug.engine.errors import ConfigError
 
 __all__ = [
@@ -90,7 +89,17 @@ KNOWN_KEYS = frozenset(
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
 LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
-LATER_OF_DATA: Mapping[str, Any] = {**SPLIT_OPTIONS, "own_valid": False, "valid_folder": None, "metadata": None}
+LATER_OF_DATA: Mapping[str, Any] = {
+    # These are `mixaug.data.SPLIT_OPTIONS`; a test compares. Completion and help pages shall not wait for torch.
+    "classes": None,
+    "class_seed": None,
+    "per_class": None,
+    "valid_share": 0.0,
+    "split_seed": 0,
+    "own_valid": False,
+    "valid_folder": None,
+    "metadata": None,
+}
 #: Data sets that had one of them before.
 OF_OLD = (("digits", "split_seed"), ("image_sheets", "classes"))
 

@@ -90,7 +90,7 @@ class Pictures:
         return torch.cat([torch.cat(list(_sized(line)), dim=2) for line in lines], dim=1)
 
 
-def pictures_of(config: DictConfig, batches: Batches, policy: Policy) -> Pictures | None:
+def pictures_of(config: DictConfig, batches: Batches, policy: Policy | None = None) -> Pictures | None:
     """The pictures that a run's config asks for; None without, and in all processes but the first.
 
     Raises:
@@ -98,7 +98,8 @@ def pictures_of(config: DictConfig, batches: Batches, policy: Policy) -> Picture
     """
     if config.pictures_every_epochs is None:
         return None
-    sources = [part.partners for part in policy.modules() if isinstance(part, Policy) and part.partners is not None]
+    parts = () if policy is None else policy.modules()
+    sources = [part.partners for part in parts if isinstance(part, Policy) and part.partners is not None]
     if any(source.streams or source.views for source in sources):
         raise ConfigError(
             f"pictures_every_epochs={config.pictures_every_epochs} draws mixtures of training samples alone, but "

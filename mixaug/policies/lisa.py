@@ -8,7 +8,7 @@ classes or groups before the mixing is credited.
 
 from __future__ import annotations
 
-from mixaug.checks import check_choice, check_per, check_positive, check_probability
+from mixaug.checks import check_choice, check_per, check_positive, check_probability, shown
 from mixaug.draws import Per
 from mixaug.pairing import Selective
 from mixaug.policies.combinations import OneOf
@@ -40,7 +40,13 @@ def lisa(
         same_label: probability of pairs within a class, drawn once a batch; 0.5 in the paper.
         mixing: ``"mixup"``, or ``"cutmix"`` as the authors take on some image sets.
         per: how often lam is drawn; CutMix in the authors' code draws once a batch.
+
+    Raises:
+        ValueError: an option out of range.
+        TypeError: an option of another type.
     """
+    if not isinstance(group, str):
+        raise TypeError(f"lisa expects group as the name of metadata of the batch, got {shown(group)}")
     alpha = check_positive("lisa", "alpha", alpha)
     check_per("lisa", per)
     check_choice("lisa", "mixing", mixing, ("mixup", "cutmix"))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch
-from mixaug.checks import check_choice, check_not_negative, check_positive_share
+from mixaug.checks import check_choice, check_flag, check_not_negative, check_positive_share
 from mixaug.draws import Draws
 from mixaug.ops.boxes import area_kept
 from mixaug.ops.layout import single_precision
@@ -81,7 +81,7 @@ class RecursiveMix(Policy):
         self.omega = check_not_negative("RecursiveMix", "omega", omega)
         check_choice("RecursiveMix", "interpolation", interpolation, INTERPOLATIONS)
         self.interpolation: Interpolation = interpolation
-        self.share_head = bool(share_head)
+        self.share_head = check_flag("RecursiveMix", "share_head", share_head)
         if self.omega and not isinstance(self.partners, PreviousBatch):
             raise ValueError(
                 f"RecursiveMix(omega={self.omega:g}) compares with what the model said of the batch before, so it "

@@ -95,7 +95,7 @@ def tokenmix_blocks(units: Tensor, count: Tensor, grid: Sequence[int]) -> Tensor
             f"{tuple(count.shape)}"
         )
     rows, columns = grid[0], grid[1]
-    values = math.prod(map(fused.power_of_two, (units.shape[2], rows, columns)))
+    values = fused.power_of_two(units.shape[2]) * fused.power_of_two(rows) * fused.power_of_two(columns)
     if fused.serves(units, count) and values <= MOST_VALUES:
         return torch.ops.mixaug.tokenmix_kernel(units, _aspect(units[..., 1]), count, rows, columns)[:, None]
     # These are some thousand small operations, which a compiler would trace for minutes.

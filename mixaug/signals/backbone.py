@@ -237,8 +237,10 @@ def last_map(model: nn.Module) -> tuple[str, bool]:
             return name, True
     row = row_of(model, _classifier_or_none(model))
     inside = tuple(f"{name}." for name in row)
-    # Pools inside a stage belong to its gates.
-    pools = [name for name in modules if isinstance(modules[name], nn.AdaptiveAvgPool2d) and name not in row]
+    # Pools inside a stage belong to its gates, and one before the last stage is not what the classifier sees.
+    names = list(modules)
+    behind = names[names.index(row[-1]) :] if row else []
+    pools = [name for name in behind if isinstance(modules[name], nn.AdaptiveAvgPool2d) and name not in row]
     pools = [name for name in pools if not name.startswith(inside)]
     if row and pools:
         return pools[-1], True

@@ -353,7 +353,7 @@ def test_training_learns_digits(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["policy=manifoldmix", "policy.stages=[layer9]"], "the model does not have"),
+        (["policy=manifoldmix", "policy.stages=[layer9]"], "the model has no module 'layer9'"),
         (["policy=snapmix", "model=timm", "model.name=mobilenetv3_small_050"], "its last feature map has 288"),
     ],
 )

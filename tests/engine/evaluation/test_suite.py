@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
+from mixaug.commands import evaluate
 from mixaug.data import ArrayData, load
 from mixaug.engine import run
 from mixaug.engine.build import load_data
@@ -352,42 +351,35 @@ def test_regression_is_refused(tiny: Callable[..., DictConfig], tmp_path: Path) 
         suite.evaluate_run(run.run_folder(config), "calibration", device="cpu", say=lambda _: None)
 
 
-def tool(root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    path = root / "tools" / "evaluate.py"
-    specification = importlib.util.spec_from_file_location("tool_evaluate", path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+def tool(*arguments: str) -> int:
     try:
-        module.main()
+        return evaluate.main(arguments)
     except SystemExit as ended:
         return int(ended.code or 0)
-    return 0
 
 
 def test_the_command_takes_every_finished_run_below_a_folder(
-    tiny: Callable[..., DictConfig], root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny("epochs=1")
     train(config)
     folder = run.run_folder(config)
     below = str(folder.parent)
     given = ["--suite", "calibration,outliers", "--device", "cpu", "--samples", "50"]
-    assert tool(root, monkeypatch, below, *given, "--outliers", "digits", "train_size=20", "first_class=5") == 0
+    assert tool(below, *given, "--outliers", "digits", "train_size=20", "first_class=5") == 0
     assert f"{folder.name}  outliers: msp_auroc" in capsys.readouterr().out
     assert json.loads((folder / "evaluation.json").read_text())["families"]["outliers"]["settings"]["outliers"] == {
         "name": "digits",
         "train_size": "20",
         "first_class": "5",
     }
-    assert tool(root, monkeypatch, below, str(folder.parent / "none"), *given) == 1
+    assert tool(below, str(folder.parent / "none"), *given) == 1
     said = capsys.readouterr()
     assert "1 of 2 runs were not evaluated" in said.err and "it is absent" in said.err
     assert "calibration: done before" in said.out
-    assert tool(root, monkeypatch, below, *given, "--outliers", "digits", "train_size") == 1
+    assert tool(below, *given, "--outliers", "digits", "train_size") == 1
     assert "options as NAME=VALUE, got 'train_size'" in capsys.readouterr().err
-    assert tool(root, monkeypatch, below, str(folder)) == 2
+    assert tool(below, str(folder)) == 2
     assert "several runs take --suite" in capsys.readouterr().err
-    assert tool(root, monkeypatch, str(folder), "--samples", "5") == 2
+    assert tool(str(folder), "--samples", "5") == 2
     assert "--samples does nothing without --suite" in capsys.readouterr().err
