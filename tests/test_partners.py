@@ -256,6 +256,39 @@ def test_a_memory_may_choose_by_class(label):
     assert torch.equal(mixed.inputs[3], IMAGES[3])
 
 
+def test_a_step_of_several_draws_remembers_one():
+    policy = mixaug.create("mixup", partners=Memory(50))
+    step = MixStep(Tiny(), policy, mixaug.objectives.RankMixup(draws=3))
+    for steps in (1, 2):
+        step(IMAGES, LABELS, generator=seeded(20))
+        assert policy.partners.seen == steps * B
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("source", [lambda: Memory(9), PreviousBatch, lambda: Stream("outliers")])
+def test_class_ids_of_any_whole_dtype_are_those_of_int64(source, dtype):
+    targets = []
+    for own, theirs in ((LABELS, THEIRS), (LABELS.to(dtype), THEIRS.to(dtype))):
+        policy = mixaug.create("cutmix", partners=source())
+        for seed in (21, 22):
+            mixed = policy(with_outliers((own + seed) % K, theirs), generator=seeded(seed))
+        targets.append(mixed.targets(K))
+    assert (targets[0].count_nonzero(1) == 2).any()
+    torch.testing.assert_close(*targets)
+
+
+def test_the_state_of_a_smaller_memory_is_refused():
+    small = mixaug.create("mixup", partners=Memory(4))
+    small(IMAGES, LABELS, generator=seeded(23))
+    with pytest.raises(ValueError, match="room for 9 samples, the state is of one for 4"):
+        mixaug.create("mixup", partners=Memory(9)).load_state_dict(small.state_dict())
+
+
+def test_the_batch_before_has_no_place_inside_a_model():
+    with pytest.raises(ValueError, match="ManifoldMix"):
+        mixaug.create("manifoldmix", stages=["layer1"], partners="previous")
+
+
 # --- the contract of a source -------------------------------------------------------------------------------------
 
 
