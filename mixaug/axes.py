@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixaug.frozen import ConvertibleFields
+
 #: Letters of a layout: samples, channels, frames, depth, height, width, length.
 LETTERS = "NCTDHWL"
 #: Images have at most so many channels, and sides longer than that, wherever a shape is looked at.
@@ -88,7 +90,7 @@ def check_place_of_channels(
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ConvertibleFields):
     """What the images were like that a plan was drawn for.
 
     Attributes:

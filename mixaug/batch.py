@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixaug.axes import SIGNED, channels_first
 from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_whole
-from mixaug.ops.frozen import ConvertibleFields
+from mixaug.frozen import ConvertibleFields
 from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan

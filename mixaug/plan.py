@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixaug.axes import SIGNED, Form, channels_back, channels_first
+from mixaug.frozen import ConvertibleFields
 from mixaug.ops.blend import blend, blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, paste, sum_inside
-from mixaug.ops.frozen import ConvertibleFields
 from mixaug.ops.layout import deliver, reads_freely
 
 PlanT = TypeVar("PlanT", bound="Plan")

@@ -80,11 +80,7 @@ def mixed_cross_entropy(
         torch.Size([])
     """
     check_options("mixed_cross_entropy", label_smoothing, reduction)
-    if logits.ndim == 2 and logits.shape[1] == 1:
-        raise ValueError(
-            "mixed_cross_entropy got logits of one output, whose probability is always 1: use MixedBinaryCrossEntropy "
-            "with labels (B, 1) of 0 and 1, or a model of two outputs"
-        )
+    _refuse_one_output("mixed_cross_entropy", logits)
     may_ignore = check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
     check_per_sample("mixed_cross_entropy", "uniform", uniform, len(logits))
     check_per_sample("mixed_cross_entropy", "importance", importance, len(logits))
@@ -191,8 +187,17 @@ class MixedCrossEntropy(nn.Module):
         return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
 
 
+def _refuse_one_output(what: str, logits: Tensor) -> None:
+    if logits.ndim == 2 and logits.shape[1] == 1:
+        raise ValueError(
+            f"{what} got logits of one output, whose probability is always 1: use MixedBinaryCrossEntropy "
+            "with labels (B, 1) of 0 and 1, or a model of two outputs"
+        )
+
+
 def _of_ids(logits: Tensor, mixed: MixedBatch, labels: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
     """:func:`mixed_cross_entropy` of samples that nothing was mixed into: on a device two launches, by torch's loss."""
+    _refuse_one_output("MixedCrossEntropy", logits)
     may_ignore = check_inputs("MixedCrossEntropy", logits, labels, mixed.sources, mixed.weights, ignore_index)
     own = labels[: len(logits)].long()
     log_probabilities = F.log_softmax(logits, dim=1, dtype=compute_dtype(logits))

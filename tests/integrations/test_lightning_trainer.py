@@ -103,7 +103,8 @@ def _plain_init(module, kind):
 @pytest.mark.parametrize("name", [name for name in ours() if not mixaug.describe(name).needs])
 def test_the_batch_of_every_policy_is_converted(name):
     inputs, labels = (IMAGES, LABELS.float()) if "mixup" in name and name != "mixup" else (IMAGES, LABELS)
-    mixed = mixaug.create(name)(inputs, labels, generator=seeded(0))
+    batch = mixaug.Batch(inputs, labels, metadata={"domain": torch.arange(len(labels)) % 2})
+    mixed = mixaug.create(name)(batch, generator=seeded(0))
     got = lightning_utilities.core.apply_func.apply_to_collection(
         mixed, torch.Tensor, lambda x: x.bfloat16() if x.is_floating_point() else x
     )
