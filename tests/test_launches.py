@@ -100,4 +100,4 @@ def test_no_label_is_ignored_where_none_can_be():
         step = MixStep(nn.Linear(64, 10), mixaug.create("mixup"), losses.MixedCrossEntropy(ignore_index=None))
         with launches.Launches() as counted:
             step(torch.empty(24, 64), torch.empty(24, dtype=torch.int64))
-    assert counted.total <= 31, counted.counts
+    assert counted.total <= 29, counted.counts

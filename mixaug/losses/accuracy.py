@@ -82,19 +82,27 @@ def mixed_accuracy(
         else:
             best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
             hits = (weights[:, :, None] * (ids[:, :, None] == best[:, None, :])).sum(1)
-            by_rank = hits.sum(0).cumsum(0) / weights.sum()
+            by_rank = _up_to_rank(hits) / weights.sum()
     else:
         mixed = mix_rows(labels.float(), sources, weights)
         if multi_label or logits.shape[1] == 1:
             by_rank = _answers(logits, mixed, weights)[None]
         else:
             best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
-            by_rank = mixed.gather(1, best).sum(0).cumsum(0) / mixed.sum()
+            by_rank = _up_to_rank(mixed.gather(1, best)) / mixed.sum()
             if multi_label is None:
                 shares = ((labels.float().sum(1) - 1).abs() < TOLERANCE).all()
                 by_rank = torch.where(shares, by_rank, _answers(logits, mixed, weights))
-    chosen = torch.stack([by_rank[min(k, len(by_rank)) - 1] for k in ks])
-    return chosen[0] if isinstance(topk, int) else chosen
+    if isinstance(topk, int):
+        return by_rank[-1]
+    return torch.stack([by_rank[min(k, len(by_rank)) - 1] for k in ks])
+
+
+def _up_to_rank(hits: Tensor) -> Tensor:
+    """(R,) sums over samples and ranks up to each, of (B, R) weight hit at each rank."""
+    by_rank = hits.sum(0)
+    # One rank is its own sum: a launch less in every training step.
+    return by_rank if len(by_rank) == 1 else by_rank.cumsum(0)
 
 
 def _answers(logits: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
