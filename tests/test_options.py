@@ -115,8 +115,7 @@ def names_of(name: str) -> list[str]:
         return [name]
     target = mixaug.describe(name).target
     presets = {"cmixup": "Mixup", "knn_mixup": "Mixup", "local_mixup": "Mixup", "deit": "deit", "rsb": "rsb"}
-    if name in ("lisa", "selective_mixup"):
-        return [name, "Selective", "Mixup"]
+    presets["selective_mixup"] = "Mixup"
     return [name, target.__name__, presets.get(name, name)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mixaug.checks import check_choice, check_per, check_positive
+from mixaug.checks import check_choice, check_per, check_positive, shown
 from mixaug.draws import Per
 from mixaug.pairing import Selective
 from mixaug.pairing.selective import Relation
@@ -53,7 +53,10 @@ def selective_mixup(
     alpha = check_positive("selective_mixup", "alpha", alpha)
     check_per("selective_mixup", per)
     check_choice("selective_mixup", "mixing", mixing, ("mixup", "cutmix"))
+    check_choice("selective_mixup", "label", label, ("same", "other", "any"))
     check_choice("selective_mixup", "relation", relation, ("same", "other", "any"))
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"selective_mixup expects group as the name of metadata of the batch, got {shown(group)}")
     if group is None and relation != "any":
         raise ValueError(
             f"selective_mixup got relation={relation!r}, but no group to look at: name one, group='domain'"
