@@ -339,6 +339,7 @@ def test_a_joined_pass_takes_a_batch_whose_partners_came_from_outside():
     (lambda: View(""), "View expects a name, got ''"),
     (lambda: PseudoLabel(len), "network as a torch.nn.Module"),
     (lambda: PseudoLabel(nn.Identity(), threshold=2.0), "threshold"),
+    (lambda: PseudoLabel(nn.Identity(), hard="false"), "PseudoLabel expects hard as True or False, got 'false'"),
     (lambda: PreviousBatch(0), "depth"),
     (lambda: Memory(0), "size"),
     (lambda: Memory(3, "oldest"), "rule 'reservoir' or 'recent', got 'oldest'"),

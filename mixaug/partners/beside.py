@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch, unmixed
-from mixaug.checks import check_positive, check_probability, shown
+from mixaug.checks import check_flag, check_positive, check_probability, shown
 from mixaug.draws import Draws
 from mixaug.pairing import Pairing
 from mixaug.partners.base import Partners, PartnerSource
@@ -160,7 +160,7 @@ class PseudoLabel:
         self.network = network
         self.temperature = check_positive("PseudoLabel", "temperature", temperature)
         self.threshold = check_probability("PseudoLabel", "threshold", threshold)
-        self.hard = bool(hard)
+        self.hard = check_flag("PseudoLabel", "hard", hard)
 
     @torch.no_grad()
     def __call__(self, stream: Batch) -> tuple[Tensor, Tensor | None]:
