@@ -297,8 +297,8 @@ class Passes:
     def _drawn_by(self, policy: Policy, generator: Generator | None, more: dict[str, Any]) -> MixedBatch:
         # A policy that replaces forward(inputs, labels) need not know of batches with more in them.
         batch = self.batch
-        told = batch.signals is not None or (batch.rows is not None and policy.needs_rows)
-        whole = told or policy.partners is not None or batch.metadata or batch.views or batch.streams
+        more_than_pairs = batch.metadata or batch.views or batch.streams or batch.signals is not None
+        whole = policy.partners is not None or more_than_pairs
         given = (batch,) if whole else (batch.inputs, batch.labels)
         if generator is not None and policy._compiled_call_impl is not None:
             # What is compiled draws from the default stream alone, and asks no model that it would have to trace.

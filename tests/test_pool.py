@@ -135,6 +135,17 @@ def test_samples_within_no_limit_stay_unmixed():
     assert torch.equal(mixed.sources[:, 1] == OWN, still)
 
 
+def test_a_step_hands_on_the_rows_that_a_policy_asks_for():
+    def made():
+        return Pooled(mixaug.create("cmixup", include_self=False, bandwidth=0.2), INPUTS, LABELS)
+
+    torch.manual_seed(0)
+    model = nn.Linear(5, 1)
+    loss, _ = mixaug.MixStep(model, made(), MixedSquaredError())(INPUTS[:B], LABELS[:B], rows=OWN, generator=seeded(6))
+    mixed = made()(INPUTS[:B], LABELS[:B], rows=OWN, generator=seeded(6))
+    torch.testing.assert_close(loss, (model(mixed.inputs) - mixed.targets()).square().mean())
+
+
 def test_own_rows_are_left_out_where_asked():
     for policy in (
         mixaug.create("cmixup", include_self=False, bandwidth=0.2),

@@ -100,6 +100,15 @@ def test_class_pairs_follow_the_matrix(whole):
     assert (LABELS[partner[LABELS == 0]] == 2).all()
 
 
+def test_nobody_counts_as_their_own_partner_when_classes_share():
+    # The first sample has one partner of either class, and both are as likely.
+    pairing, generator, found = ClassPairs(torch.full((2, 2), 0.5)), seeded(14), torch.zeros(3)
+    batch = Batch(torch.zeros(3, 1), torch.tensor([0, 0, 1]))
+    for _ in range(2000):
+        found[pairing(batch, Draws(3, torch.device("cpu"), generator))[0]] += 1
+    torch.testing.assert_close(found / 2000, torch.tensor([0.0, 0.5, 0.5]), atol=0.045, rtol=0)
+
+
 def test_a_ratio_may_go_by_the_pair():
     def more_of_the_rare_class(draws):
         size = torch.bincount(draws.batch.labels)[draws.batch.labels].float()
