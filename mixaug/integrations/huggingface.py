@@ -128,7 +128,8 @@ class MixTrainerMixin:
         objective: instead, for training only, what :class:`mixaug.MixStep` takes: a loss `(outputs, MixedBatch)` to
             a mean, or a :class:`mixaug.Objective` (keyword).
         signals: where the parts of the model are, for policies that do not find them (keyword).
-        All other arguments go to the Trainer.
+
+    All other arguments go to the Trainer.
 
     The labels of a batch are its entry "labels", or the one that `TrainingArguments.label_names` names. Draws come
     from torch's own generator of the device, whose state the Trainer seeds, stores and restores, with the rank folded
