@@ -122,6 +122,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.journal = Journal.open(self.folder)
+        self._cells: dict[tuple[str, int, int | None], Cell] = {}
         self.trials: dict[str, Trial] = {trial.label: trial for trial in self.space.trials}
         figure = str(self.space.config.protocol.figure)
         self.figure = figure if figure in self.task.figures else self.task.figure
@@ -261,9 +262,12 @@ class Search:
     # -- runs --------------------------------------------------------------------------------------------------
 
     def _cell(self, trial: Trial, seed: int, until: int | None) -> Cell:
-        stop = None if until is None or until >= self.space.epochs else until
-        cell = trial.cell(self.folder / "runs", seed, stop)
-        return cell if until is not None else dataclasses.replace(cell, shown="test")
+        key = trial.label, seed, until
+        if key not in self._cells:
+            stop = None if until is None or until >= self.space.epochs else until
+            cell = trial.cell(self.folder / "runs", seed, stop)
+            self._cells[key] = cell if until is not None else dataclasses.replace(cell, shown="test")
+        return self._cells[key]
 
     def _train(self, stage: str, wanted: Sequence[tuple[Trial, int, int | None]]) -> dict[tuple[str, int], str]:
         """Bring runs to an epoch, None to the end; the reasons of those that failed, by trial and seed."""
@@ -296,6 +300,8 @@ class Search:
             # Epochs are timed by the wall; the share that was computed is taken to be that of the whole command.
             seconds = outcome.cpu_seconds or 0.0
             mean *= seconds / outcome.seconds if outcome.seconds else 1.0
+        if end > begin:
+            mean = min(mean, seconds / (end - begin))
         self.journal.add_job(
             Job(
                 *(stage, label, seed, begin, end, seconds),

@@ -149,10 +149,20 @@ def read_space(arguments: Sequence[str], config_dir: str | Path | None = None) -
         own = [f"search={usual}", *own]
     settings = _read_settings([*beside, *own])
 
+    composed = {"none": base}
+
     def trial(policy: str, options: Mapping[str, Any]) -> Trial:
         chosen = [f"policy={policy}", *(f"policy.{key}={literal(value)}" for key, value in options.items())]
         overrides = (*beside, *fixed, *chosen)
-        return Trial(policy, options, overrides, compose(overrides))
+        if policy not in composed:
+            composed[policy] = compose([*beside, *fixed, f"policy={policy}"])
+        usual = plain(composed[policy])
+        if not set(options) <= set(usual["policy"]):
+            # Hydra knows what to say of an option that there is not.
+            return Trial(policy, options, overrides, compose(overrides))
+        # What the line sets wins over a protocol's rules; composing anew for each value would take a fifth of a second.
+        usual["policy"].update(options)
+        return Trial(policy, options, overrides, OmegaConf.create(usual))
 
     trials: dict[str, Trial] = {}
     for policy, options in settings.policies.items():
