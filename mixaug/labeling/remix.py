@@ -108,7 +108,7 @@ class Remix:
         return f"Remix({classes}, kappa={self.kappa:g}, tau={self.tau:g})"
 
 
-def _checked(counts: Sequence[float] | Tensor) -> tuple[float, ...]:
+def _checked(counts: Sequence[float] | Tensor) -> list[float]:
     told = counts.tolist() if isinstance(counts, Tensor) else counts
     numbers = check_numbers("Remix", "class_counts", told)
     if not numbers or min(numbers) <= 0:
