@@ -333,7 +333,8 @@ class Passes:
         # What a term keeps for its gradient can be gone when the pass begins.
         early = [policy.early_loss(self.batch.inputs, batch, self.signals) for batch in learning]
         outcomes = []
-        for batch, outputs, seen in self._forward(group, how):
+        run = self._shared if self._is_shared(group, how) else self._forward
+        for batch, outputs, seen in run(group, how):
             done = batch
             for term, drawn in zip(early, learning, strict=True):
                 if drawn is batch and seen is not None:
@@ -344,6 +345,27 @@ class Passes:
             self._runs.append(_Run(batch, group, how.network, how.grad, how.mode, how.reads, outcome))
             outcomes.append(outcome)
         return outcomes
+
+    def _is_shared(self, group: tuple[MixedBatch, ...], how: _How) -> bool:
+        """Whether a pass is one that the policy's signals may have run, or may ask for: the clean batch alone.
+
+        Passes in another mode, joined ones and those of another network are others: their batch statistics, or their
+        weights, are. What is compiled stays as it is, for a pass that is looked at runs piece by piece.
+        """
+        looks = bool(self.step.policy.needs - {"hidden"}) and not is_compiled(self.source.model)
+        inputs = self.batch.inputs
+        plain = isinstance(inputs, Tensor) and inputs.is_floating_point() and not inputs.requires_grad
+        return looks and plain and how.network == MODEL and len(group) == 1 and group[0] is self._clean
+
+    def _shared(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
+        """The pass of the clean batch, run once for the objective and for the policy's signals."""
+        # Where the policy has drawn, it has asked for the saliency by now, or does without.
+        saliency = "saliency" in self.step.policy.needs and not self._draws
+        recorder = self.signals.shared_pass(how.mode, how.reads, how.grad, saliency)
+        outputs = recorder.shown["outputs"]
+        seen = MixedSignals(self.source, how.reads, self.signals)
+        seen.recorder = recorder
+        return [(group[0], outputs if how.grad else map_tensors(outputs, torch.Tensor.detach), seen)]
 
     def _forward(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
         """One forward for a group: each batch with its outputs and with what the model showed of it."""
