@@ -130,9 +130,7 @@ def test_moves_as_a_whole():
 
 def test_metadata_have_a_row_for_each_sample():
     images = torch.rand(3, 2)
-    with pytest.raises(
-        ValueError, match=r"metadata\['domain'\] with a row for each of its 3 samples, got"
-    ):
+    with pytest.raises(ValueError, match=r"metadata\['domain'\] with a row for each of its 3 samples, got"):
         mixaug.Batch(images, metadata={"domain": torch.arange(4)})
     with pytest.raises(TypeError, match=r"metadata\['domain'\] as a tensor, got list"):
         mixaug.Batch(images, metadata={"domain": [0, 1, 2]})
