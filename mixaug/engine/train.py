@@ -40,7 +40,7 @@ from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.stored import networks_of
-from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -117,8 +117,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         # All processes start from the same weights.
         torch.manual_seed(distributed.stream_seed(config.seed, "weights"))
         data = build.load_data(config)
-        task, objective = task_of(data), build.build_objective(config)
-        build.check_task(config, objective, data)
+        objective = build.build_objective(config)
+        task = build.checked_task(config, objective, data)
         model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
         build.check_model(config, model, data)
         policy = build.with_pool(config, build.build_policy(config), batches)
@@ -126,6 +126,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         pictures = pictures_of(config, batches, policy)
         step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
         build.check_mixer(config, step)
+        batches.draw_evenly()
         refreshes = Refreshes(config, step, batches, world)
         distributed.on_main(world, own.take)
         finished = distributed.on_main(world, lambda: _finished(folder, log))
@@ -381,6 +382,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task, test_samples: 
     return {
         "status": "finished",
         "task": task.name,
+        "measure": task.measure,
         "policy": config.choices.policy,
         "policy_options": {**build.options(settings["policy"]), **pool, **mixer_settings(config)},
         "model": config.model.name,
