@@ -7,6 +7,7 @@ from mixaug.objectives.mixoe import MixOE
 from mixaug.objectives.pixmix import PixMix, pixmix
 from mixaug.objectives.rankmixup import RankMixup, rank_margin_loss, rank_ndcg_loss, top_share
 from mixaug.objectives.regmixup import RegMixup
+from mixaug.objectives.selecmix import SelecMix
 
 __all__ = [
     "AugMix",
@@ -16,6 +17,7 @@ __all__ = [
     "PixMix",
     "RankMixup",
     "RegMixup",
+    "SelecMix",
     "augmix",
     "distillation",
     "jensen_shannon",

@@ -1,6 +1,7 @@
 """Who is mixed with whom: partner maps over a batch, and over a training set."""
 
 from mixaug.pairing.base import Pairing, PoolPairing
+from mixaug.pairing.contradicting import Contradicting, contradicting_partners
 from mixaug.pairing.kernel import FittedKernel, LabelKernel, label_kernel
 from mixaug.pairing.named import NAMED, make
 from mixaug.pairing.nearest import FittedNearest, Local, Nearest, limited_choice, nearest_rows
@@ -11,6 +12,7 @@ __all__ = [
     "NAMED",
     "AnyRow",
     "ClassPairs",
+    "Contradicting",
     "Derangement",
     "FittedClassPairs",
     "FittedKernel",
@@ -28,6 +30,7 @@ __all__ = [
     "Selective",
     "Shift",
     "WithinGroup",
+    "contradicting_partners",
     "label_kernel",
     "limited_choice",
     "make",
