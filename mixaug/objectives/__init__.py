@@ -1,6 +1,7 @@
 """Objectives of the literature that run more than the mixed batch, or another one, one file each."""
 
 from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
+from mixaug.objectives.cowa import CoWA, Confidence, mixture_confidence
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
 from mixaug.objectives.mixkd import MixKD, rescaled_distillation
 from mixaug.objectives.mixoe import MixOE
@@ -11,6 +12,8 @@ from mixaug.objectives.selecmix import SelecMix
 
 __all__ = [
     "AugMix",
+    "CoWA",
+    "Confidence",
     "CutMixPick",
     "MixKD",
     "MixOE",
@@ -21,6 +24,7 @@ __all__ = [
     "augmix",
     "distillation",
     "jensen_shannon",
+    "mixture_confidence",
     "pick",
     "pick_scores",
     "pixmix",
