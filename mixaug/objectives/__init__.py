@@ -3,6 +3,7 @@
 from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
 from mixaug.objectives.cowa import CoWA, Confidence, mixture_confidence
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
+from mixaug.objectives.ferkd import FerKD, calibrated_labels
 from mixaug.objectives.mixkd import MixKD, rescaled_distillation
 from mixaug.objectives.mixoe import MixOE
 from mixaug.objectives.pixmix import PixMix, pixmix
@@ -15,6 +16,7 @@ __all__ = [
     "CoWA",
     "Confidence",
     "CutMixPick",
+    "FerKD",
     "MixKD",
     "MixOE",
     "PixMix",
@@ -22,6 +24,7 @@ __all__ = [
     "RegMixup",
     "SelecMix",
     "augmix",
+    "calibrated_labels",
     "distillation",
     "jensen_shannon",
     "mixture_confidence",

@@ -6,7 +6,7 @@ from mixaug.pairing.kernel import FittedKernel, LabelKernel, label_kernel
 from mixaug.pairing.named import NAMED, make
 from mixaug.pairing.nearest import FittedNearest, Local, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.selective import ClassPairs, FittedClassPairs, FittedSelective, Selective, WithinGroup
-from mixaug.pairing.within_batch import AnyRow, Derangement, Halves, Permutation, RandomPairs, Reversed, Shift
+from mixaug.pairing.within_batch import AnyRow, Derangement, Halves, Own, Permutation, RandomPairs, Reversed, Shift
 
 __all__ = [
     "NAMED",
@@ -22,6 +22,7 @@ __all__ = [
     "LabelKernel",
     "Local",
     "Nearest",
+    "Own",
     "Pairing",
     "Permutation",
     "PoolPairing",

@@ -41,6 +41,7 @@ from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
 from mixaug.policies.selecmix import selecmix
 from mixaug.policies.selective_mixup import selective_mixup
+from mixaug.policies.selfmix import selfmix
 from mixaug.policies.selmix import SelMix
 from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
@@ -103,4 +104,5 @@ __all__ = [
     "rsb",
     "selecmix",
     "selective_mixup",
+    "selfmix",
 ]
