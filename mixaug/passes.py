@@ -438,7 +438,7 @@ class Objective(nn.Module):
     def attach(self, step: Any) -> None:
         """Called when a step is made of it: raises a ValueError where the step's parts do not go with it."""
 
-    def prepare_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:
         """The batch that a step is made of, from the one that came: with pseudo-labels, say, or replayed samples."""
         return batch
 
@@ -456,7 +456,7 @@ class OnePass:
         self.loss = loss
         self.wants = Wants()
 
-    def prepare_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:
         return batch
 
     def __call__(self, passes: Passes) -> Tensor:

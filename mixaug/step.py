@@ -140,7 +140,7 @@ class MixStep(nn.Module):
             raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
         objective = as_objective(self.objective)
-        batch = objective.prepare_batch(batch)
+        batch = objective.prepare_batch(batch, generator)
         passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
         value = objective(passes)
         passes.finish()

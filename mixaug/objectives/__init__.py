@@ -3,6 +3,7 @@
 from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
 from mixaug.objectives.cowa import CoWA, Confidence, mixture_confidence
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
+from mixaug.objectives.dualmix import DualMix, balanced_share
 from mixaug.objectives.ferkd import FerKD, calibrated_labels
 from mixaug.objectives.mixkd import MixKD, rescaled_distillation
 from mixaug.objectives.mixoe import MixOE
@@ -16,6 +17,7 @@ __all__ = [
     "CoWA",
     "Confidence",
     "CutMixPick",
+    "DualMix",
     "FerKD",
     "MixKD",
     "MixOE",
@@ -24,6 +26,7 @@ __all__ = [
     "RegMixup",
     "SelecMix",
     "augmix",
+    "balanced_share",
     "calibrated_labels",
     "distillation",
     "jensen_shannon",

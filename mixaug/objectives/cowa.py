@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from mixaug.batch import Batch
@@ -174,7 +174,7 @@ class CoWA(Objective):
         self.told = {"labels": found.labels, "scores": getattr(found, self.score).float()}
         self.classes, self.looks = inspection.outputs.shape[1], self.looks + 1
 
-    def prepare_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:
         """The batch with pseudo-labels in place of its labels, and its scores as metadata ``"confidence"``."""
         if batch.rows is None:
             raise ValueError(
