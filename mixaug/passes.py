@@ -332,7 +332,7 @@ class Passes:
 
     def _forward(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
         """One forward for a group: each batch with its outputs and with what the model showed of it."""
-        module = self._network(how.network)
+        module = self.network(how.network)
         inputs = group[0].inputs if len(group) == 1 else concatenated([batch.inputs for batch in group])
         plan = group[0].plan if len(group) == 1 else JoinedPlan.of([_plan_of(batch) for batch in group])
         seen: MixedSignals | None = None
@@ -369,7 +369,12 @@ class Passes:
             start = rows.stop
         return parts
 
-    def _network(self, name: str) -> nn.Module:
+    def network(self, name: str) -> nn.Module:
+        """The model, or a network of the step by its name, to ask it for more than its outputs.
+
+        Raises:
+            ValueError: the objective does not name it in ``wants``, or the step lacks it.
+        """
         if name == MODEL:
             return self.step.model
         self._check_wanted("networks", name, dict(self.step.networks.items()))

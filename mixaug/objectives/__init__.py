@@ -1,6 +1,7 @@
 """Objectives of the literature that run more than the mixed batch, or another one, one file each."""
 
 from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
+from mixaug.objectives.cot import Composition, CoT, minority_pairs, virtual_logits
 from mixaug.objectives.cowa import CoWA, Confidence, mixture_confidence
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
 from mixaug.objectives.dualmix import DualMix, balanced_share
@@ -14,7 +15,9 @@ from mixaug.objectives.selecmix import SelecMix
 
 __all__ = [
     "AugMix",
+    "CoT",
     "CoWA",
+    "Composition",
     "Confidence",
     "CutMixPick",
     "DualMix",
@@ -30,6 +33,7 @@ __all__ = [
     "calibrated_labels",
     "distillation",
     "jensen_shannon",
+    "minority_pairs",
     "mixture_confidence",
     "pick",
     "pick_scores",
@@ -38,4 +42,5 @@ __all__ = [
     "rank_ndcg_loss",
     "rescaled_distillation",
     "top_share",
+    "virtual_logits",
 ]
