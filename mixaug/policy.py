@@ -422,6 +422,8 @@ class Policy(TakesPartners, Offering, nn.Module):
 
     #: Optimizer steps between two calls of :meth:`on_refresh`; None for policies that ask for none.
     refresh_every: int | None = None
+    #: The set that it looks at: ``"valid"`` or ``"train"``.
+    refresh_split: str = "valid"
 
     def on_refresh(self, inspection: Inspection) -> None:
         """Hook for policies that look at a whole validation set again and again. Does nothing by default."""

@@ -281,12 +281,16 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
     by_policy = Wants(
         views=tuple(name for source in sources for name in source.views),
         streams=tuple(name for source in sources for name in source.streams),
+        networks=policy.wants_networks,
         metadata=policy.wants_metadata,
     )
     brought = {
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
-        "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
+        "networks": (
+            tuple(config.networks),
+            '+networks.{0}=<folder of a finished run>, or "+networks.{0}={{_target_: ...}}"',
+        ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
     wanted = (("objective", as_objective(objective).wants), ("policy", by_policy))

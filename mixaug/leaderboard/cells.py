@@ -191,8 +191,11 @@ def subtitle(board: Board) -> str:
     versions = sorted({str((environment.get("versions") or {}).get("torch", "?")) for environment in environments})
     commits = sorted({str(environment["git_commit"]) for environment in environments if environment.get("git_commit")})
     epochs = board.setting.epochs
+    length = f"{epochs} epoch{'s' if epochs != 1 else ''}"
+    if board.setting.at_equal_cost:
+        length = f"at the cost of {length} without mixing"
     parts = [
-        f"Protocol {board.setting.protocol}, {epochs} epoch{'s' if epochs != 1 else ''}",
+        f"Protocol {board.setting.protocol}, {length}",
         " and ".join(machines),
         f"torch {', '.join(versions)}",
     ]
