@@ -332,18 +332,11 @@ class Passes:
         return outcomes
 
     def _is_shared(self, group: tuple[MixedBatch, ...], how: _How) -> bool:
-        """Whether a pass is one that the policy's signals may have run, or may ask for: the clean batch alone.
-
-        Passes in another mode, joined ones and those of another network are others: their batch statistics, or their
-        weights, are. What is compiled stays as it is, for a pass that is looked at runs piece by piece.
-        """
-        looks = bool(self.step.policy.needs - {"hidden"}) and not is_compiled(self.source.model)
-        inputs = self.batch.inputs
-        plain = isinstance(inputs, Tensor) and inputs.is_floating_point() and not inputs.requires_grad
-        return looks and plain and how.network == MODEL and len(group) == 1 and group[0] is self._clean
+        """Whether a pass is one that the policy's signals may have run, or may ask for: the clean batch alone."""
+        looks = bool(self.step.policy.needs - {"hidden"}) and self.signals.shares_passes
+        return looks and how.network == MODEL and len(group) == 1 and group[0] is self._clean
 
     def _shared(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
-        """The pass of the clean batch, run once for the objective and for the policy's signals."""
         # Where the policy has drawn, it has asked for the saliency by now, or does without.
         saliency = "saliency" in self.step.policy.needs and not self._draws
         recorder = self.signals.shared_pass(how.mode, how.reads, how.grad, saliency)

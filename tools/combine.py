@@ -2,7 +2,7 @@
 
     python tools/combine.py    # some minutes on two cores
 
-Every combination runs whole training steps of a small network, with finite losses and gradients.
+Every combination runs a whole training step of a small network, with finite losses and gradients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ LABELS = torch.tensor([0, 3, 1, 2, 2, 0])
 NUMBERS = torch.linspace(0, 1, SIZE)[:, None]
 POOL = IMAGES.repeat(3, 1, 1, 1), LABELS.repeat(3), NUMBERS.repeat(3, 1)
 
-#: Objectives of both tasks by the names of their config files.
+#: Objectives that take any policy, for both tasks by the names of their config files. The others are systems with a
+#: policy, networks or streams of their own, each with a card.
 OBJECTIVES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
     "classification": {
         "cross_entropy": losses.MixedCrossEntropy,
@@ -65,6 +66,7 @@ PARTNERS: Mapping[str, Callable[[torch.Tensor], PartnerSource | None]] = {
 #: Options with which a step of a small network on small images stays a small step.
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "puzzlemix": {"block_nums": (4,)},
+    "selfmix": {"view": "other"},
 }
 
 
@@ -87,7 +89,7 @@ def policies(task: str) -> list[str]:
     return sorted(filter(_is_ours, neither.union(mixaug.list_policies(task=task))))
 
 
-def why_not(policy: str, objective: str, partners: str = "batch", task: str = "classification", steps: int = 2) -> str:
+def why_not(policy: str, objective: str, partners: str = "batch", task: str = "classification", steps: int = 1) -> str:
     """Why a combination does not train; empty where it does.
 
     Args:
@@ -117,7 +119,7 @@ def _train(
 ) -> None:
     given = {} if source is None else {"partners": source}
     made = mixaug.create(policy, **OPTIONS.get(policy, {}), **given)
-    wanted = mixaug.passes.as_objective(objective).wants.networks
+    wanted = (*mixaug.passes.as_objective(objective).wants.networks, *made.wants_networks)
     beside = {name: networks.Frozen(copy.deepcopy(model)) for name in wanted}
     step = mixaug.MixStep(model, made, objective, networks=beside)
     other = mixaug.Batch(IMAGES.flip(0), labels.flip(0), metadata=_metadata(SIZE))

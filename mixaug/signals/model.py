@@ -179,6 +179,14 @@ class CleanSignals(Signals):
     def pooled(self, *, mode: Mode = "eval", grad: bool = False) -> Tensor:
         return self._pass(mode, {"pooled"}, grad).recorder.pooled(grad)
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether :meth:`shared_pass` gives what a plain pass of the images would."""
+        images = self.images
+        plain = isinstance(images, Tensor) and images.is_floating_point() and not images.requires_grad
+        # A compiled model that is looked at runs piece by piece, which a plain pass shall not.
+        return plain and not is_compiled(self.source.model)
+
     def shared_pass(self, mode: Mode, reads: frozenset[str], grad: bool, saliency: bool) -> Recorder:
         """What a pass of the clean batch showed: one that was run for a signal before, or one run now for both.
 
