@@ -169,9 +169,16 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     """
     if config.pool is None or not policy.has_partners:
         return policy
-    inputs, labels = batches.pool()
+    pool = batches.pool()
     try:
-        return with_training_set(policy, inputs, labels, candidates=config.pool)
+        return with_training_set(
+            policy,
+            pool.inputs,
+            pool.labels,
+            candidates=config.pool,
+            metadata=pool.metadata,
+            augmented=pool.augmented,
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"pool={config.pool}: {error}") from error
 
@@ -264,10 +271,10 @@ def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
-    """Refuse an objective or a policy that wants what no setting brings.
+    """Refuse an objective or a policy that wants what no setting brings, and streams and views that nobody wants.
 
     Raises:
-        ConfigError: names it, what there is, and the setting that brings it.
+        ConfigError: names it, what there is, and the setting that brings it; or the stream or view that is not used.
     """
     parts = [part for part in policy.modules() if isinstance(part, Policy)]
     sources = [part.partners for part in parts if part.partners is not None]
@@ -286,7 +293,15 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
         ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
-    for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):
+    wanted = (("objective", as_objective(objective).wants), ("policy", by_policy))
+    for kind in ("streams", "views"):
+        idle = sorted(set(brought[kind][0]) - {name for _, wants in wanted for name in getattr(wants, kind)})
+        if idle:
+            raise ConfigError(
+                f"{kind}: neither objective={config.choices.objective} nor policy={config.choices.policy} looks at "
+                f"{', '.join(idle)}, which would be read for nothing: leave it out"
+            )
+    for who, wants in wanted:
         for kind, (there, way_out) in brought.items():
             for name in getattr(wants, kind):
                 if name not in there:

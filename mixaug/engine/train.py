@@ -224,7 +224,7 @@ def _assemble(
 def _can_be_traced(policy: Policy) -> bool:
     """Whether a policy compiles as one graph: it looks at no model, has no network, fetches no rows and keeps none."""
     has_network = any(True for _ in policy.parameters())
-    if any(getattr(part, "keeps_state", False) for part in policy.modules()):
+    if any(getattr(part, "keeps_state", False) or getattr(part, "augmented", False) for part in policy.modules()):
         return False
     looks = policy.needs or policy.reads or policy.wants_networks
     return not looks and not policy.needs_rows and not has_network
