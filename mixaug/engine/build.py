@@ -268,7 +268,10 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
     brought = {
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
-        "networks": (tuple(config.networks), "+networks.{0}=<folder of a finished run>, or \"+networks.{0}={{_target_: ...}}\""),
+        "networks": (
+            tuple(config.networks),
+            '+networks.{0}=<folder of a finished run>, or "+networks.{0}={{_target_: ...}}"',
+        ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
     for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):

@@ -2,7 +2,7 @@
 
 from mixaug.objectives.augmix import AugMix, augmix, jensen_shannon
 from mixaug.objectives.cot import Composition, CoT, minority_pairs, virtual_logits
-from mixaug.objectives.cowa import CoWA, Confidence, mixture_confidence
+from mixaug.objectives.cowa import Confidence, CoWA, mixture_confidence
 from mixaug.objectives.cutmixpick import CutMixPick, distillation, pick, pick_scores
 from mixaug.objectives.dualmix import DualMix, balanced_share
 from mixaug.objectives.ferkd import FerKD, calibrated_labels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixaug.batch import Batch
-from mixaug.checks import check_choice, check_dense, check_labels, shown
+from mixaug.checks import check_callable, check_choice, check_dense, check_labels
 from mixaug.draws import Draws
 from mixaug.pairing.selective import classes_of
 
@@ -74,8 +74,8 @@ class Contradicting:
     needs_labels = True
 
     def __init__(self, network: str | Callable[[Tensor], Tensor] = "biased", mode: Mode = "random") -> None:
-        if not isinstance(network, str) and not callable(network):
-            raise TypeError(f"Contradicting expects network as a name or a module, got {shown(network)}")
+        if not isinstance(network, str):
+            check_callable("Contradicting", "network", network, ["inputs"], "module or a function")
         check_choice("Contradicting", "mode", mode, get_args(Mode))
         self.mode: Mode = mode
         #: Networks beside the model that it looks at, by name.
