@@ -11,7 +11,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, overload
+from typing import Any, ClassVar, Literal, Protocol, overload
 
 import torch
 from torch import Generator, Tensor, nn
@@ -426,6 +426,8 @@ class Objective(nn.Module):
     task: str | None = "classification"
     #: Needs of the objective beside the batch; one that is not met is an error when the step is made.
     wants: Wants = Wants()
+    #: The policy that its source trains with, by name, and that policy's options where they are not the defaults.
+    usual_policy: ClassVar[tuple[str, Mapping[str, Any]]] = ("none", {})
 
     def __init__(self, loss: Callable[[Any, MixedBatch], Tensor] | None = None) -> None:
         super().__init__()

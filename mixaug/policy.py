@@ -414,6 +414,8 @@ class Policy(TakesPartners, Offering, nn.Module):
         for module in self.modules():
             if isinstance(module, Policy):
                 module.on_prepare(preparation)
+                if hasattr(module.labeling, "on_prepare"):
+                    module.labeling.on_prepare(preparation)
 
     def on_prepare(self, preparation: Preparation) -> None:
         """Hook for policies that learn from the training data beforehand. Does nothing by default."""

@@ -50,6 +50,11 @@ class Refreshes:
                 f"policy={config.choices.policy} is made of several policies that say which samples are drawn: "
                 f"{', '.join(type(policy).__name__ for policy in draws)}"
             )
+        if draws and config.sampling is not None:
+            raise ConfigError(
+                f"policy={config.choices.policy} says which samples are drawn, and so does sampling={config.sampling}: "
+                "leave one of them out"
+            )
         for policy in draws:
             batches.draw_by(policy.sampling)
 
