@@ -101,8 +101,8 @@ class Contradicting:
         """(B, B) float32 cosines of what the network makes of images (B, ...)."""
         if self.network is None:
             raise ValueError(
-                f"Contradicting looks at the network {self.networks[0]!r} beside the model, which nobody brought: train "
-                f"through MixStep(..., networks={{{self.networks[0]!r}: ...}})"
+                f"Contradicting looks at the network {self.networks[0]!r} beside the model, which nobody brought: "
+                f"train through MixStep(..., networks={{{self.networks[0]!r}: ...}})"
             )
         training = [part for part in _modules(self.network) if part.training]
         for part in training:
