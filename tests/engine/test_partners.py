@@ -190,7 +190,7 @@ def test_batches_follow_the_weights_as_they_are() -> None:
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
     (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
     (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
-    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of the batch's own rows"),
+    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of"),
     (["policy=mixup", "objective=mixoe", *SETTINGS["mixoe"][3:]], "MixOE expects a policy whose partners are outliers"),
     (["policy=recursivemix", "policy.partners=null"], "expects partners='previous'"),
     (SETTINGS["mixoe"][3:], "streams: neither objective=cross_entropy nor policy=none looks at outliers"),
