@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from .fabricate import config, result, write_run
 from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard import aggregate, collect, to_html, to_markdown
 from mixaug.leaderboard.grid import grid_of
 from mixaug.leaderboard.side_by_side import pairs_of
+
+from .fabricate import config, result, write_run
 
 
 def write(root, policy, seed, top1, epochs, rule, cost, asked=30):
