@@ -14,7 +14,7 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.stored import networks_of
-from mixaug.engine.tasks import Task, task_of
+from mixaug.engine.tasks import Task
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -58,8 +58,8 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if data is None:
         data = build.load_data(config)
-    task, objective = task_of(data), build.build_objective(config)
-    build.check_task(config, objective, data)
+    objective = build.build_objective(config)
+    task = build.checked_task(config, objective, data)
     model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
     build.check_model(config, model, data)
     told = getattr(objective, "normalised_by", None)
@@ -69,4 +69,5 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     build.check_wants(config, objective, policy, batches)
     step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
     build.check_mixer(config, step)
+    batches.draw_evenly()
     return Parts(data, task, objective, model, batches, policy, step, Refreshes(config, step, batches, world))

@@ -62,6 +62,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
 POOLS = ("all", "batch")
+SAMPLINGS = ("class", "group")
 MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
@@ -79,11 +80,13 @@ KNOWN_KEYS = frozenset(
         "epochs",
         "eval_batch_size",
         "evaluate_every",
+        "measure",
         "mixer",
         "networks",
         "pool",
         "precision",
         "reshuffle",
+        "sampling",
         "seed",
         "streams",
         "sync_batchnorm",
@@ -92,13 +95,21 @@ KNOWN_KEYS = frozenset(
 )
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
-LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
+LATER: Mapping[str, Any] = {
+    "evaluate_every": 1,
+    "measure": None,
+    "networks": {},
+    "sampling": None,
+    "streams": {},
+    "views": [],
+}
 LATER_OF_DATA: Mapping[str, Any] = {
     # These are `mixaug.data.SPLIT_OPTIONS`; a test compares. Completion and help pages shall not wait for torch.
     "classes": None,
     "class_seed": None,
     "per_class": None,
     "valid_share": 0.0,
+    "imbalance": None,
     "split_seed": 0,
     "own_valid": False,
     "valid_folder": None,
@@ -375,6 +386,9 @@ def validate(config: DictConfig) -> None:
     _check_budget(config)
     _choice(config, "precision", PRECISIONS)
     _choice(config, "pool", (None, *POOLS))
+    _choice(config, "sampling", (None, *SAMPLINGS))
+    if config.measure is not None and not isinstance(config.measure, str):
+        raise ConfigError(f"measure must be the name of a measure or null, got {config.measure!r}")
     _choice(config, "protocol.figure", FIGURES)
     _choice(config, "augment.padding_mode", PADDING_MODES)
     _integer(config, "augment.crop_padding", minimum=0)

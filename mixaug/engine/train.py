@@ -226,7 +226,8 @@ def _can_be_traced(policy: Policy) -> bool:
     has_network = any(True for _ in policy.parameters())
     if any(getattr(part, "keeps_state", False) for part in policy.modules()):
         return False
-    return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
+    looks = policy.needs or policy.reads or policy.wants_networks
+    return not looks and not policy.needs_rows and not has_network
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:
@@ -373,6 +374,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task, test_samples: 
     return {
         "status": "finished",
         "task": task.name,
+        "measure": task.measure,
         "policy": config.choices.policy,
         "policy_options": {**build.options(settings["policy"]), **pool, **mixer_settings(config)},
         "model": config.model.name,

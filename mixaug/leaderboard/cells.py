@@ -173,7 +173,7 @@ def cost(row: Row, key: str) -> str:
 
 def extra_columns(board: Board) -> list[tuple[Detail, str]]:
     """Further numbers of the task that some row of the board has, with their keys in a result."""
-    keyed = [(detail, detail.key.format(figure=board.statistic)) for detail in board.task.details]
+    keyed = [(detail, board.task.detail_key(detail, board.statistic)) for detail in board.task.details]
     return [(detail, key) for detail, key in keyed if any(row.values(key) for row in board.rows)]
 
 

@@ -41,6 +41,8 @@ from mixaug.leaderboard.cells import (
 from mixaug.leaderboard.page import to_html
 from mixaug.leaderboard.side_by_side import pairs_of
 
+_EVERY_TASK = [variant for task in TASKS.values() for variant in task.variants]
+
 _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "model": lambda row, board, _: board.setting.model,
     "data": lambda row, board, _: board.setting.data,
@@ -75,8 +77,8 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     **{
         f"{key}_mean": lambda row, board, _, key=key: cost(row, key)  # type: ignore[misc]
         for key in dict.fromkeys(
-            [task.result_key(figure) for task in TASKS.values() for figure in task.figures]
-            + [detail.key.format(figure=f) for task in TASKS.values() for detail in task.details for f in task.figures]
+            [task.result_key(figure) for task in _EVERY_TASK for figure in task.figures]
+            + [task.detail_key(detail, f) for task in _EVERY_TASK for detail in task.details for f in task.figures]
             + ["top5_last"]
         )
     },
