@@ -260,8 +260,9 @@ def _(cost: Tensor, compatibility: Tensor, start: Tensor, valid: Tensor, *option
 def compatibility_of(distance: Tensor, omega: float, inputs: int | Tensor) -> Tensor:
     identity = torch.eye(distance.shape[-1], device=distance.device, dtype=distance.dtype)
     total = distance.sum((-2, -1), keepdim=True)
-    scaled = distance * inputs / torch.where(total > 0, total, torch.ones_like(total))
-    return torch.where(total > 0, (1 - omega) * identity + omega * scaled, identity)
+    there = total > 0
+    scaled = distance * inputs / torch.where(there, total, 1.0)
+    return torch.where(there, (1 - omega) * identity + omega * scaled, identity)
 
 
 def _with_halves(
