@@ -557,5 +557,5 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
 def test_each_file_says_how_to_run_it(path: Path) -> None:
     head = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
     assert head.startswith("#")
-    assert "mixaug train " in head or "mixaug benchmark " in head
-    assert path == CONFIGS / "train.yaml" or path.parent.name in GROUPS
+    assert any(f"mixaug {command} " in head for command in ("train", "benchmark", "search"))
+    assert path in (CONFIGS / "train.yaml", CONFIGS / "search.yaml") or path.parent.name in (*GROUPS, "search")
