@@ -133,6 +133,7 @@ FIGURES: Mapping[str, Callable[[Evaluation], Figure | None]] = {
     "occlusion": occlusion_figure,
     "corruption": corruption_figure,
     "geometry": _dots("geometry"),
+    "activation": _dots("activation"),
 }
 """By family; the figure of calibration shows that after scaling too. None where there is nothing to draw."""
 
