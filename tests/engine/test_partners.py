@@ -206,7 +206,8 @@ def test_what_nobody_brings_is_named_before_the_folder_is_made(
 
 def two_processes(rank: int, root: Path) -> None:
     """Each process keeps batches of its own, and a resumed run ends as a whole one."""
-    shown = ("data.train_size=100", "batch_size=12", "epochs=2", "threads=1", "device=cpu", "progress=false")
+    digits = ("data=digits", "data.train_size=100", "batch_size=12", "epochs=2")
+    shown = (*digits, "threads=1", "device=cpu", "progress=false")
     overrides = ["policy=recursivemix", "checkpoint_every_steps=1", "world_size=2", *shown]
     configs = [compose([*overrides, f"root={root / name}"]) for name in ("whole", "broken")]
     train(configs[0])
