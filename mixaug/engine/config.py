@@ -47,8 +47,8 @@ __all__ = [
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
-# These keys say where, how loudly and how often a run writes, how far a command takes it, or why it has its length; they
-# cannot change what it computes.
+# These keys say where, how loudly and how often a run writes, how far a command takes it, or why it has its length;
+# they cannot change what it computes.
 NEUTRAL_KEYS = (
     *("budget", "root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
     *("checkpoint_every_steps", "checkpoint_every_epochs", "workers", "stop_after"),
