@@ -72,7 +72,7 @@ def run(_: Any) -> float | None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
-    from mixaug.engine.tasks import TASKS
+    from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train
 
     try:
@@ -80,7 +80,7 @@ def run(_: Any) -> float | None:
     except RunHeld as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_HELD)
-    task = TASKS[result["task"]]
+    task = task_said(result)
     if result["status"] == "stopped":
         return result.get(f"valid_{task.measure}")
     return task.aim(result, config.protocol.figure)

@@ -61,6 +61,7 @@ def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.Capt
     assert result["top1_median10"] == pytest.approx(sum(record["test_top1"] for record in records) / 2)
     assert set(records[0]) == {
         *("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_top5", "test_nll", "test_ece"),
+        *(f"test_{name}_recall" for name in ("mean", "min", "gmean", "hmean")),
         *("seconds", "samples_per_second", "step_ms", "peak_memory_mb"),
     }
     versions = run.read_json(folder / "environment.json")["versions"]

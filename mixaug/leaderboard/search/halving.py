@@ -90,6 +90,10 @@ def run_search(
             "takes one from the training samples"
         )
     name = hashlib.sha256(f"{space.hash} {seconds} {clock}".encode()).hexdigest()[:10]
+    try:
+        task = task_of(data).measured_by(space.config.measure)
+    except ValueError as error:
+        raise ConfigError(f"measure={space.config.measure}: {error}") from error
     folder = Path(out) if out is not None else Path(space.config.root) / f"search-{name}"
     console = console or terminal()
     own = [] if config_dir is None else ["--config-dir", str(config_dir)]
@@ -98,7 +102,7 @@ def run_search(
     workers = Workers.of(space.config, len(space.trials), jobs=jobs, launch=launch)
     with RunLock(folder, lambda text: console.print(text, highlight=False, markup=False)) as lock:
         lock.take()
-        search = Search(space, task_of(data), seconds, clock, folder, command, workers, console)
+        search = Search(space, task, seconds, clock, folder, command, workers, console)
         try:
             return search.run()
         except KeyboardInterrupt:
