@@ -258,9 +258,9 @@ def _grid(report: Report) -> str:
     is_grid = plan is not None and plan.rungs[0].epochs == report.space.epochs
     run = "The first rung is the whole grid with one seed" if is_grid else "The whole grid was not run"
     return (
-        f"{run}. Computed from the measured times, {mean:.2f} s an epoch on average, each of the {count} trials once in "
-        f"full takes {grid:.0f} s, with {seeds} seeds each {seeds * grid:.0f} s; the search without its final comparison "
-        f"took {searched:.0f} s."
+        f"{run}. Computed from the measured times, {mean:.2f} s an epoch on average, each of the {count} trials once "
+        f"in full takes {grid:.0f} s, with {seeds} seeds each {seeds * grid:.0f} s; the search without its final "
+        f"comparison took {searched:.0f} s."
     )
 
 
