@@ -36,6 +36,7 @@ __all__ = [
     "check_model",
     "check_wants",
     "checked_task",
+    "data_settings",
     "leaves_parameters_out",
     "load_data",
     "load_streams",
@@ -71,7 +72,12 @@ SEEDED = ("split", "split_seed", "class_seed")
 
 def load_data(config: DictConfig) -> Any:
     """The data set, a ``mixaug.data.DataSet`` or ``RegressionSet``."""
-    return _loaded(config, "data", plain(config)["data"])
+    return _built("data", data_settings(config))
+
+
+def data_settings(config: DictConfig) -> dict[str, Any]:
+    """All that decides the data set of a run, the run's seed where an option stands for it."""
+    return _settled(config, plain(config)["data"])
 
 
 def load_streams(config: DictConfig) -> dict[str, Any]:
@@ -82,13 +88,13 @@ def load_streams(config: DictConfig) -> dict[str, Any]:
     """
     streams = plain(config)["streams"]
     return {
-        name: _loaded(config, f"streams.{name}.data", {"_target_": "mixaug.data.load", **stream["data"]})
+        name: _built(f"streams.{name}.data", _settled(config, {"_target_": "mixaug.data.load", **stream["data"]}))
         for name, stream in streams.items()
     }
 
 
-def _loaded(config: DictConfig, section: str, settings: dict[str, Any]) -> Any:
-    return _built(section, settings, **{key: config.seed for key in SEEDED if settings.get(key) == BY_SEED})
+def _settled(config: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {key: config.seed for key in SEEDED if settings.get(key) == BY_SEED}
 
 
 def build_model(config: DictConfig, data: Any) -> nn.Module:

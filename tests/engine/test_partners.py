@@ -190,7 +190,7 @@ def test_batches_follow_the_weights_as_they_are() -> None:
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
     (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
     (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
-    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of the batch's own rows"),
+    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of"),
     (["policy=mixup", "objective=mixoe", *SETTINGS["mixoe"][3:]], "MixOE expects a policy whose partners are outliers"),
     (["policy=recursivemix", "policy.partners=null"], "expects partners='previous'"),
     (SETTINGS["mixoe"][3:], "streams: neither objective=cross_entropy nor policy=none looks at outliers"),
@@ -206,7 +206,8 @@ def test_what_nobody_brings_is_named_before_the_folder_is_made(
 
 def two_processes(rank: int, root: Path) -> None:
     """Each process keeps batches of its own, and a resumed run ends as a whole one."""
-    shown = ("data.train_size=100", "batch_size=12", "epochs=2", "threads=1", "device=cpu", "progress=false")
+    digits = ("data=digits", "data.train_size=100", "batch_size=12", "epochs=2")
+    shown = (*digits, "threads=1", "device=cpu", "progress=false")
     overrides = ["policy=recursivemix", "checkpoint_every_steps=1", "world_size=2", *shown]
     configs = [compose([*overrides, f"root={root / name}"]) for name in ("whole", "broken")]
     train(configs[0])
