@@ -1,6 +1,6 @@
 """Which policies, objectives and sources of partners combine: writes the tables of docs/combinations.md.
 
-    python tools/combine.py    # a minute on a quiet core
+    python tools/combine.py    # half a minute on a quiet core
 
 Every combination runs a whole training step of a small network, with finite losses and gradients.
 """
