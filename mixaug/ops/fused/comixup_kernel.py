@@ -375,9 +375,7 @@ def _start(
 ):  # fmt: skip
     """The inputs that outputs show at first; none in an output that is not there."""
     inputs = tl.arange(0, input_block)
-    tl.store(
-        extra + inputs[:, None] * input_block + inputs[None, :], tl.zeros([input_block, input_block], tl.float32)
-    )
+    tl.store(extra + inputs[:, None] * input_block + inputs[None, :], tl.zeros([input_block, input_block], tl.float32))
     for output in range(count):
         exists = tl.load(valid + output) != 0
         for begin in range(0, blocks, lines):
