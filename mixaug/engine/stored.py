@@ -46,7 +46,8 @@ def evaluate_checkpoint(
             default a RuntimeWarning.
 
     Returns:
-        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
+        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece``, recalls of the classes and, for data with groups,
+        ``worst_group`` of a classifier (see `Scores`); ``rmse``, ``mae``,
         ``mape``, ``r2`` and, for data with groups, ``worst_rmse`` in regression; ``samples``.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 from mixaug.engine.run import read_json
 from processes import run_script
 
-TINY = ("data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
+TINY = ("data=digits", "data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
 
 
 def call(checkout: Path, where: Path, *arguments: str) -> CompletedProcess[str]:

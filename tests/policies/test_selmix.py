@@ -128,6 +128,19 @@ def test_the_weakest_class_is_drawn_most_for_the_worst_recall():
     assert int(policy.current_pairs().sum(1).argmax()) == 2
 
 
+def test_a_state_may_be_loaded_before_the_model_is_known():
+    stored = {"pairs": torch.rand(4, 4, generator=seeded(0))}
+    policy = mixaug.create("selmix")
+    policy.load_state_dict(stored)
+    assert torch.equal(policy.current_pairs(), stored["pairs"])
+    policy.attach(nn.Sequential(nn.Flatten(), nn.Linear(8, 4)))
+    assert torch.equal(policy.current_pairs(), stored["pairs"])
+    other = mixaug.create("selmix")
+    other.load_state_dict(stored)
+    with pytest.raises(ValueError, match="attached to a model of 4 classes, this one has 3"):
+        other.attach(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
+
+
 def test_pairs_are_saved_and_a_copy_has_its_own():
     policy = attached()
     policy.on_refresh(inspection())
