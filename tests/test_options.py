@@ -71,12 +71,8 @@ SEQUENCES += [
 ]
 WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 
-#: What can only be judged beside the images or the model: how many patches fit, which stages there are.
-BY_THE_BATCH = {
-    "patch_size", "grid", "block_nums", "block_num", "stage", "stages", "n_images", "network", "mixer", "encoder",
-    "channels", "k", "mean", "std", "network_size", "blur_size", "minimum_tokens", "policy", "policies", "labeling",
-    "group",
-}  # fmt: skip
+#: What only the images, their metadata or the model can decide: how many axes, cells and blocks there are.
+BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group"}
 
 
 #: Options with which a policy is quick: each step of its search is a forward and a backward pass.
@@ -110,13 +106,11 @@ def signals_for(policy: mixaug.Policy) -> Any:
 
 
 def names_of(name: str) -> list[str]:
-    """How a message may call a policy: by its name, its class, or, of a preset, the class that it makes."""
+    """How a message may call a policy: by its name or its class; a preset, which is a function, by its name alone."""
     if name in COMBINED:
         return [name]
     target = mixaug.describe(name).target
-    presets = {"cmixup": "Mixup", "knn_mixup": "Mixup", "local_mixup": "Mixup", "deit": "deit", "rsb": "rsb"}
-    presets["selective_mixup"] = "Mixup"
-    return [name, target.__name__, presets.get(name, name)]
+    return [name, target.__name__]
 
 
 def draws_two_batches(policy: mixaug.Policy) -> None:
@@ -144,9 +138,12 @@ def refused_or_works(name: str, option: str, value: Any) -> None:
         policy.set_progress(0.5)
     try:
         draws_two_batches(policy)
-    except ValueError:
+    except ValueError as error:
         if option not in BY_THE_BATCH:
             raise
+        # It says which option does not fit, or what was asked for.
+        asked = str(tuple(value)) if isinstance(value, list) else str(value)
+        assert option in str(error) or asked in str(error), str(error)
 
 
 @settings(max_examples=600, derandomize=True, database=None, deadline=None)
@@ -173,6 +170,13 @@ def test_a_wrong_value_is_refused_by_name_or_works(place, index):
     ("alignmix", {"iterations": 10**30}, r"AlignMix expects iterations of at most 10000, got 1000.*: a larger"),
     ("comixup", {"iterations": 10**30}, "CoMixup expects iterations of at most 1000, got"),
     ("alignmix", {"reference": "false"}, "AlignMix expects reference as True or False, got 'false'"),
+    ("cmixup", {"alpha": 0}, "^cmixup expects alpha as a positive finite number, got 0"),
+    ("cmixup", {"per": "row"}, "^cmixup expects per"),
+    ("cmixup", {"stages": ["layer1"], "ratio": 2}, r"^cmixup expects ratio as a share in \[0, 1\], got 2"),
+    ("knn_mixup", {"labeling": "size"}, "^knn_mixup expects labeling"),
+    ("local_mixup", {"ratio": len}, "^local_mixup expects ratio"),
+    ("lisa", {"alpha": -1}, "^lisa expects alpha"),
+    ("selective_mixup", {"label": "none"}, "^selective_mixup expects label"),
     ("rsb", {"cutmix_alpha": 0}, "rsb expects cutmix_alpha as a positive finite number, got 0"),
     ("sumix", {"policy": "cutmx"}, r"SUMix expects policy as a policy or its name, got an unknown policy"),
 ])  # fmt: skip
