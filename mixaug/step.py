@@ -89,6 +89,7 @@ class MixStep(nn.Module):
         self.sources = {} if signals is None else signals.places()
         _check_wrapper(model, policy)
         policy.attach(self.signals())
+        policy.attach_networks(dict(self.networks.items()))
         self._check_parts()
         attach = getattr(objective, "attach", None)
         if callable(attach):
@@ -139,6 +140,7 @@ class MixStep(nn.Module):
             raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
         objective = as_objective(self.objective)
+        batch = objective.prepare_batch(batch, generator)
         passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
         value = objective(passes)
         passes.finish()

@@ -148,7 +148,7 @@ def test_data_file_repeats_names_and_defaults(name: str) -> None:
         with pytest.raises(FileNotFoundError, match="/nowhere"):
             build.load_data(config)
     else:
-        assert build.load_data(config).outputs == (10 if name in ("digits", "photos") else 1)
+        assert build.load_data(config).outputs == {"digits": 10, "photos": 10, "framed_photos": 2}.get(name, 1)
 
 
 @pytest.mark.parametrize("name", [n for n in list_choices("model") if n != "timm"])
@@ -538,7 +538,8 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.
             assert (config.pool is None) == (
-                policy == "none" or name in ("cifar100_coarse", "digits", "guided", "guided_vit", "photos")
+                policy == "none"
+                or name in ("cifar100_coarse", "digits", "guided", "guided_vit", "long_tail", "photos", "worst_group")
             )
 
 

@@ -71,7 +71,7 @@ def run(_: Any) -> float:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
-    from mixaug.engine.tasks import TASKS
+    from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train
 
     try:
@@ -79,7 +79,7 @@ def run(_: Any) -> float:
     except RunHeld as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_HELD)
-    return TASKS[result["task"]].aim(result, config.protocol.figure)
+    return task_said(result).aim(result, config.protocol.figure)
 
 
 def composed(overrides: Sequence[str], config_dir: str | None, package: str | None) -> str:

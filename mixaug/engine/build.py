@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
-from mixaug.engine.batches import Batches
+from mixaug.engine.batches import GROUP, Batches, groups_of
 from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
-from mixaug.engine.tasks import REGRESSION, task_of
+from mixaug.engine.tasks import REGRESSION, Task, held_out_splits, task_of
 from mixaug.passes import Wants, as_objective
 from mixaug.policies.pooled import with_training_set
 from mixaug.policy import Policy
@@ -34,8 +34,8 @@ __all__ = [
     "build_step",
     "check_mixer",
     "check_model",
-    "check_task",
     "check_wants",
+    "checked_task",
     "leaves_parameters_out",
     "load_data",
     "load_streams",
@@ -232,11 +232,12 @@ def _try(model: nn.Module, policy: Policy, objective: Any, loss: Loss | None, da
         trial(torch.zeros(2, *data.input_shape), labels, generator=torch.Generator().manual_seed(0))
 
 
-def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
-    """Refuse what does not fit the kind of labels.
+def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
+    """The task of the data under the measure of the config, where everything fits the kind of labels.
 
     Raises:
-        ConfigError: a loss on classes for numbers or the other way round, a figure that the task does not have.
+        ConfigError: a loss on classes for numbers or the other way round, a figure or a measure that the task does not
+            have, the worst of groups where a held-out set has none.
     """
     task = task_of(data)
     if getattr(objective, "task", None) not in (None, task.name):
@@ -249,6 +250,17 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         raise ConfigError(
             f"protocol.figure must be one of {', '.join(task.figures)} in {task.name}, got {config.protocol.figure!r}"
         )
+    try:
+        task = task.measured_by(config.measure)
+    except ValueError as error:
+        raise ConfigError(f"measure={config.measure}: {error}") from error
+    for split in held_out_splits(data):
+        if config.measure == "worst_group" and groups_of(getattr(data, split)) is None:
+            raise ConfigError(
+                f"measure=worst_group needs metadata {GROUP!r} of the {split} set, which data={config.choices.data} "
+                "does not bring: data=framed_photos, or data=imagefolder data.metadata=<table with such a column>"
+            )
+    return task
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
@@ -262,12 +274,16 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
     by_policy = Wants(
         views=tuple(name for source in sources for name in source.views),
         streams=tuple(name for source in sources for name in source.streams),
+        networks=policy.wants_networks,
         metadata=policy.wants_metadata,
     )
     brought = {
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
-        "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
+        "networks": (
+            tuple(config.networks),
+            '+networks.{0}=<folder of a finished run>, or "+networks.{0}={{_target_: ...}}"',
+        ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
     for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):

@@ -35,6 +35,7 @@ __all__ = [
     "compose",
     "config_folder",
     "config_hash",
+    "epochs_at_equal_cost",
     "list_choices",
     "mixer_settings",
     "plain",
@@ -45,19 +46,23 @@ __all__ = [
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
-# These keys say where, how loudly and how often a run writes; they cannot change what it computes.
+# These keys say where, how loudly and how often a run writes, or why it has its length; they cannot change what it
+# computes.
 NEUTRAL_KEYS = (
-    *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
+    *("budget", "root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
     *("checkpoint_every_steps", "checkpoint_every_epochs", "workers"),
 )
 
 #: The beginning of the override that names further places with config files.
 SEARCH_PATH = "hydra.searchpath="
 
+BUDGETS = ("equal_epochs", "equal_cost")
+BUDGET_KEYS = ("rule", "epochs", "cost")
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
 POOLS = ("all", "batch")
+SAMPLINGS = ("class", "group")
 MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
@@ -75,11 +80,13 @@ KNOWN_KEYS = frozenset(
         "epochs",
         "eval_batch_size",
         "evaluate_every",
+        "measure",
         "mixer",
         "networks",
         "pool",
         "precision",
         "reshuffle",
+        "sampling",
         "seed",
         "streams",
         "sync_batchnorm",
@@ -88,13 +95,21 @@ KNOWN_KEYS = frozenset(
 )
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
-LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
+LATER: Mapping[str, Any] = {
+    "evaluate_every": 1,
+    "measure": None,
+    "networks": {},
+    "sampling": None,
+    "streams": {},
+    "views": [],
+}
 LATER_OF_DATA: Mapping[str, Any] = {
     # These are `mixaug.data.SPLIT_OPTIONS`; a test compares. Completion and help pages shall not wait for torch.
     "classes": None,
     "class_seed": None,
     "per_class": None,
     "valid_share": 0.0,
+    "imbalance": None,
     "split_seed": 0,
     "own_valid": False,
     "valid_folder": None,
@@ -275,6 +290,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def epochs_at_equal_cost(epochs: int, cost: float) -> int:
+    """Epochs, at least 1, that cost as much as so many without mixing, where a step costs ``cost`` times as much."""
+    return max(1, round(epochs / cost))
+
+
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
     """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
     return told_of_mixer(plain(config).get("mixer") or {})
@@ -363,8 +383,12 @@ def validate(config: DictConfig) -> None:
             "evaluate_every=1"
         )
     _check_streams(config)
+    _check_budget(config)
     _choice(config, "precision", PRECISIONS)
     _choice(config, "pool", (None, *POOLS))
+    _choice(config, "sampling", (None, *SAMPLINGS))
+    if config.measure is not None and not isinstance(config.measure, str):
+        raise ConfigError(f"measure must be the name of a measure or null, got {config.measure!r}")
     _choice(config, "protocol.figure", FIGURES)
     _choice(config, "augment.padding_mode", PADDING_MODES)
     _integer(config, "augment.crop_padding", minimum=0)
@@ -407,6 +431,18 @@ def _check_streams(config: DictConfig) -> None:
             _choice(config, f"{where}.augment.padding_mode", PADDING_MODES)
         if not isinstance(augment.get("flip", False), bool):
             raise ConfigError(f"{where}.augment.flip must be true or false, got {augment.flip!r}")
+
+
+def _check_budget(config: DictConfig) -> None:
+    """A rule, or what became of it when it was put into effect."""
+    if not isinstance(config.budget, DictConfig):
+        _choice(config, "budget", (None, *BUDGETS))
+        return
+    if set(config.budget) != set(BUDGET_KEYS):
+        raise ConfigError(f"budget must have the keys {', '.join(BUDGET_KEYS)}, got {config.budget!r}")
+    _choice(config, "budget.rule", BUDGETS)
+    _integer(config, "budget.epochs", minimum=1)
+    _number(config, "budget.cost", above=0.0)
 
 
 def _check_mixer(config: DictConfig) -> None:

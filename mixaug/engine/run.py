@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine import lock
 from mixaug.engine.config import config_hash, plain
-from mixaug.engine.errors import RunFolderError
+from mixaug.engine.errors import ConfigError, RunFolderError
 from mixaug.engine.reading import DamagedFile, read_object
 
 __all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
@@ -35,7 +35,13 @@ _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", 
 
 
 def run_name(config: DictConfig) -> str:
-    """``<policy>-<model>-<data>-s<seed>-<hash>``."""
+    """``<policy>-<model>-<data>-s<seed>-<hash>``.
+
+    Raises:
+        ConfigError: the config's budget has not been put into effect, so that its length is not known.
+    """
+    if isinstance(config.get("budget"), str):
+        raise ConfigError(f"budget={config.budget} is to be put into effect first, by mixaug.engine.budget.settle")
     model = str(config.model.name).replace("/", "_")
     return f"{config.choices.policy}-{model}-{config.data.name}-s{config.seed}-{config_hash(config)}"
 

@@ -22,7 +22,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixaug.engine import build, checkpoint, distributed, lock, run
+from mixaug.engine.assembly import assemble
 from mixaug.engine.batches import Batches
+from mixaug.engine.budget import settle
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import (
@@ -38,8 +40,7 @@ from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
-from mixaug.engine.stored import networks_of
-from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -79,7 +80,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Do, continue or skip the run of a composed config.
 
     Args:
-        config: from ``mixaug.engine.config.compose``.
+        config: from ``mixaug.engine.config.compose``; its ``budget`` is put into effect first.
 
     Returns:
         The content of ``result.json``.
@@ -99,6 +100,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"config.world_size is {config.world_size}, but {world.size} processes take part")
     if config.sync_batchnorm and world.device.type != "cuda":
         raise ConfigError("sync_batchnorm=true needs GPUs: torch has no synchronised batch norm on the CPU")
+    config = settle(config)
     folder = run.run_folder(config)
     with (
         Log(run.run_name(config), active=world.is_main, progress=config.progress) as log,
@@ -113,19 +115,9 @@ def train(config: DictConfig) -> dict[str, Any]:
             distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        # All processes start from the same weights.
-        torch.manual_seed(distributed.stream_seed(config.seed, "weights"))
-        data = build.load_data(config)
-        task, objective = task_of(data), build.build_objective(config)
-        build.check_task(config, objective, data)
-        model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
-        build.check_model(config, model, data)
-        policy = build.with_pool(config, build.build_policy(config), batches)
-        build.check_wants(config, objective, policy, batches)
-        pictures = pictures_of(config, batches, policy)
-        step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
-        build.check_mixer(config, step)
-        refreshes = Refreshes(config, step, batches, world)
+        parts = assemble(config, world)
+        data, task, batches, step = parts.data, parts.task, parts.batches, parts.step
+        pictures = pictures_of(config, batches, parts.policy)
         distributed.on_main(world, own.take)
         finished = distributed.on_main(world, lambda: _finished(folder, log))
         if finished is not None:
@@ -135,9 +127,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         state: TrainingState | None = None
         try:
             begun = perf_counter()
-            build.prepare_policy(config, step.policy, objective, data, batches)
+            build.prepare_policy(config, step.policy, parts.objective, data, batches)
             prepared = perf_counter() - begun
-            unused = world.size > 1 and build.leaves_parameters_out(model, data)
+            unused = world.size > 1 and build.leaves_parameters_out(parts.model, data)
             state, forward = _assemble(config, step, world, len(batches), find_unused_parameters=unused)
             state.prepare_seconds = prepared
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
@@ -150,7 +142,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             if world.is_main:
                 _rewrite_epochs(folder, state)
             return _run_epochs(
-                _Training(config, folder, world, log, task, batches, state, forward, pictures, refreshes)
+                _Training(config, folder, world, log, task, batches, state, forward, pictures, parts.refreshes)
             )
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
@@ -236,7 +228,8 @@ def _can_be_traced(policy: Policy) -> bool:
     has_network = any(True for _ in policy.parameters())
     if any(getattr(part, "keeps_state", False) for part in policy.modules()):
         return False
-    return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
+    looks = policy.needs or policy.reads or policy.wants_networks
+    return not looks and not policy.needs_rows and not has_network
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:
@@ -383,6 +376,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task, test_samples: 
     return {
         "status": "finished",
         "task": task.name,
+        "measure": task.measure,
         "policy": config.choices.policy,
         "policy_options": {**build.options(settings["policy"]), **pool, **mixer_settings(config)},
         "model": config.model.name,

@@ -424,14 +424,21 @@ def run_grid(
     """
     from mixaug.engine.config import with_config_dir
     from mixaug.leaderboard import STATISTICS, aggregate, collect, write
-    from mixaug.leaderboard.grid import expand
+    from mixaug.leaderboard.grid import grid_of
     from mixaug.leaderboard.render import print_tables, terminal
 
     if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
     console = console or terminal()
-    cells = expand(with_config_dir(arguments, config_dir))
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    grid = grid_of(with_config_dir(arguments, config_dir), say)
+    cells = grid.cells
     config = cells[0].config
+    for what, reason in grid.left_out.items():
+        say(f"left out: {what}: {reason}")
     for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:
         if statistic is not None and statistic not in task.figures:
             raise ValueError(

@@ -81,7 +81,7 @@ class Selective:
     def _looked_at(self, labels: Tensor | None, metadata: Mapping[str, Tensor]) -> list[tuple[Tensor, Relation]]:
         found: list[tuple[Tensor, Relation]] = []
         if self.label != "any":
-            found.append((_classes(labels), self.label))
+            found.append((classes_of(labels), self.label))
         for name in self.metadata:
             found.append((_integers(f"metadata {name!r}", metadata.get(name)), self.relation))
         return found
@@ -278,7 +278,7 @@ def check_matrix(what: str, matrix: object) -> Tensor:
     return matrix
 
 
-def _classes(labels: Tensor | None) -> Tensor:
+def classes_of(labels: Tensor | None) -> Tensor:
     """(B,) what stands for the class: ids, the largest share of dense labels, numbers as they are."""
     if labels is None or labels.ndim not in (1, 2):
         came = "none" if labels is None else tuple(labels.shape)

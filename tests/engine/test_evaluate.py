@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def test_scores_agree_with_the_slow_twin(classes: int, scale: float) -> None:
     assert (scores.top1, scores.top5, scores.nll, scores.ece) == pytest.approx(expected, abs=2e-5)
     assert scores.samples == 101
     assert model.training
+
+
+def test_recalls_and_the_worst_group_are_those_of_the_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.rand(120, 4, generator=generator), torch.arange(120) % 3  # there is no sample of class 3
+    logits[torch.arange(120), labels] += 0.3
+    groups = torch.randint(3, (120,), generator=generator) * 2  # nor of groups 1 and 3
+    parts = [(logits[k : k + 50], labels[k : k + 50]) for k in range(0, 120, 50)]
+    scores = evaluate(nn.Identity(), parts, 4, CPU, groups=groups, num_groups=5)
+    right = logits.argmax(1) == labels
+    recalls = [100 * float(right[labels == label].double().mean()) for label in range(3)]
+    assert scores.mean_recall == pytest.approx(statistics.fmean(recalls))
+    assert scores.min_recall == pytest.approx(min(recalls))
+    assert scores.gmean_recall == pytest.approx(statistics.geometric_mean(recalls))
+    assert scores.hmean_recall == pytest.approx(statistics.harmonic_mean(recalls))
+    assert scores.worst_group == pytest.approx(min(100 * float(right[groups == g].double().mean()) for g in (0, 2, 4)))
+    assert evaluate(nn.Identity(), parts, 4, CPU).worst_group is None
+    # A class that is never found makes the two means zero, without a number that is none.
+    never = evaluate(nn.Identity(), [(logits - 9 * nn.functional.one_hot(labels * 0, 4), labels)], 4, CPU)
+    assert (never.min_recall, never.gmean_recall, never.hmean_recall) == (0, 0, 0)
+    assert never.mean_recall > 0
 
 
 @pytest.mark.parametrize("training", [True, False])

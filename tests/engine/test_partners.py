@@ -32,6 +32,22 @@ SETTINGS = {
         "+streams.outliers.data.name=digits",
         "+streams.outliers.data.train_size=70",
     ],
+    "selecmix": [
+        "policy=selecmix",
+        "objective=selecmix",
+        "+networks.biased={_target_: mixaug.networks.Auxiliary, network: "
+        "{_target_: mixaug.models.projector, dim: 8, hidden: 8, in_chans: 1}}",
+    ],
+    "cowa": ["policy=mixup", "objective=cowa"],
+    "dualmix": ["policy=mixup", "objective=dualmix", "objective.size=30"],
+    "ferkd": [
+        "policy=selfmix",
+        "policy.view=second",
+        "views=[second]",
+        "augment.crop_padding=1",
+        "objective=ferkd",
+        "+networks.teacher={_target_: mixaug.networks.Momentum, momentum: 0.5}",
+    ],
 }
 
 
@@ -48,7 +64,7 @@ def tensors(value: Any, place: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for part in ("model", "policy", "optimizer", "streams", "kept"):
+    for part in ("model", "policy", "objective", "networks", "optimizer", "streams", "kept"):
         ours, theirs = tensors(one[part]), tensors(other[part])
         assert ours.keys() == theirs.keys(), part
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
@@ -114,6 +130,9 @@ def test_batches_follow_the_weights_as_they_are() -> None:
     (["policy=mixup", "policy.partners={_target_: mixaug.partners.Stream, name: outliers}"],
      r"policy=mixup: the policy wants 'outliers' of streams, there are \[\]: \+streams.outliers.data.name"),
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
+    (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
+    (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
+    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of the batch's own rows"),
     (["policy=mixup", "objective=mixoe", *SETTINGS["mixoe"][3:]], "MixOE expects a policy whose partners are outliers"),
     (["policy=recursivemix", "policy.partners=null"], "expects partners='previous'"),
 ])  # fmt: skip
