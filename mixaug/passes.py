@@ -318,7 +318,8 @@ class Passes:
         # What a term keeps for its gradient can be gone when the pass begins.
         early = [policy.early_loss(self.batch.inputs, batch, self.signals) for batch in learning]
         outcomes = []
-        for batch, outputs, seen in self._forward(group, how):
+        run = self._shared if self._is_shared(group, how) else self._forward
+        for batch, outputs, seen in run(group, how):
             done = batch
             for term, drawn in zip(early, learning, strict=True):
                 if drawn is batch and seen is not None:
@@ -329,6 +330,20 @@ class Passes:
             self._runs.append(_Run(batch, group, how.network, how.grad, how.mode, how.reads, outcome))
             outcomes.append(outcome)
         return outcomes
+
+    def _is_shared(self, group: tuple[MixedBatch, ...], how: _How) -> bool:
+        """Whether a pass is one that the policy's signals may have run, or may ask for: the clean batch alone."""
+        looks = bool(self.step.policy.needs - {"hidden"}) and self.signals.shares_passes
+        return looks and how.network == MODEL and len(group) == 1 and group[0] is self._clean
+
+    def _shared(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
+        # Where the policy has drawn, it has asked for the saliency by now, or does without.
+        saliency = "saliency" in self.step.policy.needs and not self._draws
+        recorder = self.signals.shared_pass(how.mode, how.reads, how.grad, saliency)
+        outputs = recorder.shown["outputs"]
+        seen = MixedSignals(self.source, how.reads, self.signals)
+        seen.recorder = recorder
+        return [(group[0], outputs if how.grad else map_tensors(outputs, torch.Tensor.detach), seen)]
 
     def _forward(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
         """One forward for a group: each batch with its outputs and with what the model showed of it."""

@@ -22,7 +22,9 @@ from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
+from mixaug.objectives import Composition
 from mixaug.passes import as_objective
+from mixaug.preparation import Inspection
 from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -113,12 +115,20 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     labels = torch.randn(4, 7) if objective.task == "regression" else torch.tensor([0, 1, 2, 3])
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
     wants = as_objective(objective).wants
-    beside = {name: copy.deepcopy(model) for name in wants.networks}
+    beside = {name: copy.deepcopy(model) for name in wants.networks if name != "composition"}
+    if "composition" in wants.networks:
+        pairs = [[0, 0], [1, 0], [0, 1], [1, 1]]
+        beside["composition"] = Composition(pairs, torch.randn(2, 3), torch.randn(2, 3), nn.Linear(6, 7))
     partners = mixaug.partners.Stream(wants.streams[0], label="uniform") if wants.streams else None
-    step = MixStep(model, mixaug.create("mixup", partners=partners), objective, networks=beside)
+    # One looks at pairs that a policy of its own draws.
+    policy = mixaug.create("selecmix") if name == "selecmix" else mixaug.create("mixup", partners=partners)
+    step = MixStep(model, policy, objective, networks=beside)
     images = torch.rand(4, 3, 8, 8)
+    if getattr(objective, "refresh_every", None):
+        outputs, features = torch.randn(4, 7), torch.randn(4, 5)
+        objective.on_refresh(Inspection("train", outputs, features, labels, torch.zeros(7, 5), None))
     streams = {name: mixaug.Batch(images) for name in wants.streams}
-    assert step(mixaug.Batch(images, labels, streams=streams))[0].ndim == 0
+    assert step(mixaug.Batch(images, labels, rows=torch.arange(4), streams=streams))[0].ndim == 0
 
 
 def test_a_set_without_splits_keeps_the_folder_of_an_earlier_version() -> None:
@@ -549,5 +559,6 @@ def test_each_file_says_how_to_run_it() -> None:
     for path in files:
         head = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
         assert head.startswith("#"), path
-        assert "mixaug train " in head or "mixaug benchmark " in head, path
-        assert path == CONFIGS / "train.yaml" or path.parent.name in GROUPS, path
+        assert any(f"mixaug {command} " in head for command in ("train", "benchmark", "search")), path
+        known = path in (CONFIGS / "train.yaml", CONFIGS / "search.yaml") or path.parent.name in (*GROUPS, "search")
+        assert known, path

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import decimal
 import fractions
+import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +26,7 @@ from mixaug import OneOf, Sometimes
 from mixaug.draws import Draws
 from mixaug.options import options_of
 from mixaug.policies import AutoMix, CutMix, MixPro, RegMix, ResizeMix, SnapMix, TransMix
+from mixaug.shared_options import SharedOptions
 
 CHANNELS, BATCH, SIZE = 4, 4, (16, 16)
 OURS = [name for name in mixaug.list_policies() if mixaug.describe(name).target.__module__.startswith("mixaug.")]
@@ -72,7 +76,7 @@ SEQUENCES += [
 WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 
 #: What only the images, their metadata or the model can decide: how many axes, cells and blocks there are.
-BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group"}
+BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group", "view"}
 
 
 #: Options with which a policy is quick: each step of its search is a forward and a backward pass.
@@ -119,7 +123,9 @@ def draws_two_batches(policy: mixaug.Policy) -> None:
     if type(policy).on_attach is not mixaug.Policy.on_attach and not hasattr(policy, "channels"):
         policy.attach(BACKBONE)
     for seed in (3, 4):
-        batch = mixaug.Batch(images, labels, metadata={"domain": torch.arange(BATCH) % 2})
+        batch = mixaug.Batch(
+            images, labels, metadata={name: torch.arange(BATCH) % 2 for name in ("domain", "image_id")}
+        )
         mixed = policy(batch, signals=signals_for(policy), generator=seeded(seed))
         assert mixed.inputs.shape == images.shape
         assert mixed.inputs.isfinite().all()
@@ -173,7 +179,7 @@ def test_a_wrong_value_is_refused_by_name_or_works(place, index):
     ("cmixup", {"alpha": 0}, "^cmixup expects alpha as a positive finite number, got 0"),
     ("cmixup", {"per": "row"}, "^cmixup expects per"),
     ("cmixup", {"stages": ["layer1"], "ratio": 2}, r"^cmixup expects ratio as a share in \[0, 1\], got 2"),
-    ("knn_mixup", {"labeling": "size"}, "^knn_mixup expects labeling"),
+    ("knn_mixup", {"labeling": "size"}, "^knn_mixup got an unknown labeling 'size'"),
     ("local_mixup", {"ratio": len}, "^local_mixup expects ratio"),
     ("lisa", {"alpha": -1}, "^lisa expects alpha"),
     ("selective_mixup", {"label": "none"}, "^selective_mixup expects label"),
@@ -312,16 +318,52 @@ class TestSharedOptions:
 def test_a_type_checker_knows_the_options(tmp_path):
     code = tmp_path / "options.py"
     code.write_text(
-        "from mixaug.policies import AutoMix, CutMix\n"
+        "from mixaug.policies import AutoMix, CutMix, ResizeMix\n"
         'CutMix(0.5, per="batch", labeling="ratio")\n'
         'AutoMix(2.0, stage="layer3", per="sample")\n'
         'CutMix(labelling="area")\n'
         'CutMix(per="epoch")\n'
         "AutoMix(epochs=3)\n"
+        "ResizeMix(ratio=0.5)\n"
+        'AutoMix(partners="previous")\n'
+        'ResizeMix(per="batch", pairing="shift")\n'
     )
     found = subprocess.run([sys.executable, "-m", "mypy", str(code)], capture_output=True, text=True).stdout
     wrong = [line.split(":")[1] for line in found.splitlines() if ": error:" in line]
-    assert wrong == ["4", "5", "6"], found
+    assert wrong == ["4", "5", "6", "7", "8"], found
+
+
+def typed_options(path, name):
+    """The entries of the dictionary that a class's ``**shared`` unpacks; None where it is that of another file."""
+    classes = {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)}
+    for function in classes[name].body:
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__" and function.args.kwarg is not None:
+            (unpacked,) = [node.id for node in ast.walk(function.args.kwarg.annotation) if isinstance(node, ast.Name)][
+                1:
+            ]
+            if unpacked not in classes:
+                return set(SharedOptions.__optional_keys__) if unpacked == "SharedOptions" else None
+            return {base.id.removeprefix("Takes").lower() for base in classes[unpacked].bases}
+    return None
+
+
+def test_type_checkers_know_what_is_not_offered():
+    seen, wrong = 0, {}
+    policies = [mixaug.Policy]
+    for policy in policies:
+        policies += policy.__subclasses__()
+        if not policy.__module__.startswith("mixaug.policies") or "__init__" not in vars(policy):
+            continue
+        typed = typed_options(Path(inspect.getfile(policy)), policy.__name__)
+        if typed is not None:
+            hidden = {option for base in policy.__mro__ for option in vars(base).get("not_offered", ())}
+            taken = set(inspect.signature(policy.__init__).parameters)
+            offered = set(SharedOptions.__optional_keys__) - hidden
+            if typed - taken != offered - taken:
+                wrong[policy.__name__] = sorted(typed ^ offered)
+            seen += 1
+    assert wrong == {}
+    assert seen > 20
 
 
 @pytest.mark.parametrize("label", [10, -1])

@@ -202,7 +202,8 @@ def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation
     assert "_target_: mixaug.policies.CutMix" in mixaug_says("train", "--cfg", "job", "policy=cutmix")
     assert list(tmp_path.iterdir()) == []
     # launch=command: each run of the grid is a `mixaug train` of its own.
-    tiny = ("data.train_size=50", "batch_size=50", "eval_batch_size=2000", "epochs=1", "device=cpu", "threads=1")
+    digits = ("data=digits", "data.train_size=50", "batch_size=50", "eval_batch_size=2000")
+    tiny = (*digits, "epochs=1", "device=cpu", "threads=1")
     said = mixaug_says("benchmark", "policy=cutmix", *tiny, "launch=command")
     assert "finished cutmix" in said
     assert sorted(path.name for path in (tmp_path / "runs" / "leaderboard").iterdir()) == [

@@ -23,7 +23,7 @@ LAYERS = [
     ["signals"],
     ["batch"],
     ["pairing", "partners", "labeling", "losses", "preparation", "regression_metrics"],
-    ["policy"],
+    ["shared_options", "policy"],
     ["registry"],
     ["policies"],
     ["networks"],

@@ -50,10 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(_: Any) -> float:
+def run(_: Any) -> float | None:
     """Run the composed config; a Hydra sweeper may optimise what is returned, the top-1 or the RMSE that counts.
 
-    It is that of the validation set where there is one, else of the test set.
+    It is that of the validation set where there is one, else of the test set. Of a run that ``stop_after`` stops it is
+    that of the validation set there, and None without one.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -79,7 +80,10 @@ def run(_: Any) -> float:
     except RunHeld as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_HELD)
-    return task_said(result).aim(result, config.protocol.figure)
+    task = task_said(result)
+    if result["status"] == "stopped":
+        return result.get(f"valid_{task.measure}")
+    return task.aim(result, config.protocol.figure)
 
 
 def composed(overrides: Sequence[str], config_dir: str | None, package: str | None) -> str:

@@ -21,7 +21,7 @@ from mixaug.batch import Batch
 from mixaug.engine.config import AUGMENT_KEYS
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
-from mixaug.engine.sources import SeededDraws, Source, collated, end_reading, leave_interrupts
+from mixaug.engine.sources import Pool, SeededDraws, Source, collated, end_reading, leave_interrupts
 from mixaug.loading import DeviceLoader, Normalize
 
 __all__ = ["GROUP", "Batches", "groups_of"]
@@ -198,28 +198,16 @@ class Batches:
         device = self.world.device
         return self._normalize()(samples.inputs.to(device)), samples.labels.to(device)
 
-    def pool(self) -> tuple[Tensor | Callable[[Tensor], Tensor], Tensor]:
-        """The training set as a place to draw partners from: inputs, or a function of rows, and labels.
+    def pool(self) -> Pool:
+        """The training set as a place to draw partners from, read and augmented as its batches are.
 
         Raises:
-            ConfigError: data that is read file by file, or augmented, so that partners would not be.
+            ConfigError: a data set of one's own that does not say its labels without being read.
         """
-        augment = self.config.augment
-        if not self.data.in_memory or augment.crop_padding or augment.flip:
-            raise ConfigError(
-                f"pool={self.config.pool} draws partners from the whole training set, which must be held in memory "
-                f"and not augmented; {self.data.name} is "
-                + (
-                    "augmented: augment.crop_padding=0 augment.flip=false"
-                    if self.data.in_memory
-                    else "read file by file"
-                )
-            )
-        inputs, labels = self._train.loader[0].images, self._train.loader[0].labels
-        if inputs.dtype != torch.uint8:
-            return inputs, labels
-        normalize = self._normalize()
-        return (lambda rows: normalize(inputs.index_select(0, rows))), labels
+        try:
+            return self._train.pool()
+        except TypeError as error:
+            raise ConfigError(f"pool={self.config.pool} draws partners from {self.data.name}: {error}") from error
 
     @property
     def _form(self) -> dict[str, Any]:

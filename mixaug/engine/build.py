@@ -36,6 +36,7 @@ __all__ = [
     "check_model",
     "check_wants",
     "checked_task",
+    "data_settings",
     "leaves_parameters_out",
     "load_data",
     "load_streams",
@@ -71,7 +72,12 @@ SEEDED = ("split", "split_seed", "class_seed")
 
 def load_data(config: DictConfig) -> Any:
     """The data set, a ``mixaug.data.DataSet`` or ``RegressionSet``."""
-    return _loaded(config, "data", plain(config)["data"])
+    return _built("data", data_settings(config))
+
+
+def data_settings(config: DictConfig) -> dict[str, Any]:
+    """All that decides the data set of a run, the run's seed where an option stands for it."""
+    return _settled(config, plain(config)["data"])
 
 
 def load_streams(config: DictConfig) -> dict[str, Any]:
@@ -82,13 +88,13 @@ def load_streams(config: DictConfig) -> dict[str, Any]:
     """
     streams = plain(config)["streams"]
     return {
-        name: _loaded(config, f"streams.{name}.data", {"_target_": "mixaug.data.load", **stream["data"]})
+        name: _built(f"streams.{name}.data", _settled(config, {"_target_": "mixaug.data.load", **stream["data"]}))
         for name, stream in streams.items()
     }
 
 
-def _loaded(config: DictConfig, section: str, settings: dict[str, Any]) -> Any:
-    return _built(section, settings, **{key: config.seed for key in SEEDED if settings.get(key) == BY_SEED})
+def _settled(config: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {key: config.seed for key in SEEDED if settings.get(key) == BY_SEED}
 
 
 def build_model(config: DictConfig, data: Any) -> nn.Module:
@@ -169,9 +175,16 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     """
     if config.pool is None or not policy.has_partners:
         return policy
-    inputs, labels = batches.pool()
+    pool = batches.pool()
     try:
-        return with_training_set(policy, inputs, labels, candidates=config.pool)
+        return with_training_set(
+            policy,
+            pool.inputs,
+            pool.labels,
+            candidates=config.pool,
+            metadata=pool.metadata,
+            augmented=pool.augmented,
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"pool={config.pool}: {error}") from error
 
@@ -264,10 +277,10 @@ def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
-    """Refuse an objective or a policy that wants what no setting brings.
+    """Refuse an objective or a policy that wants what no setting brings, and streams and views that nobody wants.
 
     Raises:
-        ConfigError: names it, what there is, and the setting that brings it.
+        ConfigError: names it, what there is, and the setting that brings it; or the stream or view that is not used.
     """
     parts = [part for part in policy.modules() if isinstance(part, Policy)]
     sources = [part.partners for part in parts if part.partners is not None]
@@ -286,7 +299,15 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
         ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
-    for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):
+    wanted = (("objective", as_objective(objective).wants), ("policy", by_policy))
+    for kind in ("streams", "views"):
+        idle = sorted(set(brought[kind][0]) - {name for _, wants in wanted for name in getattr(wants, kind)})
+        if idle:
+            raise ConfigError(
+                f"{kind}: neither objective={config.choices.objective} nor policy={config.choices.policy} looks at "
+                f"{', '.join(idle)}, which would be read for nothing: leave it out"
+            )
+    for who, wants in wanted:
         for kind, (there, way_out) in brought.items():
             for name in getattr(wants, kind):
                 if name not in there:

@@ -33,6 +33,7 @@ from mixaug.engine.errors import ConfigError
 __all__ = [
     "GROUPS",
     "compose",
+    "composed_by_hydra",
     "config_folder",
     "config_hash",
     "epochs_at_equal_cost",
@@ -46,11 +47,11 @@ __all__ = [
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
-# These keys say where, how loudly and how often a run writes, or why it has its length; they cannot change what it
-# computes.
+# These keys say where, how loudly and how often a run writes, how far a command takes it, or why it has its length;
+# they cannot change what it computes.
 NEUTRAL_KEYS = (
     *("budget", "root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
-    *("checkpoint_every_steps", "checkpoint_every_epochs", "workers"),
+    *("checkpoint_every_steps", "checkpoint_every_epochs", "workers", "stop_after"),
 )
 
 #: The beginning of the override that names further places with config files.
@@ -162,8 +163,8 @@ def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list
 
 
 def list_choices(group: str) -> list[str]:
-    """Names of the shipped files of one config group, sorted."""
-    if group not in GROUPS:
+    """Names of the shipped files of one config group, ``search`` among them, sorted."""
+    if group not in (*GROUPS, "search"):
         raise ConfigError(f"unknown config group {group!r}; the groups are {', '.join(GROUPS)}")
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
@@ -200,7 +201,12 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     return completed
 
 
-def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
+    """What Hydra makes of a file of the config folder and overrides, its own section ``hydra`` included.
+
+    Raises:
+        ConfigError: it makes nothing of it.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -210,7 +216,7 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-            composed = hydra_compose("train", overrides=overrides, return_hydra_config=True)
+            composed = hydra_compose(name, overrides=overrides, return_hydra_config=True)
     except Exception as error:
         # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
         # of a group, OmegaConf's errors for values that do not merge.
@@ -219,6 +225,11 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     finally:
         GlobalHydra.instance().hydra = around
     _check_sources(composed.hydra.runtime.config_sources)
+    return composed
+
+
+def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    composed = composed_by_hydra("train", overrides)
     broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
     if broken:
         raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
@@ -352,7 +363,7 @@ def validate(config: DictConfig) -> None:
     counts = ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size")
     for key in (*counts, "evaluate_every", "checkpoint_every_epochs"):
         _integer(config, key, minimum=1)
-    for key in ("checkpoint_every_steps", "pictures_every_epochs", "threads"):
+    for key in ("checkpoint_every_steps", "pictures_every_epochs", "stop_after", "threads"):
         _integer(config, key, minimum=1, optional=True)
     _integer(config, "workers", minimum=0)
     _integer(config, "seed", minimum=0)

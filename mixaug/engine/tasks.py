@@ -154,9 +154,16 @@ class Task:
         return f"{title}, chosen on the {SPLIT_TITLES[selected_on]} set" if figure in self.choosing else title
 
     def aim(self, result: Mapping[str, Any], figure: str) -> float:
-        """What a search over options goes by: the figure of the validation set, or, without one, of the test set."""
+        """What a search over options goes by: the figure of the validation set, or, without one, of the test set.
+
+        A number that was not finite, null in a result, counts as worse than any other: minus infinity where a larger
+        one is better, else infinity.
+        """
         key = self.result_key(figure)
-        return float(result.get(f"valid_{key}", result[key]))
+        number = result.get(f"valid_{key}", result[key])
+        if number is None:
+            return -math.inf if self.higher_is_better else math.inf
+        return float(number)
 
     def scores(self, model: nn.Module, batches: Batches, precision: str) -> dict[str, float | None]:
         """The model's numbers on every held-out set: ``test_top1`` and, where there is such a set, ``valid_top1``."""

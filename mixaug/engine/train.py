@@ -40,7 +40,7 @@ from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
-from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, held_out_splits
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -83,7 +83,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         config: from ``mixaug.engine.config.compose``; its ``budget`` is put into effect first.
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``; where ``stop_after`` ends the command before the run is finished, ``status``
+        (``"stopped"``), ``task``, ``epoch`` and the scores of the validation set there, if there is one.
 
     Raises:
         ConfigError: a value that cannot work; nothing has been created.
@@ -110,6 +111,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         if finished is not None:
             log.say(f"{folder} is finished; skipped")
             return finished
+        stopped = distributed.on_main(world, lambda: _stopped(folder, config))
+        if stopped is not None:
+            log.say(f"{folder} was stopped after epoch {config.stop_after} before; skipped")
+            return stopped
         if distributed.on_main(world, folder.is_dir):
             # The lock comes before the data, so that a second process on a folder need not wait for its answer.
             distributed.on_main(world, own.take)
@@ -166,6 +171,14 @@ def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
     except ValueError as error:
         log.say(f"{error}; it is made again from the newest checkpoint")
         return None
+
+
+def _stopped(folder: Path, config: DictConfig) -> dict[str, Any] | None:
+    """What an earlier command found where this one is to stop; None where it has to go there."""
+    if config.stop_after is None or config.stop_after >= config.epochs:
+        return None
+    record = run.read_stops(folder).get(config.stop_after)
+    return None if record is None else {"status": "stopped", **record}
 
 
 def _agree(state: TrainingState, world: World) -> None:
@@ -226,19 +239,20 @@ def _assemble(
 def _can_be_traced(policy: Policy) -> bool:
     """Whether a policy compiles as one graph: it looks at no model, has no network, fetches no rows and keeps none."""
     has_network = any(True for _ in policy.parameters())
-    if any(getattr(part, "keeps_state", False) for part in policy.modules()):
+    if any(getattr(part, "keeps_state", False) or getattr(part, "augmented", False) for part in policy.modules()):
         return False
     looks = policy.needs or policy.reads or policy.wants_networks
     return not looks and not policy.needs_rows and not has_network
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:
-    """Train, score and record every epoch that is left; returns the content of ``result.json``."""
+    """Train, score and record every epoch that is left or asked for; returns what `train` does."""
     config, state, task, log = training.config, training.state, training.task, training.log
     position = state.position
     tensorboard = training.folder / "tensorboard" if config.tensorboard else None
     log.start(config.epochs * len(training.batches), position.step, tensorboard)
-    while position.epoch < config.epochs:
+    last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
+    while position.epoch < last:
         _train_epoch(training)
         is_scored = _is_scored(config, position.epoch + 1)
         scores: dict[str, float | None] = {}
@@ -255,18 +269,47 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
             if is_scored and task.chosen(state.history) == len(state.history) - 1:
                 checkpoint.save(training.folder / checkpoint.BEST, state.weights())
             run.append_line(training.folder / "epochs.jsonl", record)
-        if position.epoch % config.checkpoint_every_epochs == 0 or position.epoch == config.epochs:
+        if position.epoch % config.checkpoint_every_epochs == 0 or position.epoch == last:
             _save(training)
         log.epoch(record, config.epochs, task.line(record) if is_scored else "not scored")
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
         if training.pictures is not None and position.epoch % config.pictures_every_epochs == 0:
             log.picture("mixed", training.pictures.draw(state.step), position.step)
+    if last < config.epochs:
+        return _stop(training)
     result = _result(config, state, task, len(training.batches.data.test))
     if training.world.is_main:
         run.write_json(training.folder / "result.json", result)
     training.world.barrier()
     log.result(result, task, config.protocol.figure)
     return result
+
+
+def _stop(training: _Training) -> dict[str, Any]:
+    """Score the validation set where ``stop_after`` ends the command.
+
+    The scores stand in a file of their own: the run itself, its history included, goes on as if it had not stopped.
+    """
+    config, state, task, log = training.config, training.state, training.task, training.log
+    position = state.position
+    record: dict[str, Any] = {"task": task.name, "measure": task.measure, "epoch": position.epoch}
+    if position.epoch > config.stop_after or position.batch > 0:
+        log.say(f"{training.folder} is past epoch {config.stop_after} already: its scores there cannot be had any more")
+        return {"status": "stopped", **record}
+    if "valid" in held_out_splits(training.batches.data):
+        distributed.share_buffers(state.evaluated, training.world)
+        scores = task.score(state.evaluated, training.batches, "valid", config.precision)
+        record |= {f"valid_{name}": value for name, value in scores.items() if name != "samples"}
+    if training.world.is_main:
+        run.append_line(training.folder / run.STOPS, record)
+    training.world.barrier()
+    value = record.get(f"valid_{task.measure}")
+    told = "" if value is None else f", valid {task.title} {value:.{task.digits}f}"
+    log.say(
+        f"{training.folder} stopped after epoch {position.epoch} of {config.epochs}{told}; "
+        "the same command without stop_after goes on"
+    )
+    return {"status": "stopped", **record}
 
 
 def _is_scored(config: DictConfig, epoch: int) -> bool:

@@ -17,100 +17,36 @@ import torch
 from torch import Tensor, nn
 
 from mixaug import MixedBatch, MixStep, ModelSignals, Policy
-from mixaug.batch import unmixed
-from mixaug.checks import check_choice
 from mixaug.integrations._common import require_model_free, require_policy, require_smoothing
-from mixaug.losses import mixed_binary_cross_entropy, mixed_cross_entropy, mixed_regression_loss
-from mixaug.ops.nested import logits_of
+from mixaug.integrations._trainer_losses import (
+    REGRESSION,
+    DenseTargets,
+    MixedLossFunction,
+    OwnLoss,
+    are_ids,
+    as_the_problem_takes,
+    count_of,
+    hands_on_count,
+)
 from mixaug.passes import as_objective
 
-REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
-PROBLEM_TYPES = (REGRESSION, SINGLE_LABEL, MULTI_LABEL)
-#: Class id that the Trainer and torch leave out.
-IGNORED = -100
+__all__ = ["MixTrainerMixin", "MixedLossFunction"]
+
 #: File in a checkpoint's folder that holds the state of the policy.
 STATE_FILE = "mixaug_policy.pt"
-
-
-class MixedLossFunction:
-    """`compute_loss_func` for classifiers and regression models: the loss of their problem type, mixed or plain.
-
-    Args:
-        label_smoothing: in [0, 1], as in `torch.nn.CrossEntropyLoss`; for `"multi_label_classification"` it moves
-            targets towards a half.
-        problem_type: as in a Hugging Face config. `"single_label_classification"` is the cross-entropy with class
-            ids (B,) or shares of classes (B, K), `"multi_label_classification"` the binary cross-entropy with rows
-            (B, K), `"regression"` the squared error with numbers (B,) or (B, D). None is the cross-entropy with class
-            ids or rows that sum to 1.
-
-    Raises:
-        ValueError: `label_smoothing` out of range or beside `"regression"`, an unknown `problem_type`.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0, problem_type: str | None = None) -> None:
-        self.label_smoothing = require_smoothing(label_smoothing, "MixedLossFunction")
-        if problem_type is not None:
-            check_choice("MixedLossFunction", "problem_type", problem_type, PROBLEM_TYPES)
-        if problem_type == REGRESSION and label_smoothing:
-            raise ValueError('label_smoothing needs classes, but problem_type="regression" has numbers as labels')
-        self.problem_type = problem_type
-
-    def __call__(
-        self, outputs: Any, labels: MixedBatch | Tensor | None, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            outputs: the model's output, with `logits` (B, K) as its entry of that name, or as first item of a tuple.
-            labels: a `MixedBatch` in training, labels in evaluation.
-            num_items_in_batch: samples of the whole accumulated batch; None for a plain mean.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: no labels; without a `problem_type`, rows of numbers that do not sum to 1.
-        """
-        logits = _logits(outputs)
-        if not isinstance(labels, MixedBatch):
-            labels = unmixed(logits, labels)
-        if labels.labels is None:
-            raise ValueError(f'{type(self).__name__} got a batch without labels; give it an entry "labels"')
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        given = _as_the_problem_takes(labels.labels, self.problem_type)
-        loss = self._loss(logits, given, labels.sources, labels.weights, reduction)
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-    def _loss(self, logits: Tensor, labels: Tensor, sources: Tensor, weights: Tensor, reduction: str) -> Tensor:
-        if self.problem_type == REGRESSION:
-            # The sum over samples of the mean over columns: the divisor counts samples.
-            errors = mixed_regression_loss(_squared_error, logits, labels, sources, weights, reduction="none")
-            return errors.mean() if reduction == "mean" else errors.sum()
-        if self.problem_type == MULTI_LABEL:
-            return mixed_binary_cross_entropy(
-                logits,
-                labels,
-                sources,
-                weights,
-                label_smoothing=self.label_smoothing,
-                multi_label=True,
-                reduction=reduction,
-            )
-        if self.problem_type is None and labels.is_floating_point():
-            _check_shares(labels)
-        return mixed_cross_entropy(
-            logits, labels, sources, weights, label_smoothing=self.label_smoothing, reduction=reduction
-        )
 
 
 class MixTrainerMixin:
     """Put before `transformers.Trainer` among the bases, it mixes every training batch.
 
     With `mixaug.create("none")` the losses of training and evaluation are those of the Trainer itself, for each
-    `problem_type` of the model's config. Beside class ids (B,), `"single_label_classification"` takes shares of
-    classes (B, K). Without a `problem_type` rows that sum to 1 are taken for shares of classes, and others are refused:
-    Transformers alone would take every row of floats for `"multi_label_classification"`. Under gradient accumulation
-    the loss is the mean over all samples of a step, for every problem type.
+    `problem_type` of the model's config, under gradient accumulation too. Beside class ids (B,),
+    `"single_label_classification"` takes shares of classes (B, K). Without a `problem_type`, integers are class ids and
+    rows of floats `"multi_label_classification"`, as Transformers takes them; rows that sum to 1 bring a warning.
+
+    The Trainer does not average every loss over the samples of an accumulated step: it adds up the means of the parts
+    for regression and several labels, and for models that do not hand `num_items_in_batch` on to their loss function.
+    `compute_loss_func=MixedLossFunction(problem_type=...)` is the mean over all samples for every model.
 
     Policies that look at the model, and objectives, run through :class:`mixaug.MixStep`. The batch then holds the
     images and the labels alone. Parameters of the policy get optimizer groups of their own (`max_grad_norm` clips the
@@ -185,10 +121,18 @@ class MixTrainerMixin:
                 raise ValueError(f"{name} got two ways of smoothing: leave it to MixedLossFunction(label_smoothing)")
             if compute_loss_func is None and objective is None:
                 _check_own_loss(name, model)
-            self.mix_loss: Any = compute_loss_func or MixedLossFunction(label_smoothing, problem_type)
+            if compute_loss_func is not None:
+                self.mix_loss: Any = compute_loss_func
+            elif getattr(model, "loss_function", None) is None:
+                self.mix_loss = MixedLossFunction(label_smoothing, problem_type)
+            else:
+                self.mix_loss = OwnLoss(label_smoothing, problem_type, hands_on_count(model))
         else:
-            self.mix_loss = _DenseTargets(compute_loss_func, label_smoothing, problem_type)
+            self.mix_loss = DenseTargets(compute_loss_func, label_smoothing, problem_type)
         self.compute_loss_func.loss = self.mix_loss  # type: ignore[attr-defined]
+        self._is_own = isinstance(self.mix_loss, OwnLoss) and objective is None
+        # The Trainer divides by the number of parts what such models give, but not what a loss function gives.
+        self._divides = self._is_own and not getattr(self, "model_accepts_loss_kwargs", True)
         self.mix_step: _TrainerStep | None = None
         if policy.needs or objective is not None:
             if getattr(self, "model_init", None) is not None:
@@ -216,11 +160,11 @@ class MixTrainerMixin:
         state = self.state  # type: ignore[attr-defined]
         if state.max_steps > 0:
             self.mix_policy.set_progress(min(1.0, state.global_step / state.max_steps))
-        inputs["labels"] = _as_the_problem_takes(inputs["labels"], getattr(self.mix_loss, "problem_type", None))
+        inputs["labels"] = as_the_problem_takes(inputs["labels"], getattr(self.mix_loss, "problem_type", None))
         if self.mix_step is None:
             mixed = self.mix_policy(inputs[self.image_key], inputs["labels"])
             inputs = {**inputs, self.image_key: mixed.inputs, "labels": mixed}
-            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+            return self._part(super().compute_loss(model, inputs, *args, **kwargs))  # type: ignore[misc]
         others = sorted(key for key in inputs if key not in (self.image_key, "labels"))
         if others:
             raise ValueError(
@@ -230,9 +174,16 @@ class MixTrainerMixin:
         images, labels = inputs[self.image_key], inputs["labels"]
         self.mix_step.show(model)
         loss, logs = self.mix_step(images, labels)
-        done = _Done(loss, _count(labels))
+        done = _Done(loss, None if self._is_own and self.mix_loss.is_mean(labels) else count_of(labels))
         # The Trainer calls this in the place of the model, and scales the loss as it scales its own.
-        return super().compute_loss(lambda **_: logs, {"labels": done}, *args, **kwargs)  # type: ignore[misc]
+        return self._part(super().compute_loss(lambda **_: logs, {"labels": done}, *args, **kwargs))  # type: ignore[misc]
+
+    def _part(self, made: Any) -> Any:
+        """The loss of one part of an accumulated batch, or that and outputs, as the Trainer scales it."""
+        if not self._divides:
+            return made
+        parts = getattr(self, "current_gradient_accumulation_steps", 1)
+        return (made[0] / parts, *made[1:]) if isinstance(made, tuple) else made / parts
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's optimizer, with groups for the parameters of the policy, of the same settings."""
@@ -278,12 +229,14 @@ class MixTrainerMixin:
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The Trainer's count of what a loss is divided by: samples, where the Trainer counts entries of labels."""
+        if self._divides:
+            return None
         counted = []
         for batch in batch_samples:
             labels = batch.get(self._label_key(batch))
             if not isinstance(labels, Tensor):
                 return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
-            counted.append({"labels": labels if _are_ids(labels) else torch.zeros(len(labels), device=labels.device)})
+            counted.append({"labels": labels if are_ids(labels) else torch.zeros(len(labels), device=labels.device)})
         return super()._get_num_items_in_batch(counted, device)  # type: ignore[misc]
 
 
@@ -324,10 +277,10 @@ class _TrainerStep(MixStep):
 
 @dataclass(frozen=True)
 class _Done:
-    """A loss that has been computed: its mean over ``count`` samples."""
+    """A loss that has been computed: its mean over ``count`` samples, or what the Trainer takes as it is."""
 
     loss: Tensor
-    count: Tensor | int
+    count: Tensor | int | None
 
 
 class _LossOfTrainer:
@@ -337,35 +290,10 @@ class _LossOfTrainer:
 
     def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
         if isinstance(labels, _Done):
-            return labels.loss if num_items_in_batch is None else labels.loss * labels.count / num_items_in_batch
+            if num_items_in_batch is None or labels.count is None:
+                return labels.loss
+            return labels.loss * labels.count / num_items_in_batch
         return self.loss(outputs, labels, num_items_in_batch=num_items_in_batch)
-
-
-class _DenseTargets:
-    """A loss function of the user, given dense mixed targets in the place of a `MixedBatch`."""
-
-    def __init__(self, function: Callable[..., Tensor], label_smoothing: float, problem_type: str | None) -> None:
-        if not callable(function):
-            raise TypeError(f"compute_loss_func expects a callable, got {type(function).__name__}")
-        if label_smoothing and problem_type in (REGRESSION, MULTI_LABEL):
-            raise ValueError(
-                f"label_smoothing={label_smoothing} beside compute_loss_func spreads shares of one class over all, "
-                f"which {problem_type} does not have: smooth in the function"
-            )
-        self.function = function
-        self.label_smoothing = label_smoothing
-        self.problem_type = problem_type
-
-    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
-        if isinstance(labels, Tensor) and self.label_smoothing:
-            labels = unmixed(labels, _as_the_problem_takes(labels, self.problem_type))
-        if isinstance(labels, MixedBatch) and labels.labels is not None:
-            given = labels.labels
-            if given.is_floating_point() and not self.label_smoothing:
-                labels = labels.targets()
-            else:
-                labels = labels.targets(_logits(outputs).shape[1], self.label_smoothing)
-        return self.function(outputs, labels, num_items_in_batch=num_items_in_batch)
 
 
 def _loss_of_labels(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
@@ -374,13 +302,6 @@ def _loss_of_labels(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tens
 
 def _mean_of(loss: Callable[..., Tensor]) -> Callable[[Any, MixedBatch], Tensor]:
     return lambda outputs, mixed: loss(outputs, mixed, num_items_in_batch=None)
-
-
-def _logits(outputs: Any) -> Tensor:
-    found = outputs[0] if isinstance(outputs, (tuple, list)) else logits_of(outputs)
-    if not isinstance(found, Tensor):
-        raise TypeError(f"expected outputs with logits, got {type(outputs).__name__}")
-    return found
 
 
 def _problem_type(model: Any) -> str | None:
@@ -399,37 +320,6 @@ def _check_own_loss(name: str, model: Any) -> None:
         raise ValueError(
             f"{name} knows the losses of classifiers and regression models, but {type(model).__name__} has "
             f"{getattr(own, '__name__', type(own).__name__)}: pass compute_loss_func= or objective="
-        )
-
-
-def _are_ids(labels: Tensor) -> bool:
-    return not labels.is_floating_point() and (labels.ndim == 1 or labels.shape[1:] == (1,))
-
-
-def _count(labels: Tensor) -> Tensor | int:
-    return labels.ne(IGNORED).sum() if _are_ids(labels) else len(labels)
-
-
-def _floating(labels: Tensor) -> Tensor:
-    return labels if labels.is_floating_point() else labels.float()
-
-
-def _as_the_problem_takes(labels: Tensor, problem_type: str | None) -> Tensor:
-    """Numbers as floats, class ids (B, 1) as (B,): what the Trainer's own losses make of them."""
-    if problem_type in (REGRESSION, MULTI_LABEL):
-        return _floating(labels)
-    return labels[:, 0] if labels.ndim == 2 and _are_ids(labels) else labels
-
-
-def _squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    return (predictions - targets).square()
-
-
-def _check_shares(labels: Tensor) -> None:
-    if labels.ndim != 2 or not bool(torch.isclose(labels.sum(1), labels.new_ones(()), atol=1e-2).all()):
-        raise ValueError(
-            f"labels {tuple(labels.shape)} of {labels.dtype} are no shares of classes, whose rows sum to 1: say what "
-            f"they are, model.config.problem_type = one of {list(PROBLEM_TYPES)}"
         )
 
 

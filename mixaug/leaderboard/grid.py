@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.run import run_folder
+from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
 __all__ = ["ALL", "USUAL", "Cell", "Grid", "expand", "grid_of"]
@@ -36,16 +36,28 @@ Axes = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid: the overrides of ``mixaug train`` that make it, its config and its folder."""
+    """One run of a grid: the overrides of ``mixaug train`` that make it, its config and its folder.
+
+    ``shown`` is the set whose scores are shown while it runs, ``"test"`` or ``"valid"``.
+    """
 
     label: str
     overrides: tuple[str, ...]
     config: Mapping[str, Any]
     folder: Path
+    shown: str = "test"
 
     @property
     def epochs(self) -> int:
-        return int(self.config["epochs"])
+        """The epoch after which the command ends."""
+        epochs, stop = int(self.config["epochs"]), self.config.get("stop_after")
+        return epochs if stop is None else min(epochs, int(stop))
+
+    def is_done(self) -> bool:
+        """Whether the run has a result, or was stopped before where it is to stop."""
+        if (self.folder / "result.json").is_file():
+            return True
+        return self.epochs < int(self.config["epochs"]) and self.epochs in read_stops(self.folder)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def literally(text: str) -> str:
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def _fence(lines: Iterable[str]) -> list[str]:
+def fence(lines: Iterable[str]) -> list[str]:
     """A block of code whose fence none of its lines can close."""
     lines = list(lines)
     longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
@@ -191,7 +191,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
         lines += [f"[{number}] {literally(note)}  " for number, note in enumerate(notes.texts, start=1)]
-        lines += ["", "Each row again:", "", *_fence(row.command for row in board.rows), ""]
+        lines += ["", "Each row again:", "", *fence(row.command for row in board.rows), ""]
     lines += _markdown_left_out(leaderboard)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,7 +1,7 @@
 """CoT's minority attribute augmentation (arXiv:2308.04016): virtual pairs of an object and an attribute between two.
 
-For compositional zero-shot learning a class is a pair (attribute a, object o), and a network g makes an embedding of the
-words of both. With v the model's embedding of an image, and a partner of the same object with another attribute a':
+For compositional zero-shot learning a class is a pair (attribute a, object o), and a network g makes an embedding of
+the words of both. With v the model's embedding of an image, and a partner of the same object with another attribute a':
 
     v' = lam v + (1 - lam) v_partner,   g' = g(lam w_a + (1 - lam) w_a', w_o)
     L_MAA = CE over cos(v', g') and cos(v', g_p) of all pairs p, over T, with g' as the true one

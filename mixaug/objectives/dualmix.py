@@ -30,8 +30,8 @@ from mixaug.pairing import Own
 from mixaug.partners import Memory
 from mixaug.passes import Objective, Passes
 
-#: From the share of the stream's sample (B,), and how frequent its class and that of the memory's sample are, (B,) each,
-#: to the share of its label (B,).
+#: From the share of the stream's sample, and how frequent its class and that of the memory's sample are, (B,) each, to
+#: the share of its label, (B,).
 Share = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: From inputs (N, ...) and a generator to inputs like them.
 Augment = Callable[[Tensor, Generator | None], Tensor]
@@ -104,8 +104,8 @@ class DualMix(Objective):
             )
         if self.augment is not None and policy.needs:
             raise ValueError(
-                f"DualMix replays the draw of EnMix on augmented inputs, but {type(policy).__name__} looks at the model: "
-                "leave augment out, or choose a policy that does not"
+                f"DualMix replays the draw of EnMix on augmented inputs, but {type(policy).__name__} looks at the "
+                "model: leave augment out, or choose a policy that does not"
             )
 
     def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:

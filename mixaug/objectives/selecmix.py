@@ -75,9 +75,10 @@ class SelecMix(Objective):
     def forward(self, passes: Passes) -> Mapping[str, Tensor]:
         mixed = passes.run(passes.mixed)
         projections = passes.run(passes.clean, network="biased").outputs
-        contrast = supervised_contrastive_loss(
-            F.normalize(projections.float(), dim=1), passes.clean.labels, self.temperature, self.q
-        )
+        ids = passes.clean.labels
+        if ids is None or ids.ndim != 1 or ids.is_floating_point():
+            raise ValueError("SelecMix trains its auxiliary network by class ids: pass labels (B,) of integers")
+        contrast = supervised_contrastive_loss(F.normalize(projections.float(), dim=1), ids, self.temperature, self.q)
         terms = {
             "mixed": self.mixed * self.loss(mixed.outputs, self.weighed(mixed.batch)),
             "biased": self.biased * contrast,

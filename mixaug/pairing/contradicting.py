@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixaug.batch import Batch
-from mixaug.checks import check_choice, check_dense, check_labels, shown
+from mixaug.checks import check_callable, check_choice, check_dense, check_labels
 from mixaug.draws import Draws
 from mixaug.pairing.selective import classes_of
 
@@ -74,8 +74,8 @@ class Contradicting:
     needs_labels = True
 
     def __init__(self, network: str | Callable[[Tensor], Tensor] = "biased", mode: Mode = "random") -> None:
-        if not isinstance(network, str) and not callable(network):
-            raise TypeError(f"Contradicting expects network as a name or a module, got {shown(network)}")
+        if not isinstance(network, str):
+            check_callable("Contradicting", "network", network, ["inputs"], "module or a function")
         check_choice("Contradicting", "mode", mode, get_args(Mode))
         self.mode: Mode = mode
         #: Networks beside the model that it looks at, by name.
@@ -101,8 +101,8 @@ class Contradicting:
         """(B, B) float32 cosines of what the network makes of images (B, ...)."""
         if self.network is None:
             raise ValueError(
-                f"Contradicting looks at the network {self.networks[0]!r} beside the model, which nobody brought: train "
-                f"through MixStep(..., networks={{{self.networks[0]!r}: ...}})"
+                f"Contradicting looks at the network {self.networks[0]!r} beside the model, which nobody brought: "
+                f"train through MixStep(..., networks={{{self.networks[0]!r}: ...}})"
             )
         training = [part for part in _modules(self.network) if part.training]
         for part in training:

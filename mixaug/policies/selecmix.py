@@ -18,7 +18,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from mixaug.checks import check_choice, check_per, shown
+from mixaug.checks import check_callable, check_choice, check_per, shown
 from mixaug.draws import Per
 from mixaug.pairing import Contradicting, Pairing, Selective
 from mixaug.pairing.contradicting import Mode
@@ -60,6 +60,8 @@ def selecmix(
     """
     check_choice("selecmix", "mode", mode, get_args(Mode))
     check_per("selecmix", per)
+    if not isinstance(network, str):
+        check_callable("selecmix", "network", network, ["inputs"], "module or a function")
     if group is None:
         return _halved(Contradicting(network, mode), per)
     if not isinstance(group, str):

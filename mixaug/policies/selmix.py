@@ -14,7 +14,7 @@ and keeps its own label. The estimate is made anew every ``refresh_every`` steps
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,13 +26,20 @@ from mixaug.draws import Draws
 from mixaug.ops.confusion import MEASURES, Measure, confusion_matrix, measure_gradient
 from mixaug.pairing import ClassPairs
 from mixaug.plan import Hidden, Plan
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.preparation import Inspection
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import ModelSignals, Signals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPartners
+
+    class Offered(TakesLabeling, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["SelMix", "selmix_gains", "selmix_pairs"]
 
@@ -124,7 +131,7 @@ class SelMix(Policy):
         factor: float = 0.6,
         temperature: float = 0.1,
         refresh_every: int = 50,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         check_choice("SelMix", "measure", measure, MEASURES)
@@ -163,6 +170,13 @@ class SelMix(Policy):
                 f"SelMix is attached to a model of {len(self.pairs)} classes, this one has {classes}: make one policy "
                 "for each model"
             )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
+        # A policy that has not met its model yet takes the number of classes from the state.
+        stored = state_dict.get(f"{prefix}pairs")
+        if self.pairs is None and isinstance(stored, Tensor):
+            self.pairs = torch.empty_like(stored)
+        super()._load_from_state_dict(state_dict, prefix, *further)
 
     @torch.no_grad()
     def on_refresh(self, inspection: Inspection) -> None:

@@ -9,8 +9,9 @@ fused kernel: the one row of attention is computed again from its queries and ke
 
 The paper's formula is lam' = s, ``attention_share=1``; the authors' code always averages with the area, the default.
 Departures: their code draws one box for the batch (``per="batch"``) and pairs it with itself reversed
-(``pairing="reversed"``); here every sample has its own. Any grid of tokens will do, theirs is square. They blend every
-fifth batch by Mixup instead, which is ``OneOf([create("mixup", alpha=0.8, per="batch"), "transmix"], [0.2, 0.8])``.
+(``pairing="reversed"``); here every sample has its own. Any grid of tokens will do, theirs is square. Their
+configuration means to blend every fifth batch by Mixup instead, ``OneOf([create("mixup", alpha=0.8, per="batch"),
+"transmix"], [0.2, 0.8])``; as released its key is not read, and the code blends every other batch, ``[0.5, 0.5]``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from typing import TYPE_CHECKING
 from mixaug.checks import check_probability
 from mixaug.labeling import Attention
 from mixaug.policies.cutmix import CutMix
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["TransMix"]
 
@@ -59,9 +65,8 @@ class TransMix(CutMix):
         self,
         alpha: float = 1.0,
         attention_share: float = 0.5,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         attention_share = check_probability("TransMix", "attention_share", attention_share)
-        shared["labeling"] = Attention(attention_share)
-        super().__init__(alpha, **shared)
+        super().__init__(alpha, labeling=Attention(attention_share), **shared)
         self.attention_share = attention_share

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 
 from mixaug.engine.config import compose
 
-TINY = ("data.train_size=100", "batch_size=25", "epochs=2", "threads=1", "device=cpu", "progress=false")
+TINY = (
+    *("data=digits", "data.train_size=100", "batch_size=25", "epochs=2", "threads=1", "device=cpu", "progress=false"),
+)
 
 
 @pytest.fixture

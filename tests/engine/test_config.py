@@ -52,7 +52,7 @@ def test_hash_sees_what_changes_a_run_and_nothing_else() -> None:
     same = config_hash(compose([]))
     for neutral in ("root=/elsewhere", "log_every=7", "workers=3", "progress=false", "checkpoint_every_steps=5"):
         assert config_hash(compose([neutral])) == same, neutral
-    for other in ("seed=1", "policy=mixup", "optimizer.lr=0.2", "epochs=31", "data.train_size=99"):
+    for other in ("seed=1", "policy=mixup", "optimizer.lr=0.2", "epochs=31", "data=digits"):
         assert config_hash(compose([other])) != same, other
 
 
@@ -148,7 +148,7 @@ def test_list_choices_knows_the_groups() -> None:
         [],
         [*CIFAR, "policy=cutmix", "policy.alpha=0.7", "seed=3"],
         ["experiment=diabetes", "policy=cmixup", "policy.stages=[layer1]", "schedule={sched:constant}"],
-        ["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=8", "++model.depth=1", "~data.train_size"],
+        ["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=32", "++model.depth=1", "~data.per_class"],
         ["experiment=guided", "mixer.schedule={min_lr:0.001}", "root=/elsewhere"],
     ],
 )

@@ -20,7 +20,7 @@ MODEL = (
     *("model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=8", "+model.patch_size=4"),
     *("+model.embed_dim=24", "+model.depth=1", "+model.num_heads=2"),
 )
-TINY = (*MODEL, "epochs=3", "data.train_size=110", "threads=1", "device=cpu", "progress=false")
+TINY = (*MODEL, "epochs=3", "data=digits", "data.train_size=110", "threads=1", "device=cpu", "progress=false")
 
 
 def two_processes(checkout: Path, *overrides: str) -> str:

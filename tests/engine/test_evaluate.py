@@ -17,6 +17,7 @@ from mixaug.engine import run
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError
 from mixaug.engine.evaluate import evaluate, predict
+from mixaug.engine.evaluation.calibration import expected_calibration_error
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
 from processes import run_script
@@ -77,6 +78,16 @@ def test_recalls_and_the_worst_group_are_those_of_the_definitions() -> None:
     never = evaluate(nn.Identity(), [(logits - 9 * nn.functional.one_hot(labels * 0, 4), labels)], 4, CPU)
     assert (never.min_recall, never.gmean_recall, never.hmean_recall) == (0, 0, 0)
     assert never.mean_recall > 0
+
+
+def test_confidences_of_exactly_one_share_the_last_bin() -> None:
+    # Sure and right, and a little less sure and wrong: in one bin the two gaps make up for each other in part.
+    logits = torch.tensor([[200.0, 0, 0]] * 12 + [[3.2, 0, -9]] * 4)
+    labels = torch.tensor([0] * 9 + [1] * 3 + [0] * 4)
+    assert float(logits[0].softmax(0)[0]) == 1.0 and float(logits[12].softmax(0)[0]) > 14 / 15
+    scores = evaluate(nn.Identity(), [(logits, labels)], 3, CPU)
+    assert scores.ece == pytest.approx(slow_scores(logits, labels)[3], abs=1e-6)
+    assert scores.ece == pytest.approx(float(expected_calibration_error(logits.double().softmax(1), labels)), abs=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])

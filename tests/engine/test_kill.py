@@ -16,7 +16,7 @@ from mixaug.engine.train import train
 from processes import Script
 
 OVERRIDES = (
-    *("policy=mixup", "data.train_size=200", "batch_size=20", "epochs=5", "threads=1", "device=cpu"),
+    *("policy=mixup", "data=digits", "data.train_size=200", "batch_size=20", "epochs=5", "threads=1", "device=cpu"),
     *("ema.decay=0.9", "+model.drop_rate=0.1", "checkpoint_every_steps=3", "progress=false"),
 )
 

@@ -25,7 +25,7 @@ from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.targets import check_targets, foreign_targets, open_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("data.train_size=100", "batch_size=25", "epochs=2", "threads=1", "device=cpu", "progress=false")
+TINY = ("data=digits", "data.train_size=100", "batch_size=25", "epochs=2", "threads=1", "device=cpu", "progress=false")
 TOOLS = ("evaluate", "gallery", "mixer")
 SECTIONS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "augment", "ema", "mixer")
 

@@ -188,7 +188,8 @@ def test_drawing_asks_no_other_process(tiny: Tiny) -> None:
 def test_with_two_processes_only_the_first_draws_and_nobody_waits(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*VIT, *PICTURED, "policy=snapmix", "epochs=2", "data.train_size=60", "batch_size=10", "threads=1"]
+    digits = ("data=digits", "data.train_size=60", "batch_size=10", "epochs=2")
+    overrides = [*digits, *VIT, *PICTURED, "policy=snapmix", "threads=1"]
     overrides += ["device=cpu", "progress=false", f"root={tmp_path}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

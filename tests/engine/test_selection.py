@@ -58,6 +58,13 @@ def test_the_validation_set_chooses_and_the_test_set_is_only_scored() -> None:
     assert not any(key.startswith("valid") for key in without)
 
 
+def test_a_search_goes_on_where_a_number_was_not_finite() -> None:
+    # An RMSE of NaN is null in a result, and worse than any other.
+    assert REGRESSION.aim({"rmse_selected": 3.0, "valid_rmse_selected": None}, "selected") == float("inf")
+    assert REGRESSION.aim({"rmse_selected": None, "valid_rmse_selected": 2.5}, "selected") == 2.5
+    assert CLASSIFICATION.aim({"top1_last": None}, "last") == -float("inf")
+
+
 def test_figures_of_the_last_ten_epochs_need_all_of_them() -> None:
     scored = [None, None, None, 3.0, *[None] * 7, 7.0, 5.0, 6.0]
     found = CLASSIFICATION.summary(records(None, scored))

@@ -21,7 +21,10 @@ from mixaug.engine.config import compose
 
 SHARED = ("threads=1", "device=cpu", "progress=false", "checkpoint_every_steps=7", "ema.decay=0.9")
 # 20 epochs of 10 batches.
-DIGITS = ("data.train_size=200", "batch_size=20", "epochs=20", "eval_batch_size=400", "+model.drop_rate=0.1")
+DIGITS = (
+    *("data=digits", "data.train_size=200", "batch_size=20", "epochs=20", "eval_batch_size=400"),
+    "+model.drop_rate=0.1",
+)
 # 7 batches an epoch.
 NUMBERS = ("experiment=diabetes", "data.split=0", "batch_size=40", "epochs=40")
 VIT = (

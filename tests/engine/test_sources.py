@@ -62,7 +62,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits."""
     root = tmp_path_factory.mktemp("teacher")
     shown = ("threads=1", "device=cpu", "progress=false", f"root={root}")
-    config = compose(["data.train_size=50", "batch_size=25", "epochs=1", *shown])
+    config = compose(["data=digits", "data.train_size=50", "batch_size=25", "epochs=1", *shown])
     train(config)
     return run.run_folder(config)
 
@@ -386,7 +386,8 @@ def two_processes_stay_alike(rank: int, folder: Path, root: Path) -> None:
     """Both processes end with the same weights, slow copies included, and a resumed run with those of a whole one."""
     with pytest.MonkeyPatch.context() as patch:
         beside(patch)
-        shown = ("threads=1", "device=cpu", "progress=false", "batch_size=10", "epochs=2", "data.train_size=84")
+        digits = ("data=digits", "data.train_size=84", "batch_size=10", "epochs=2")
+        shown = (*digits, "threads=1", "device=cpu", "progress=false")
         settings = (*ways(folder), *OUTLIERS, "+streams.outliers.batch_size=10", *shown, "checkpoint_every_steps=1")
         whole, broken = (compose([*settings, f"root={root / name}"]) for name in ("whole", "broken"))
         train(whole)

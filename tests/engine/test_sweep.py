@@ -12,7 +12,7 @@ from mixaug.engine.run import read_json
 from processes import run_script
 
 JOBS = Path(__file__).resolve().parents[1] / "submitit_jobs.py"
-TINY = ("data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
+TINY = ("data=digits", "data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
 
 
 def call(checkout: Path, where: Path, *arguments: str) -> CompletedProcess[str]:

@@ -29,7 +29,7 @@ from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.losses import MixedCrossEntropy
 from processes import free_port, in_two_processes
 
-TINY = ("batch_size=10", "epochs=2", "threads=1", "device=cpu", "progress=false")
+TINY = ("data=digits", "batch_size=10", "epochs=2", "threads=1", "device=cpu", "progress=false")
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 import mixaug
 from helpers import seeded
-from mixaug.integrations.huggingface import STATE_FILE, MixTrainerMixin
+from mixaug.integrations.huggingface import STATE_FILE, MixedLossFunction, MixTrainerMixin
 from mixaug.losses import MixedCrossEntropy
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -34,6 +35,22 @@ def vit(classes, problem_type=None):
         attention_probs_dropout_prob=0.0,
     )
     return transformers.ViTForImageClassification(config)
+
+
+def resnet(classes):
+    """Takes `num_items_in_batch`, and does not hand it on to its loss function."""
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[8], depths=[1], num_labels=classes, layer_type="basic"
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def convnext(classes):
+    """Does not take `num_items_in_batch`: the Trainer divides its loss by the number of parts."""
+    torch.manual_seed(0)
+    config = transformers.ConvNextConfig(num_stages=1, hidden_sizes=[8], depths=[1], num_labels=classes)
+    return transformers.ConvNextForImageClassification(config)
 
 
 class Convolutions(torch.nn.Module):
@@ -100,9 +117,37 @@ def test_nothing_mixed_is_the_trainers_own_loss(tmp_path, problem_type, classes,
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
-def test_rows_of_shares_give_what_class_ids_give(tmp_path, problem_type):
+HOT = (torch.rand(8, 5, generator=seeded(2)) > 0.5).float()
+
+
+@pytest.mark.parametrize(
+    ("make", "labels", "by_a_step"),
+    [
+        (lambda: vit(5), IDS, False),
+        (lambda: vit(5), HOT, False),
+        (lambda: vit(5, "multi_label_classification"), HOT, True),
+        (lambda: vit(3, "regression"), torch.randn(8, 3, generator=seeded(2)), False),
+        (lambda: resnet(5), IDS, True),
+        (lambda: convnext(5), IDS, True),
+    ],
+    ids=["ids", "rows", "several labels", "numbers", "not handed on", "not taken"],
+)
+def test_accumulated_steps_are_the_trainers_own(tmp_path, make, labels, by_a_step):
+    """Two whole parts and one of two samples: a mean over parts and one over samples differ."""
+    options = {"gradient_accumulation_steps": 3, "max_steps": 1, "per_device_train_batch_size": 3}
+    models = make(), make()
+    theirs = trained_losses(transformers.Trainer, tmp_path, models[0], labels, options=options)
     policy = mixaug.create("none")
+    if by_a_step:
+        policy.needs = frozenset({"logits"})  # goes through MixStep, and asks the model for nothing that is used
+    ours = trained_losses(MixTrainer, tmp_path, models[1], labels, options=options, policy=policy)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_shares_give_what_class_ids_give(tmp_path):
+    policy, problem_type = mixaug.create("none"), "single_label_classification"
     options = {"options": {"gradient_accumulation_steps": 2, "max_steps": 1, "learning_rate": 0.0}, "policy": policy}
     ids = trained_losses(MixTrainer, tmp_path, vit(5, problem_type), IDS, **options)
     rows = trained_losses(MixTrainer, tmp_path, vit(5, problem_type), F.one_hot(IDS, 5).float(), **options)
@@ -112,20 +157,30 @@ def test_rows_of_shares_give_what_class_ids_give(tmp_path, problem_type):
     torch.testing.assert_close(rows, ids)
 
 
-def test_accumulated_rows_are_averaged_over_samples(tmp_path):
-    labels = (torch.rand(8, 5, generator=seeded(2)) > 0.5).float()
-    model = vit(5, "multi_label_classification")
+def test_a_mean_over_all_samples_can_be_had(tmp_path):
+    labels, model = HOT, vit(5, "multi_label_classification")
     options = {"gradient_accumulation_steps": 3, "max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 3}
-    got = trained_losses(MixTrainer, tmp_path, model, labels, options=options, policy=mixaug.create("none"))
+    loss = MixedLossFunction(problem_type="multi_label_classification")
+    more = {"policy": mixaug.create("none"), "compute_loss_func": loss}
+    got = trained_losses(MixTrainer, tmp_path, model, labels, options=options, **more)
     with torch.no_grad():
         expected = F.binary_cross_entropy_with_logits(model(IMAGES).logits, labels)
     torch.testing.assert_close(got, expected.expand(2), rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_are_no_shares_need_a_problem_type(tmp_path):
-    labels = (torch.rand(8, 5, generator=seeded(2)) > 0.5).float()
+def test_rows_without_a_problem_type(tmp_path):
+    """Of a model with a loss of its own they are what Transformers takes them for; others need rows of shares."""
+    shares, policy = F.one_hot(IDS, 5).float(), mixaug.create("none")
+    options = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 8}
+    with pytest.warns(UserWarning, match=r"rows of labels \(8, 5\) that sum to 1 .*problem_type is not set"):
+        ours = trained_losses(MixTrainer, tmp_path, vit(5), shares, options=options, policy=policy)
+    torch.testing.assert_close(ours, trained_losses(transformers.Trainer, tmp_path, vit(5), shares, options=options))
+    got = trained_losses(MixTrainer, tmp_path, Convolutions(), shares, options=options, policy=policy)
+    assert got[1] == pytest.approx(math.log(5), abs=0.2)
     with pytest.raises(ValueError, match=r"no shares of classes.*problem_type"):
-        trained_losses(MixTrainer, tmp_path, vit(5), labels, policy=mixaug.create("none"))
+        trained_losses(MixTrainer, tmp_path, Convolutions(), HOT, policy=policy)
+    with pytest.raises(ValueError, match=r"labels \(4,\) of torch.float32 are neither class ids"):
+        trained_losses(MixTrainer, tmp_path, vit(5), IDS.float(), policy=policy)
 
 
 def test_mixed_rows_are_the_models_own_loss_of_mixed_targets(tmp_path):

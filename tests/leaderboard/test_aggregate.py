@@ -140,7 +140,7 @@ def test_command_regenerates_the_row():
     from mixaug.engine.config import compose, plain
     from mixaug.leaderboard.command import overrides_of
 
-    asked = ["policy=cutmix", "policy.alpha=0.3", "epochs=7", "data.train_size=500", "optimizer.lr=0.05"]
+    asked = ["policy=cutmix", "policy.alpha=0.3", "epochs=7", "data=digits", "data.train_size=500", "optimizer.lr=0.05"]
     config_ = plain(compose([*asked, "seed=3"]))
     again = plain(compose([*overrides_of(config_), "seed=3"]))
     assert again == config_

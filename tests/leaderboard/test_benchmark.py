@@ -102,7 +102,7 @@ def test_real_grid_ends_with_its_leaderboard(tmp_path, root, capfd):
     (own / "policy").mkdir(parents=True)
     (own / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
     command = [root / "tools/benchmark.py", "policy=none,mine", "seed=0,1", "epochs=1", "--config-dir", str(own)]
-    command += ["data.train_size=100", f"root={tmp_path}/runs", "jobs=2", "threads=1"]
+    command += ["data=digits", "data.train_size=100", f"root={tmp_path}/runs", "jobs=2", "threads=1"]
     done = run_script(*command, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 2 at a time" in done.stdout

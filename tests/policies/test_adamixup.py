@@ -700,7 +700,8 @@ def test_a_run_of_the_engine_resumes_exactly(tmp_path, monkeypatch):
     from mixaug.engine.config import compose
     from mixaug.engine.train import train
 
-    common = ("policy=adamixup", "data.train_size=110", "batch_size=25", "epochs=2", "threads=1", "device=cpu")
+    digits = ("data=digits", "data.train_size=110", "batch_size=25", "epochs=2")
+    common = (*digits, "policy=adamixup", "threads=1", "device=cpu")
     common += ("progress=false", "checkpoint_every_steps=2", "optimizer.lr=0.02")
     whole, broken = (compose([*common, f"root={tmp_path / name}"]) for name in ("whole", "broken"))
     train(whole)
