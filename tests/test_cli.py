@@ -216,7 +216,7 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
         ("mixaug train --config-dir ", []),
         ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
         ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
-        ("mixaug benchmark st", ["statistic=", "streams."]),
+        ("mixaug benchmark st", ["statistic=", "stop_after=", "streams."]),
         ("mixaug search search=im", ["search=images"]),
         ("mixaug search search=regression budget=5m search.policies.cm", ["search.policies.cmixup."]),
         ("mixaug search search.eta=2 search=regression optimizer.l", ["optimizer.lr="]),

@@ -136,6 +136,7 @@ def test_a_journal_is_read_as_it_was_written_and_hostile_lines_are_left_out(tmp_
 
 #: The shipped space with few trials: none, two of mixup and two of cutmix.
 FEW = (
+    "data=digits",
     *(f"~search.policies.{name}" for name in ("fmix", "resizemix", "manifoldmix", "deit", "saliencymix", "puzzlemix")),
     *("search.policies.mixup.alpha=[0.2,1.0]", "search.policies.cutmix.alpha=[0.5]", "search.eta=2"),
     *("search.probe_epochs=1", "search.last_seeds=2", "search.final_seeds=3"),
