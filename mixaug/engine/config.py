@@ -74,24 +74,8 @@ NO_MINIMUM = ("none", "constant", "step", "multistep")
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
     | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
-    | {
-        "device",
-        "drop_last",
-        "ema",
-        "epochs",
-        "eval_batch_size",
-        "evaluate_every",
-        "measure",
-        "mixer",
-        "networks",
-        "pool",
-        "precision",
-        "reshuffle",
-        "sampling",
-        "seed",
-        "streams",
-        "sync_batchnorm",
-    }
+    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "evaluate_every", "measure", "mixer", "networks"}
+    | {"pool", "precision", "reshuffle", "sampling", "seed", "streams", "sync_batchnorm"}
     | {"threads", "views", "world_size"}
 )
 
