@@ -59,7 +59,7 @@ class TransMix(CutMix):
 
     needs = Attention.needs
     spatial = (2,)
-    not_offered = ("minmax", "labeling")
+    not_offered = ("minmax", "sources", "labeling")
 
     def __init__(
         self,
