@@ -75,7 +75,7 @@ SEQUENCES += [
 ]
 WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 
-#: What only a batch, the model or networks beside it can decide: how many axes, cells and blocks, which names there are.
+#: What only a batch, the model or networks beside it can decide: how many axes, cells and blocks, which names.
 BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group", "view", "network"}
 
 
