@@ -75,8 +75,8 @@ SEQUENCES += [
 ]
 WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 
-#: What only the images, their metadata or the model can decide: how many axes, cells and blocks there are.
-BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group", "view"}
+#: What only a batch, the model or networks beside it can decide: how many axes, cells and blocks, which names.
+BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group", "view", "network"}
 
 
 #: Options with which a policy is quick: each step of its search is a forward and a backward pass.
