@@ -29,6 +29,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.explained import explained
 
 __all__ = [
     "GROUPS",
@@ -186,6 +187,23 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    try:
+        composed = _composed_by_hydra(overrides)
+    except Exception as error:
+        # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
+        # of a group, OmegaConf's errors for values that do not merge.
+        raise ConfigError(explained(error, overrides, lambda: _settings_of(overrides))) from None
+    _check_sources(composed.hydra.runtime.config_sources)
+    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
+    if broken:
+        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
+    choices = dict(composed.hydra.runtime.choices)
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return composed, choices
+
+
+def _composed_by_hydra(overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -195,22 +213,27 @@ def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-            composed = hydra_compose("train", overrides=overrides, return_hydra_config=True)
-    except Exception as error:
-        # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
-        # of a group, OmegaConf's errors for values that do not merge.
-        reason = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
-        raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
+            return hydra_compose("train", overrides=overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = around
-    _check_sources(composed.hydra.runtime.config_sources)
-    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
-    if broken:
-        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
-    choices = dict(composed.hydra.runtime.choices)
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return composed, choices
+
+
+def _settings_of(overrides: Sequence[str]) -> list[str]:
+    """All settings by their dotted keys, without their sections, of the config files that the overrides choose."""
+    chosen = [override for override in overrides if override.partition("=")[0] in (*GROUPS, SEARCH_PATH.rstrip("="))]
+    try:
+        composed = _composed_by_hydra(chosen)
+    except Exception:
+        composed = _composed_by_hydra([])
+    keys: list[str] = []
+    sections: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed))]
+    while sections:
+        prefix, section = sections.pop()
+        if prefix == "hydra.":
+            continue
+        keys += [f"{prefix}{key}" for key, value in section.items() if not isinstance(value, dict)]
+        sections += [(f"{prefix}{key}.", value) for key, value in section.items() if isinstance(value, dict)]
+    return keys
 
 
 def _check_sources(sources: Sequence[Mapping[str, str]]) -> None:
@@ -264,12 +287,14 @@ def _literal(value: Any) -> str:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as nested dicts and lists, interpolations resolved."""
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"the configuration is incomplete: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration is incomplete: {error}") from error
+        raise ConfigError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
     if not isinstance(container, dict):
         raise ConfigError(f"the configuration must be a mapping, got {type(container).__name__}")
     return {str(key): value for key, value in container.items()}
@@ -318,7 +343,8 @@ def validate(config: DictConfig) -> None:
     unknown = sorted(set(map(str, config)) - KNOWN_KEYS)
     missing = sorted(KNOWN_KEYS - set(map(str, config)))
     if unknown or missing:
-        raise ConfigError(f"unknown top-level keys {unknown}, missing top-level keys {missing}")
+        wrong = [f"{kind} top-level keys {keys}" for kind, keys in (("unknown", unknown), ("missing", missing)) if keys]
+        raise ConfigError(", ".join(wrong))
     for key in ("choices.policy", "data.name"):
         # Both are part of the name of the run's folder.
         value = OmegaConf.select(config, key)

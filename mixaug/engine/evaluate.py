@@ -93,7 +93,8 @@ def evaluate(
             logits = logits.float()
             # The metrics get probabilities: torchmetrics would take logits that all lie in [0, 1] for probabilities.
             metrics.update(logits.softmax(1), labels)
-            nll.update(F.cross_entropy(logits, labels, reduction="sum").double())
+            # A sum of torchmetrics leaves out what is no number, and would call the NLL of such outputs 0.
+            nll.update(F.cross_entropy(logits, labels, reduction="sum").double().nan_to_num(torch.inf, torch.inf))
             count.update(len(labels))
     finally:
         model.train(was_training)

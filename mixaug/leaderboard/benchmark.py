@@ -437,16 +437,21 @@ def run_grid(
             raise ValueError(
                 f"statistic: {statistic!r} is not taken in {task.name}; there it is one of {', '.join(task.figures)}"
             )
+    out = Path(out or cells[0].folder.parent / "leaderboard")
+    for name, folder in (("root", cells[0].folder.parent), ("out", out)):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, and {str(there)!r} is a file")
     devices = gpus(config)
     number = default_jobs(len(cells), len(devices)) if jobs is None else _positive("jobs", jobs)
     # Results may differ in the last bits with the number of threads, so a user can fix it (threads=1).
     threads = config["threads"] or max(1, cores() // number)
     where = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}" if devices else f"{cores()} cores"
+    launcher = _launcher(launch, threads)
     console.print(
         f"{len(cells)} runs, {number} at a time with {threads} thread{'s' if threads > 1 else ''} each, on {where}",
         highlight=False,
     )
-    launcher = _launcher(launch, threads)
     try:
         if console.is_terminal:
             with TableDisplay(console) as display:
@@ -471,7 +476,7 @@ def run_grid(
             soft_wrap=True,
         )
         console.print(f"        log: {outcome.log}", markup=False, highlight=False, soft_wrap=True)
-    for path in write(leaderboard, out or cells[0].folder.parent / "leaderboard"):
+    for path in write(leaderboard, out):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 

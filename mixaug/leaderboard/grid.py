@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.config import compose, plain
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.explained import read_overrides
 from mixaug.engine.run import run_folder
 from mixaug.leaderboard.command import literal
 
@@ -72,21 +73,14 @@ def expand(arguments: Sequence[str]) -> list[Cell]:
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Arguments with one value, and key to overrides for those with several."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     fixed: list[str] = []
     axes: dict[str, list[str]] = {}
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(arguments))
-        for argument, override in zip(arguments, parsed, strict=True):
-            if override.is_sweep_override():
-                key = override.get_key_element()
-                axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            else:
-                fixed.append(argument)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the arguments {list(arguments)}: {error}") from error
+    for argument, override in zip(arguments, read_overrides(arguments), strict=True):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            fixed.append(argument)
     return fixed, axes
 
 

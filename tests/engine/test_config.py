@@ -64,7 +64,7 @@ def test_hash_does_not_depend_on_how_a_value_was_set() -> None:
 
 def test_run_name_says_policy_model_data_and_seed() -> None:
     config = compose(["policy=mixup", "seed=4"])
-    assert run_name(config) == f"mixup-cifar_resnet8-digits-s4-{config_hash(config)}"
+    assert run_name(config) == f"mixup-cifar_resnet8-photos-s4-{config_hash(config)}"
 
 
 @pytest.mark.parametrize(
