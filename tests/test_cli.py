@@ -110,7 +110,10 @@ WRONG = {
     "train model.name=${foo}": (1, "Interpolation key 'foo' not found"),
     "train data=cifar10": (1, "give data.root=..."),
     "train data=cifar10 data.root=/nowhere root=out": (1, "the folder '/nowhere' does not exist. Expected in it: "),
-    "train policy=cutmix policy.alpha=-1 data=digits root=out": (1, "expects alpha as a positive finite number, got -1"),
+    "train policy=cutmix policy.alpha=-1 data=digits root=out": (
+        1,
+        "alpha as a positive finite number, got -1",
+    ),
     "train data=digits root=file": (1, "cannot write file/none-cifar_resnet8-digits-s0-"),
     "train --config-dir /nowhere": (1, "--config-dir expects a folder of config files, got '/nowhere'"),
     "train --nope": (2, "mixaug train: error: unrecognized arguments: --nope"),
@@ -127,7 +130,10 @@ WRONG = {
     "evaluate empty --suite all": (1, "empty holds no finished run in classification"),
     "gallery --policies nope": (2, "unknown policy 'nope'"),
     "gallery --policies cutmix --out file/x.png": (2, "cannot write file: a folder was expected, and there is a file"),
-    "gallery --policies cutmix --out x.pdf": (2, "--out expects the name of a PNG, such as runs/gallery.png, got 'x.pdf'"),
+    "gallery --policies cutmix --out x.pdf": (
+        2,
+        "--out expects the name of a PNG, such as runs/gallery.png, got",
+    ),
     "gallery --policies cutmix --size 0": (2, "--size expects at least 16 pixels, got 0"),
     "gallery --run /nowhere": (2, "/nowhere is no run folder: it has no config.yaml"),
     "mixer empty": (2, "empty is no run folder: it has no config.yaml"),

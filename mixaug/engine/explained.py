@@ -88,6 +88,8 @@ def _groups(overrides: Sequence[str]) -> list[str]:
 
 def _no_setting(key: str, known: Collection[str]) -> str:
     parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
+    if key in known:
+        return f"cannot remove the setting {key}, whose value is null"
     values = [parent for parent in parents if parent in known]
     if values:
         return f"there is no setting {key}: {values[0]} is a value and has no settings of its own"
