@@ -49,8 +49,8 @@ OUTLIERS = (
 NETWORKS = (
     "+networks.teacher=TEACHER",
     "+networks.slow={_target_: mixaug.networks.Momentum, momentum: 0.9}",
-    "+networks.side={_target_: mixaug.networks.Auxiliary, network: {_target_: torch.nn.Linear, in_features: 64, "
-    "out_features: 10}}",
+    "+networks.side={_target_: mixaug.networks.Auxiliary, network: {_target_: torch.nn.Sequential, _args_: "
+    "[{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: 10}]}}",
 )
 
 KINDS = {
@@ -114,12 +114,12 @@ class Three(mixaug.Objective):
         mixed = passes.run(passes.mixed)
         teacher = passes.run(passes.mixed, network="teacher", grad=False)
         slow = passes.run(passes.view("second"), network="slow", grad=False)
-        side = passes.networks["side"](passes.clean.inputs.flatten(1))
+        side = passes.run(passes.clean, network="side")
         return {
             "mixed": self.loss(mixed.outputs, mixed.batch),
             "teacher": 0.1 * F.mse_loss(mixed.outputs, teacher.outputs),
             "slow": 0.1 * F.mse_loss(mixed.outputs, slow.outputs),
-            "side": F.cross_entropy(side, passes.clean.labels),
+            "side": self.loss(side.outputs, side.batch),
         }
 
 
