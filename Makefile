@@ -69,7 +69,7 @@ format: $(STAMP)  ## format the code and repair what ruff can
 policies: $(STAMP)  ## bring the lists of policies up to date, and draw pictures that are missing
 	@$(BIN)/python tools/policies.py
 
-bench: $(STAMP)  ## time every policy against its floor; fails where a goal is missed by more than the spread
+bench: $(STAMP)  ## time every policy; fails on what became slower here, and on rivals that a training step feels
 	@$(BIN)/python tools/speed.py --check
 
 gallery: $(STAMP)  ## a picture sheet of every policy

@@ -30,6 +30,10 @@ class Batch:
         metadata: per-sample tensors by name, (B, ...): "domain", "image_id", "object_mask", "length".
         views: other augmentations of the same samples by name, (B, ...) each.
         streams: batches from other sources by name: "outliers", "unlabelled".
+
+    Raises:
+        TypeError: metadata that are no tensors.
+        ValueError: metadata without a row for each sample.
     """
 
     inputs: Tensor
@@ -39,6 +43,17 @@ class Batch:
     metadata: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)
     streams: Mapping[str, Batch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.metadata.items():
+            if not isinstance(values, Tensor):
+                raise TypeError(f"Batch expects metadata[{name!r}] as a tensor, got {type(values).__name__}")
+            rows = len(first_tensor(self.inputs))
+            if values.ndim == 0 or values.shape[0] != rows:
+                raise ValueError(
+                    f"Batch expects metadata[{name!r}] with a row for each of its {rows} samples, got shape "
+                    f"{tuple(values.shape)}"
+                )
 
     @property
     def images(self) -> Tensor:
@@ -188,10 +203,14 @@ class MixedBatch(ConvertibleFields):
             (tensor([2, 1, 0]), tensor([ 70, 100,  70]))
         """
         check_dense("extent", "tensor", tensor)
-        rows = len(self) if self.labels is None else len(self.labels)
+        if self.labels is not None:
+            rows = len(self.labels)
+        else:
+            rows = len(self) if self.plan is None else self.plan.rows
         if tensor.ndim == 0 or tensor.shape[0] < rows:
             raise ValueError(
-                f"extent expects a tensor of {rows} rows, those of the labels, got shape {tuple(tensor.shape)}"
+                f"extent expects a tensor of {rows} rows, those of the labels and of partners from outside the batch "
+                f"behind them, got shape {tuple(tensor.shape)}"
             )
         # No kernel reduces unsigned integers of more than eight bits.
         wide = tensor.long() if tensor.dtype in SIGNED else tensor

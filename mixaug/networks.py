@@ -60,7 +60,7 @@ class Frozen(Network):
     from, and loading one that was made with other weights is an error.
 
     Args:
-        network: the network. It is frozen in place.
+        network: the network. It is frozen in place; several modules may share one.
         source: where its weights came from, such as a path; for messages.
 
     Raises:
@@ -81,6 +81,12 @@ class Frozen(Network):
     def network(self) -> nn.Module:
         """The frozen network."""
         return self._held[0]
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        if self.network.training:
+            # Another module that holds the network, too, has been put into training mode.
+            self.network.eval()
+        return super().forward(*inputs, **keywords)
 
     def train(self, mode: bool = True) -> Frozen:
         """Stay in evaluation mode, whatever is asked."""

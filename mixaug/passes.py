@@ -11,7 +11,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, ClassVar, Literal, Protocol, overload
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,31 +24,16 @@ from mixaug.ops.nested import concatenated, map_tensors
 from mixaug.ops.precision import full_precision
 from mixaug.plan import JoinedPlan, Plan, Unmixed
 from mixaug.policy import Policy
+from mixaug.preparation import Inspection
 from mixaug.signals import CleanSignals, MixedSignals, Mode, ModelSignals, is_compiled
 from mixaug.signals.hooks import hooked
 from mixaug.signals.model import in_mode
+from mixaug.wants import Wants, check_there
 
-__all__ = ["Objective", "OnePass", "Outcome", "Passes", "Wants", "as_objective"]
+__all__ = ["Objective", "OnePass", "Outcome", "Passes", "Wants", "as_objective", "check_there"]
 
 #: Names of the step's own policy among draws and of its model among networks.
 POLICY, MODEL = "policy", "model"
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What an objective asks for beside the batch, by name.
-
-    Attributes:
-        views: other augmentations of the same samples.
-        streams: batches from other sources.
-        networks: networks beside the model.
-        metadata: per-sample tensors.
-    """
-
-    views: tuple[str, ...] = ()
-    streams: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,7 +318,8 @@ class Passes:
         # What a term keeps for its gradient can be gone when the pass begins.
         early = [policy.early_loss(self.batch.inputs, batch, self.signals) for batch in learning]
         outcomes = []
-        for batch, outputs, seen in self._forward(group, how):
+        run = self._shared if self._is_shared(group, how) else self._forward
+        for batch, outputs, seen in run(group, how):
             done = batch
             for term, drawn in zip(early, learning, strict=True):
                 if drawn is batch and seen is not None:
@@ -345,9 +331,23 @@ class Passes:
             outcomes.append(outcome)
         return outcomes
 
+    def _is_shared(self, group: tuple[MixedBatch, ...], how: _How) -> bool:
+        """Whether a pass is one that the policy's signals may have run, or may ask for: the clean batch alone."""
+        looks = bool(self.step.policy.needs - {"hidden"}) and self.signals.shares_passes
+        return looks and how.network == MODEL and len(group) == 1 and group[0] is self._clean
+
+    def _shared(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
+        # Where the policy has drawn, it has asked for the saliency by now, or does without.
+        saliency = "saliency" in self.step.policy.needs and not self._draws
+        recorder = self.signals.shared_pass(how.mode, how.reads, how.grad, saliency)
+        outputs = recorder.shown["outputs"]
+        seen = MixedSignals(self.source, how.reads, self.signals)
+        seen.recorder = recorder
+        return [(group[0], outputs if how.grad else map_tensors(outputs, torch.Tensor.detach), seen)]
+
     def _forward(self, group: tuple[MixedBatch, ...], how: _How) -> list[tuple[MixedBatch, Any, MixedSignals | None]]:
         """One forward for a group: each batch with its outputs and with what the model showed of it."""
-        module = self._network(how.network)
+        module = self.network(how.network)
         inputs = group[0].inputs if len(group) == 1 else concatenated([batch.inputs for batch in group])
         plan = group[0].plan if len(group) == 1 else JoinedPlan.of([_plan_of(batch) for batch in group])
         seen: MixedSignals | None = None
@@ -384,7 +384,12 @@ class Passes:
             start = rows.stop
         return parts
 
-    def _network(self, name: str) -> nn.Module:
+    def network(self, name: str) -> nn.Module:
+        """The model, or a network of the step by its name, to ask it for more than its outputs.
+
+        Raises:
+            ValueError: the objective does not name it in ``wants``, or the step lacks it.
+        """
         if name == MODEL:
             return self.step.model
         self._check_wanted("networks", name, dict(self.step.networks.items()))
@@ -403,19 +408,6 @@ class Passes:
                 f"wants = Wants({kind}=({name!r},))"
             )
         check_there(kind, name, there)
-
-
-def check_there(kind: str, name: str, there: Mapping[str, Any]) -> None:
-    """Raise where nobody brings what an objective wants, and say who can."""
-    if name in there:
-        return
-    way_out = {
-        "networks": f"MixStep(..., networks={{{name!r}: ...}}) with one of mixaug.networks",
-        "views": f"step(Batch(inputs, labels, views={{{name!r}: ...}})), another augmentation of the same samples",
-        "streams": f"step(Batch(inputs, labels, streams={{{name!r}: Batch(...)}})), a batch of another source",
-        "metadata": f"step(Batch(inputs, labels, metadata={{{name!r}: ...}})), a tensor with a row for each sample",
-    }[kind]
-    raise ValueError(f"the objective wants {name!r} of {kind}, there are {sorted(there)}: pass {way_out}")
 
 
 def check_joins(what: str, step: Any) -> None:
@@ -449,6 +441,8 @@ class Objective(nn.Module):
     task: str | None = "classification"
     #: Needs of the objective beside the batch; one that is not met is an error when the step is made.
     wants: Wants = Wants()
+    #: The policy that its source trains with, by name, and that policy's options where they are not the defaults.
+    usual_policy: ClassVar[tuple[str, Mapping[str, Any]]] = ("none", {})
 
     def __init__(self, loss: Callable[[Any, MixedBatch], Tensor] | None = None) -> None:
         super().__init__()
@@ -458,8 +452,20 @@ class Objective(nn.Module):
         """The loss: a scalar, or weighted terms by the names to log, which are added up."""
         raise TypeError(f"{type(self).__name__} does not define forward(passes)")
 
+    #: Optimizer steps between two calls of :meth:`on_refresh`, or ``"epoch"``; None for objectives that ask for none.
+    refresh_every: int | Literal["epoch"] | None = None
+    #: The set that they look at: ``"valid"`` or ``"train"``.
+    refresh_split: str = "valid"
+
     def attach(self, step: Any) -> None:
         """Called when a step is made of it: raises a ValueError where the step's parts do not go with it."""
+
+    def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:
+        """The batch that a step is made of, from the one that came: with pseudo-labels, say, or replayed samples."""
+        return batch
+
+    def on_refresh(self, inspection: Inspection) -> None:
+        """Hook for objectives that look at a whole set again and again. Does nothing by default."""
 
     def after_step(self, step: Any) -> None:
         """To be called after every optimizer step, for queues and running values. Does nothing by default."""
@@ -471,6 +477,9 @@ class OnePass:
     def __init__(self, loss: Callable[[Any, MixedBatch], Tensor]) -> None:
         self.loss = loss
         self.wants = Wants()
+
+    def prepare_batch(self, batch: Batch, generator: Generator | None = None) -> Batch:
+        return batch
 
     def __call__(self, passes: Passes) -> Tensor:
         outcome = passes.run(passes.mixed)

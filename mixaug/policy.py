@@ -414,12 +414,16 @@ class Policy(TakesPartners, Offering, nn.Module):
         for module in self.modules():
             if isinstance(module, Policy):
                 module.on_prepare(preparation)
+                if hasattr(module.labeling, "on_prepare"):
+                    module.labeling.on_prepare(preparation)
 
     def on_prepare(self, preparation: Preparation) -> None:
         """Hook for policies that learn from the training data beforehand. Does nothing by default."""
 
     #: Optimizer steps between two calls of :meth:`on_refresh`; None for policies that ask for none.
     refresh_every: int | None = None
+    #: The set that it looks at: ``"valid"`` or ``"train"``.
+    refresh_split: str = "valid"
 
     def on_refresh(self, inspection: Inspection) -> None:
         """Hook for policies that look at a whole validation set again and again. Does nothing by default."""

@@ -14,7 +14,7 @@ from mixaug.axes import check_layout
 from mixaug.batch import Batch
 from mixaug.checks import check_keys
 from mixaug.losses import mixed_accuracy
-from mixaug.networks import Momentum, check_network
+from mixaug.networks import Frozen, Momentum, check_network
 from mixaug.ops.nested import logits_of
 from mixaug.passes import Outcome, Passes, as_objective, check_there
 from mixaug.policy import Policy
@@ -46,7 +46,8 @@ class MixStep(nn.Module):
     Raises:
         TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
         ValueError: ``signals`` of another model, a network that the objective wants and nobody brings, a layout that is
-            none, a model that lacks what the policy looks at, or that is wrapped where the step is to be wrapped.
+            none, a model that lacks what the policy looks at, or that is wrapped where the step is to be wrapped;
+            ``extent_keys`` with partners from outside the batch; a frozen network that is also trained.
     """
 
     def __init__(
@@ -87,8 +88,11 @@ class MixStep(nn.Module):
         self.extent_keys = check_keys("MixStep", "extent_keys", extent_keys)
         # Only the names are kept: the model may yet be replaced, for one by its form with synchronised batch norm.
         self.sources = {} if signals is None else signals.places()
+        _check_extents(self.extent_keys, policy)
+        _check_frozen(self)
         _check_wrapper(model, policy)
         policy.attach(self.signals())
+        policy.attach_networks(dict(self.networks.items()))
         self._check_parts()
         attach = getattr(objective, "attach", None)
         if callable(attach):
@@ -139,6 +143,7 @@ class MixStep(nn.Module):
             raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs, labels, rows=rows)
         objective = as_objective(self.objective)
+        batch = objective.prepare_batch(batch, generator)
         passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
         value = objective(passes)
         passes.finish()
@@ -162,6 +167,31 @@ class MixStep(nn.Module):
         after = getattr(self.objective, "after_step", None)
         if callable(after):
             after(self)
+
+
+def _check_extents(keys: Sequence[Hashable], policy: Policy) -> None:
+    """Raise where the entries of the batch cannot say how far partners from outside it reach."""
+    if keys and policy.partners is not None and not policy.partners.within_batch:
+        raise ValueError(
+            f"MixStep got extent_keys={list(keys)}, entries of the batch, but partners of {type(policy).__name__} come "
+            "from outside it, and nobody says how far those reach: bring lengths or masks as metadata of batch and "
+            "partners, and take mixed.extent(mixed.metadata[name]) in an objective"
+        )
+
+
+def _check_frozen(step: MixStep) -> None:
+    """Raise where a frozen network is also one that is trained: freezing it has frozen that one."""
+    trained = {id(p) for part in (step.model, step.policy, step.objective) for p in _parameters(part)}
+    for name, network in step.networks.items():
+        if isinstance(network, Frozen) and any(id(p) in trained for p in network.network.parameters()):
+            raise ValueError(
+                f"MixStep got networks[{name!r}] frozen, but it shares parameters with what is to be trained, which "
+                "are frozen with it: make it of a copy, networks.Frozen(copy.deepcopy(model))"
+            )
+
+
+def _parameters(part: Any) -> list[nn.Parameter]:
+    return list(part.parameters()) if isinstance(part, nn.Module) else []
 
 
 def _no_weight_decay(step: MixStep) -> set[str]:

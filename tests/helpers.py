@@ -53,3 +53,27 @@ INTEGERS = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint16, torch.uint32, torch.uint64),
 )
+
+
+def assert_same(one: Any, two: Any, where: str = "") -> None:
+    """Equal bit for bit, all the way down."""
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert one == two, where
+
+
+def timeless(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what the clock wrote into it."""
+    wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
+    history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
+    return {**state, "history": history, "meters": None, "prepare_seconds": None}

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from mixaug.ops import supermodular
 from mixaug.ops.fused import (
     cycle_kernel,
     gridcut_kernels,
@@ -34,6 +35,18 @@ def cut(batch, rows, columns, labels, seed=0):
     )
 
 
+def mosaics(parts, count, rows, columns, missing=0, seed=0):
+    """Costs, compatibility, start and outputs that are there, as Co-Mixup makes them."""
+    draw = partial(torch.rand, generator=seeded(seed))
+    saliency = draw(parts, count, rows, columns) ** 3
+    distance = draw(count, count)
+    distance = (distance + distance.T).fill_diagonal_(0).expand(parts, -1, -1)
+    valid = torch.arange(count).expand(parts, -1) < count - missing * (torch.arange(parts) == parts - 1)[:, None].long()
+    start = torch.randint(count - missing, saliency.shape, generator=seeded(seed + 1))
+    compatibility = supermodular.compatibility_of(distance, 0.1, count)
+    return -saliency / saliency.sum((2, 3), keepdim=True), compatibility, start, valid
+
+
 def calls():
     """Functions that launch each kernel, with sizes as in training."""
     half = torch.rand(4, 16, 16, generator=seeded(0))
@@ -49,6 +62,12 @@ def calls():
         "frontier 4 3": partial(gridcut_kernels.by_frontier, *cut(4, 4, 4, 3)),
         "moves": partial(transport_kernel.moves, half, half > 0.5, 0.8),
         "tokens": partial(tokens_kernel.blocks, units, units[..., 1].contiguous(), torch.full((4,), 90), 14, 14),
+        **{
+            f"mosaic {side} {soft}": partial(
+                supermodular._by_kernel, *mosaics(2, 20, side, side, 12), 0.32, 1.0, 0.83, 4, soft
+            )
+            for side, soft in ((2, False), (4, False), (4, True), (16, False))
+        },
         "cycle": partial(cycle_kernel.cycles, torch.rand(1, 128, 128, generator=seeded(3))),
         "shares": partial(puzzle_kernels.shares, half),
         **{

@@ -1,5 +1,7 @@
 """`MixedBatch`: targets and replay."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -124,3 +126,35 @@ def test_moves_as_a_whole():
     moved = mixed("cutmix").to("meta")
     assert moved.inputs.device.type == moved.weights.device.type == moved.plan.boxes.device.type == "meta"
     assert len(moved) == 5
+
+
+def test_metadata_have_a_row_for_each_sample():
+    images = torch.rand(3, 2)
+    with pytest.raises(ValueError, match=r"metadata\['domain'\] with a row for each of its 3 samples, got"):
+        mixaug.Batch(images, metadata={"domain": torch.arange(4)})
+    with pytest.raises(TypeError, match=r"metadata\['domain'\] as a tensor, got list"):
+        mixaug.Batch(images, metadata={"domain": [0, 1, 2]})
+    assert mixaug.Batch({"a": images}, metadata={"domain": torch.arange(3)}).metadata["domain"].shape == (3,)
+
+
+def test_extents_with_partners_from_outside_the_batch():
+    """Rows behind the batch's own are those of the partners, with labels and without."""
+    inputs, lengths = torch.rand(3, 1, 8), torch.tensor([2, 3, 8])
+    other = mixaug.Batch(torch.rand(3, 1, 8), torch.tensor([1, 0, 1]), metadata={"length": torch.tensor([5, 1, 6])})
+    partners = mixaug.partners.Stream("other")
+    batch = mixaug.Batch(inputs, torch.tensor([0, 1, 0]), metadata={"length": lengths}, streams={"other": other})
+    mixed = mixaug.create("mixup", partners=partners)(batch)
+    assert mixed.extent(mixed.metadata["length"]).tolist() == [5, 3, 8]
+    with pytest.raises(ValueError, match="6 rows, those of the labels and of partners from outside the batch"):
+        mixed.extent(lengths)
+    unlabelled = dataclasses.replace(mixed, labels=None)
+    with pytest.raises(ValueError, match="expects a tensor of 6 rows"):
+        unlabelled.extent(lengths)
+    with pytest.raises(ValueError, match=r"extent_keys=\['length'\], entries of the batch, but partners of Mixup"):
+        mixaug.MixStep(
+            torch.nn.Linear(8, 2),
+            mixaug.create("mixup", partners=partners),
+            mixaug.losses.MixedCrossEntropy(),
+            keys=["x"],
+            extent_keys=["length"],
+        )

@@ -11,8 +11,9 @@ from helpers import index_images, ours, seeded
 MODEL_FREE = ours(mixaug.list_policies(needs=()))
 #: Every policy with its own draws for each sample (with per="batch", eager code on a CPU draws by DeiT's chosen policy
 #: alone, compiled code by both), and the other ways to draw where they take other paths.
-#: LISA takes a batch with metadata.
-CASES = [(name, "sample") for name in MODEL_FREE if name != "lisa"]
+#: These take a batch with metadata, or a network beside the model.
+BESIDE = ("lisa", "selecmix", "selfmix")
+CASES = [(name, "sample") for name in MODEL_FREE if name not in BESIDE]
 CASES += [(name, per) for name in ("mixup", "cutmix", "maskmix") for per in ("batch", "pair")]
 
 

@@ -22,7 +22,9 @@ from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
+from mixaug.objectives import Composition
 from mixaug.passes import as_objective
+from mixaug.preparation import Inspection
 from mixaug.step import MixStep
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -113,12 +115,20 @@ def test_objective_file_repeats_names_and_defaults(name: str) -> None:
     labels = torch.randn(4, 7) if objective.task == "regression" else torch.tensor([0, 1, 2, 3])
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
     wants = as_objective(objective).wants
-    beside = {name: copy.deepcopy(model) for name in wants.networks}
+    beside = {name: copy.deepcopy(model) for name in wants.networks if name != "composition"}
+    if "composition" in wants.networks:
+        pairs = [[0, 0], [1, 0], [0, 1], [1, 1]]
+        beside["composition"] = Composition(pairs, torch.randn(2, 3), torch.randn(2, 3), nn.Linear(6, 7))
     partners = mixaug.partners.Stream(wants.streams[0], label="uniform") if wants.streams else None
-    step = MixStep(model, mixaug.create("mixup", partners=partners), objective, networks=beside)
+    # One looks at pairs that a policy of its own draws.
+    policy = mixaug.create("selecmix") if name == "selecmix" else mixaug.create("mixup", partners=partners)
+    step = MixStep(model, policy, objective, networks=beside)
     images = torch.rand(4, 3, 8, 8)
+    if getattr(objective, "refresh_every", None):
+        outputs, features = torch.randn(4, 7), torch.randn(4, 5)
+        objective.on_refresh(Inspection("train", outputs, features, labels, torch.zeros(7, 5), None))
     streams = {name: mixaug.Batch(images) for name in wants.streams}
-    assert step(mixaug.Batch(images, labels, streams=streams))[0].ndim == 0
+    assert step(mixaug.Batch(images, labels, rows=torch.arange(4), streams=streams))[0].ndim == 0
 
 
 def test_a_set_without_splits_keeps_the_folder_of_an_earlier_version() -> None:
@@ -148,7 +158,7 @@ def test_data_file_repeats_names_and_defaults(name: str) -> None:
         with pytest.raises(FileNotFoundError, match="/nowhere"):
             build.load_data(config)
     else:
-        assert build.load_data(config).outputs == (10 if name in ("digits", "photos") else 1)
+        assert build.load_data(config).outputs == {"digits": 10, "photos": 10, "framed_photos": 2}.get(name, 1)
 
 
 @pytest.mark.parametrize("name", [n for n in list_choices("model") if n != "timm"])
@@ -538,7 +548,8 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.
             assert (config.pool is None) == (
-                policy == "none" or name in ("cifar100_coarse", "digits", "guided", "guided_vit", "photos")
+                policy == "none"
+                or name in ("cifar100_coarse", "digits", "guided", "guided_vit", "long_tail", "photos", "worst_group")
             )
 
 
@@ -546,5 +557,5 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
 def test_each_file_says_how_to_run_it(path: Path) -> None:
     head = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
     assert head.startswith("#")
-    assert "mixaug train " in head or "mixaug benchmark " in head
-    assert path == CONFIGS / "train.yaml" or path.parent.name in GROUPS
+    assert any(f"mixaug {command} " in head for command in ("train", "benchmark", "search"))
+    assert path in (CONFIGS / "train.yaml", CONFIGS / "search.yaml") or path.parent.name in (*GROUPS, "search")

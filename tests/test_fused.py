@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
+import golden
 import kernel_calls
 from helpers import seeded
-from mixaug.ops import borders, cells, fused, gridcut, puzzle, transport
+from mixaug.ops import borders, cells, fused, gridcut, puzzle, supermodular, transport
 from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
@@ -52,6 +53,43 @@ def test_the_frontier_is_exact_and_gives_the_torch_body_s_labels(rows, columns, 
     assert torch.equal(found, gridcut.grid_cut(*moved(problem, device), read=False))
     least = gridcut.cut_energy(gridcut.exact_grid_cut(*problem), *problem)
     torch.testing.assert_close(gridcut.cut_energy(found.cpu(), *problem), least, rtol=1e-5, atol=0)
+
+
+def mosaics(device, *problem, iterations, threshold, soft=False):
+    """Shares by the kernel and by torch operators."""
+    given = moved(kernel_calls.mosaics(*problem), device)
+    options = (0.32, 1.0, threshold, iterations, soft)
+    return supermodular._by_kernel(*given, *options).cpu(), supermodular._sweeps(*given, *options).cpu()
+
+
+def test_mosaics_are_the_torch_body_s(device):
+    found, wanted = mosaics(device, 1, 2, 1, 2, 0, 8, iterations=2, threshold=0.83)
+    assert torch.equal(found, wanted)
+    assert (found == 0.5).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        # A part that lacks an input, strips that overlap, one column, a penalty above the threshold alone.
+        ((2, 4, 3, 3, 1), {"iterations": 3, "threshold": 0.5}),
+        ((1, 3, 2, 6), {"iterations": 3, "threshold": 0.6}),
+        ((2, 3, 2, 1, 1), {"iterations": 3, "threshold": 0.3}),
+        ((1, 5, 4, 4), {"iterations": 3, "threshold": 0.3, "soft": True}),
+    ],
+)
+def test_mosaics_of_all_forms_are_the_torch_body_s(problem, options, device):
+    found, wanted = mosaics(device, *problem, **options)
+    assert torch.equal(found, wanted)
+    assert not found[-1, problem[1] - (problem[4:] or (0,))[0] :].any()
+
+
+@pytest.mark.slow
+def test_mosaics_by_the_kernel_reach_what_the_authors_reach(monkeypatch):
+    monkeypatch.setattr(supermodular, "_sweeps", supermodular._by_kernel)
+    for what, got, expected, tolerance in golden.replay(golden.GOLDEN / "comixup_n6_bn4_soft.npz"):
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance, msg=what)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (5, 5), (1, 6)])

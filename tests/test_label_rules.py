@@ -11,6 +11,7 @@ import mixaug
 from helpers import seeded
 from mixaug.batch import Batch
 from mixaug.labeling import Remix, Separate, VisibleObject
+from mixaug.preparation import Preparation
 from mixaug.testing import check_policy
 
 COUNT, SIZE = 7, (20, 28)
@@ -219,3 +220,24 @@ def test_a_coin_shows_one_of_the_two():
     policy, g = mixaug.create("mixup", ratio=mixaug.ratio.Bernoulli(0.3)), seeded(11)
     kept = sum(int(policy(IMAGES, LABELS, generator=g).lam.sum()) for _ in range(100))
     assert stats.binomtest(kept, 100 * COUNT, 0.3).pvalue > 1e-4
+
+
+def test_remix_counts_the_classes_before_training_where_nobody_says_them() -> None:
+    labels = torch.tensor([0] * 12 + [1] * 3 + [2])
+    images = torch.rand(16, 3, 4, 4)
+    policy = mixaug.create("cutmix", labeling="remix")
+    with pytest.raises(ValueError, match="does not know how frequent the classes are: pass class_counts, or call"):
+        policy(images, labels)
+    nothing = None
+    preparation = Preparation(lambda split: (images, labels), nothing, 4, 0.1, nothing, torch.Generator())
+    policy.prepare(preparation)
+    told = mixaug.create("cutmix", labeling=Remix([12, 3, 1]))
+    got, expected = (one(images, labels, generator=seeded(3)) for one in (policy, told))
+    assert torch.equal(got.weights, expected.weights)
+    assert not torch.equal(got.weights, mixaug.create("cutmix")(images, labels, generator=seeded(3)).weights)
+    kept = mixaug.create("cutmix", labeling=Remix([5, 5, 5]))
+    kept.prepare(preparation)
+    assert kept.labeling.class_counts == [5, 5, 5]
+    missing = mixaug.create("cutmix", labeling="remix")
+    with pytest.raises(ValueError, match="class_counts as positive numbers"):
+        missing.prepare(Preparation(lambda split: (images, labels * 2), nothing, 4, 0.1, nothing, torch.Generator()))

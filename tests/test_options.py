@@ -75,7 +75,7 @@ WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 BY_THE_BATCH = {
     "patch_size", "grid", "block_nums", "block_num", "stage", "stages", "n_images", "network", "mixer", "encoder",
     "channels", "k", "mean", "std", "network_size", "blur_size", "minimum_tokens", "policy", "policies", "labeling",
-    "group",
+    "group", "view",
 }  # fmt: skip
 
 
@@ -125,7 +125,9 @@ def draws_two_batches(policy: mixaug.Policy) -> None:
     if type(policy).on_attach is not mixaug.Policy.on_attach and not hasattr(policy, "channels"):
         policy.attach(BACKBONE)
     for seed in (3, 4):
-        batch = mixaug.Batch(images, labels, metadata={"domain": torch.arange(BATCH) % 2})
+        batch = mixaug.Batch(
+            images, labels, metadata={name: torch.arange(BATCH) % 2 for name in ("domain", "image_id")}
+        )
         mixed = policy(batch, signals=signals_for(policy), generator=seeded(seed))
         assert mixed.inputs.shape == images.shape
         assert mixed.inputs.isfinite().all()

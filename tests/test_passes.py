@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import combine as tool
 import mixaug
 from helpers import seeded
 from mixaug import Batch, MixStep, Objective, Wants, losses, models, networks
@@ -180,59 +181,27 @@ def test_a_policy_that_learns_from_several_draws_learns_from_their_mean():
     torch.testing.assert_close(logs["late"], torch.stack([one.weights[:, 0].mean() for one in drawn]).mean())
 
 
-POLICIES = {
-    "mixup": {},
-    "cutmix": {},
-    "manifoldmix": {},
-    "puzzlemix": {"block_nums": (4,)},
-    "snapmix": {},
-    "automix": {},
-    "adamixup": {},
-    "sumix": {},
-    "alignmix": {},
-    "comixup": {},
-    "none": {},
-    "deit": {},
-}
-OBJECTIVES = {
-    "cross_entropy": MixedCrossEntropy,
-    "decoupled": losses.DecoupledCrossEntropy,
-    "regmixup": RegMixup,
-    "rankmixup": lambda: RankMixup(draws=2),
-    "rank_margin": lambda: RankMixup("margin"),
-    "mixkd": MixKD,
-    "cutmixpick": lambda: CutMixPick(mixed_labels=0.5),
-}
+@pytest.fixture(scope="module")
+def cells():
+    return tool.written(tool.PAGE.read_text(encoding="utf-8"))
 
 
-#: They learn from the pass of their own batch, or mix inside the model.
-UNFIT_TO_PICK = {"automix", "adamixup", "sumix", "manifoldmix", "alignmix"}
+def test_the_page_of_combinations_has_every_policy(cells):
+    assert set(cells) == {
+        (task, policy, column)
+        for task in tool.OBJECTIVES
+        for policy in tool.policies(task)
+        for column in tool.columns(task)
+    }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_any_policy_under_any_objective(policy, objective):
-    beside = {"teacher": networks.Frozen(resnet(3))} if objective in ("mixkd", "cutmixpick") else None
-    images = torch.randn(6, 3, 32, 32, generator=seeded(6))
-    made = mixaug.create(policy, **POLICIES[policy])
-    if objective == "cutmixpick" and policy in UNFIT_TO_PICK:
-        with pytest.raises(ValueError, match="CutMixPick"):
-            MixStep(resnet(), made, OBJECTIVES[objective](), networks=beside)
-        return
-    step = MixStep(resnet(), made, OBJECTIVES[objective](), networks=beside)
-    step.set_progress(0.1)
-    step.policy.set_progress(0.1)
-    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.01)
-    for _ in range(2):
-        loss, logs = step(images, LABELS, generator=seeded(7))
-        loss.backward()
-        assert loss.isfinite()
-        assert 0 <= logs["accuracy"] <= 1
-        assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        step.after_step()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules())
+@pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
+def test_any_policy_under_any_objective(cells, task):
+    """Whole steps with every objective of the task, against what the page says."""
+    for policy in tool.policies(task):
+        assert tool.cell(policy, "objectives", task) == cells[task, policy, "objectives"], policy
+    whole = [cells[task, policy, "objectives"] == "all" for policy in tool.policies(task)]
+    assert sum(whole) > len(whole) / 3
 
 
 def test_regmixup_by_hand():
@@ -485,7 +454,7 @@ def test_several_passes_compile_into_one_graph(objective):
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
     if beside:
         beside = {"teacher": networks.Frozen(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)))}
-    step = MixStep(model, mixaug.create("mixup"), OBJECTIVES[objective](), networks=beside)
+    step = MixStep(model, mixaug.create("mixup"), tool.OBJECTIVES["classification"][objective](), networks=beside)
     traced = torch.compile(step, fullgraph=True, backend="aot_eager")
     found = []
     for forward in (step, traced):
@@ -503,3 +472,102 @@ def test_passes_can_be_used_without_a_step_class():
     outcome = passes.run(passes.mixed)
     assert outcome.outputs.shape == (6, 5)
     assert passes.shown is outcome
+
+
+class Shown(nn.Module):
+    """A small network whose parts are found, and which counts its passes by mode and gradient."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(6, 5)
+        self.passes = []
+
+    def forward(self, images):
+        self.passes.append(("train" if self.training else "eval", torch.is_grad_enabled()))
+        return self.fc(self.pool(self.body(images)))
+
+
+SHARED = {
+    # SUMix compares with the clean batch in training mode, with gradient, as an objective's clean pass is.
+    "sumix": ({}, [("train", True)] * 2),
+    # Saliency is taken in evaluation mode, as the question without gradient is; the mixed pass is another one.
+    "puzzlemix": ({"grad": False, "mode": "eval"}, [("eval", True), ("train", True)]),
+    "attentivemix": ({"grad": False, "mode": "eval"}, [("eval", False), ("train", True)]),
+    "mixup": ({}, [("train", True)] * 2),
+}
+
+
+@pytest.mark.parametrize("policy", SHARED)
+@pytest.mark.parametrize("first", ["clean", "mixed"])
+def test_a_clean_pass_serves_the_objective_and_the_signals(policy, first):
+    how, expected = SHARED[policy]
+    options = {"block_nums": (4,)} if policy == "puzzlemix" else {}
+    kept = {}
+
+    def ask(passes):
+        if first == "mixed":
+            kept["mixed"] = passes.run(passes.mixed)
+        kept["clean"] = passes.run(passes.clean, **how)
+        kept["mixed"] = passes.run(passes.mixed)
+        return loss_of(kept["mixed"]) + (loss_of(kept["clean"]) if how == {} else 0)
+
+    model = Shown()
+    fresh = copy.deepcopy(model)
+    step = MixStep(model, mixaug.create(policy, **options), Asks(ask))
+    step(IMAGES, LABELS, generator=seeded(11))[0].backward()
+    assert sorted(model.passes) == sorted(expected)
+    if how:
+        fresh.eval()
+        assert not kept["clean"].outputs.requires_grad
+        torch.testing.assert_close(kept["clean"].outputs, fresh(IMAGES).detach(), rtol=1e-4, atol=1e-5)
+    elif first == "clean":
+        loss = F.cross_entropy(fresh(IMAGES), LABELS)
+        torch.testing.assert_close(loss_of(kept["clean"]), loss, rtol=1e-4, atol=1e-5)
+
+
+def test_a_clean_pass_of_another_kind_is_a_pass_of_its_own():
+    """Joined passes and those in the other mode see other batch statistics; what saliency used up has no graph."""
+    for how, expected in (
+        ({}, [("eval", True), ("train", True), ("train", True)]),
+        ({"mode": "eval"}, [("eval", True), ("eval", True), ("train", True)]),
+    ):
+        model = Shown()
+        ask = lambda passes, how=how: loss_of(passes.run(passes.mixed)) + loss_of(passes.run(passes.clean, **how))  # noqa: E731
+        MixStep(model, mixaug.create("puzzlemix", block_nums=(4,)), Asks(ask))(IMAGES, LABELS)[0].backward()
+        assert sorted(model.passes) == expected
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    model = Shown()
+    MixStep(model, mixaug.create("sumix"), RegMixup())(IMAGES, LABELS)[0].backward()
+    assert model.passes == [("train", True)] * 2
+    assert int(model.body[1].num_batches_tracked) == 2
+
+
+def test_what_saliency_recorded_serves_readings_of_the_clean_pass():
+    seen = []
+
+    def ask(passes):
+        mixed = passes.run(passes.mixed)
+        seen.append(passes.run(passes.clean, grad=False, mode="eval", reads=("pooled",)).seen.pooled())
+        return loss_of(mixed)
+
+    model = Shown()
+    MixStep(model, mixaug.create("attentivemix"), Asks(ask))(IMAGES, LABELS)
+    model.eval()
+    torch.testing.assert_close(seen[0], model.pool(model.body(IMAGES)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_is_trained_is_not_frozen_beside_itself():
+    model = Counted()
+    with pytest.raises(ValueError, match=r"networks\['teacher'\] frozen, but it shares parameters with"):
+        MixStep(model, mixaug.create("mixup"), MixKD(), networks={"teacher": networks.Frozen(model)})
+    # Two that hold one teacher: it answers in evaluation mode whoever put it into the other one.
+    teacher = Counted()
+    one, other = networks.Frozen(teacher), networks.Frozen(teacher)
+    before = int(teacher.body[1].num_batches_tracked)
+    teacher.train()
+    assert torch.equal(one(IMAGES), other(IMAGES))
+    assert int(teacher.body[1].num_batches_tracked) == before
+    assert torch.equal(one.get_extra_state(), other.get_extra_state())

@@ -8,7 +8,11 @@ from helpers import INTEGERS, seeded
 from mixaug import DeviceLoader, MixCollate, MixedBatch, MixStep
 from mixaug.losses import MixedCrossEntropy
 
-FREE = [name for name in mixaug.list_policies() if not (made := mixaug.create(name)).needs and not made.wants_metadata]
+FREE = [
+    name
+    for name in mixaug.list_policies()
+    if not ((made := mixaug.create(name)).needs or made.wants_metadata or made.wants_networks)
+]
 CLASSES = torch.randint(0, 4, (6, 8, 8), generator=seeded(0)) * 30
 IMAGES = {
     "float": torch.rand(6, 3, 8, 8, generator=seeded(1)),

@@ -138,3 +138,20 @@ def test_a_ratio_may_go_by_the_pair():
 def test_what_cannot_work_is_refused(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_a_class_that_the_training_set_lacks():
+    """All of the set is of another class; nothing of it is of the same one."""
+    labels, domain = torch.tensor([0, 0, 1, 1, 4, 4]), torch.tensor([0, 1, 0, 1, 0, 1])
+    batch = Batch(torch.rand(3, 2), torch.tensor([1, 2, 9]), metadata={"domain": torch.tensor([0, 0, 7])})
+    rows = torch.tensor([2, 0, 0])
+
+    def reached(label, group=None):
+        fitted = Selective(label, group).fit(labels, metadata={"domain": domain})
+        drawn = torch.stack([fitted.draw(batch, Draws(3, batch.device, seeded(s)), rows) for s in range(200)], 1)
+        return [sorted(set(one.tolist())) for one in drawn]
+
+    assert reached("other") == [[0, 1, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    assert reached("same") == [[3], [-1], [-1]]
+    assert reached("other", ("domain", "same")) == [[0, 4], [0, 2, 4], [-1]]
+    assert reached("any", ("domain", "other")) == [[1, 3, 5], [1, 3, 5], [0, 1, 2, 3, 4, 5]]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mixaug
+from speed import check, libraries, loaders, sections, steps
 from speed import goals as goal_files
-from speed import libraries, loaders, sections, steps
 from speed.command import main
 from speed.goals import Goal, judge, read_goals
 from speed.memory import peak_bytes
@@ -385,11 +385,71 @@ def test_every_section_runs(capsys):
         assert section in printed
 
 
-def test_a_check_of_nothing_fails(capsys):
+MACHINE = {"device": "a", "threads": "2"}
+
+
+def test_a_row_is_slower_where_it_leaves_the_spread_of_a_run_of_the_same_machine(tmp_path):
+    path = tmp_path / "runs" / "recorded.csv"
+    before = [row("cutmix", "batch", 1.0), row("cutmix", "batch", 1.5, "inplace"), row("mixup", "batch", 2.0, "fresh")]
+    check.record(path, before, MACHINE, replace=False)
+    for other in ({"device": "b", "threads": "2"}, {"device": "a", "threads": "1"}):
+        assert check.recorded(path, other) == {}
+    earlier = check.recorded(path, MACHINE)
+    # The recorded rounds go from 0.9 to 1.1; the better of `out=` and in place counts.
+    slow = row("cutmix", "batch", 1.25)
+    for now, slower in ((1.0, 0), (1.19, 0), (1.25, 1)):
+        found, compared = check.regressions([row("cutmix", "batch", now), row("cutmix", "sample", 9.0)], earlier)
+        assert (len(found), compared) == (slower, 1)
+    assert check.regressions([slow, row("cutmix", "batch", 1.0, "inplace")], earlier)[0] == []
+    (said,) = check.regressions([slow], earlier)[0]
+    assert said == "mixing large cutmix batch kept: 1.25 (1.15 to 1.35), recorded 1.00 (0.90 to 1.10)"
+    # Far outside of the recorded spread, and by less than a tenth.
+    check.record(path, [row("cutmix", "batch", 3.0)], MACHINE, replace=True)
+    assert check.regressions([row("cutmix", "batch", 3.25)], check.recorded(path, MACHINE))[0] == []
+    # What is compared does not become the measure.
+    check.record(path, [row("cutmix", "batch", 9.0), row("fmix", "batch", 1.0)], MACHINE, replace=False)
+    kept = check.recorded(path, MACHINE)
+    assert kept["mixing", "large", "cutmix", "batch", "kept"].median == 3.0
+    assert kept["mixing", "large", "fmix", "batch", "kept"].median == 1.0
+    assert kept["mixing", "large", "mixup", "batch", "fresh"].median == 2.0
+
+
+def test_a_fresh_result_is_judged_beside_a_fresh_lerp(tmp_path):
+    path = tmp_path / "recorded.csv"
+    check.record(path, [row("mixup", "batch", 1.0, "fresh", fresh_lerp=Ratio(1.0, 0.9, 1.1))], MACHINE, replace=False)
+    earlier = check.recorded(path, MACHINE)
+    dear = row("mixup", "batch", 3.0, "fresh", fresh_lerp=Ratio(1.0, 0.9, 1.1))
+    assert check.regressions([dear], earlier) == ([], 1)
+    assert len(check.regressions([replace(dear, fresh_lerp=Ratio(2.0, 1.9, 2.1))], earlier)[0]) == 1
+
+
+def test_a_rival_is_ahead_where_a_training_step_feels_it():
+    # Ours takes a millisecond, half of it more than the rival, or a quarter in place.
+    rows = [row("cutmix", "batch", 1.0, "out", peer=2.0), row("cutmix", "batch", 1.0, "inplace", peer=4 / 3)]
+    rows += [row("mixup", "batch", 1.0, peer=0.5), row("fmix", "batch", 1.0)]
+    assert check.leads(rows, lambda setting: 13.0) == ([], 2)
+    (said,), _ = check.leads(rows, {"large": 12.0}.__getitem__)
+    assert said == "mixing large cutmix batch: timm is 0.25 ms faster, 2.1% of a training step of 12 ms"
+
+
+def test_a_step_of_eight_images_stands_for_one_of_more():
+    assert 0 < check.step_milliseconds(Setting((9, 3, 8, 8)), "cifar_resnet8", attempts=1) < 60_000
+
+
+def test_the_check_says_what_it_compares_and_keeps_the_first_run(capsys, monkeypatch, tmp_path):
     arguments = ["--sections", "mixing", "--jobs", "maskmix", "--shapes", "4,3,8,8", "--rounds", "1", "--per", "batch"]
+    arguments += ["--recorded", str(tmp_path / "recorded.csv")]
     assert main(arguments) == 0
+    assert not (tmp_path / "recorded.csv").exists()
     assert main([*arguments, "--check"]) == 1
-    assert "nothing that this run measured has a goal" in capsys.readouterr().err
+    assert "nothing that this run measured has been recorded or has a rival" in capsys.readouterr().err
+    assert main([*arguments, "--record"]) == 0
+    monkeypatch.setattr(check, "SLOWER", 1e9)
+    assert main([*arguments, "--check"]) == 0
+    assert "0 of 2 rows slower than recorded, 0 of 0 rivals ahead" in capsys.readouterr().err
+    monkeypatch.setattr(check, "regressions", lambda rows, earlier: (["maskmix"], 1))
+    assert main([*arguments, "--check"]) == 1
+    assert "slower: maskmix" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--threads -1", "--batches 0", "--workers -1", "--shapes a,b,c,d"])

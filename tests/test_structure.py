@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Layers from the ground up. A module imports from its own layer and those before it.
 LAYERS = [
-    ["_version", "axes", "checks", "frozen", "options", "streams"],
+    ["_version", "axes", "checks", "flops", "frozen", "options", "streams", "wants"],
     ["ops"],
     ["draws", "ratio", "schedule"],
     ["plan"],

@@ -5,4 +5,4 @@ import what they need when they run, so that ``mixaug --help`` waits for nothing
 """
 
 #: Names of the commands in the order of the help page; each is a module of this package.
-COMMANDS = ("train", "benchmark", "leaderboard", "evaluate", "gallery", "mixer", "policies", "completion")
+COMMANDS = ("train", "benchmark", "search", "leaderboard", "evaluate", "gallery", "mixer", "policies", "completion")

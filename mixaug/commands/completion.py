@@ -1,8 +1,9 @@
 """Complete the command line in a shell: eval "$(mixaug completion bash)"
 
 Put that line into ~/.bashrc, for zsh `eval "$(mixaug completion zsh)"` into ~/.zshrc, for fish
-`mixaug completion fish | source` into ~/.config/fish/config.fish. Completed are commands, options, and of train and
-benchmark also groups, their choices and settings: policy=cut<TAB>, optimizer.<TAB>, with --config-dir your own too.
+`mixaug completion fish | source` into ~/.config/fish/config.fish. Completed are commands, options, and of train,
+benchmark and search also groups, their choices and settings: policy=cut<TAB>, optimizer.<TAB>, with --config-dir your
+own too.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from mixaug.commands import COMMANDS
 __all__ = ["candidates", "main", "parser"]
 
 #: Commands whose arguments are Hydra overrides, and arguments that one of them has beside those.
-HYDRA = {"train": (), "benchmark": ("jobs=", "statistic=", "out=", "launch=")}
+HYDRA = {
+    "train": (),
+    "benchmark": ("jobs=", "statistic=", "out=", "launch="),
+    "search": ("budget=", "jobs=", "out=", "clock=", "launch="),
+}
 #: The names of these.
-OWN = tuple(argument.rstrip("=") for argument in HYDRA["benchmark"])
+OWN = tuple({argument.rstrip("="): None for arguments in HYDRA.values() for argument in arguments})
 #: Options of Hydra's command line that `mixaug train` takes.
 TRAIN_OPTIONS = ("--help", "--hydra-help", "--multirun", "--config-dir", "--cfg", "--package", "--info")
 
@@ -128,11 +133,25 @@ def _of_hydra(command: str, words: Sequence[str], word: str) -> list[str]:
     # One of several values is enough to know the settings.
     overrides = [_one_value(other) for other in rest if not other.startswith("-") and other.split("=")[0] not in OWN]
     found = [argument for argument in HYDRA[command] if argument.startswith(word)]
-    for candidate in _queried(overrides, known.config_dir, asked):
+    of_search = [other for other in overrides if _is_of_search(other)]
+    config = "train"
+    if command == "search" and (_is_of_search(word) or (word and "search".startswith(word))):
+        # What is tried is composed apart from what is trained.
+        config = "search"
+        is_named = asked.startswith("search=") or any(other.startswith("search=") for other in of_search)
+        overrides = of_search if is_named else ["search=images", *of_search]
+    elif command == "search":
+        overrides = [other for other in overrides if other not in of_search]
+    for candidate in _queried(config, overrides, known.config_dir, asked):
         start, _, end = candidate.partition("=")
         folder = "/" if end and os.path.isdir(end) else ""
         found.append(f"{start}={given}{comma}{end}" if comma else candidate + folder)
     return found
+
+
+def _is_of_search(override: str) -> bool:
+    """Whether an override is of the space of a search."""
+    return override.lstrip("+~").split("=", 1)[0].split(".", 1)[0] == "search"
 
 
 def _one_value(override: str) -> str:
@@ -141,7 +160,7 @@ def _one_value(override: str) -> str:
     return f"{key}{equals}{value.split(',')[-1] if value[:1] not in tuple('[{(') else value}"
 
 
-def _queried(overrides: Sequence[str], config_dir: str | None, word: str) -> list[str]:
+def _queried(config: str, overrides: Sequence[str], config_dir: str | None, word: str) -> list[str]:
     """What Hydra's own completion says; nothing where the line cannot be composed, for a shell shows no errors."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -155,7 +174,7 @@ def _queried(overrides: Sequence[str], config_dir: str | None, word: str) -> lis
             line = " ".join([*with_config_dir(overrides, config_dir), word])
             with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
                 plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
-                return list(plugin._query("train", line + ("" if word else " ")))
+                return list(plugin._query(config, line + ("" if word else " ")))
         except Exception as error:
             print(f"mixaug: {error}", file=sys.stderr)
             return []

@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["main", "parser"]
 
 #: Families of `mixaug.engine.evaluation`, which is too heavy to import for a help page; a test holds both together.
-FAMILIES = ("calibration", "temperature", "outliers", "attack", "occlusion", "corruption", "geometry")
+FAMILIES = ("calibration", "temperature", "outliers", "attack", "occlusion", "corruption", "geometry", "activation")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,6 +90,7 @@ def _scores(chosen: argparse.Namespace) -> int:
 
 
 def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Exception], ...]) -> int:
+    from mixaug.engine.evaluation.datasets import DataSets
     from mixaug.engine.evaluation.pictures import draw_pictures
     from mixaug.engine.evaluation.suite import evaluate_run, families_named
 
@@ -98,6 +99,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
     outliers = None if chosen.outliers is None else _spec(chosen.outliers)
     from mixaug.engine.explained import on_one_line
 
+    sets = DataSets()
     failed = []
     for folder in folders:
         try:
@@ -112,6 +114,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
                 corrupted=chosen.corrupted,
                 allow_targets=chosen.trust,
                 say=lambda line: print(line, flush=True),
+                sets=sets,
             )
             if chosen.pictures is not None:
                 drawn = draw_pictures(
@@ -121,6 +124,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
                     weights=chosen.weights,
                     seed=chosen.seed,
                     allow_targets=chosen.trust,
+                    sets=sets,
                 )
                 print("\n".join(f"wrote {path}" for path in drawn), flush=True)
         except faults as error:

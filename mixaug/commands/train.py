@@ -99,10 +99,11 @@ def _check_points(overrides: Sequence[str]) -> None:
         compose(point)
 
 
-def run(_: Any) -> float:
+def run(_: Any) -> float | None:
     """Run the composed config; a Hydra sweeper may optimise what is returned, the top-1 or the RMSE that counts.
 
-    It is that of the validation set where there is one, else of the test set.
+    It is that of the validation set where there is one, else of the test set. Of a run that ``stop_after`` stops it is
+    that of the validation set there, and None without one.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -117,7 +118,7 @@ def run(_: Any) -> float:
     # Composed once more, because a protocol's rules need to know what the command line has set.
     config = compose(with_config_dir(given, own[0] if own else None))
 
-    from mixaug.engine.tasks import TASKS
+    from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train
 
     try:
@@ -129,7 +130,10 @@ def run(_: Any) -> float:
         held = isinstance(error, RunHeld)
         print(on_one_line(error) if held else f"error: {on_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_HELD if held else 1)
-    return TASKS[result["task"]].aim(result, config.protocol.figure)
+    task = task_said(result)
+    if result["status"] == "stopped":
+        return result.get(f"valid_{task.measure}")
+    return task.aim(result, config.protocol.figure)
 
 
 def composed(overrides: Sequence[str], config_dir: str | None, package: str | None) -> str:

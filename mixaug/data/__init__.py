@@ -57,6 +57,7 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     |---|---|---|
     | `digits` | `train_size`, `split_seed` | yes |
     | `photos` | none, it has a validation part | yes |
+    | `framed_photos` | `correlation`, `frame`, `split_seed`, it has a validation part | yes |
     | `cifar10`, `cifar100` | `root` | yes |
     | `image_sheets` | `root`, `labels`, `verify` | yes |
     | `tiny_imagenet`, `cub`, `cars` | `root` | no |
@@ -67,8 +68,8 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     the two splits, which are then read image by image; where only one is given, the other split gives its images
     as unchanged uint8 tensors, and where none is given, files give PIL images. `image_size` is the side in pixels
     that named transforms produce and that `DataSet.image_size` reports. `classes`, `class_seed`, `per_class`,
-    `valid_share` and `split_seed` choose classes, samples of each and a validation part: see `mixaug.data.splits`.
-    Each loader in `mixaug.data.loaders` documents its own options.
+    `valid_share`, `imbalance` and `split_seed` choose classes, samples of each and a validation part: see
+    `mixaug.data.splits`. Each loader in `mixaug.data.loaders` documents its own options.
 
     Sets with real-valued labels come as a `RegressionSet`, in memory:
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mixaug.data import regression
+from mixaug.data.framed_photos import framed_photos
 from mixaug.data.images import classes_of, images_of, read_tiles
 from mixaug.data.photos import photos
 from mixaug.data.reading import (
@@ -437,6 +438,7 @@ LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {
     "cifar100": cifar100,
     "cub": cub,
     "digits": digits,
+    "framed_photos": framed_photos,
     "image_sheets": image_sheets,
     "imagefolder": imagefolder,
     "photos": photos,

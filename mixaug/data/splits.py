@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,13 +30,14 @@ def with_splits(
     class_seed: int | None = None,
     per_class: int | None = None,
     valid_share: float = 0.0,
+    imbalance: float | None = None,
     split_seed: int = 0,
 ) -> DataSet:
     """A data set of some classes, with a validation part and with fewer training samples.
 
-    The three steps come in this order: classes are chosen; the validation part is taken from their training samples;
-    ``per_class`` of those that are left are kept. The validation part therefore does not depend on ``per_class``. The
-    test part loses no sample of the classes that are kept.
+    The steps come in this order: classes are chosen; the validation part is taken from their training samples;
+    ``per_class`` of those that are left are kept, or fewer and fewer of each class with ``imbalance``. The validation
+    part therefore depends on neither. The test part loses no sample of the classes that are kept.
 
     Args:
         data: a set whose training part has every class.
@@ -45,7 +47,11 @@ def with_splits(
         per_class: training samples to keep of each class, >= 1; None keeps all. Of one seed, fewer are part of more.
         valid_share: share of the training samples for validation, drawn by class share, in [0, 1); 0 takes none.
             Validation samples are read as test samples are, without training's transform.
-        split_seed: seed of the last two draws, >= 0.
+        imbalance: how many times as many training samples the first class keeps as the last one, >= 1: class k of K
+            keeps n * imbalance^(-k / (K - 1)) of them, rounded down and at least 1. That is the long tail of
+            arXiv:1901.05555, where n is the same for all classes; here it is ``per_class``, or the number of samples of
+            the least frequent class, so that no class lacks any. None keeps all.
+        split_seed: seed of the draws of samples, >= 0.
 
     Raises:
         TypeError: an option of another kind, parts other than `ArrayData`, `MappedData` and `FileData`.
@@ -53,10 +59,11 @@ def with_splits(
             a set that has a validation part of its own.
     """
     _check(data.name, class_seed, per_class, valid_share, split_seed)
+    _check_imbalance(data.name, imbalance)
     kept = chosen_classes(data.name, data.class_names, classes, class_seed)
     chosen = data if kept == list(range(data.num_classes)) else _of_classes(data, kept)
-    if valid_share or per_class is not None:
-        chosen = _of_samples(chosen, per_class, valid_share, split_seed)
+    if valid_share or per_class is not None or imbalance is not None:
+        chosen = _of_samples(chosen, per_class, valid_share, imbalance, split_seed)
     if not chosen.fitted or chosen.train is data.train:
         return chosen
     mean, std = channel_statistics(labelled(chosen.train).images)
@@ -148,6 +155,15 @@ def _check(what: str, class_seed: Any, per_class: Any, valid_share: Any, split_s
         raise ValueError(f"data set {what!r} expected valid_share in [0, 1), got {valid_share}")
 
 
+def _check_imbalance(what: str, imbalance: Any) -> None:
+    if imbalance is None:
+        return
+    if isinstance(imbalance, bool) or not isinstance(imbalance, (int, float)):
+        raise TypeError(f"data set {what!r} expected imbalance to be a number or None, got {imbalance!r}")
+    if not 1 <= imbalance < math.inf:
+        raise ValueError(f"data set {what!r} expected imbalance >= 1, got {imbalance}")
+
+
 def _check_int(what: str, option: str, value: Any, least: int) -> None:
     if value == "by_seed":
         raise ValueError(
@@ -182,7 +198,9 @@ def _of_classes(data: DataSet, kept: list[int]) -> DataSet:
     )
 
 
-def _of_samples(data: DataSet, per_class: int | None, valid_share: float, split_seed: int) -> DataSet:
+def _of_samples(
+    data: DataSet, per_class: int | None, valid_share: float, imbalance: float | None, split_seed: int
+) -> DataSet:
     """The set with a validation part and with some of the training samples."""
     labels, valid, train = labels_of(data.train), data.valid, data.train
     rows = torch.arange(len(labels))
@@ -195,8 +213,11 @@ def _of_samples(data: DataSet, per_class: int | None, valid_share: float, split_
         held = _valid_rows(data, labels, valid_share, split_seed)
         valid = _as_evaluated(train, data.test).take(rows[held])
         rows = rows[~held]
-    if per_class is not None:
-        rows = rows[_per_class(data, labels[rows], per_class, split_seed)]
+    if per_class is not None or imbalance is not None:
+        left = labels[rows]
+        most = int(torch.bincount(left, minlength=data.num_classes).min()) if per_class is None else per_class
+        amounts = [most] * data.num_classes if imbalance is None else _long_tail(most, data.num_classes, imbalance)
+        rows = rows[_per_class(data, left, amounts, split_seed)]
     part: Any = train
     return replace(data, train=part.take(rows), valid=valid)
 
@@ -215,10 +236,17 @@ def _valid_rows(data: DataSet, labels: Tensor, share: float, seed: int) -> Tenso
     return held
 
 
-def _per_class(data: DataSet, labels: Tensor, amount: int, seed: int) -> Tensor:
-    """Places of ``amount`` samples of every class, in ascending order."""
+def _long_tail(most: int, classes: int, factor: float) -> list[int]:
+    """Samples of each class, the first with ``most`` and ``factor`` times as many as the last one."""
+    steps = max(classes - 1, 1)
+    # A power that is whole but for rounding must not lose one: 50 / 10 is 5.
+    return [max(1, math.floor(most * factor ** (-place / steps) + 1e-9)) for place in range(classes)]
+
+
+def _per_class(data: DataSet, labels: Tensor, amounts: Sequence[int], seed: int) -> Tensor:
+    """Places of so many samples of each class, in ascending order."""
     generator, places = _generator("per class", seed), []
-    for label in range(data.num_classes):
+    for label, amount in enumerate(amounts):
         members = torch.nonzero(labels == label).squeeze(1)
         if len(members) < amount:
             raise ValueError(

@@ -21,10 +21,13 @@ from mixaug.batch import Batch
 from mixaug.engine.config import AUGMENT_KEYS
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
-from mixaug.engine.sources import SeededDraws, Source, collated, end_reading, leave_interrupts
+from mixaug.engine.sources import Pool, SeededDraws, Source, collated, end_reading, leave_interrupts
 from mixaug.loading import DeviceLoader, Normalize
 
-__all__ = ["Batches"]
+__all__ = ["GROUP", "Batches", "groups_of"]
+
+#: Metadata of this name say which group a sample counts to where groups are scored.
+GROUP = "group"
 
 
 class Batches:
@@ -120,6 +123,28 @@ class Batches:
             raise ConfigError(f"the policy says which samples are drawn, but {self.data.name} is read file by file")
         self._train.draw_by(weights)
 
+    def draw_evenly(self) -> None:
+        """Draw batches with replacement, and all classes, or all groups, as often, where ``sampling`` asks for that.
+
+        Raises:
+            ConfigError: data that is read file by file or has numbers as labels, no metadata "group".
+        """
+        kind = self.config.sampling
+        if kind is None:
+            return
+        where = f"sampling={kind}"
+        labels = getattr(self.data.train, "labels", None)
+        if not self.data.in_memory or not isinstance(labels, Tensor) or labels.is_floating_point():
+            raise ConfigError(
+                f"{where} is for classes, held in memory; {self.data.name} has none, or is read from files"
+            )
+        among = labels if kind == "class" else groups_of(self.data.train)
+        if among is None:
+            raise ConfigError(f"{where} needs metadata {GROUP!r} of the training set, which {self.data.name} lacks")
+        among = among.to(self.world.device)
+        weights = (1.0 / torch.bincount(among).clamp(min=1))[among]
+        self.draw_by(lambda labels: weights)
+
     def close(self) -> None:
         """End the processes that read samples."""
         for source in (self._train, *self._streams.values()):
@@ -156,9 +181,8 @@ class Batches:
         return self._held_in_memory(samples) if self.data.in_memory else self._held_from_files(samples)
 
     def groups(self, split: str) -> Tensor | None:
-        """(N,) group of every row of a set, None where the data has no groups."""
-        groups: Tensor | None = getattr(getattr(self.data, split), "groups", None)
-        return groups
+        """(N,) int64 group of every row of a set, None where the data has no groups."""
+        return groups_of(getattr(self.data, split))
 
     def whole(self, split: str) -> tuple[Tensor, Tensor]:
         """All inputs and labels of a set as batches have them, on the device.
@@ -174,28 +198,16 @@ class Batches:
         device = self.world.device
         return self._normalize()(samples.inputs.to(device)), samples.labels.to(device)
 
-    def pool(self) -> tuple[Tensor | Callable[[Tensor], Tensor], Tensor]:
-        """The training set as a place to draw partners from: inputs, or a function of rows, and labels.
+    def pool(self) -> Pool:
+        """The training set as a place to draw partners from, read and augmented as its batches are.
 
         Raises:
-            ConfigError: data that is read file by file, or augmented, so that partners would not be.
+            ConfigError: a data set of one's own that does not say its labels without being read.
         """
-        augment = self.config.augment
-        if not self.data.in_memory or augment.crop_padding or augment.flip:
-            raise ConfigError(
-                f"pool={self.config.pool} draws partners from the whole training set, which must be held in memory "
-                f"and not augmented; {self.data.name} is "
-                + (
-                    "augmented: augment.crop_padding=0 augment.flip=false"
-                    if self.data.in_memory
-                    else "read file by file"
-                )
-            )
-        inputs, labels = self._train.loader[0].images, self._train.loader[0].labels
-        if inputs.dtype != torch.uint8:
-            return inputs, labels
-        normalize = self._normalize()
-        return (lambda rows: normalize(inputs.index_select(0, rows))), labels
+        try:
+            return self._train.pool()
+        except TypeError as error:
+            raise ConfigError(f"pool={self.config.pool} draws partners from {self.data.name}: {error}") from error
 
     @property
     def _form(self) -> dict[str, Any]:
@@ -259,6 +271,25 @@ class Batches:
             end_reading(reading)
             if reading in self._scoring:
                 self._scoring.remove(reading)
+
+
+def groups_of(part: Any) -> Tensor | None:
+    """(N,) int64 group of every sample of a part of a data set: its ``groups``, or its metadata "group"; None without.
+
+    Raises:
+        ConfigError: groups that are no whole numbers from 0 on, one for each sample.
+    """
+    groups: Tensor | None = getattr(part, "groups", None)
+    if groups is None:
+        groups = getattr(part, "metadata", {}).get(GROUP)
+    if groups is None:
+        return None
+    if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex() or bool((groups < 0).any()):
+        raise ConfigError(
+            f"the metadata {GROUP!r}, by which the worst group is found, must be whole numbers from 0 on, one for each "
+            f"sample; got {tuple(groups.shape)} {groups.dtype}"
+        )
+    return groups.long()
 
 
 def _listed(values: Any) -> list[float] | None:

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
-from mixaug.engine.batches import Batches
+from mixaug.engine.batches import GROUP, Batches, groups_of
 from mixaug.engine.config import mixer_settings, plain
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
-from mixaug.engine.tasks import REGRESSION, task_of
+from mixaug.engine.tasks import REGRESSION, Task, held_out_splits, task_of
 from mixaug.passes import Wants, as_objective
 from mixaug.policies.pooled import with_training_set
 from mixaug.policy import Policy
@@ -34,8 +34,9 @@ __all__ = [
     "build_step",
     "check_mixer",
     "check_model",
-    "check_task",
     "check_wants",
+    "checked_task",
+    "data_settings",
     "leaves_parameters_out",
     "load_data",
     "load_streams",
@@ -71,7 +72,12 @@ SEEDED = ("split", "split_seed", "class_seed")
 
 def load_data(config: DictConfig) -> Any:
     """The data set, a ``mixaug.data.DataSet`` or ``RegressionSet``."""
-    return _loaded(config, "data", plain(config)["data"])
+    return _built("data", data_settings(config))
+
+
+def data_settings(config: DictConfig) -> dict[str, Any]:
+    """All that decides the data set of a run, the run's seed where an option stands for it."""
+    return _settled(config, plain(config)["data"])
 
 
 def load_streams(config: DictConfig) -> dict[str, Any]:
@@ -82,13 +88,13 @@ def load_streams(config: DictConfig) -> dict[str, Any]:
     """
     streams = plain(config)["streams"]
     return {
-        name: _loaded(config, f"streams.{name}.data", {"_target_": "mixaug.data.load", **stream["data"]})
+        name: _built(f"streams.{name}.data", _settled(config, {"_target_": "mixaug.data.load", **stream["data"]}))
         for name, stream in streams.items()
     }
 
 
-def _loaded(config: DictConfig, section: str, settings: dict[str, Any]) -> Any:
-    return _built(section, settings, **{key: config.seed for key in SEEDED if settings.get(key) == BY_SEED})
+def _settled(config: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {key: config.seed for key in SEEDED if settings.get(key) == BY_SEED}
 
 
 def build_model(config: DictConfig, data: Any) -> nn.Module:
@@ -169,9 +175,16 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     """
     if config.pool is None or not policy.has_partners:
         return policy
-    inputs, labels = batches.pool()
+    pool = batches.pool()
     try:
-        return with_training_set(policy, inputs, labels, candidates=config.pool)
+        return with_training_set(
+            policy,
+            pool.inputs,
+            pool.labels,
+            candidates=config.pool,
+            metadata=pool.metadata,
+            augmented=pool.augmented,
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"pool={config.pool}: {error}") from error
 
@@ -232,11 +245,12 @@ def _try(model: nn.Module, policy: Policy, objective: Any, loss: Loss | None, da
         trial(torch.zeros(2, *data.input_shape), labels, generator=torch.Generator().manual_seed(0))
 
 
-def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
-    """Refuse what does not fit the kind of labels.
+def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
+    """The task of the data under the measure of the config, where everything fits the kind of labels.
 
     Raises:
-        ConfigError: a loss on classes for numbers or the other way round, a figure that the task does not have.
+        ConfigError: a loss on classes for numbers or the other way round, a figure or a measure that the task does not
+            have, the worst of groups where a held-out set has none.
     """
     task = task_of(data)
     if getattr(objective, "task", None) not in (None, task.name):
@@ -249,28 +263,51 @@ def check_task(config: DictConfig, objective: nn.Module, data: Any) -> None:
         raise ConfigError(
             f"protocol.figure must be one of {', '.join(task.figures)} in {task.name}, got {config.protocol.figure!r}"
         )
+    try:
+        task = task.measured_by(config.measure)
+    except ValueError as error:
+        raise ConfigError(f"measure={config.measure}: {error}") from error
+    for split in held_out_splits(data):
+        if config.measure == "worst_group" and groups_of(getattr(data, split)) is None:
+            raise ConfigError(
+                f"measure=worst_group needs metadata {GROUP!r} of the {split} set, which data={config.choices.data} "
+                "does not bring: data=framed_photos, or data=imagefolder data.metadata=<table with such a column>"
+            )
+    return task
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
-    """Refuse an objective or a policy that wants what no setting brings.
+    """Refuse an objective or a policy that wants what no setting brings, and streams and views that nobody wants.
 
     Raises:
-        ConfigError: names it, what there is, and the setting that brings it.
+        ConfigError: names it, what there is, and the setting that brings it; or the stream or view that is not used.
     """
     parts = [part for part in policy.modules() if isinstance(part, Policy)]
     sources = [part.partners for part in parts if part.partners is not None]
     by_policy = Wants(
         views=tuple(name for source in sources for name in source.views),
         streams=tuple(name for source in sources for name in source.streams),
+        networks=policy.wants_networks,
         metadata=policy.wants_metadata,
     )
     brought = {
         "views": (tuple(config.views), "views=[{}]"),
         "streams": (tuple(config.streams), "+streams.{}.data.name=<data set>"),
-        "networks": (tuple(config.networks), "+networks.{}=<folder of a finished run>"),
+        "networks": (
+            tuple(config.networks),
+            '+networks.{0}=<folder of a finished run>, or "+networks.{0}={{_target_: ...}}"',
+        ),
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
-    for who, wants in (("objective", as_objective(objective).wants), ("policy", by_policy)):
+    wanted = (("objective", as_objective(objective).wants), ("policy", by_policy))
+    for kind in ("streams", "views"):
+        idle = sorted(set(brought[kind][0]) - {name for _, wants in wanted for name in getattr(wants, kind)})
+        if idle:
+            raise ConfigError(
+                f"{kind}: neither objective={config.choices.objective} nor policy={config.choices.policy} looks at "
+                f"{', '.join(idle)}, which would be read for nothing: leave it out"
+            )
+    for who, wants in wanted:
         for kind, (there, way_out) in brought.items():
             for name in getattr(wants, kind):
                 if name not in there:

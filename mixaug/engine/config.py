@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,14 +27,17 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mixaug.engine.config_values import check_choice_of, check_integer, check_number, shown
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.explained import explained
+from mixaug.engine.explained import explained, settings_of
 
 __all__ = [
     "GROUPS",
     "compose",
+    "composed_by_hydra",
     "config_folder",
     "config_hash",
+    "epochs_at_equal_cost",
     "list_choices",
     "mixer_settings",
     "plain",
@@ -46,19 +48,23 @@ __all__ = [
 
 GROUPS = ("data", "model", "policy", "objective", "optimizer", "schedule", "protocol", "experiment")
 
-# These keys say where, how loudly and how often a run writes; they cannot change what it computes.
+# These keys say where, how loudly and how often a run writes, how far a command takes it, or why it has its length;
+# they cannot change what it computes.
 NEUTRAL_KEYS = (
-    *("root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
-    *("checkpoint_every_steps", "checkpoint_every_epochs", "workers"),
+    *("budget", "root", "grid", "log_every", "progress", "tensorboard", "pictures_every_epochs"),
+    *("checkpoint_every_steps", "checkpoint_every_epochs", "workers", "stop_after"),
 )
 
 #: The beginning of the override that names further places with config files.
 SEARCH_PATH = "hydra.searchpath="
 
+BUDGETS = ("equal_epochs", "equal_cost")
+BUDGET_KEYS = ("rule", "epochs", "cost")
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
 POOLS = ("all", "batch")
+SAMPLINGS = ("class", "group")
 MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
@@ -76,11 +82,13 @@ KNOWN_KEYS = frozenset(
         "epochs",
         "eval_batch_size",
         "evaluate_every",
+        "measure",
         "mixer",
         "networks",
         "pool",
         "precision",
         "reshuffle",
+        "sampling",
         "seed",
         "streams",
         "sync_batchnorm",
@@ -89,13 +97,21 @@ KNOWN_KEYS = frozenset(
 )
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
-LATER: Mapping[str, Any] = {"evaluate_every": 1, "networks": {}, "streams": {}, "views": []}
+LATER: Mapping[str, Any] = {
+    "evaluate_every": 1,
+    "measure": None,
+    "networks": {},
+    "sampling": None,
+    "streams": {},
+    "views": [],
+}
 LATER_OF_DATA: Mapping[str, Any] = {
     # These are `mixaug.data.SPLIT_OPTIONS`; a test compares. Completion and help pages shall not wait for torch.
     "classes": None,
     "class_seed": None,
     "per_class": None,
     "valid_share": 0.0,
+    "imbalance": None,
     "split_seed": 0,
     "own_valid": False,
     "valid_folder": None,
@@ -148,8 +164,8 @@ def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list
 
 
 def list_choices(group: str) -> list[str]:
-    """Names of the shipped files of one config group, sorted."""
-    if group not in GROUPS:
+    """Names of the shipped files of one config group, ``search`` among them, sorted."""
+    if group not in (*GROUPS, "search"):
         raise ConfigError(f"unknown config group {group!r}; the groups are {', '.join(GROUPS)}")
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
@@ -186,24 +202,24 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     return completed
 
 
-def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
+    """What Hydra makes of a file of the config folder and overrides, its own section ``hydra`` included.
+
+    Raises:
+        ConfigError: it makes nothing of it.
+    """
     try:
-        composed = _composed_by_hydra(overrides)
+        composed = _by_hydra(name, overrides)
     except Exception as error:
         # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
         # of a group, OmegaConf's errors for values that do not merge.
-        raise ConfigError(explained(error, overrides, lambda: _settings_of(overrides))) from None
+        reason = explained(error, overrides, lambda: settings_of(overrides, (*GROUPS, SEARCH_PATH[:-1]), _by_hydra))
+        raise ConfigError(reason) from None
     _check_sources(composed.hydra.runtime.config_sources)
-    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
-    if broken:
-        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
-    choices = dict(composed.hydra.runtime.choices)
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return composed, choices
+    return composed
 
 
-def _composed_by_hydra(overrides: list[str]) -> DictConfig:
+def _by_hydra(name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -213,27 +229,20 @@ def _composed_by_hydra(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-            return hydra_compose("train", overrides=overrides, return_hydra_config=True)
+            return hydra_compose(name, overrides=overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = around
 
 
-def _settings_of(overrides: Sequence[str]) -> list[str]:
-    """All settings by their dotted keys, without their sections, of the config files that the overrides choose."""
-    chosen = [override for override in overrides if override.partition("=")[0] in (*GROUPS, SEARCH_PATH.rstrip("="))]
-    try:
-        composed = _composed_by_hydra(chosen)
-    except Exception:
-        composed = _composed_by_hydra([])
-    keys: list[str] = []
-    sections: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed))]
-    while sections:
-        prefix, section = sections.pop()
-        if prefix == "hydra.":
-            continue
-        keys += [f"{prefix}{key}" for key, value in section.items() if not isinstance(value, dict)]
-        sections += [(f"{prefix}{key}.", value) for key, value in section.items() if isinstance(value, dict)]
-    return keys
+def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    composed = composed_by_hydra("train", overrides)
+    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
+    if broken:
+        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
+    choices = dict(composed.hydra.runtime.choices)
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return composed, choices
 
 
 def _check_sources(sources: Sequence[Mapping[str, str]]) -> None:
@@ -300,6 +309,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def epochs_at_equal_cost(epochs: int, cost: float) -> int:
+    """Epochs, at least 1, that cost as much as so many without mixing, where a step costs ``cost`` times as much."""
+    return max(1, round(epochs / cost))
+
+
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
     """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
     return told_of_mixer(plain(config).get("mixer") or {})
@@ -357,22 +371,22 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(f"model.name must be a name on one line without \\, got {model!r}")
     counts = ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size")
     for key in (*counts, "evaluate_every", "checkpoint_every_epochs"):
-        _integer(config, key, minimum=1)
-    for key in ("checkpoint_every_steps", "pictures_every_epochs", "threads"):
-        _integer(config, key, minimum=1, optional=True)
-    _integer(config, "workers", minimum=0)
-    _integer(config, "seed", minimum=0)
+        check_integer(config, key, minimum=1)
+    for key in ("checkpoint_every_steps", "pictures_every_epochs", "stop_after", "threads"):
+        check_integer(config, key, minimum=1, optional=True)
+    check_integer(config, "workers", minimum=0)
+    check_integer(config, "seed", minimum=0)
     flags = ("channels_last", "compile", "drop_last", "progress", "reshuffle", "sync_batchnorm", "tensorboard")
     for key in (*flags, "augment.flip", "ema.warmup"):
         if not isinstance(OmegaConf.select(config, key), bool):
             raise ConfigError(f"{key} must be true or false, got {OmegaConf.select(config, key)!r}")
     if config.pictures_every_epochs is not None and not config.tensorboard:
         raise ConfigError(f"pictures_every_epochs={config.pictures_every_epochs} goes to TensorBoard: tensorboard=true")
-    _number(config, "clip_grad_norm", above=0.0, optional=True)
-    _number(config, "optimizer.lr", above=0.0)
-    _number(config, "optimizer.weight_decay", minimum=0.0)
-    _number(config, "schedule.min_lr", minimum=0.0)
-    _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
+    check_number(config, "clip_grad_norm", above=0.0, optional=True)
+    check_number(config, "optimizer.lr", above=0.0)
+    check_number(config, "optimizer.weight_decay", minimum=0.0)
+    check_number(config, "schedule.min_lr", minimum=0.0)
+    check_number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
     networks = config.networks
     if not isinstance(networks, DictConfig) or not all(
@@ -389,11 +403,15 @@ def validate(config: DictConfig) -> None:
             "evaluate_every=1"
         )
     _check_streams(config)
-    _choice(config, "precision", PRECISIONS)
-    _choice(config, "pool", (None, *POOLS))
-    _choice(config, "protocol.figure", FIGURES)
-    _choice(config, "augment.padding_mode", PADDING_MODES)
-    _integer(config, "augment.crop_padding", minimum=0)
+    _check_budget(config)
+    check_choice_of(config, "precision", PRECISIONS)
+    check_choice_of(config, "pool", (None, *POOLS))
+    check_choice_of(config, "sampling", (None, *SAMPLINGS))
+    if config.measure is not None and not isinstance(config.measure, str):
+        raise ConfigError(f"measure must be the name of a measure or null, got {config.measure!r}")
+    check_choice_of(config, "protocol.figure", FIGURES)
+    check_choice_of(config, "augment.padding_mode", PADDING_MODES)
+    check_integer(config, "augment.crop_padding", minimum=0)
     device = config.device
     if not isinstance(device, str) or (device != "auto" and device.split(":")[0] not in ("cpu", "cuda")):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
@@ -421,18 +439,30 @@ def _check_streams(config: DictConfig) -> None:
             raise ConfigError(f"{where} has the unknown keys {unknown}; it takes {', '.join(STREAM_KEYS)}")
         if "name" not in stream.data and "_target_" not in stream.data:
             raise ConfigError(f"{where}.data needs the name of a data set: +{where}.data.name=image_sheets")
-        _integer(config, f"{where}.batch_size", minimum=1, optional=True)
+        check_integer(config, f"{where}.batch_size", minimum=1, optional=True)
         augment = stream.get("augment")
         if augment is None:
             continue
         if not isinstance(augment, DictConfig) or set(augment) - set(AUGMENT_KEYS):
             raise ConfigError(f"{where}.augment takes {', '.join(AUGMENT_KEYS)}, got {augment!r}")
         if "crop_padding" in augment:
-            _integer(config, f"{where}.augment.crop_padding", minimum=0)
+            check_integer(config, f"{where}.augment.crop_padding", minimum=0)
         if "padding_mode" in augment:
-            _choice(config, f"{where}.augment.padding_mode", PADDING_MODES)
+            check_choice_of(config, f"{where}.augment.padding_mode", PADDING_MODES)
         if not isinstance(augment.get("flip", False), bool):
             raise ConfigError(f"{where}.augment.flip must be true or false, got {augment.flip!r}")
+
+
+def _check_budget(config: DictConfig) -> None:
+    """A rule, or what became of it when it was put into effect."""
+    if not isinstance(config.budget, DictConfig):
+        check_choice_of(config, "budget", (None, *BUDGETS))
+        return
+    if set(config.budget) != set(BUDGET_KEYS):
+        raise ConfigError(f"budget must have the keys {', '.join(BUDGET_KEYS)}, got {config.budget!r}")
+    check_choice_of(config, "budget.rule", BUDGETS)
+    check_integer(config, "budget.epochs", minimum=1)
+    check_number(config, "budget.cost", above=0.0)
 
 
 def _check_mixer(config: DictConfig) -> None:
@@ -442,12 +472,12 @@ def _check_mixer(config: DictConfig) -> None:
             raise ConfigError(
                 f"{section} must have the keys {', '.join(keys)}, each of them null or set; got {value!r}"
             )
-    _number(config, "mixer.lr", above=0.0, optional=True)
-    _number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)
+    check_number(config, "mixer.lr", above=0.0, optional=True)
+    check_number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)
     for key in ("weight_decay", "schedule.min_lr", "schedule.warmup_lr"):
-        _number(config, f"mixer.{key}", minimum=0.0, optional=True)
-    _integer(config, "mixer.schedule.warmup_epochs", minimum=0, optional=True)
-    _choice(config, "mixer.schedule.sched", (None, *MIXER_SCHEDULES))
+        check_number(config, f"mixer.{key}", minimum=0.0, optional=True)
+    check_integer(config, "mixer.schedule.warmup_epochs", minimum=0, optional=True)
+    check_choice_of(config, "mixer.schedule.sched", (None, *MIXER_SCHEDULES))
 
     own, its = config.mixer.schedule, config.schedule
     kind = own.sched or its.get("sched")
@@ -460,48 +490,6 @@ def _check_mixer(config: DictConfig) -> None:
     lowest = its.min_lr if own.min_lr is None else own.min_lr
     if lr < lowest and (config.mixer.lr, own.min_lr) != (None, None):
         raise ConfigError(
-            f"the mixer's learning rate would rise from {lr} to {lowest}: mixer.lr={_shown(config.mixer.lr)}, "
-            f"mixer.schedule.min_lr={_shown(own.min_lr)}, where null takes the model's"
+            f"the mixer's learning rate would rise from {lr} to {lowest}: mixer.lr={shown(config.mixer.lr)}, "
+            f"mixer.schedule.min_lr={shown(own.min_lr)}, where null takes the model's"
         )
-
-
-def _integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
-    value = OmegaConf.select(config, key)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key} must be an integer of at least {minimum}, got {value!r}")
-
-
-def _number(
-    config: DictConfig,
-    key: str,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    optional: bool = False,
-) -> None:
-    value = OmegaConf.select(config, key)
-    if value is None and optional:
-        return
-    bounds = [("at least", minimum), ("above", above), ("below", below)]
-    expected = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
-    right_type = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if (
-        not right_type
-        or (minimum is not None and value < minimum)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
-    ):
-        raise ConfigError(f"{key} must be a number {expected}, got {value!r}")
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
-def _choice(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:
-    value = OmegaConf.select(config, key)
-    if value not in allowed:
-        raise ConfigError(f"{key} must be one of {', '.join(map(_shown, allowed))}, got {value!r}")

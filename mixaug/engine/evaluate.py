@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixaug.engine.distributed import World, gather_objects
 
 CALIBRATION_BINS = 15
-
+_BELOW_ONE = 1 - 2.0**-24
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +27,10 @@ class Scores:
         top5: share of samples whose label is among the five likeliest classes (all, if there are fewer), percent.
         nll: mean negative log-likelihood in nats.
         ece: expected calibration error over 15 equal bins of confidence, in [0, 1] (arXiv:1706.04599).
+        mean_recall, min_recall: mean and least of the classes' recalls (their accuracies by themselves), percent. Of a
+            class without a sample nothing is known, and it does not count.
+        gmean_recall, hmean_recall: geometric and harmonic mean of the recalls, percent; 0 where one of them is.
+        worst_group: least accuracy of a group, percent; None without groups.
         samples: how many samples were counted.
     """
 
@@ -34,6 +38,11 @@ class Scores:
     top5: float
     nll: float
     ece: float
+    mean_recall: float
+    min_recall: float
+    gmean_recall: float
+    hmean_recall: float
+    worst_group: float | None
     samples: int
 
 
@@ -51,6 +60,8 @@ def evaluate(
     num_classes: int,
     device: torch.device,
     precision: str = "float32",
+    groups: Tensor | None = None,
+    num_groups: int = 0,
 ) -> Scores:
     """Score a model on batches of images and class ids; its training mode is put back.
 
@@ -63,12 +74,16 @@ def evaluate(
         num_classes: K.
         device: where the model lies.
         precision: "float32", "bfloat16" or "float16".
+        groups: (n,) int64, the group of each sample that ``batches`` bring, in their order; None without groups.
+        num_groups: G, groups of all processes are 0..G-1.
 
     Raises:
         ValueError: no samples at all.
     """
     from torchmetrics import MetricCollection, SumMetric
     from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+    from mixaug.engine.group_accuracy import GroupAccuracy
 
     def accuracy(k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
@@ -83,6 +98,9 @@ def evaluate(
     ).to(device)
     # The sums are float64: a float32 sum over a large test set loses the digits that methods differ in.
     nll, count = SumMetric().set_dtype(torch.float64).to(device), SumMetric().to(device)
+    recalls = GroupAccuracy(num_classes).to(device)
+    of_groups = None if groups is None else GroupAccuracy(num_groups).to(device)
+    place = 0
 
     was_training = model.training
     model.eval()
@@ -92,21 +110,35 @@ def evaluate(
                 logits = model(images)
             logits = logits.float()
             # The metrics get probabilities: torchmetrics would take logits that all lie in [0, 1] for probabilities.
-            metrics.update(logits.softmax(1), labels)
+            # It gives confidences of exactly 1 a bin of their own, beside the fifteen; one step of float32 less, they
+            # fall into the last.
+            metrics.update(logits.softmax(1).clamp_max(_BELOW_ONE), labels)
             # A sum of torchmetrics leaves out what is no number, and would call the NLL of such outputs 0.
             nll.update(F.cross_entropy(logits, labels, reduction="sum").double().nan_to_num(torch.inf, torch.inf))
             count.update(len(labels))
+            is_right = logits.argmax(1) == labels
+            recalls.update(is_right, labels)
+            if of_groups is not None and groups is not None:
+                of_groups.update(is_right, groups[place : place + len(labels)].to(device))
+            place += len(labels)
     finally:
         model.train(was_training)
     samples = int(count.compute())
     if samples == 0:
         raise ValueError("evaluate got no samples: the test set is empty")
     scores = {name: float(value) for name, value in metrics.compute().items()}
+    recall = 100 * recalls.compute()
     return Scores(
         top1=100 * scores["top1"],
         top5=100 * scores["top5"],
         nll=float(nll.compute()) / samples,
         ece=scores["ece"],
+        mean_recall=float(recall.mean()),
+        min_recall=float(recall.min()),
+        gmean_recall=float(recall.log().mean().exp()),
+        # The harmonic mean of numbers of which one is zero is zero: 1 / infinity.
+        hmean_recall=float(1 / (1 / recall).mean()),
+        worst_group=None if of_groups is None else float(100 * of_groups.compute().min()),
         samples=samples,
     )
 

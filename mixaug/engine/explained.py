@@ -9,7 +9,7 @@ from typing import Any
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["explained", "on_one_line", "read_overrides"]
+__all__ = ["explained", "on_one_line", "read_overrides", "settings_of"]
 
 
 def on_one_line(error: object) -> str:
@@ -65,6 +65,27 @@ def explained(error: Exception, overrides: Sequence[str], settings: Callable[[],
         return f"cannot read {' or '.join(numbers) or list(overrides)}: a group takes the name of one of its files"
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return f"cannot compose the configuration from {list(overrides)}: {text}{cause}"
+
+
+def settings_of(
+    overrides: Sequence[str], groups: Collection[str], by_hydra: Callable[[str, list[str]], Any]
+) -> list[str]:
+    """All settings by their dotted keys, without their sections, of the config files that the overrides choose."""
+    from omegaconf import OmegaConf
+
+    try:
+        composed = by_hydra("train", [override for override in overrides if override.partition("=")[0] in groups])
+    except Exception:
+        composed = by_hydra("train", [])
+    keys: list[str] = []
+    sections: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed))]
+    while sections:
+        prefix, section = sections.pop()
+        if prefix == "hydra.":
+            continue
+        keys += [f"{prefix}{key}" for key, value in section.items() if not isinstance(value, dict)]
+        sections += [(f"{prefix}{key}.", value) for key, value in section.items() if isinstance(value, dict)]
+    return keys
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Any]:

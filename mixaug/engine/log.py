@@ -114,7 +114,7 @@ class Log:
             + (" (the protocol's figure)" if name == figure else "")
             for name in shown
         ]
-        keys = [(detail, detail.key.format(figure=figure)) for detail in task.details]
+        keys = [(detail, task.detail_key(detail, figure)) for detail in task.details]
         details = [
             f"{detail.title} {self._number(result[key], detail.digits)}" for detail, key in keys if key in result
         ]

@@ -1,6 +1,8 @@
-"""Policies that look at a whole validation set again and again, and that say which samples are drawn."""
+"""Policies and objectives that look at a whole set again and again, and policies that say which samples are drawn."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -10,18 +12,19 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, gather_objects
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.evaluate import autocast
+from mixaug.passes import as_objective
 from mixaug.policy import Policy
 from mixaug.preparation import Inspection
 from mixaug.step import MixStep
 
 __all__ = ["Refreshes"]
 
-#: What is looked at is held out from training and is not the test set.
-SPLIT = "valid"
+#: Words of ``refresh_split`` and ``refresh_every``.
+TRAIN, EPOCH = "train", "epoch"
 
 
 class Refreshes:
-    """Shows the policies of a step what the model says of the validation set, as often as each asks for it.
+    """Shows the policies of a step, and its objective, what the model says of a set, as often as each asks for it.
 
     Args:
         config: the run's config.
@@ -30,55 +33,73 @@ class Refreshes:
         world: this process among all.
 
     Raises:
-        ConfigError: a policy asks for a validation set, or for draws, and the data cannot give them.
+        ConfigError: a policy asks for a set, or for draws, or the objective for a set, and the data cannot give them.
     """
 
     def __init__(self, config: DictConfig, step: MixStep, batches: Batches, world: World) -> None:
         self.step, self.batches, self.world, self.precision = step, batches, world, config.precision
+        #: Optimizer steps of an epoch.
+        self.epoch = -(-len(batches) // config.accumulate)
         policies = [part for part in step.policy.modules() if isinstance(part, Policy)]
-        self.asking = [policy for policy in policies if policy.refresh_every]
-        if self.asking and getattr(batches.data, SPLIT, None) is None:
-            raise ConfigError(
-                f"policy={config.choices.policy} looks at a validation set, but data={config.choices.data} has none: "
-                "data.valid_share=0.1 takes it from the training set"
-            )
-        labels = getattr(getattr(batches.data, SPLIT, None), "labels", None)
-        if self.asking and isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
-            raise ConfigError(
-                f"policy={config.choices.policy} looks at classes, but data={config.choices.data} has numbers as labels"
-            )
+        self.asking: list[Any] = [part for part in (*policies, as_objective(step.objective)) if _every(part)]
+        for part in self.asking:
+            self._check(config, "policy" if isinstance(part, Policy) else "objective", part)
         draws = [policy for policy in policies if type(policy).sampling is not Policy.sampling]
         if len(draws) > 1:
             raise ConfigError(
                 f"policy={config.choices.policy} is made of several policies that say which samples are drawn: "
                 f"{', '.join(type(policy).__name__ for policy in draws)}"
             )
+        if draws and config.sampling is not None:
+            raise ConfigError(
+                f"policy={config.choices.policy} says which samples are drawn, and so does sampling={config.sampling}: "
+                "leave one of them out"
+            )
         for policy in draws:
             batches.draw_by(policy.sampling)
 
     def before(self, update: int) -> None:
         """Show what is due before an optimizer step; the first one is 0. Every process must ask."""
-        due = [policy for policy in self.asking if policy.refresh_every and update % policy.refresh_every == 0]
-        if due:
-            inspection = self._inspect()
-            for policy in due:
-                policy.on_refresh(inspection)
+        due = [part for part in self.asking if update % (self.epoch if _every(part) == EPOCH else _every(part)) == 0]
+        for split in sorted({part.refresh_split for part in due}):
+            inspection = self._inspect(split)
+            for part in due:
+                if part.refresh_split == split:
+                    part.on_refresh(inspection)
 
-    def _inspect(self) -> Inspection:
+    def _check(self, config: DictConfig, section: str, part: Any) -> None:
+        """Raise a ConfigError where the data cannot give what a policy or an objective looks at."""
+        data, split = self.batches.data, part.refresh_split
+        who = f"{section}={config.choices[section]}"
+        samples = getattr(data, split, None)
+        if samples is None:
+            raise ConfigError(
+                f"{who} looks at a validation set, but data={config.choices.data} has none: "
+                "data.valid_share=0.1 takes it from the training set"
+            )
+        if split == TRAIN and not data.in_memory:
+            raise ConfigError(
+                f"{who} looks at the whole training set as it is, but data={config.choices.data} is read file by file"
+            )
+        labels = getattr(samples, "labels", None)
+        if isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
+            raise ConfigError(f"{who} looks at classes, but data={config.choices.data} has numbers as labels")
+
+    def _inspect(self, split: str) -> Inspection:
         source = self.step.signals()
         outputs, pooled, labels = [], [], []
         with torch.no_grad(), autocast(self.world.device, self.precision):
-            for inputs, some in self.batches.held_out(SPLIT):
+            for inputs, some in self.batches.held_out(split):
                 signals = source.of(inputs, some, frozenset({"pooled", "outputs"}))
                 pooled.append(signals.pooled().float())
                 outputs.append(signals.outputs().float())
                 labels.append(some)
         classifier = source.inner.get_submodule(source.classifier())
         if not isinstance(classifier, nn.Linear):
-            raise ConfigError(f"the policy looks at a linear classifier, the model has {type(classifier).__name__}")
+            raise ConfigError(f"a linear classifier is looked at, the model has {type(classifier).__name__}")
         bias = classifier.bias
         return Inspection(
-            split=SPLIT,
+            split=split,
             outputs=self._of_all(outputs),
             pooled=self._of_all(pooled),
             labels=self._of_all(labels),
@@ -87,8 +108,17 @@ class Refreshes:
         )
 
     def _of_all(self, parts: list[Tensor]) -> Tensor:
-        """The rows of all processes, in the order of the ranks."""
+        """The rows of all processes, in the order of the set: process r of n has rows r, r + n, r + 2 n, ..."""
         own = torch.cat(parts)
         if self.world.size == 1:
             return own
-        return torch.cat(gather_objects(own.cpu(), self.world)).to(self.world.device)
+        shares = gather_objects(own.cpu(), self.world)
+        whole = own.new_empty(sum(map(len, shares)), *own.shape[1:], device="cpu")
+        for rank, share in enumerate(shares):
+            whole[rank :: self.world.size] = share
+        return whole.to(self.world.device)
+
+
+def _every(part: Any) -> Any:
+    """How often a policy or an objective asks; None for one that does not."""
+    return getattr(part, "refresh_every", None)

@@ -1,8 +1,9 @@
 """The run folder: its name, its files and how they are written.
 
 A folder holds ``config.yaml``, ``environment.json``, ``epochs.jsonl``, ``last.pt``, ``previous.pt``, ``best.pt``
-and, once finished, ``result.json``; a failed run has ``failure.json``. docs/engine.md describes each. Whole files
-are written beside their place, flushed to the disk and renamed, so that none is ever half there.
+and, once finished, ``result.json``; a failed run has ``failure.json``, one that was told to stop ``stops.jsonl``.
+docs/engine.md describes each. Whole files are written beside their place, flushed to the disk and renamed, so that none
+is ever half there.
 """
 
 from __future__ import annotations
@@ -23,10 +24,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine import lock
 from mixaug.engine.config import config_hash, plain
-from mixaug.engine.errors import RunFolderError
-from mixaug.engine.reading import DamagedFile, read_object
+from mixaug.engine.errors import ConfigError, RunFolderError
+from mixaug.engine.reading import DamagedFile, parse_json, read_object, read_text
 
-__all__ = ["environment", "prepare", "read_json", "run_folder", "run_name", "status", "write_atomic", "write_json"]
+__all__ = [
+    "STOPS",
+    "environment",
+    "prepare",
+    "read_json",
+    "read_stops",
+    "run_folder",
+    "run_name",
+    "status",
+    "write_atomic",
+    "write_json",
+]
+
+STOPS = "stops.jsonl"
+"""This file has a line for each epoch after which a command was told to stop, with the scores there."""
 
 BESIDE = ".part"
 """This suffix stands behind the name of a file while it is written."""
@@ -35,7 +50,13 @@ _PACKAGES = ("mixaug", "torch", "timm", "torchvision", "torchmetrics", "numpy", 
 
 
 def run_name(config: DictConfig) -> str:
-    """``<policy>-<model>-<data>-s<seed>-<hash>``."""
+    """``<policy>-<model>-<data>-s<seed>-<hash>``.
+
+    Raises:
+        ConfigError: the config's budget has not been put into effect, so that its length is not known.
+    """
+    if isinstance(config.get("budget"), str):
+        raise ConfigError(f"budget={config.budget} is to be put into effect first, by mixaug.engine.budget.settle")
     model = str(config.model.name).replace("/", "_")
     return f"{config.choices.policy}-{model}-{config.data.name}-s{config.seed}-{config_hash(config)}"
 
@@ -119,6 +140,27 @@ def read_json(path: Path) -> dict[str, Any]:
         return read_object(path)
     except DamagedFile as error:
         raise DamagedFile(f"{path}: {error}") from error
+
+
+def read_stops(folder: Path | str) -> dict[int, dict[str, Any]]:
+    """The scores of the validation set by the epochs after which commands were told to stop.
+
+    Lines that cannot be read are left out: the run can be taken there again as long as it is not past it.
+    """
+    try:
+        lines = read_text(Path(folder) / STOPS).split("\n")
+    except (FileNotFoundError, DamagedFile):
+        return {}
+    stops = {}
+    for line in lines:
+        try:
+            record = parse_json(line, STOPS)
+        except DamagedFile:
+            continue
+        epoch = record.get("epoch") if isinstance(record, dict) else None
+        if isinstance(epoch, int) and not isinstance(epoch, bool):
+            stops[epoch] = record
+    return stops
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

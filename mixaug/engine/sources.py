@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mixaug.batch import Batch
+from mixaug.data.splits import labels_of
+from mixaug.draws import Draws
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
 from mixaug.loading import DeviceLoader, Normalize, ResidentLoader
+from mixaug.loading.crops import crop_and_flip
 from mixaug.loading.samples import explained_samples
 
 __all__ = ["EpochBatches", "SeededDraws", "Source", "collated", "end_reading", "leave_interrupts"]
@@ -116,6 +119,11 @@ class SeededDraws(Dataset[tuple[Any, ...]]):
                     samples.append((image, label, index, *views))
         return samples
 
+    def again(self, place: int, index: int) -> Any:
+        """The image of a sample, augmented by the stream of a number."""
+        with _global_draws_put_back():
+            return self._read(f"partner/{place}/{index}", index)[0]
+
     def _read(self, place: str, index: int) -> tuple[Any, Any]:
         seed = stream_seed(self.seed, f"{_STREAMS[self.purpose]}/{place}")
         torch.default_generator.manual_seed(seed)
@@ -186,6 +194,22 @@ class _WithEpoch:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self.batches:
             yield [(self.batches.epoch, index) for index in batch]
+
+
+class Pool(NamedTuple):
+    """A training part as a place to draw partners from: options of `mixaug.partners.TrainingSet`.
+
+    Attributes:
+        inputs: (N, ...) on the device; a function of rows; or, where ``augmented``, of rows and draws.
+        labels: (N, ...) on the device.
+        metadata: (N, ...) by name, on the device.
+        augmented: whether a row gives another input every time.
+    """
+
+    inputs: Any
+    labels: Tensor
+    metadata: Mapping[str, Tensor]
+    augmented: bool
 
 
 class Source:
@@ -282,6 +306,25 @@ class Source:
         for inputs, labels, rows, *views in self.loader:
             yield self._batch(inputs, labels, rows, [self.normalize(view) for view in views])
 
+    def pool(self) -> Pool:
+        """All samples, to draw partners from, normalised and augmented as those of batches.
+
+        Their augmentation is drawn anew each time, from the stream of the mixing, so that a resumed run draws the same.
+
+        Raises:
+            TypeError: data read from files that do not say their labels without being read.
+        """
+        if not self.data.in_memory:
+            labels = labels_of(self.data.train).to(self.world.device)
+            return Pool(_FromFiles(self), labels, self.metadata, True)
+        loader = self.loader[0]
+        if loader.crop_padding or loader.flip:
+            return Pool(_Cropped(loader), loader.labels, self.metadata, True)
+        images = loader.images
+        if images.dtype != torch.uint8:
+            return Pool(images, loader.labels, self.metadata, False)
+        return Pool(_Normalised(images, self.normalize), loader.labels, self.metadata, False)
+
     def draw_by(self, weights: Callable[[Tensor], Tensor | None]) -> None:
         """Draw the batches of data held in memory by weights, a function of the labels."""
         for loader in self.loader:
@@ -355,6 +398,43 @@ class Source:
             worker_init_fn=leave_interrupts,
         )
         return DeviceLoader(loader, self.world.device, **self.form)
+
+
+class _Normalised:
+    """Rows of images that lie on the device."""
+
+    def __init__(self, images: Tensor, normalize: Normalize) -> None:
+        self.images, self.normalize = images, normalize
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.normalize(self.images.index_select(0, rows))
+
+
+class _Cropped:
+    """Rows of images that lie on the device, each cropped and flipped anew as the loader does."""
+
+    def __init__(self, loader: ResidentLoader) -> None:
+        self.loader = loader
+
+    def __call__(self, rows: Tensor, draws: Draws) -> Tensor:
+        loader, padding = self.loader, self.loader.crop_padding
+        offsets = draws.integers(0, 2 * padding + 1, (2,), per="sample") if padding else None
+        flips = draws.uniform(per="sample") < 0.5 if loader.flip else None
+        images = crop_and_flip(loader.images, rows, offsets, flips, padding=padding, padding_mode=loader.padding_mode)
+        return loader.normalize(images)
+
+
+class _FromFiles:
+    """Rows that are read from files when they are drawn, in the process that trains, each augmented anew."""
+
+    def __init__(self, source: Source) -> None:
+        self.samples, self.normalize = SeededDraws(source.data.train, source.seed), source.normalize
+        self.device = source.world.device
+
+    def __call__(self, rows: Tensor, draws: Draws) -> Tensor:
+        places = draws.integers(0, 2**31, per="sample").tolist()
+        images = [self.samples.again(place, row) for place, row in zip(places, rows.tolist(), strict=True)]
+        return self.normalize(collated(images).to(self.device))
 
 
 def end_reading(reading: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -379,7 +379,7 @@ class TrainingState:
             "meters": self.meters.state_dict(self.streams.world),
             "history": self.history,
             "prepare_seconds": self.prepare_seconds,
-            "kept": gather_objects(_kept(self.step.policy), self.streams.world),
+            "kept": gather_objects(_kept(self.step), self.streams.world),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -398,7 +398,7 @@ class TrainingState:
         self.step.model.load_state_dict(state["model"])
         self.step.policy.load_state_dict(state["policy"])
         if "kept" in state:
-            _keep(self.step.policy, state["kept"][self.streams.world.rank])
+            _keep(self.step, state["kept"][self.streams.world.rank])
         if isinstance(self.step.objective, nn.Module):
             self.step.objective.load_state_dict(state["objective"])
         try:
@@ -422,21 +422,25 @@ class TrainingState:
         self.prepare_seconds = state["prepare_seconds"]
 
 
-def _kept(policy: nn.Module) -> dict[str, Any]:
-    """What this process's policy keeps of its own batches, by the names of its parts, on the CPU."""
-    states = {name: part.get_extra_state() for name, part in policy.named_modules() if _keeps_batches(part)}
+def _kept(step: MixStep) -> dict[str, Any]:
+    """What this process's policy and objective keep of their own batches, by the names of the parts, on the CPU."""
+    states = {name: part.get_extra_state() for name, part in _keeping(step)}
     return {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
 
 
-def _keep(policy: nn.Module, states: dict[str, Any]) -> None:
-    for name, part in policy.named_modules():
-        if _keeps_batches(part) and name in states:
+def _keep(step: MixStep, states: dict[str, Any]) -> None:
+    for name, part in _keeping(step):
+        if name in states:
             part.set_extra_state(states[name])
 
 
-def _keeps_batches(part: nn.Module) -> bool:
-    # A part that keeps samples of its own batches says so; each process has others.
-    return bool(getattr(part, "keeps_state", False))
+def _keeping(step: MixStep) -> Iterator[tuple[str, nn.Module]]:
+    """Parts that keep samples of their own batches, of which each process has others. They say so."""
+    places = {"": step.policy, "objective/": step.objective}
+    for prefix, module in places.items():
+        for name, part in module.named_modules() if isinstance(module, nn.Module) else ():
+            if getattr(part, "keeps_state", False):
+                yield prefix + name, part
 
 
 def _of_another_version(reason: str) -> CheckpointError:

@@ -46,7 +46,8 @@ def evaluate_checkpoint(
             default a RuntimeWarning.
 
     Returns:
-        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece`` of a classifier (see `Scores`); ``rmse``, ``mae``,
+        Numbers by name: ``top1``, ``top5``, ``nll``, ``ece``, recalls of the classes and, for data with groups,
+        ``worst_group`` of a classifier (see `Scores`); ``rmse``, ``mae``,
         ``mape``, ``r2`` and, for data with groups, ``worst_rmse`` in regression; ``samples``.
 
     Raises:
@@ -68,11 +69,13 @@ def open_model(
     weights: str = "auto",
     allow_targets: Collection[str] = (),
     say: Callable[[str], None] = _warn,
+    load: Callable[[DictConfig], Any] = load_data,
 ) -> tuple[nn.Module, DictConfig, Any]:
     """The model of a checkpoint, on the CPU, with the config and the data set of its run.
 
     Args:
         path, weights, allow_targets, say: see :func:`evaluate_checkpoint`.
+        load: from the config to the data set, for data that are at hand.
 
     Raises:
         FileNotFoundError, CheckpointError, ConfigError, DamagedFile: see :func:`evaluate_checkpoint`.
@@ -90,7 +93,7 @@ def open_model(
         weights = "model" if state.get("ema") is None else "ema"
     if state.get(weights) is None:
         raise CheckpointError(f"{name} has no averaged weights: the run kept none (ema.decay is null)")
-    data = load_data(config)
+    data = load(config)
     model = build_model(config, data)
     try:
         model.load_state_dict(state[weights])

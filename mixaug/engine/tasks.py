@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "held_out_splits",
     "task_named",
     "task_of",
+    "task_said",
 ]
 
 Record = Mapping[str, Any]
@@ -41,14 +43,17 @@ class Detail:
     """A further number of a run, shown beside the one that counts.
 
     Attributes:
-        key: the number's key in ``result.json``; ``{figure}`` stands for the figure that is shown.
+        key: the number's key in ``result.json``; ``{measure}`` stands for the measure that counts, ``{figure}`` for the
+            figure that is shown.
         title: title of its column.
         digits: number of digits behind the point.
+        beside: the measures beside which it is shown; empty for all.
     """
 
     key: str
     title: str
     digits: int
+    beside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +69,12 @@ class Task:
         figures: ways of taking one number from a run, and what each is. The number is always one of the test set.
         choosing: those figures whose epoch is chosen among several; `title_of` says on which set.
         figure: the usual one.
-        details: further numbers on pages.
+        every_detail: further numbers on pages; `details` are those beside the measure.
         score: (model, batches, split, precision) to numbers by name, ``samples`` among them.
         later_wins: whether the later of two equal epochs is the best.
-        summary: records of all epochs to the numbers of a result.
-        line: record with scores to the text of an epoch's line in the log.
+        summarise: task and records of all epochs to the numbers of a result.
+        tell: task and record with scores to the text of an epoch's line in the log.
+        measures: other measures that may count in its place, of the same unit, and how pages call them.
     """
 
     name: str
@@ -80,11 +86,53 @@ class Task:
     figures: Mapping[str, str]
     choosing: frozenset[str]
     figure: str
-    details: tuple[Detail, ...]
+    every_detail: tuple[Detail, ...]
     score: Callable[[nn.Module, Batches, str, str], dict[str, float | None]]
     later_wins: bool
-    summary: Callable[[Sequence[Record]], dict[str, Any]]
-    line: Callable[[Record], str]
+    summarise: Callable[[Task, Sequence[Record]], dict[str, Any]]
+    tell: Callable[[Task, Record], str]
+    measures: Mapping[str, str] = field(default_factory=dict)
+
+    @cache  # noqa: B019 (a handful of tasks, which live as long as the program; equal ones must be one)
+    def measured_by(self, measure: str | None) -> Task:
+        """The task with another of its measures as the one that counts; None keeps the usual one.
+
+        Raises:
+            ValueError: a measure that it does not have.
+        """
+        if measure is None or measure == self.measure:
+            return self
+        if measure not in self.measures:
+            known = ", ".join([self.measure, *self.measures])
+            raise ValueError(f"{self.name} is not measured by {measure!r}; expected one of {known}")
+        return replace(self, measure=measure, title=self.measures[measure])
+
+    @property
+    def variants(self) -> list[Task]:
+        """The task under each of its measures, the usual one first."""
+        return [self.measured_by(measure) for measure in (self.measure, *self.measures)]
+
+    @property
+    def details(self) -> tuple[Detail, ...]:
+        """Further numbers on pages, beside the measure that counts."""
+        own = self.measure + "_{figure}"
+        return tuple(
+            detail
+            for detail in self.every_detail
+            if detail.key != own and (not detail.beside or self.measure in detail.beside)
+        )
+
+    def detail_key(self, detail: Detail, figure: str) -> str:
+        """Where a result has a further number."""
+        return detail.key.format(measure=self.measure, figure=figure)
+
+    def summary(self, history: Sequence[Record]) -> dict[str, Any]:
+        """The numbers of a result, from the records of all epochs."""
+        return self.summarise(self, history)
+
+    def line(self, record: Record) -> str:
+        """The text of an epoch's line in the log, from a record with scores."""
+        return self.tell(self, record)
 
     @property
     def heading(self) -> str:
@@ -106,9 +154,16 @@ class Task:
         return f"{title}, chosen on the {SPLIT_TITLES[selected_on]} set" if figure in self.choosing else title
 
     def aim(self, result: Mapping[str, Any], figure: str) -> float:
-        """What a search over options goes by: the figure of the validation set, or, without one, of the test set."""
+        """What a search over options goes by: the figure of the validation set, or, without one, of the test set.
+
+        A number that was not finite, null in a result, counts as worse than any other: minus infinity where a larger
+        one is better, else infinity.
+        """
         key = self.result_key(figure)
-        return float(result.get(f"valid_{key}", result[key]))
+        number = result.get(f"valid_{key}", result[key])
+        if number is None:
+            return -math.inf if self.higher_is_better else math.inf
+        return float(number)
 
     def scores(self, model: nn.Module, batches: Batches, precision: str) -> dict[str, float | None]:
         """The model's numbers on every held-out set: ``test_top1`` and, where there is such a set, ``valid_top1``."""
@@ -160,6 +215,21 @@ def task_of(data: Any) -> Task:
     return REGRESSION if isinstance(data, RegressionSet) else CLASSIFICATION
 
 
+def task_said(told: Mapping[str, Any]) -> Task:
+    """The task of a result, under its measure; results of earlier versions are of classification and its usual one.
+
+    Raises:
+        ValueError: an unknown task, or a measure that it does not have.
+    """
+    name = str(told.get("task", CLASSIFICATION.name))
+    if name not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {name!r:.80}")
+    measure = told.get("measure")
+    if measure is not None and not isinstance(measure, str):
+        raise ValueError(f"measure: expected text, got {measure!r:.80}")
+    return TASKS[name].measured_by(measure)
+
+
 def task_named(data: str) -> Task:
     """The task of a data set by the name that `mixaug.data.load` knows it by; a name of another's is classification."""
     return REGRESSION if data in regression.LOADERS else CLASSIFICATION
@@ -172,40 +242,64 @@ FIGURES_OF_LAST_EPOCHS = ("median10", "best10")
 
 # -- classification -----------------------------------------------------------------------------------------------
 
+RECALLS: Mapping[str, str] = {
+    "mean_recall": "Mean recall",
+    "min_recall": "Least recall",
+    "gmean_recall": "G-mean of recalls",
+    "hmean_recall": "H-mean of recalls",
+}
+
 
 def _score_classes(model: nn.Module, batches: Batches, split: str, precision: str) -> dict[str, float | None]:
-    scores = evaluate(model, batches.held_out(split), batches.data.num_classes, batches.world.device, precision)
-    return dict(vars(scores))
+    groups, world = batches.groups(split), batches.world
+    scores = evaluate(
+        model,
+        batches.held_out(split),
+        batches.data.num_classes,
+        world.device,
+        precision,
+        groups=None if groups is None else groups[world.rank :: world.size],
+        num_groups=0 if groups is None else int(groups.max()) + 1,
+    )
+    return {name: value for name, value in vars(scores).items() if value is not None}
 
 
-def _summary_of_classes(history: Sequence[Record]) -> dict[str, Any]:
-    last, tail, chosen = history[-1], history[-LAST_EPOCHS:], CLASSIFICATION.chosen(history)
+def _summary_of_classes(task: Task, history: Sequence[Record]) -> dict[str, Any]:
+    last, tail, chosen = history[-1], history[-LAST_EPOCHS:], task.chosen(history)
+    selected_on = task.selected_on(last)
 
     def figures(key: str) -> dict[str, float | None]:
-        whole = all(map(CLASSIFICATION.is_scored, tail))
+        whole = all(map(task.is_scored, tail))
         return {
             "last": last[key],
             "best": history[chosen][key],
             "median10": float(median([record[key] for record in tail])) if whole else None,
-            "best10": tail[CLASSIFICATION.chosen(tail)][key] if whole else None,
+            "best10": tail[task.chosen(tail)][key] if whole else None,
         }
 
-    selected_on = CLASSIFICATION.selected_on(last)
-    valid = figures("valid_top1") if selected_on == "valid" else {}
+    def every(split: str, prefix: str) -> dict[str, float | None]:
+        return {
+            f"{prefix}{measure}_{figure}": value
+            for measure in (CLASSIFICATION.measure, *CLASSIFICATION.measures)
+            if f"{split}_{measure}" in last
+            for figure, value in figures(f"{split}_{measure}").items()
+        }
+
     return {
-        **{f"top1_{figure}": value for figure, value in figures("test_top1").items()},
+        **every("test", ""),
         "top5_last": last["test_top5"],
         "nll_last": last["test_nll"],
         "ece_last": last["test_ece"],
-        **{f"valid_top1_{figure}": value for figure, value in valid.items()},
+        **(every("valid", "valid_") if selected_on == "valid" else {}),
         "selected_on": selected_on,
         "selected_epoch": chosen + 1,
     }
 
 
-def _line_of_classes(record: Record) -> str:
-    valid = f"valid top-1 {record['valid_top1']:.2f} %  " if "valid_top1" in record else ""
-    return f"{valid}test top-1 {record['test_top1']:.2f} %  nll {record['test_nll']:.4f}"
+def _line_of_classes(task: Task, record: Record) -> str:
+    key, title = task.measure, task.title.lower()
+    valid = f"valid {title} {record[f'valid_{key}']:.2f} %  " if f"valid_{key}" in record else ""
+    return f"{valid}test {title} {record[f'test_{key}']:.2f} %  nll {record['test_nll']:.4f}"
 
 
 CLASSIFICATION = Task(
@@ -223,15 +317,19 @@ CLASSIFICATION = Task(
     },
     choosing=frozenset({"best", "best10"}),
     figure="last",
-    details=(
-        Detail("valid_top1_{figure}", "Validation", 2),
+    every_detail=(
+        Detail("valid_{measure}_{figure}", "Validation", 2),
+        Detail("top1_{figure}", "Top-1 (%)", 2),
+        *(Detail(f"{name}_{{figure}}", title, 2, frozenset(RECALLS)) for name, title in RECALLS.items()),
+        Detail("worst_group_{figure}", "Worst group", 2),
         Detail("nll_last", "NLL", 3),
         Detail("ece_last", "ECE", 3),
     ),
     score=_score_classes,
     later_wins=False,
-    summary=_summary_of_classes,
-    line=_line_of_classes,
+    summarise=_summary_of_classes,
+    tell=_line_of_classes,
+    measures={**RECALLS, "worst_group": "Worst group"},
 )
 
 
@@ -256,9 +354,9 @@ def _finite(value: torch.Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _summary_of_numbers(history: Sequence[Record]) -> dict[str, Any]:
+def _summary_of_numbers(task: Task, history: Sequence[Record]) -> dict[str, Any]:
     # The later of equal epochs wins, as in the code of C-Mixup.
-    chosen = REGRESSION.chosen(history)
+    chosen = task.chosen(history)
     taken = {"selected": history[chosen], "last": history[-1]}
     numbers = {
         f"{name}_{figure}": record[f"test_{name}"]
@@ -281,7 +379,7 @@ REGRESSION = Task(
     # The title of the figure says the set.
     choosing=frozenset(),
     figure="selected",
-    details=(
+    every_detail=(
         Detail("valid_rmse_{figure}", "Validation", 4),
         Detail("mae_{figure}", "MAE", 4),
         Detail("mape_{figure}", "MAPE (%)", 3),
@@ -290,8 +388,8 @@ REGRESSION = Task(
     ),
     score=_score_numbers,
     later_wins=True,
-    summary=_summary_of_numbers,
-    line=lambda record: f"valid RMSE {_shown(record['valid_rmse'])}  test RMSE {_shown(record['test_rmse'])}",
+    summarise=_summary_of_numbers,
+    tell=lambda _, record: f"valid RMSE {_shown(record['valid_rmse'])}  test RMSE {_shown(record['test_rmse'])}",
 )
 
 

@@ -25,7 +25,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixaug.engine import build, checkpoint, distributed, lock, run
+from mixaug.engine.assembly import assemble
 from mixaug.engine.batches import Batches
+from mixaug.engine.budget import settle
 from mixaug.engine.config import config_hash, mixer_settings, plain, validate
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import (
@@ -41,8 +43,7 @@ from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
-from mixaug.engine.stored import networks_of
-from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, task_of
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, held_out_splits
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -82,10 +83,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Do, continue or skip the run of a composed config.
 
     Args:
-        config: from ``mixaug.engine.config.compose``.
+        config: from ``mixaug.engine.config.compose``; its ``budget`` is put into effect first.
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``; where ``stop_after`` ends the command before the run is finished, ``status``
+        (``"stopped"``), ``task``, ``epoch`` and the scores of the validation set there, if there is one.
 
     Raises:
         ConfigError: a value that cannot work; nothing has been created.
@@ -102,6 +104,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"config.world_size is {config.world_size}, but {world.size} processes take part")
     if config.sync_batchnorm and world.device.type != "cuda":
         raise ConfigError("sync_batchnorm=true needs GPUs: torch has no synchronised batch norm on the CPU")
+    config = settle(config)
     folder = run.run_folder(config)
     with (
         Log(run.run_name(config), active=world.is_main, progress=config.progress) as log,
@@ -111,24 +114,18 @@ def train(config: DictConfig) -> dict[str, Any]:
         if finished is not None:
             log.say(f"{folder} is finished; skipped")
             return finished
+        stopped = distributed.on_main(world, lambda: _stopped(folder, config))
+        if stopped is not None:
+            log.say(f"{folder} was stopped after epoch {config.stop_after} before; skipped")
+            return stopped
         if distributed.on_main(world, folder.is_dir):
             # The lock comes before the data, so that a second process on a folder need not wait for its answer.
             distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        # All processes start from the same weights.
-        torch.manual_seed(distributed.stream_seed(config.seed, "weights"))
-        data = build.load_data(config)
-        task, objective = task_of(data), build.build_objective(config)
-        build.check_task(config, objective, data)
-        model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
-        build.check_model(config, model, data)
-        policy = build.with_pool(config, build.build_policy(config), batches)
-        build.check_wants(config, objective, policy, batches)
-        pictures = pictures_of(config, batches, policy)
-        step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
-        build.check_mixer(config, step)
-        refreshes = Refreshes(config, step, batches, world)
+        parts = assemble(config, world)
+        data, task, batches, step = parts.data, parts.task, parts.batches, parts.step
+        pictures = pictures_of(config, batches, parts.policy)
         distributed.on_main(world, own.take)
         finished = distributed.on_main(world, lambda: _finished(folder, log))
         if finished is not None:
@@ -138,9 +135,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         state: TrainingState | None = None
         try:
             begun = perf_counter()
-            build.prepare_policy(config, step.policy, objective, data, batches)
+            build.prepare_policy(config, step.policy, parts.objective, data, batches)
             prepared = perf_counter() - begun
-            unused = world.size > 1 and build.leaves_parameters_out(model, data)
+            unused = world.size > 1 and build.leaves_parameters_out(parts.model, data)
             state, forward = _assemble(config, step, world, len(batches), find_unused_parameters=unused)
             state.prepare_seconds = prepared
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
@@ -153,7 +150,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             if world.is_main:
                 _rewrite_epochs(folder, state)
             return _run_epochs(
-                _Training(config, folder, world, log, task, batches, state, forward, pictures, refreshes)
+                _Training(config, folder, world, log, task, batches, state, forward, pictures, parts.refreshes)
             )
         except Exception as error:
             # First of all: the end of a loader's process may be reported at any moment, in the writing below too.
@@ -177,6 +174,14 @@ def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
     except ValueError as error:
         log.say(f"{error}; it is made again from the newest checkpoint")
         return None
+
+
+def _stopped(folder: Path, config: DictConfig) -> dict[str, Any] | None:
+    """What an earlier command found where this one is to stop; None where it has to go there."""
+    if config.stop_after is None or config.stop_after >= config.epochs:
+        return None
+    record = run.read_stops(folder).get(config.stop_after)
+    return None if record is None else {"status": "stopped", **record}
 
 
 def _agree(state: TrainingState, world: World) -> None:
@@ -234,18 +239,20 @@ def _assemble(
 def _can_be_traced(policy: Policy) -> bool:
     """Whether a policy compiles as one graph: it looks at no model, has no network, fetches no rows and keeps none."""
     has_network = any(True for _ in policy.parameters())
-    if any(getattr(part, "keeps_state", False) for part in policy.modules()):
+    if any(getattr(part, "keeps_state", False) or getattr(part, "augmented", False) for part in policy.modules()):
         return False
-    return not policy.needs and not policy.reads and not policy.needs_rows and not has_network
+    looks = policy.needs or policy.reads or policy.wants_networks
+    return not looks and not policy.needs_rows and not has_network
 
 
 def _run_epochs(training: _Training) -> dict[str, Any]:
-    """Train, score and record every epoch that is left; returns the content of ``result.json``."""
+    """Train, score and record every epoch that is left or asked for; returns what `train` does."""
     config, state, task, log = training.config, training.state, training.task, training.log
     position = state.position
     tensorboard = training.folder / "tensorboard" if config.tensorboard else None
     log.start(config.epochs * len(training.batches), position.step, tensorboard)
-    while position.epoch < config.epochs:
+    last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
+    while position.epoch < last:
         _train_epoch(training)
         is_scored = _is_scored(config, position.epoch + 1)
         scores: dict[str, float | None] = {}
@@ -263,12 +270,14 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
             if is_scored and task.chosen(state.history) == len(state.history) - 1:
                 checkpoint.save(training.folder / checkpoint.BEST, state.weights())
             run.append_line(training.folder / "epochs.jsonl", record)
-        if position.epoch % config.checkpoint_every_epochs == 0 or position.epoch == config.epochs:
+        if position.epoch % config.checkpoint_every_epochs == 0 or position.epoch == last:
             _save(training)
         log.epoch(record, config.epochs, task.line(record) if is_scored else "not scored")
         log.curves({k: v for k, v in record.items() if v is not None and k != "epoch"}, position.step)
         if training.pictures is not None and position.epoch % config.pictures_every_epochs == 0:
             log.picture("mixed", training.pictures.draw(state.step), position.step)
+    if last < config.epochs:
+        return _stop(training)
     result = _result(config, state, task, len(training.batches.data.test))
     if training.world.is_main:
         run.write_json(training.folder / "result.json", result)
@@ -282,6 +291,33 @@ def _check_scores(scores: Mapping[str, float | None], epoch: int, step: int) -> 
     for name, value in scores.items():
         if value is not None and math.isinf(value):
             raise TrainingDiverged(f"{name} is {value} after epoch {epoch}, step {step}: lower the learning rate", step)
+
+
+def _stop(training: _Training) -> dict[str, Any]:
+    """Score the validation set where ``stop_after`` ends the command.
+
+    The scores stand in a file of their own: the run itself, its history included, goes on as if it had not stopped.
+    """
+    config, state, task, log = training.config, training.state, training.task, training.log
+    position = state.position
+    record: dict[str, Any] = {"task": task.name, "measure": task.measure, "epoch": position.epoch}
+    if position.epoch > config.stop_after or position.batch > 0:
+        log.say(f"{training.folder} is past epoch {config.stop_after} already: its scores there cannot be had any more")
+        return {"status": "stopped", **record}
+    if "valid" in held_out_splits(training.batches.data):
+        distributed.share_buffers(state.evaluated, training.world)
+        scores = task.score(state.evaluated, training.batches, "valid", config.precision)
+        record |= {f"valid_{name}": value for name, value in scores.items() if name != "samples"}
+    if training.world.is_main:
+        run.append_line(training.folder / run.STOPS, record)
+    training.world.barrier()
+    value = record.get(f"valid_{task.measure}")
+    told = "" if value is None else f", valid {task.title} {value:.{task.digits}f}"
+    log.say(
+        f"{training.folder} stopped after epoch {position.epoch} of {config.epochs}{told}; "
+        "the same command without stop_after goes on"
+    )
+    return {"status": "stopped", **record}
 
 
 def _is_scored(config: DictConfig, epoch: int) -> bool:
@@ -391,6 +427,7 @@ def _result(config: DictConfig, state: TrainingState, task: Task, test_samples: 
     return {
         "status": "finished",
         "task": task.name,
+        "measure": task.measure,
         "policy": config.choices.policy,
         "policy_options": {**build.options(settings["policy"]), **pool, **mixer_settings(config)},
         "model": config.model.name,

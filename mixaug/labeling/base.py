@@ -18,10 +18,11 @@ class Labeling(Protocol):
 
     ``needs`` names the signals it asks of the model (see ``Policy.needs``). A labeling that can say more once the
     model has seen the mixed images names what it ``reads`` of that pass (see ``Policy.reads``) and has a method
-    ``after(plan, mixed, seen)``, which gives the final weights. One that draws has a method
-    ``draw(plan, batch, draws)``, which is asked in place of the call. One that needs per-sample tensors beside images
-    and labels names them in ``metadata``. One whose weights need not sum to one over the sources has an attribute
-    ``normalised = False``, so that :func:`mixaug.testing.check_policy` does not expect it.
+    ``after(plan, mixed, seen)``, which gives the final weights. One that draws has a method ``draw(plan, batch,
+    draws)``, which is asked in place of the call. One that learns from the training data beforehand has a method
+    ``on_prepare(preparation)``, see :class:`mixaug.preparation.Preparation`. One that needs per-sample tensors
+    beside images and labels names them in ``metadata``. One whose weights need not sum to one over the sources has
+    an attribute ``normalised = False``, so that :func:`mixaug.testing.check_policy` does not expect it.
     """
 
     needs: frozenset[str]

@@ -11,6 +11,7 @@ from mixaug.labeling.cam import ClassActivation
 from mixaug.labeling.content import Content
 from mixaug.labeling.object import VisibleObject
 from mixaug.labeling.progressive import Progressive
+from mixaug.labeling.remix import Remix
 from mixaug.labeling.saliency import VisibleSaliency
 from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
@@ -29,6 +30,7 @@ NAMED: dict[str, Callable[[], Labeling]] = {
     "saliency": VisibleSaliency,
     "object": VisibleObject,
     "separate": Separate,
+    "remix": Remix,
 }
 
 

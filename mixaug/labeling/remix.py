@@ -13,6 +13,7 @@ from mixaug.checks import check_class_ids, check_numbers, check_positive, check_
 from mixaug.labeling.base import Labeling, two_shares
 from mixaug.labeling.shares import Area
 from mixaug.plan import Plan
+from mixaug.preparation import Preparation
 
 
 class Remix:
@@ -24,27 +25,26 @@ class Remix:
     ``create("cutmix", labeling=mixaug.labeling.Remix(counts))``.
 
     Args:
-        class_counts: number of training samples of each class, positive.
+        class_counts: number of training samples of each class, positive; None counts them before training begins, where
+            the loop shows the policy its data (``policy.prepare``), as `mixaug train` does.
         kappa: how many times as many samples make a class frequent beside another, at least 1; 3 in the paper.
         tau: share below which an image has the smaller part, in [0, 1]; 0.5 in the paper.
         labeling: gives lam, before anything of the mixed pass is known; None takes the area's share.
 
     Raises:
-        ValueError: an option out of range; when drawing, no labels, or labels of other classes.
+        ValueError: an option out of range; when drawing, no labels, labels of other classes, or classes that nobody
+            counted.
         TypeError: a labeling that reads the mixed pass.
     """
 
     def __init__(
         self,
-        class_counts: Sequence[float] | Tensor,
+        class_counts: Sequence[float] | Tensor | None = None,
         kappa: float = 3.0,
         tau: float = 0.5,
         labeling: Labeling | None = None,
     ) -> None:
-        counts = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
-        self.class_counts = check_numbers("Remix", "class_counts", counts)
-        if not self.class_counts or min(self.class_counts) <= 0:
-            raise ValueError(f"Remix expects class_counts as positive numbers, one for each class, got {class_counts}")
+        self.class_counts = None if class_counts is None else _checked(class_counts)
         self.kappa = check_positive("Remix", "kappa", kappa, least=1.0)
         self.tau = check_probability("Remix", "tau", tau)
         self.labeling = Area() if labeling is None else labeling
@@ -54,6 +54,18 @@ class Remix:
             )
         self.needs = self.labeling.needs
         self._on: dict[torch.device, Tensor] = {}
+
+    def on_prepare(self, preparation: Preparation) -> None:
+        """Count the classes of the training set, where they were not given.
+
+        Raises:
+            ValueError: labels that are no class ids, a class without a sample.
+        """
+        if self.class_counts is None:
+            labels = preparation.split("train")[1]
+            if labels.ndim != 1 or labels.is_floating_point():
+                raise ValueError(f"labeling Remix counts class ids (N,), got {tuple(labels.shape)} {labels.dtype}")
+            self.class_counts = _checked(torch.bincount(labels).double())
 
     def __call__(self, plan: Plan, batch: Batch) -> Tensor:
         """(B, 2) float32 weights, own first."""
@@ -71,6 +83,11 @@ class Remix:
     def _count(self, labels: Tensor) -> Tensor:
         """(B,) number of training samples of each sample's class."""
         known = self._on.get(labels.device)
+        if self.class_counts is None:
+            raise ValueError(
+                "labeling Remix does not know how frequent the classes are: pass class_counts, or call "
+                "policy.prepare before training"
+            )
         if known is None:
             known = torch.tensor(self.class_counts, device=labels.device)
             # To hand them over in every batch would wait for a GPU; a tensor that only pretends must not stay.
@@ -87,4 +104,13 @@ class Remix:
         return (labels.float() * known).sum(1)
 
     def __repr__(self) -> str:
-        return f"Remix({len(self.class_counts)} classes, kappa={self.kappa:g}, tau={self.tau:g})"
+        classes = "classes not counted yet" if self.class_counts is None else f"{len(self.class_counts)} classes"
+        return f"Remix({classes}, kappa={self.kappa:g}, tau={self.tau:g})"
+
+
+def _checked(counts: Sequence[float] | Tensor) -> list[float]:
+    told = counts.tolist() if isinstance(counts, Tensor) else counts
+    numbers = check_numbers("Remix", "class_counts", told)
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"Remix expects class_counts as positive numbers, one for each class, got {told}")
+    return numbers

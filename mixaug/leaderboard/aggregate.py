@@ -6,6 +6,7 @@ Every number of a row is a statistic over its seeds.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -20,6 +21,7 @@ from mixaug.leaderboard.grouping import (
     Group,
     Setting,
     baseline_for,
+    budget_of,
     differing,
     groups_of,
     key_of,
@@ -37,6 +39,9 @@ from mixaug.leaderboard.statistics import (
 )
 
 __all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate"]
+
+ORDER = ("data", "data_options", "model", "protocol", "epochs", "at_equal_cost")
+"""Boards are sorted by these."""
 
 MATCHES = {"classification": published.match, "regression": reruns.match}
 
@@ -93,6 +98,13 @@ class Row:
     @property
     def label(self) -> str:
         return f"{self.name} ({self.options})" if self.options else self.name
+
+    @property
+    def cost(self) -> float | None:
+        """Operations of a training step, as a multiple of a plain one's; None where no config says it."""
+        budgets = [budget_of(run) for run in (*self.runs, *self.failed)]
+        costs = [budget.cost for budget in budgets if budget is not None]
+        return sum(costs) / len(costs) if costs else None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -198,7 +210,7 @@ def aggregate(
             )
         _check_scored(members, setting.task.result_key(statistic or _usual_statistic(setting.task, members)))
     boards = []
-    for setting in sorted(grouped, key=lambda s: (s.data, s.data_options, s.model, s.protocol, s.epochs)):
+    for setting in sorted(grouped, key=operator.attrgetter(*ORDER)):
         usual = _usual_statistic(setting.task, grouped[setting])
         groups = groups_of(setting, grouped[setting], problems)
         rows = _rows(setting, groups, statistic or usual, confidence, hide_paths)
@@ -312,7 +324,7 @@ def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str
         data=setting.data,
         data_options=json.loads(setting.data_options),
         protocol=setting.protocol,
-        epochs=setting.epochs,
+        epochs=int(every[0].identity["epochs"]),
         departures=departures(every[0]),
     )
     if found.figure is not None:

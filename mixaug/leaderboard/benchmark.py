@@ -1,4 +1,4 @@
-"""Run a grid: some cells at a time, each in its own process, with progress read from the run folders."""
+"""Run a grid: some cells at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mixaug.engine.lock import EXIT_HELD, holder
-from mixaug.engine.tasks import TASKS, task_named
-from mixaug.leaderboard.collect import read_epochs, read_run
+from mixaug.engine.tasks import task_named
+from mixaug.leaderboard.collect import read_run
 from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.launch import (
     CommandLauncher,
@@ -24,79 +24,26 @@ from mixaug.leaderboard.launch import (
     stop,
     terminate_as_interrupt,
 )
+from mixaug.leaderboard.progress import LineDisplay, Outcome, TableDisplay
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
-__all__ = ["Benchmark", "LineDisplay", "Outcome", "TableDisplay", "cores", "default_jobs", "gpus", "run_grid"]
-
-ENDED = ("finished", "skipped", "failed", "stopped")
+__all__ = [
+    "Benchmark",
+    "LineDisplay",
+    "Outcome",
+    "TableDisplay",
+    "Workers",
+    "cores",
+    "default_jobs",
+    "gpus",
+    "run_grid",
+    "show",
+]
 
 #: Bytes of free disk space below which a run cannot even write why it failed.
 LEAST_SPACE = 2**16
-
-#: Seconds between two looks at a cell that another process works on.
-HELD_PAUSE = 2.0
-
-
-@dataclass
-class Outcome:
-    """Where one cell stands: ``"waiting"``, ``"running"``, ``"held"``, ``"finished"``, ``"skipped"``, ``"failed"``,
-    ``"stopped"``.
-
-    A cell is held while another process works on its folder. ``epoch`` and ``score`` are those of the last finished
-    epoch, ``reason`` says why it failed or who holds it.
-    """
-
-    cell: Cell
-    log: Path
-    state: str = "waiting"
-    epoch: int = 0
-    score: str = ""
-    reason: str = ""
-    seconds: float = 0.0
-    resumed_at: int = 0
-    _size: int = field(default=-1, repr=False)
-    _again: float = field(default=0.0, repr=False)
-
-    def hold(self, reason: str) -> None:
-        """Leave the cell to the process that holds it, and look again later."""
-        self.state, self.reason, self._again = "held", reason, time.monotonic() + HELD_PAUSE
-
-    def can_start(self) -> bool:
-        """Whether no other process works on the cell, as far as is known; one that does makes it held."""
-        if time.monotonic() < self._again:
-            return False
-        who = holder(self.cell.folder)
-        if who is not None:
-            self.hold(f"held by {who}")
-        return who is None
-
-    def look(self) -> bool:
-        """Read the progress from the run folder if its epoch file has changed; whether it has."""
-        path = self.cell.folder / "epochs.jsonl"
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return False
-        if size == self._size:
-            return False
-        self._size = size
-        epochs = read_epochs(path)
-        if epochs:
-            self.epoch = int(epochs[-1]["epoch"])
-            # An epoch that was not scored leaves the number of the one before.
-            self.score = _score(epochs[-1]) or self.score
-        return True
-
-
-def _score(epoch: Mapping[str, Any]) -> str:
-    """What a record says of the test set: ``"Top-1 93.20 %"``."""
-    for task in TASKS.values():
-        value = epoch.get(f"test_{task.measure}")
-        if isinstance(value, (int, float)):
-            return f"{task.title} {value:.{task.digits}f} {task.unit}".rstrip()
-    return ""
 
 
 class Benchmark:
@@ -138,7 +85,7 @@ class Benchmark:
             if not _skipped(outcome):
                 outcome.resumed_at = outcome.epoch
                 waiting.append(outcome)
-        running: dict[int, tuple[Outcome, Job, float]] = {}  # by slot
+        running: dict[int, tuple[Outcome, Job, float, float]] = {}  # by slot, with when it was asked for and was there
         try:
             with terminate_as_interrupt():
                 while waiting or running:
@@ -149,19 +96,20 @@ class Benchmark:
                     self.display(self.outcomes)
                     if waiting or running:
                         time.sleep(self.refresh)
-                    for slot, (outcome, job, started) in list(running.items()):
+                    for slot, (outcome, job, asked, began) in list(running.items()):
                         outcome.look()
-                        outcome.seconds = time.time() - started
+                        outcome.seconds = time.time() - began
+                        outcome.cpu_seconds = job.cpu_seconds() or outcome.cpu_seconds
                         code = job.poll()
                         if code is not None:
                             del running[slot]
-                            self._settle(outcome, code, started)
+                            self._settle(outcome, code, asked)
                             if outcome.state == "held":
                                 waiting.append(outcome)
         except BaseException:
-            for outcome, _, _ in running.values():
+            for outcome, *_ in running.values():
                 outcome.state = "stopped"
-            stop([job for _, job, _ in running.values()])
+            stop([job for _, job, *_ in running.values()])
             self.display(self.outcomes)
             raise
         finally:
@@ -169,11 +117,11 @@ class Benchmark:
         self.display(self.outcomes)
         return self.outcomes
 
-    def _start(self, slot: int, outcome: Outcome, running: dict[int, tuple[Outcome, Job, float]]) -> None:
+    def _start(self, slot: int, outcome: Outcome, running: dict[int, tuple[Outcome, Job, float, float]]) -> None:
         environment = {}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        started = time.time()
+        asked = time.time()
         try:
             outcome.log.parent.mkdir(parents=True, exist_ok=True)
             job = self.launcher.start(outcome.cell, outcome.log, environment)
@@ -181,14 +129,15 @@ class Benchmark:
             outcome.state, outcome.reason = "failed", f"could not be started: {error}"
             return
         outcome.state, outcome.reason = "running", ""
-        running[slot] = (outcome, job, started)
+        # A fork server imports its libraries once, before the first run: no run is to be charged with that.
+        running[slot] = (outcome, job, asked, time.time())
 
     def _settle(self, outcome: Outcome, code: int, started: float) -> None:
         outcome.look()
         if code == EXIT_HELD:
             outcome.hold(f"held by {holder(outcome.cell.folder) or 'another process'}")
             return
-        if code == 0 and (outcome.cell.folder / "result.json").is_file():
+        if code == 0 and outcome.cell.is_done():
             outcome.state = "finished"
             return
         outcome.state, outcome.reason = "failed", _reason(outcome, code, started)
@@ -209,8 +158,8 @@ def _next(waiting: list[Outcome]) -> Outcome | None:
 
 
 def _skipped(outcome: Outcome) -> bool:
-    """Whether the cell has a result already."""
-    if not (outcome.cell.folder / "result.json").is_file():
+    """Whether there is nothing left to do for the cell."""
+    if not outcome.cell.is_done():
         return False
     outcome.state, outcome.reason = "skipped", ""
     return True
@@ -274,123 +223,6 @@ def default_jobs(cells: int, devices: int) -> int:
     return max(1, min(cells, devices or cores()))
 
 
-# -- progress -----------------------------------------------------------------------------------------------------
-
-
-class LineDisplay:
-    """A line per change of state and one every ``every`` seconds, for logs and pipes."""
-
-    def __init__(self, say: Callable[[str], None] = print, every: float = 30.0) -> None:
-        self._say, self._every = say, every
-        self._last_state: dict[str, str] = {}
-        self._last = self._begin = time.monotonic()
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            name = outcome.cell.folder.name
-            if self._last_state.get(name, "waiting") != outcome.state:
-                self._last_state[name] = outcome.state
-                ended = sum(other.state in ENDED for other in outcomes)
-                self._say(f"[{ended}/{len(outcomes)}] {outcome.state:<8} {outcome.cell.label}{_details(outcome)}")
-        if time.monotonic() - self._last >= self._every:
-            self._last = time.monotonic()
-            running = [f"{o.cell.label} epoch {o.epoch}/{o.cell.epochs}" for o in outcomes if o.state == "running"]
-            self._say(f"    running: {'; '.join(running)}{_time_left(outcomes, time.monotonic() - self._begin)}")
-
-
-def _details(outcome: Outcome) -> str:
-    if outcome.state in ("failed", "held"):
-        return f"  {outcome.reason}"
-    if outcome.state == "running" and outcome.resumed_at:
-        return f"  continues after epoch {outcome.resumed_at}"
-    if outcome.state in ("finished", "skipped") and outcome.score:
-        took = f"  ({outcome.seconds:.0f} s)" if outcome.state == "finished" else "  (was finished)"
-        return f"  {outcome.score}{took}"
-    return ""
-
-
-def _time_left(outcomes: Sequence[Outcome], elapsed: float) -> str:
-    """``", about 3 min left"`` from the epochs done since the start; empty while nothing is known."""
-    counted = [outcome for outcome in outcomes if outcome.state != "skipped"]
-    done = sum(
-        outcome.cell.epochs - outcome.resumed_at if outcome.state in ENDED else outcome.epoch - outcome.resumed_at
-        for outcome in counted
-    )
-    total = sum(outcome.cell.epochs - outcome.resumed_at for outcome in counted)
-    if done <= 0 or done >= total:
-        return ""
-    seconds = elapsed * (total - done) / done
-    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
-
-
-class TableDisplay:
-    """A live table on a terminal; use as a context manager."""
-
-    MARKS: ClassVar[dict[str, str]] = {
-        "waiting": "[dim]·[/]",
-        "running": "[cyan]▶[/]",
-        "held": "[yellow]▷[/]",
-        "finished": "[green]✓[/]",
-        "skipped": "[green dim]✓[/]",
-        "failed": "[red]✗[/]",
-        "stopped": "[yellow]■[/]",
-    }
-
-    def __init__(self, console: Console) -> None:
-        from rich.live import Live
-
-        self._console = console
-        self._begin = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=4, transient=False)
-
-    def __enter__(self) -> TableDisplay:
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> None:
-        self._live.update(self.render(outcomes))
-
-    def render(self, outcomes: Sequence[Outcome]) -> RenderableType:
-        """The table as it is now; where the terminal is too low, what waits and what ended first is left out."""
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "run", "progress", "epoch", "test", "time", ""):
-            table.add_column(column, justify="right" if column in ("epoch", "test", "time") else "left")
-        for outcome in self._fitting(outcomes):
-            epochs = outcome.cell.epochs
-            table.add_row(
-                self.MARKS[outcome.state],
-                escape(outcome.cell.label),
-                ProgressBar(total=epochs, completed=outcome.epoch, width=24),
-                f"{outcome.epoch}/{epochs}",
-                outcome.score,
-                f"{outcome.seconds:.0f} s" if outcome.seconds else "",
-                Text(outcome.reason or ("was finished" if outcome.state == "skipped" else ""), overflow="ellipsis"),
-            )
-        counts = {state: sum(o.state == state for o in outcomes) for state in self.MARKS}
-        said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return Group(table, Text(f"{said}{_time_left(outcomes, time.monotonic() - self._begin)}", style="dim"))
-
-    def _fitting(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        room = max(3, self._console.size.height - 4)
-        if len(outcomes) <= room:
-            return list(outcomes)
-        # Running and failed runs come first, then the latest results, then the runs that come next.
-        ended = [o for o in outcomes if o.state in ("finished", "skipped", "stopped")]
-        urgent = [o for o in outcomes if o.state in ("running", "held", "failed")]
-        kept = [*urgent, *reversed(ended), *(o for o in outcomes if o.state == "waiting")][:room]
-        chosen = {id(outcome) for outcome in kept}
-        return [outcome for outcome in outcomes if id(outcome) in chosen]
-
-
 # -- one command --------------------------------------------------------------------------------------------------
 
 
@@ -424,14 +256,21 @@ def run_grid(
     """
     from mixaug.engine.config import with_config_dir
     from mixaug.leaderboard import STATISTICS, aggregate, collect, write
-    from mixaug.leaderboard.grid import expand
+    from mixaug.leaderboard.grid import grid_of
     from mixaug.leaderboard.render import print_tables, terminal
 
     if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
     console = console or terminal()
-    cells = expand(with_config_dir(arguments, config_dir))
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    grid = grid_of(with_config_dir(arguments, config_dir), say)
+    cells = grid.cells
     config = cells[0].config
+    for what, reason in grid.left_out.items():
+        say(f"left out: {what}: {reason}")
     for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:
         if statistic is not None and statistic not in task.figures:
             raise ValueError(
@@ -442,23 +281,10 @@ def run_grid(
         there = next(place for place in (folder, *folder.parents) if place.exists())
         if not there.is_dir():
             raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, and {str(there)!r} is a file")
-    devices = gpus(config)
-    number = default_jobs(len(cells), len(devices)) if jobs is None else _positive("jobs", jobs)
-    # Results may differ in the last bits with the number of threads, so a user can fix it (threads=1).
-    threads = config["threads"] or max(1, cores() // number)
-    where = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}" if devices else f"{cores()} cores"
-    launcher = _launcher(launch, threads)
-    console.print(
-        f"{len(cells)} runs, {number} at a time with {threads} thread{'s' if threads > 1 else ''} each, on {where}",
-        highlight=False,
-    )
+    workers = Workers.of(config, len(cells), jobs=jobs, launch=launch)
+    console.print(f"{len(cells)} runs, {workers}", highlight=False)
     try:
-        if console.is_terminal:
-            with TableDisplay(console) as display:
-                outcomes = Benchmark(cells, launcher, jobs=number, devices=devices, display=display).run()
-        else:
-            lines = LineDisplay(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-            outcomes = Benchmark(cells, launcher, jobs=number, devices=devices, display=lines).run()
+        outcomes = workers.run(cells, console)
     except KeyboardInterrupt:
         console.print("stopped; the same command continues where it stopped", highlight=False)
         return 130
@@ -479,6 +305,58 @@ def run_grid(
     for path in write(leaderboard, out):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """So many runs at a time, with so many threads each, on these GPUs, started in this way."""
+
+    jobs: int
+    threads: int
+    devices: Sequence[str]
+    launch: str | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], cells: int, *, jobs: str | int | None, launch: str | None) -> Workers:
+        """What this machine has for so many runs with such a config; see `run_grid`."""
+        devices = gpus(config)
+        number = default_jobs(cells, len(devices)) if jobs is None else _positive("jobs", jobs)
+        # Results may differ in the last bits with the number of threads, so a user can fix it (threads=1).
+        threads = config["threads"] or max(1, cores() // number)
+        _launcher(launch, threads)  # a name that cannot work is told before anything is shown
+        return cls(number, threads, devices, launch)
+
+    def __str__(self) -> str:
+        count = len(self.devices)
+        where = f"{count} GPU{'s' if count > 1 else ''}" if count else f"{cores()} cores"
+        return f"{self.jobs} at a time with {self.threads} thread{'s' if self.threads > 1 else ''} each, on {where}"
+
+    def benchmark(self, cells: Sequence[Cell]) -> Benchmark:
+        """The cells, to be run by these."""
+        return Benchmark(cells, _launcher(self.launch, self.threads), jobs=self.jobs, devices=self.devices)
+
+    def run(self, cells: Sequence[Cell], console: Console) -> list[Outcome]:
+        """Run the cells and show how far they are."""
+        return show(self.benchmark(cells), console)
+
+
+def show(
+    benchmark: Benchmark, console: Console, watch: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
+) -> list[Outcome]:
+    """Run a benchmark with a live table on a terminal, with lines elsewhere; ``watch`` sees what is shown."""
+
+    def run(display: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
+        def both(outcomes: Sequence[Outcome]) -> None:
+            watch(outcomes)
+            display(outcomes)
+
+        benchmark.display = both
+        return benchmark.run()
+
+    if console.is_terminal:
+        with TableDisplay(console) as table:
+            return run(table)
+    return run(LineDisplay(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)))
 
 
 def _launcher(name: str | None, threads: int) -> Launcher:

@@ -173,7 +173,7 @@ def cost(row: Row, key: str) -> str:
 
 def extra_columns(board: Board) -> list[tuple[Detail, str]]:
     """Further numbers of the task that some row of the board has, with their keys in a result."""
-    keyed = [(detail, detail.key.format(figure=board.statistic)) for detail in board.task.details]
+    keyed = [(detail, board.task.detail_key(detail, board.statistic)) for detail in board.task.details]
     return [(detail, key) for detail, key in keyed if any(row.values(key) for row in board.rows)]
 
 
@@ -191,8 +191,11 @@ def subtitle(board: Board) -> str:
     versions = sorted({str((environment.get("versions") or {}).get("torch", "?")) for environment in environments})
     commits = sorted({str(environment["git_commit"]) for environment in environments if environment.get("git_commit")})
     epochs = board.setting.epochs
+    length = f"{epochs} epoch{'s' if epochs != 1 else ''}"
+    if board.setting.at_equal_cost:
+        length = f"at the cost of {length} without mixing"
     parts = [
-        f"Protocol {board.setting.protocol}, {epochs} epoch{'s' if epochs != 1 else ''}",
+        f"Protocol {board.setting.protocol}, {length}",
         " and ".join(machines),
         f"torch {', '.join(versions)}",
     ]

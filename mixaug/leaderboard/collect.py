@@ -23,7 +23,7 @@ from mixaug.engine.reading import (
     read_object,
     read_text,
 )
-from mixaug.engine.tasks import CLASSIFICATION, FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, TASKS, Task
+from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, TASKS, Task, task_said
 from mixaug.leaderboard.identity import identity_of, objective_of
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
@@ -87,7 +87,7 @@ class Run:
     @property
     def task(self) -> Task:
         """What a finished or failed run predicts."""
-        return TASKS[self.identity.get("task", CLASSIFICATION.name)]
+        return task_said(self.identity)
 
     @property
     def selected_on(self) -> str:
@@ -262,11 +262,12 @@ def _result_fault(result: dict[str, Any]) -> str:
             return f"{key}: expected text, got {_shown(result.get(key))}"
         if not is_text(result[key]):
             return f"{key}: expected a printable name of at most 200 characters, got {_shown(result[key])}"
-    task = TASKS.get(str(result.get("task", CLASSIFICATION.name)))
-    if task is None:
-        return f"task: expected one of {', '.join(TASKS)}, got {_shown(result['task'])}"
+    try:
+        task = task_said(result)
+    except ValueError as error:
+        return str(error)
     figures = [task.result_key(figure) for figure in task.figures]
-    details = [detail.key.format(figure=figure) for detail in task.details for figure in task.figures]
+    details = [task.detail_key(detail, figure) for detail in task.details for figure in task.figures]
     # The last ten epochs need not all have been scored.
     gaps = [task.result_key(figure) for figure in FIGURES_OF_LAST_EPOCHS if figure in task.figures]
     gaps = [key for key in gaps if key in result and result[key] is None]

@@ -42,6 +42,7 @@ NOT_SETTINGS = (
     "protocol",
     "model.name",
     "device",
+    "measure",
 )
 # What a run brings for its objective or its policy beside the batch.
 BROUGHT = ("networks", "streams", "views")
@@ -250,13 +251,15 @@ def settings_of(run: Run) -> dict[str, Any]:
 
     The objective's are among them. A single process is not told.
     """
-    from mixaug.engine.config import NEUTRAL_KEYS
+    from mixaug.engine.config import LATER, NEUTRAL_KEYS
 
     skipped = (*NOT_SETTINGS, *NEUTRAL_KEYS, *BROUGHT)
+    # Runs from before there was a setting lack it, which is as good as the value that changes nothing.
+    untold = {"world_size": 1, **LATER}
     return {
         key: value
         for key, value in flatten(run.config).items()
-        if not _below(key, skipped) and (key, value) != ("world_size", 1)
+        if not _below(key, skipped) and not (key in untold and untold[key] == value)
     }
 
 

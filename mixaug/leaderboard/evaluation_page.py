@@ -23,6 +23,7 @@ HEADINGS = {
     "occlusion": "Occlusion (area: mean top-1 over shares of 0 to 0.9)",
     "corruption": "Corruptions of CIFAR-C",
     "geometry": "Geometry of the last features",
+    "activation": "Class activation on the object and on the own half of an image (an even map: 50 % of a half)",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["FIGURES"]
 
 
+LEAST_SHARE = 0.005
+"""Bins of the reliability diagram that hold a smaller share of the samples are left out: a few samples say nothing."""
+
+
 @styled
 def reliability_figure(evaluation: Evaluation) -> Figure | None:
-    """Accuracy over confidence, samples of all seeds together; below the diagonal a model is too sure."""
+    """Accuracy over confidence, samples of all seeds together; below the diagonal a model is too sure.
+
+    The area of a dot is the share of the samples in its bin.
+    """
     plain = _pooled(evaluation, "calibration")
     scaled = _pooled(evaluation, "temperature")
     if not plain:
@@ -35,12 +43,12 @@ def reliability_figure(evaluation: Evaluation) -> Figure | None:
         axis.plot([0, 1], [0, 1], color=GRID, linewidth=2, zorder=0)
         for label, points in pooled.items():
             style = "--" if label in unmixed else "-"
-            axis.plot(
-                *zip(*points, strict=True), style, marker="o", markersize=4, color=chosen[label], label=called[label]
-            )
+            sure, right, shares = zip(*points, strict=True)
+            axis.plot(sure, right, style, color=chosen[label], label=called[label])
+            axis.scatter(sure, right, [400 * share for share in shares], color=chosen[label], clip_on=False, zorder=3)
         axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axis.set_title(title)
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -92,17 +100,24 @@ def corruption_figure(evaluation: Evaluation) -> Figure | None:
     return figure if drawn else None
 
 
+MOST_PANELS = 6
+"""A row of the figure has room for so many measures."""
+
+
 @styled
 def dots_figure(evaluation: Evaluation, family: str) -> Figure | None:
     """A panel for each measure: a dot for each seed and a larger one for their mean."""
     measures = [measure for measure in evaluation.measures if measure.family == family]
-    rows = list(reversed(evaluation.rows))
+    rows = [row for row in reversed(evaluation.rows) if _of(evaluation, row.label, family)]
     if not measures:
         return None
-    shown = measures[:6]
-    figure, axes = new_figure(len(shown), height=1.2 + 0.4 * len(rows), share_y=True)
+    lines = math.ceil(len(measures) / MOST_PANELS)
+    columns = math.ceil(len(measures) / lines)
+    figure, axes = new_figure(columns, height=1.2 + 0.4 * len(rows), share_y=True, rows=lines)
     chosen, called = colours(evaluation.board), names(evaluation.board)
-    for axis, measure in zip(axes, shown, strict=True):
+    for axis in axes[len(measures) :]:
+        axis.remove()
+    for axis, measure in zip(axes, measures, strict=False):
         for y, row in enumerate(rows):
             values = _values(evaluation, row.label, measure)
             axis.plot(
@@ -114,8 +129,9 @@ def dots_figure(evaluation: Evaluation, family: str) -> Figure | None:
         axis.grid(axis="x", color=GRID, linewidth=0.8)
         axis.margins(x=0.12)
         axis.locator_params(axis="x", nbins=3)
-    axes[0].set_yticks(range(len(rows)), [called[row.label] for row in rows])
-    axes[0].set_ylim(-0.6, len(rows) - 0.4)
+    for axis in axes[: len(measures) : columns]:
+        axis.set_yticks(range(len(rows)), [called[row.label] for row in rows])
+        axis.set_ylim(-0.6, len(rows) - 0.4)
     return figure
 
 
@@ -133,6 +149,7 @@ FIGURES: Mapping[str, Callable[[Evaluation], Figure | None]] = {
     "occlusion": occlusion_figure,
     "corruption": corruption_figure,
     "geometry": _dots("geometry"),
+    "activation": _dots("activation"),
 }
 """By family; the figure of calibration shows that after scaling too. None where there is nothing to draw."""
 
@@ -146,8 +163,8 @@ def _values(evaluation: Evaluation, label: str, measure: Measure) -> list[float]
     return [] if cell is None else list(cell.values.values())
 
 
-def _pooled(evaluation: Evaluation, family: str) -> dict[str, list[tuple[float, float]]]:
-    """(confidence, accuracy) of each bin that holds samples, by label; samples of all seeds count the same."""
+def _pooled(evaluation: Evaluation, family: str) -> dict[str, list[tuple[float, float, float]]]:
+    """(confidence, accuracy, share of the samples) of each bin, by label; samples of all seeds count the same."""
     found = {}
     for row in evaluation.rows:
         bins: dict[int, list[float]] = {}
@@ -160,7 +177,12 @@ def _pooled(evaluation: Evaluation, family: str) -> dict[str, list[tuple[float, 
                 own[0] += count
                 own[1] += count * confidence
                 own[2] += count * accuracy
-        points = [(sure / count, right / count) for _, (count, sure, right) in sorted(bins.items()) if count > 0]
+        total = sum(count for count, _, _ in bins.values())
+        points = [
+            (sure / count, right / count, count / total)
+            for _, (count, sure, right) in sorted(bins.items())
+            if count > 0 and count >= LEAST_SHARE * total
+        ]
         if points:
             found[row.label] = points
     return found

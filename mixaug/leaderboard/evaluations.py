@@ -66,6 +66,11 @@ MEASURES = (
     Measure("geometry", "uniformity", "uniformity", 3, None),
     Measure("geometry", "intrusion_mixup", "intrusion, mixup (%)", 2, False),
     Measure("geometry", "intrusion_cutmix", "intrusion, cutmix (%)", 2, False),
+    Measure("activation", "half_share", "activation on the own half (%)", 2, True),
+    Measure("activation", "half_pointing", "peak on the own half (%)", 2, True),
+    Measure("activation", "object_share", "activation on the object (%)", 2, True),
+    Measure("activation", "object_pointing", "peak on the object (%)", 2, True),
+    Measure("activation", "object_area", "area of the object (%)", 2, None),
 )
 """The columns, family by family. What is better is said where the literature agrees on it."""
 

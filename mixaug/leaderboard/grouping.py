@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mixaug.engine.config import without_defaults
+from mixaug.engine.config import BUDGETS, epochs_at_equal_cost, without_defaults
+from mixaug.engine.reading import is_number
 from mixaug.engine.tasks import CLASSIFICATION, Task
 from mixaug.leaderboard.collect import Run
 from mixaug.leaderboard.command import brought_by, settings_of
@@ -15,9 +16,11 @@ from mixaug.leaderboard.published import LOCATIONS
 
 __all__ = [
     "BASELINE",
+    "Budget",
     "Group",
     "Setting",
     "baseline_for",
+    "budget_of",
     "differing",
     "groups_of",
     "key_of",
@@ -38,14 +41,16 @@ class Setting:
     data: str
     data_options: str  # JSON with sorted keys, without where the data lies
     protocol: str
-    epochs: int
+    epochs: int  # at equal cost those of a run that costs nothing beside plain training
     task: Task = CLASSIFICATION
+    at_equal_cost: bool = False
 
     @property
     def title(self) -> str:
         options = json.loads(self.data_options)
         told = ", ".join(f"{key}={shown(value)}" for key, value in options.items())
-        return f"{self.model} on {self.data}" + (f" ({told})" if told else "")
+        told = f"{self.model} on {self.data}" + (f" ({told})" if told else "")
+        return f"{told} at equal cost" if self.at_equal_cost else told
 
 
 @dataclass
@@ -80,12 +85,67 @@ class Group:
 
 
 def split_by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
-    """Finished and failed runs by what a board shares; without boards on which nothing has finished."""
+    """Finished and failed runs by what a board shares; without boards on which nothing has finished.
+
+    Runs that were shortened to cost as much as others have boards of their own. A run whose length that left as it was
+    stands on both kinds of boards, if the other runs of both are there.
+    """
     found: dict[Setting, list[Run]] = {}
+    budgets: list[tuple[Run, Budget]] = []
     for run in runs:
-        if run.identity:
+        if not run.identity:
+            continue
+        budget = budget_of(run)
+        if budget is not None:
+            budgets.append((run, budget))
+        if budget is None or budget.rule == "equal_epochs":
             found.setdefault(_setting_of(run), []).append(run)
+    lengths = {replace(_setting_of(run), epochs=b.epochs, at_equal_cost=True) for run, b in budgets if b.is_shortened}
+    for run, budget in budgets:
+        at_cost = replace(_setting_of(run), epochs=budget.epochs, at_equal_cost=True)
+        if budget.rule == "equal_cost" or (at_cost in lengths and budget.is_kept_at_equal_cost):
+            found.setdefault(at_cost, []).append(run)
+        if budget.rule == "equal_cost" and _setting_of(run) in found and budget.epochs == int(run.identity["epochs"]):
+            found[_setting_of(run)].append(run)
     return {setting: members for setting, members in found.items() if any(run.status == "finished" for run in members)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run's config says of its length.
+
+    Attributes:
+        rule: ``"equal_epochs"`` or ``"equal_cost"``.
+        epochs: that were asked for.
+        cost: operations of a step, as a multiple of a plain one's.
+    """
+
+    rule: str
+    epochs: int
+    cost: float
+
+    @property
+    def is_kept_at_equal_cost(self) -> bool:
+        """Whether the run at equal cost would be as long as it was asked to be."""
+        return epochs_at_equal_cost(self.epochs, self.cost) == self.epochs
+
+    @property
+    def is_shortened(self) -> bool:
+        return self.rule == "equal_cost" and not self.is_kept_at_equal_cost
+
+
+def budget_of(run: Run) -> Budget | None:
+    """What the run's config says; None where there is nothing, or nothing that can be used."""
+    told = run.config.get("budget")
+    if told is None and run.identity["policy"] == BASELINE and run.objective == PLAIN_OBJECTIVES[run.task.name]:
+        # This is the plain step.
+        return Budget("equal_epochs", int(run.identity["epochs"]), 1.0)
+    if not isinstance(told, Mapping) or told.get("rule") not in BUDGETS:
+        return None
+    epochs, cost = told.get("epochs"), told.get("cost")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1 or not is_number(cost) or cost <= 0:
+        return None
+    return Budget(told["rule"], epochs, float(cost))
 
 
 def groups_of(setting: Setting, runs: Sequence[Run], problems: list[str]) -> list[Group]:

@@ -32,13 +32,15 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts.values()):
         return {}
+    task, measure = task_named(names["data"]), config.get("measure")
     pool = {"pool": config["pool"]} if config.get("pool") is not None and _has_partners(policy) else {}
     return {
         **names,
         **counts,
         "policy_options": {**_options(sections["policy"]), **pool, **_mixer_settings(config.get("mixer"))},
         "data_options": _options(sections["data"]),
-        "task": task_named(names["data"]).name,
+        "task": task.name,
+        **({} if measure not in (task.measure, *task.measures) else {"measure": measure}),
     }
 
 

@@ -35,6 +35,9 @@ class Job(Protocol):
     def send(self, number: signal.Signals) -> None:
         """Signal the run and every process it started; no error if it has ended."""
 
+    def cpu_seconds(self) -> float | None:
+        """CPU time of the run's process so far; None where the system does not say it, or it has ended."""
+
 
 class Launcher(Protocol):
     """Starts runs."""
@@ -105,6 +108,9 @@ class ForkLauncher:
 class _Forked:
     def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
         self._process = process
+
+    def cpu_seconds(self) -> float | None:
+        return cpu_seconds_of(self._process.pid)
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -179,12 +185,26 @@ class _Command:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
+    def cpu_seconds(self) -> float | None:
+        return cpu_seconds_of(self._process.pid)
+
     def poll(self) -> int | None:
         return self._process.poll()
 
     def send(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             _signal_group(self._process.pid, number)
+
+
+def cpu_seconds_of(pid: int | None) -> float | None:
+    """CPU time of a process and of those of its children that have ended; None where the system does not say it."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name of the program stands in brackets and may have spaces in it.
+    fields = text.rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

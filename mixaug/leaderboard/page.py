@@ -23,8 +23,9 @@ from mixaug.leaderboard.cells import (
     star,
     subtitle,
 )
+from mixaug.leaderboard.side_by_side import Pair, pairs_of
 
-_STYLE = """
+STYLE = """
 :root { --ink: #24292f; --soft: #57606a; --faint: #8b949e; --line: #e4e7eb; --wash: #f6f8fa;
   --better: #1a7f37; --worse: #b42318; }
 * { box-sizing: border-box; }
@@ -59,7 +60,7 @@ pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px
 """
 
 
-_SCRIPT = """
+SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const sort = (head, column) => {
@@ -89,15 +90,29 @@ def to_html(leaderboard: Leaderboard) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Leaderboard</title><style>{_STYLE}</style></head><body>",
+        f"<title>Leaderboard</title><style>{STYLE}</style></head><body>",
         f"<h1>Leaderboard</h1><p>{_escape(how(leaderboard))}</p>",
     ]
     if not leaderboard.boards:
         parts.append("<p>No finished run.</p>")
+    parts += [_html_pair(pair) for pair in pairs_of(leaderboard)]
     parts += [_html_board(board, leaderboard) for board in leaderboard.boards]
     parts.append(_html_left_out(leaderboard))
-    parts.append(f"<script>{_SCRIPT}</script></body></html>")
+    parts.append(f"<script>{SCRIPT}</script></body></html>")
     return "\n".join(parts) + "\n"
+
+
+def _html_pair(pair: Pair) -> str:
+    heads = "".join(f'<th scope="col">{_escape(head)}</th>' for head in pair.heads)
+    body = ["<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in cells) + "</tr>" for cells in pair.rows()]
+    return "\n".join(
+        [
+            f"<section><h2>{_escape(pair.title)}</h2><p>{_escape(pair.about)}</p>",
+            f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>',
+            *body,
+            "</tbody></table></div></section>",
+        ]
+    )
 
 
 def _html_board(board: Board, leaderboard: Leaderboard) -> str:

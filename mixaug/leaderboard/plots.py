@@ -211,12 +211,12 @@ def data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def new_figure(columns: int, *, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of the pages' width with panels side by side; ``height`` in inches."""
+def new_figure(columns: int, *, height: float, share_y: bool = False, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the pages' width with panels side by side, row by row; ``height`` of a row in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = list(figure.subplots(1, columns, sharey=share_y, squeeze=False)[0])
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)

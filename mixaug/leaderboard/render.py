@@ -39,6 +39,9 @@ from mixaug.leaderboard.cells import (
     visible_gap,
 )
 from mixaug.leaderboard.page import to_html
+from mixaug.leaderboard.side_by_side import pairs_of
+
+_EVERY_TASK = [variant for task in TASKS.values() for variant in task.variants]
 
 _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "model": lambda row, board, _: board.setting.model,
@@ -46,6 +49,8 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     "data_options": lambda row, board, _: board.setting.data_options,
     "protocol": lambda row, board, _: board.setting.protocol,
     "epochs": lambda row, board, _: board.setting.epochs,
+    "at_equal_cost": lambda row, board, _: "yes" if board.setting.at_equal_cost else "",
+    "step_cost": lambda row, board, _: exact(row.cost),
     "policy": lambda row, board, _: row.policy,
     "policy_options": lambda row, board, _: json.dumps(dict(row.policy_options), sort_keys=True),
     "objective": lambda row, board, _: row.runs[0].objective if row.runs else row.failed[0].objective,
@@ -72,8 +77,8 @@ _CSV: dict[str, Callable[[Row, Board, Leaderboard], object]] = {
     **{
         f"{key}_mean": lambda row, board, _, key=key: cost(row, key)  # type: ignore[misc]
         for key in dict.fromkeys(
-            [task.result_key(figure) for task in TASKS.values() for figure in task.figures]
-            + [detail.key.format(figure=f) for task in TASKS.values() for detail in task.details for f in task.figures]
+            [task.result_key(figure) for task in _EVERY_TASK for figure in task.figures]
+            + [task.detail_key(detail, f) for task in _EVERY_TASK for detail in task.details for f in task.figures]
             + ["top5_last"]
         )
     },
@@ -143,7 +148,7 @@ def literally(text: str) -> str:
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def _fence(lines: Iterable[str]) -> list[str]:
+def fence(lines: Iterable[str]) -> list[str]:
     """A block of code whose fence none of its lines can close."""
     lines = list(lines)
     longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
@@ -156,6 +161,11 @@ def to_markdown(leaderboard: Leaderboard) -> str:
     lines = ["# Leaderboard", "", how(leaderboard), ""]
     if not leaderboard.boards:
         lines += ["No finished run.", ""]
+    for pair in pairs_of(leaderboard):
+        lines += [f"## {literally(pair.title)}", "", pair.about, "", f"| {' | '.join(pair.heads)} |"]
+        lines += ["|---|" + "---:|" * (len(pair.heads) - 1)]
+        lines += [f"| {' | '.join([literally(first), *cells])} |" for first, *cells in pair.rows()]
+        lines.append("")
     for board in leaderboard.boards:
         lines += [f"## {literally(board.setting.title)}", "", literally(subtitle(board)), ""]
         details, reruns = extra_columns(board), has_reruns(board)
@@ -181,7 +191,7 @@ def to_markdown(leaderboard: Leaderboard) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
         lines += [f"[{number}] {literally(note)}  " for number, note in enumerate(notes.texts, start=1)]
-        lines += ["", "Each row again:", "", *_fence(row.command for row in board.rows), ""]
+        lines += ["", "Each row again:", "", *fence(row.command for row in board.rows), ""]
     lines += _markdown_left_out(leaderboard)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -234,6 +244,16 @@ def print_tables(leaderboard: Leaderboard, console: Console) -> None:
         console.print(board.setting.title, style="bold", markup=False, highlight=False, soft_wrap=True)
         about = f"{subtitle(board)} {board.task.title}: {board.statistic_title}."
         console.print(about, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(table, highlight=False)
+    for pair in pairs_of(leaderboard):
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for head in pair.heads:
+            table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=head != "policy")
+        for cells in pair.rows():
+            table.add_row(*map(escape, cells))
+        console.print()
+        console.print(pair.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(pair.about, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print(table, highlight=False)
     if not leaderboard.boards:
         console.print("No finished run.")

@@ -13,6 +13,7 @@ Sources: mixup, arXiv:1710.09412; label smoothing, arXiv:1512.00567; BCE for mix
 from mixaug.losses.accuracy import mixed_accuracy
 from mixaug.losses.any_loss import MixedLoss, mixed_loss
 from mixaug.losses.binary_cross_entropy import MixedBinaryCrossEntropy, mixed_binary_cross_entropy
+from mixaug.losses.contrastive import supervised_contrastive_loss
 from mixaug.losses.cross_entropy import MixedCrossEntropy, mixed_cross_entropy
 from mixaug.losses.decoupled import DecoupledCrossEntropy, decoupled_regularizer
 from mixaug.losses.regression import (
@@ -40,4 +41,5 @@ __all__ = [
     "mixed_cross_entropy",
     "mixed_loss",
     "mixed_regression_loss",
+    "supervised_contrastive_loss",
 ]

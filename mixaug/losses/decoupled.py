@@ -93,6 +93,7 @@ class DecoupledCrossEntropy(nn.Module):
 
     #: What the labels are: "classification" or "regression".
     task: ClassVar[str] = "classification"
+    usual_policy = ("cutmix", {"alpha": 0.2})
 
     def __init__(
         self,

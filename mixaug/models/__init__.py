@@ -18,7 +18,7 @@ from mixaug.models import small
 from mixaug.models.lstnet import LSTNet
 from mixaug.models.tabular import MLP
 
-__all__ = ["MLP", "LSTNet", "create", "list_models", "small"]
+__all__ = ["MLP", "LSTNet", "create", "list_models", "projector", "small"]
 
 # timm's conventions (features of images, channels, pretrained weights) do not fit these.
 _OTHERS: dict[str, Callable[..., nn.Module]] = {"lstnet": LSTNet, "mlp": MLP}
@@ -71,3 +71,24 @@ def create(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn
         )
         raise ValueError(f"mixaug.models.create got the unknown model name {name!r}; {hint}")
     return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
+
+
+def projector(name: str = "cifar_resnet8", dim: int = 128, hidden: int = 512, **options: Any) -> nn.Sequential:
+    """A backbone with a projection head of two layers, as contrastive losses take it: inputs to (B, dim) floats.
+
+    The head is that of supervised contrastive learning (arXiv:2004.11362): linear, ReLU, linear.
+
+    Args:
+        name: the backbone, as for `create`.
+        dim: width of the embedding, >= 1.
+        hidden: width of the head's inner layer, >= 1.
+        **options: handed to `create`, such as `in_chans`.
+
+    Raises:
+        ValueError: an unknown backbone, or a width out of range.
+        TypeError: an option that the backbone does not know.
+    """
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"mixaug.models.projector expected dim >= 1, got {dim!r}")
+    # A backbone's classifier is a linear layer of any width, so it serves as the head's first one.
+    return nn.Sequential(create(name, num_classes=hidden, **options), nn.ReLU(), nn.Linear(hidden, dim))

@@ -153,7 +153,8 @@ class AugMix(Objective):
 
     Args:
         mean, std: of the normalisation ``(pixel / 255 - mean) / std`` that made float images, one number or one for
-            each channel; 0 and 1 for images in [0, 1]. None for both takes uint8 images alone.
+            each channel; 0 and 1 for images in [0, 1]. None for both takes
+            uint8 images alone, or in the engine the normalisation of the run.
         severity: of the strongest operation, in (0, 10]: 3 on CIFAR, 1 on ImageNet in the authors' code.
         width: chains, at least 1; 3 in the authors' code.
         depth: (least, most) operations of a chain, or one number; 1 to 3 in the authors' code.
@@ -192,6 +193,11 @@ class AugMix(Objective):
         self.weight = check_not_negative("AugMix", "weight", weight)
         check_choice("AugMix", "form", form, get_args(Form))
         self.form: Form = form
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take the normalisation of whoever normalises the images, where none was given."""
+        if self.statistics is None:
+            self.statistics = check_statistics("AugMix", mean, std)
 
     def attach(self, step: Any) -> None:
         if step.layout is not None and step.layout.index("C") != 1:

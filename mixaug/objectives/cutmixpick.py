@@ -77,6 +77,7 @@ class CutMixPick(Objective):
     """
 
     wants = Wants(networks=("teacher",))
+    usual_policy = ("cutmix", {"pairing": "derangement"})
 
     def __init__(
         self,

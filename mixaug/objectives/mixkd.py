@@ -47,6 +47,7 @@ class MixKD(Objective):
     """
 
     wants = Wants(networks=("teacher",))
+    usual_policy = ("mixup", {})
 
     def __init__(self, gamma: float = 0.1, alpha: float = 0.9, label_smoothing: float = 0.0) -> None:
         super().__init__(MixedCrossEntropy(label_smoothing))

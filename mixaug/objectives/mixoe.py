@@ -33,6 +33,7 @@ class MixOE(Objective):
     """
 
     wants = Wants(streams=("outliers",))
+    usual_policy = ("mixup", {})
 
     def __init__(self, beta: float = 5.0, loss: Callable[[Any, MixedBatch], Tensor] | None = None) -> None:
         super().__init__(loss)

@@ -104,7 +104,8 @@ class PixMix(Objective):
 
     Args:
         mean, std: of the normalisation ``(pixel / 255 - mean) / std`` that made float images, one number or one for
-            each channel; 0 and 1 for images in [0, 1]. None for both takes uint8 images alone.
+            each channel; 0 and 1 for images in [0, 1]. None for both takes
+            uint8 images alone, or in the engine the normalisation of the run.
         pictures: (P, C, H, W) uint8, or the path of a ``.npy`` file of such an array, at least as large as the images:
             each time a picture and a part of it are drawn. None draws coloured noise: our substitute.
         rounds: largest number of rounds, at least 0; 4 in the authors' code.
@@ -138,6 +139,11 @@ class PixMix(Objective):
         self.severity = check_range("PixMix", "severity", (0.0, severity), 0, 10, strict=True)[1]
 
     pictures: Tensor | None
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take the normalisation of whoever normalises the images, where none was given."""
+        if self.statistics is None:
+            self.statistics = check_statistics("PixMix", mean, std)
 
     def attach(self, step: Any) -> None:
         if step.layout is not None and step.layout.index("C") != 1:

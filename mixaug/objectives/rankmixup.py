@@ -100,6 +100,8 @@ class RankMixup(Objective):
         ValueError: an option out of range.
     """
 
+    usual_policy = ("mixup", {"alpha": 2.0, "per": "batch"})
+
     def __init__(
         self,
         form: Form = "ndcg",

@@ -32,6 +32,8 @@ class RegMixup(Objective):
         ValueError: an option out of range.
     """
 
+    usual_policy = ("mixup", {"alpha": 10.0, "per": "batch"})
+
     def __init__(
         self,
         eta: float = 1.0,

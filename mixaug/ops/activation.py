@@ -11,7 +11,7 @@ from torch import Tensor
 from mixaug.checks import check_class_ids
 from mixaug.ops.layout import reads_freely, single_precision
 
-__all__ = ["class_activation_map", "normalised_map"]
+__all__ = ["class_activation_map", "given_map", "normalised_map"]
 
 #: Range of a map, relative to its largest value, below which the map says nothing but rounding.
 FLAT = 1e-6
@@ -64,6 +64,20 @@ def class_activation_map(
         # Terms that cancel leave rounding of their own size, not of the sum's.
         scale = torch.einsum("bc,bchw->bhw", chosen.abs(), maps.abs()).flatten(1).amax(1)
         return normalised_map(torch.einsum("bc,bchw->bhw", chosen, maps), size, scale)
+
+
+def given_map(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Finished maps at another size: bilinear, each of sum 1; NaN where constant.
+
+    Args:
+        maps: (B, h, w) floating point. Maps that are not negative keep their zero; others are raised by their minimum.
+        size: (H, W).
+    """
+    maps = F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.flatten(1).aminmax(dim=1)
+    raised = maps - low.clamp_max(0)[:, None, None]
+    flat = high - low <= FLAT * torch.maximum(high.abs(), low.abs())
+    return raised / raised.sum((1, 2)).masked_fill(flat, torch.nan)[:, None, None]
 
 
 def normalised_map(maps: Tensor, size: Sequence[int], scale: Tensor | None = None) -> Tensor:

@@ -47,32 +47,6 @@ def recalls(confusion: Tensor) -> Tensor:
     return confusion.diagonal() / confusion.sum(1).clamp(min=torch.finfo(confusion.dtype).tiny)
 
 
-def measure_value(measure: Measure, confusion: Tensor) -> Tensor:
-    """The measure itself: mean, geometric mean, harmonic mean or minimum of the recalls.
-
-    Measures under a constraint on coverage give the measure without it; ``"min_ht_recall"`` the smaller of the mean
-    recalls of head and tail.
-
-    Args:
-        measure: see :data:`MEASURES`.
-        confusion: (K, K).
-
-    Returns:
-        Scalar in [0, 1].
-    """
-    check_choice("measure_value", "measure", measure, MEASURES)
-    recall = recalls(confusion)
-    if measure.startswith("hmean"):
-        return 1 / (1 / recall.clamp(min=LEAST)).mean()
-    if measure == "gmean":
-        return recall.clamp(min=LEAST).log().mean().exp()
-    if measure == "min_recall":
-        return recall.min()
-    if measure == "min_ht_recall":
-        return torch.stack([part.mean() for part in _head_and_tail(recall)]).min()
-    return recall.mean()
-
-
 def measure_gradient(
     measure: Measure,
     confusion: Tensor,
@@ -174,4 +148,4 @@ def _heads(classes: int) -> int:
     return min(max(math.floor(HEAD * classes), 1), classes - 1)
 
 
-__all__ = ["MEASURES", "Measure", "confusion_matrix", "measure_gradient", "measure_value", "recalls"]
+__all__ = ["MEASURES", "Measure", "confusion_matrix", "measure_gradient", "recalls"]

@@ -49,6 +49,13 @@ def cells_to_size(cells: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         (R, *size) of the dtype of ``cells``.
     """
+    grid = cells.shape[1:]
+    # One copy where cells are of one size; a graph would hold for such sizes alone.
+    if not torch.compiler.is_compiling() and all(pixels % side == 0 for pixels, side in zip(size, grid, strict=True)):
+        for d, pixels in enumerate(size):
+            cells = cells.unsqueeze(2 * d + 2)
+            cells = cells.expand([pixels // grid[d] if axis == 2 * d + 2 else -1 for axis in range(cells.ndim)])
+        return cells.reshape(-1, *size)
     for d, pixels in enumerate(size):
         lines = torch.arange(pixels, device=cells.device) * cells.shape[1 + d] // pixels
         cells = cells.index_select(1 + d, lines)

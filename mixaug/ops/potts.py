@@ -49,12 +49,12 @@ def potts_labels(unary: Tensor, distance: Tensor, weight: float, *, rounds: int 
     columns, count = unary.shape[2:]
     beliefs = _beliefs(unary, distance, weight, rounds)
     width = min(STRIP, columns)
-    kept = min(count, _largest_root(STATES, width))
+    kept = kept_candidates(count, width)
     candidates = beliefs.topk(kept, dim=3, largest=False).indices
     if columns <= STRIP:
         return _exact(unary, distance, weight, candidates)
     labels = candidates[..., 0]
-    for starts in _strips(columns, width):
+    for starts in strips(columns):
         labels = _improved(unary, distance, weight, candidates, labels, starts, width)
     return labels
 
@@ -170,14 +170,21 @@ def _improved(
     return result
 
 
-def _strips(columns: int, width: int) -> list[list[int]]:
+def kept_candidates(count: int, width: int) -> int:
+    """How many of ``count`` labels are compared for each block of a strip of ``width`` columns."""
+    return min(count, _largest_root(STATES, width))
+
+
+def strips(columns: int) -> list[list[int]]:
     """First columns of strips that cover and overlap, in groups whose strips do not touch each other."""
-    starts = [*range(0, columns - width, width), columns - width]
-    starts += [start for start in range(width // 2, columns - width, width) if start not in starts]
+    if columns <= STRIP:
+        return [[0]]
+    starts = [*range(0, columns - STRIP, STRIP), columns - STRIP]
+    starts += [start for start in range(STRIP // 2, columns - STRIP, STRIP) if start not in starts]
     groups: list[list[int]] = []
     for start in starts:
         for group in groups:
-            if all(abs(start - other) > width for other in group):
+            if all(abs(start - other) > STRIP for other in group):
                 group.append(start)
                 break
         else:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixaug.ops.potts import potts_labels
+from mixaug.ops import fused
+from mixaug.ops.potts import STRIP, kept_candidates, potts_labels, strips
 
 # A label that is half of two inputs is a little cheaper than the mean of the two, and close to both.
 SOFT_GAIN = 5e-4
@@ -20,6 +21,10 @@ SOFT_DISTANCE = 0.25
 
 # Cost of labels that do not exist, times 1 + gamma: above every penalty of an overlap.
 FORBIDDEN = 1e5
+
+
+#: Most inputs of a part, and most blocks of an image, that the kernel takes.
+MOST_INPUTS, MOST_BLOCKS = 61, 1024
 
 
 def comixup_objective(
@@ -104,8 +109,10 @@ def comixup_shares(
         raise ValueError(f"comixup_shares expects iterations >= 1, got {iterations}")
     if valid is None:
         valid = torch.ones(parts, dtype=torch.bool, device=cost.device)
-    # Unrolled into a graph, the sweeps over all outputs would take a compiler minutes: one operator stands for them.
-    solve = torch.ops.mixaug.comixup_shares if torch.compiler.is_compiling() else _sweeps
+    # Two bodies give one result: torch operators, and on a CUDA device one kernel. Unrolled into a graph, the sweeps
+    # over all outputs would take a compiler minutes: one operator stands for them as well.
+    as_one = torch.compiler.is_compiling() or _fits_kernel(cost, compatibility, start, valid)
+    solve = torch.ops.mixaug.comixup_shares if as_one else _sweeps
     with torch.no_grad():
         shares: Tensor = solve(cost, compatibility, start, valid, beta, gamma, threshold, iterations, soft_penalty)
     return shares
@@ -176,7 +183,72 @@ def _sweeps(
     return shares
 
 
-_as_operator = torch.library.custom_op("mixaug::comixup_shares", _sweeps, mutates_args=())
+def _fits_kernel(*tensors: Tensor) -> bool:
+    """Whether the kernel takes cost, compatibility, start and valid."""
+    _, count, rows, columns = tensors[0].shape
+    fits = 2 <= count <= MOST_INPUTS and rows * columns <= MOST_BLOCKS
+    return fits and tensors[0].dtype == tensors[1].dtype == torch.float32 and fused.serves(*tensors)
+
+
+def _by_kernel(
+    cost: Tensor,
+    compatibility: Tensor,
+    start: Tensor,
+    valid: Tensor,
+    beta: float,
+    gamma: float,
+    threshold: float,
+    iterations: int,
+    soft_penalty: bool,
+) -> Tensor:
+    """:func:`_sweeps` by one kernel."""
+    from mixaug.ops.fused import comixup_kernel
+
+    count, rows, columns = cost.shape[1:]
+    blocks, width = rows * columns, min(STRIP, columns)
+    halves = 3 if count >= 3 else 1
+    weight, strength = beta / blocks, gamma / blocks
+    with fused.current(cost.device):
+        return comixup_kernel.shares(
+            cost.contiguous(),
+            compatibility.contiguous(),
+            start.contiguous(),
+            valid.contiguous(),
+            {
+                "weight": weight,
+                "near": SOFT_DISTANCE * weight,
+                "smooth": weight / 2,
+                "strength": strength,
+                "twice": 2 * strength,
+                "limit": threshold * blocks,
+                "gain": SOFT_GAIN,
+                "never": FORBIDDEN * (1 + gamma),
+            },
+            iterations,
+            soft_penalty,
+            (kept_candidates(count, width), kept_candidates(count + halves, width)),
+            tuple(start for group in strips(columns) for start in group),
+            width,
+        )
+
+
+def _of_operator(
+    cost: Tensor,
+    compatibility: Tensor,
+    start: Tensor,
+    valid: Tensor,
+    beta: float,
+    gamma: float,
+    threshold: float,
+    iterations: int,
+    soft_penalty: bool,
+) -> Tensor:
+    """The body of the operator that stands for all sweeps."""
+    solve = _by_kernel if _fits_kernel(cost, compatibility, start, valid) else _sweeps
+    return solve(cost, compatibility, start, valid, beta, gamma, threshold, iterations, soft_penalty)
+
+
+_as_operator = torch.library.custom_op("mixaug::comixup_shares", _of_operator, mutates_args=())
 
 
 @_as_operator.register_fake
@@ -188,8 +260,9 @@ def _(cost: Tensor, compatibility: Tensor, start: Tensor, valid: Tensor, *option
 def compatibility_of(distance: Tensor, omega: float, inputs: int | Tensor) -> Tensor:
     identity = torch.eye(distance.shape[-1], device=distance.device, dtype=distance.dtype)
     total = distance.sum((-2, -1), keepdim=True)
-    scaled = distance * inputs / torch.where(total > 0, total, torch.ones_like(total))
-    return torch.where(total > 0, (1 - omega) * identity + omega * scaled, identity)
+    there = total > 0
+    scaled = distance * inputs / torch.where(there, total, 1.0)
+    return torch.where(there, (1 - omega) * identity + omega * scaled, identity)
 
 
 def _with_halves(

@@ -81,7 +81,7 @@ class Selective:
     def _looked_at(self, labels: Tensor | None, metadata: Mapping[str, Tensor]) -> list[tuple[Tensor, Relation]]:
         found: list[tuple[Tensor, Relation]] = []
         if self.label != "any":
-            found.append((_classes(labels), self.label))
+            found.append((classes_of(labels), self.label))
         for name in self.metadata:
             found.append((_integers(f"metadata {name!r}", metadata.get(name)), self.relation))
         return found
@@ -115,19 +115,21 @@ class FittedSelective:
         cell = torch.zeros(len(labels), dtype=torch.int64, device=device)
         allowed = torch.ones(1, 1, dtype=torch.bool, device=device)
         self.known: list[Tensor] = []
-        cells = 1
+        cells = combinations = 1
         for values, relation in looked_at:
             known, index = values.unique(return_inverse=True)
             self.known.append(known)
-            cell = cell * len(known) + index
-            cells *= len(known)
+            # One more stands for values that the set does not have, whose others are all of it.
+            cell = cell * (len(known) + 1) + index
+            cells *= len(known) + 1
+            combinations *= len(known)
             if not self.alike:
-                if cells > MOST_CELLS:
+                if combinations > MOST_CELLS:
                     raise ValueError(
                         f"{pairing!r} looks at more than {MOST_CELLS} combinations of class and group, too many for "
                         "partners of another one"
                     )
-                same = torch.eye(len(known), dtype=torch.bool, device=device)
+                same = torch.eye(len(known) + 1, dtype=torch.bool, device=device)
                 one = same if relation == "same" else ~same
                 allowed = (allowed[:, None, :, None] & one[None, :, None, :]).reshape(cells, cells)
         #: Rows in the order of their cells (a cell is a combination of class and group), and where each cell begins.
@@ -141,6 +143,9 @@ class FittedSelective:
     def draw(self, batch: Batch, draws: Draws, rows: Tensor | None = None) -> Tensor:
         """(B,) int64 rows of the training set, -1 where there is no partner.
 
+        An anchor of a class or group that the training set lacks has no partner of the same one, and finds all of the
+        set where another one is asked for.
+
         Args:
             batch: the anchors.
             draws: source of randomness.
@@ -153,15 +158,14 @@ class FittedSelective:
                 "their own partner: pass rows="
             )
         cell = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
-        lost = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
         looked_at = self.pairing._looked_at(batch.labels, batch.metadata)
         for (values, _), known in zip(looked_at, self.known, strict=True):
             index = torch.searchsorted(known, values.to(known.dtype)).clamp(max=len(known) - 1)
-            lost = lost | (known[index] != values)
-            cell = cell * len(known) + index
+            index = torch.where(known[index] == values, index, len(known))
+            cell = cell * (len(known) + 1) + index
         unit = draws.uniform(per="sample")
         if self.reached is None:
-            return self._of_own_cell(cell, lost, rows, unit)
+            return self._of_own_cell(cell, rows, unit)
         reached = self.reached[cell]
         total = reached[:, -1]
         if self.wants_rows and rows is not None:
@@ -174,15 +178,15 @@ class FittedSelective:
         chosen = (reached <= number[:, None]).sum(1).clamp(max=reached.shape[1] - 1)
         row = self.start[chosen] + number - self._before(reached, chosen)
         found = self.order[row.clamp(0, len(self.order) - 1)]
-        return torch.where(lost | (total <= 0), -1, found)
+        return torch.where(total <= 0, -1, found)
 
-    def _of_own_cell(self, cell: Tensor, lost: Tensor, rows: Tensor | None, unit: Tensor) -> Tensor:
+    def _of_own_cell(self, cell: Tensor, rows: Tensor | None, unit: Tensor) -> Tensor:
         assert rows is not None  # asked for above
         others = self.counts[cell] - 1
         number = torch.minimum((unit * others).long(), (others - 1).clamp(min=0))
         number = number + (number >= self.place[rows] - self.start[cell])
         found = self.order[(self.start[cell] + number).clamp(0, len(self.order) - 1)]
-        return torch.where(lost | (others <= 0), -1, found)
+        return torch.where(others <= 0, -1, found)
 
     @staticmethod
     def _before(reached: Tensor, cell: Tensor) -> Tensor:
@@ -278,7 +282,7 @@ def check_matrix(what: str, matrix: object) -> Tensor:
     return matrix
 
 
-def _classes(labels: Tensor | None) -> Tensor:
+def classes_of(labels: Tensor | None) -> Tensor:
     """(B,) what stands for the class: ids, the largest share of dense labels, numbers as they are."""
     if labels is None or labels.ndim not in (1, 2):
         came = "none" if labels is None else tuple(labels.shape)

@@ -98,3 +98,15 @@ class Halves:
         partner[:half] = second
         # The order of the first half has nothing to do with who was chosen for it.
         return partner.scatter_(0, second, first)
+
+
+class Own:
+    """Every sample with itself: with :class:`mixaug.partners.View`, with another augmentation of the same image.
+
+    Within a batch nothing is mixed then.
+    """
+
+    involution = True
+
+    def __call__(self, batch: Batch, draws: Draws) -> Tensor:
+        return torch.arange(draws.batch_size, device=draws.device)

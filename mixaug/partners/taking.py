@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from mixaug.axes import Form, channels_first, check_layout, check_place_of_channels
 from mixaug.batch import Batch
@@ -51,10 +51,35 @@ class TakesPartners:
     @property
     def wants_metadata(self) -> tuple[str, ...]:
         """Names of the per-sample tensors that pairing and labeling look at, of the policies inside too."""
+        return tuple(dict.fromkeys(name for rule in self._rules() for name in getattr(rule, "metadata", ())))
+
+    @property
+    def wants_networks(self) -> tuple[str, ...]:
+        """Names of the networks beside the model that pairing and labeling look at, of the policies inside too."""
+        return tuple(dict.fromkeys(name for rule in self._rules() for name in getattr(rule, "networks", ())))
+
+    def attach_networks(self, networks: Mapping[str, nn.Module]) -> None:
+        """Hand over the networks beside the model, by name, to the pairings and labelings that look at them.
+
+        Raises:
+            ValueError: one of :attr:`wants_networks` is missing.
+        """
+        for name in self.wants_networks:
+            if name not in networks:
+                raise ValueError(
+                    f"{type(self).__name__} looks at the network {name!r} beside the model, there are "
+                    f"{sorted(networks)}: pass MixStep(..., networks={{{name!r}: ...}})"
+                )
+        for rule in self._rules():
+            if getattr(rule, "networks", ()):
+                rule.attach_networks(networks)
+
+    def _rules(self) -> list[Any]:
+        """Pairings and labelings, of the policies inside too."""
         rules: list[Any] = [rule for part in _parts(self) for rule in (part.pairing, part.labeling)]
         if self.members and getattr(self, "shares_partner", False):
             rules.append(self.pairing)
-        return tuple(dict.fromkeys(name for rule in rules for name in getattr(rule, "metadata", ())))
+        return rules
 
     def check(self, batch: Batch) -> None:
         """Raise a clear error for a batch that this policy cannot mix."""

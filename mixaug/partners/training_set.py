@@ -18,7 +18,7 @@ from mixaug.pairing.base import PoolPairing
 from mixaug.partners.base import Partners, PartnerSource, joined
 from mixaug.partners.plan import PartnersPlan
 
-Fetch = Callable[[Tensor], Tensor]
+Fetch = Callable[..., Tensor]
 
 
 @runtime_checkable
@@ -38,7 +38,9 @@ class TrainingSet(PartnerSource):
 
     Args:
         inputs: (N, ...) training inputs; or a function from (B,) int64 rows on ``labels``' device to (B, ...)
-            inputs, for sets that are read from disk or augmented.
+            inputs, for sets that are read from disk.
+        augmented: whether ``inputs`` is a function of rows and :class:`mixaug.draws.Draws`, which gives other inputs
+            every time: another crop, say. All its randomness must come from the draws.
         labels: (N,) or (N, ...) training labels, in the form that the batches have.
         candidates: ``"all"`` rows; or ``"batch"``, the cheaper mode of C-Mixup's code (``batch_type 1``): B rows
             are drawn uniformly, and the pairing chooses among them and the batch. That is another, narrower
@@ -61,9 +63,15 @@ class TrainingSet(PartnerSource):
         candidates: Literal["all", "batch"] = "all",
         both: bool = False,
         metadata: Mapping[str, Tensor] | None = None,
+        augmented: bool = False,
         what: str = "TrainingSet",
     ) -> None:
         super().__init__()
+        self.augmented = check_flag(what, "augmented", augmented)
+        if augmented and isinstance(inputs, Tensor):
+            raise ValueError(
+                f"{what} got augmented=True with a tensor of inputs: pass a function of rows and draws that augments"
+            )
         if not isinstance(inputs, Tensor) and not callable(inputs):
             raise TypeError(f"{what} expects inputs as a tensor or a function of rows, got {type(inputs).__name__}")
         if not isinstance(labels, Tensor) or labels.ndim == 0 or not len(labels):
@@ -129,22 +137,23 @@ class TrainingSet(PartnerSource):
         own = torch.arange(size, device=batch.device)
         if self.fitted is None:
             pool_rows = draws.integers(0, len(self.labels), per="sample")
-            further = self._taken(pool_rows, batch.inputs)
+            further = self._taken(pool_rows, batch.inputs, draws)
             both = joined(self.what, batch, further)
             return Partners(further, pairing(both, Draws(2 * size, batch.device, draws.generator)), pool_rows)
         drawn = self.fitted.draw(batch, draws, batch.rows)
         pool_rows = drawn.clamp(min=0)
-        return Partners(self._taken(pool_rows, batch.inputs), torch.where(drawn < 0, -1, own + size), pool_rows)
+        return Partners(self._taken(pool_rows, batch.inputs, draws), torch.where(drawn < 0, -1, own + size), pool_rows)
 
     def inputs_again(self, plan: PartnersPlan, like: Tensor) -> Tensor | None:
-        return None if plan.pool_rows is None else self._fetch(plan.pool_rows, like)
+        # Read again, an augmented sample would be another one.
+        return None if plan.pool_rows is None or self.augmented else self._fetch(plan.pool_rows, like)
 
-    def _taken(self, rows: Tensor, like: Tensor) -> MixedBatch:
-        taken = unmixed(self._fetch(rows, like), self.labels[rows])
+    def _taken(self, rows: Tensor, like: Tensor, draws: Draws) -> MixedBatch:
+        taken = unmixed(self._fetch(rows, like, *([draws] if self.augmented else [])), self.labels[rows])
         return dataclasses.replace(taken, metadata={name: values[rows] for name, values in self.metadata.items()})
 
-    def _fetch(self, rows: Tensor, like: Tensor) -> Tensor:
-        found = self.inputs[rows] if isinstance(self.inputs, Tensor) else self.inputs(rows)
+    def _fetch(self, rows: Tensor, like: Tensor, *draws: Draws) -> Tensor:
+        found = self.inputs[rows] if isinstance(self.inputs, Tensor) else self.inputs(rows, *draws)
         if not isinstance(found, Tensor):
             raise TypeError(f"{self.what} expects a tensor from its function of inputs, got {type(found).__name__}")
         if found.shape != (len(rows), *like.shape[1:]) or found.dtype != like.dtype:

@@ -39,7 +39,9 @@ from mixaug.policies.rsb import rsb
 from mixaug.policies.saliency_grafting import SaliencyGrafting
 from mixaug.policies.saliencymix import SaliencyMix
 from mixaug.policies.samix import SAMix
+from mixaug.policies.selecmix import selecmix
 from mixaug.policies.selective_mixup import selective_mixup
+from mixaug.policies.selfmix import selfmix
 from mixaug.policies.selmix import SelMix
 from mixaug.policies.smmix import SMMix
 from mixaug.policies.smoothmix import SmoothMix
@@ -100,5 +102,7 @@ __all__ = [
     "lisa",
     "local_mixup",
     "rsb",
+    "selecmix",
     "selective_mixup",
+    "selfmix",
 ]

@@ -65,11 +65,16 @@ def comixup_costs(saliency: Tensor, block_num: int) -> Tensor:
     saliency = _clean_saliency("comixup_costs", saliency)
     if block_num < 1:
         raise ValueError(f"comixup_costs expects block_num >= 1, got {block_num}")
+    return _costs(saliency, block_num)
+
+
+def _costs(saliency: Tensor, block_num: int) -> Tensor:
+    """:func:`comixup_costs` of clean saliency."""
     grid = (min(block_num, saliency.shape[1]), min(block_num, saliency.shape[2]))
     blocks = F.adaptive_avg_pool2d(saliency.unsqueeze(1), grid).squeeze(1)
     total = blocks.sum((1, 2), keepdim=True)
-    even = torch.full_like(blocks, 1 / (grid[0] * grid[1]))
-    return -torch.where(total > 0, blocks / torch.where(total > 0, total, torch.ones_like(total)), even)
+    there = total > 0
+    return torch.where(there, blocks / torch.where(there, -total, 1.0), -1 / (grid[0] * grid[1]))
 
 
 def comixup_distance(saliency: Tensor) -> Tensor:
@@ -84,7 +89,12 @@ def comixup_distance(saliency: Tensor) -> Tensor:
     Raises:
         ValueError: another shape.
     """
-    peaks = _peaks(_clean_saliency("comixup_distance", saliency))
+    return _distances(_clean_saliency("comixup_distance", saliency))
+
+
+def _distances(saliency: Tensor) -> Tensor:
+    """:func:`comixup_distance` of clean saliency."""
+    peaks = _peaks(saliency)
     return (peaks[:, None] - peaks[None]).abs().sum(-1).float()
 
 
@@ -255,16 +265,18 @@ class CoMixup(SaliencyPolicy):
     def _mosaic(self, batch: Batch, saliency: Tensor, draws: Draws) -> Plan:
         count = min(self.part_size, len(batch))
         parts = -(-len(batch) // count)
-        sizes = (len(batch) - count * torch.arange(parts, device=batch.device)).clamp(max=count)
-        valid = torch.arange(count, device=batch.device) < sizes[:, None]
         # Rows past the end of the last part repeat the last sample; `valid` keeps them out.
-        rows = torch.arange(parts * count, device=batch.device).clamp(max=len(batch) - 1).reshape(parts, count)
+        rows = torch.arange(parts * count, device=batch.device).reshape(parts, count)
+        valid = rows < len(batch)
+        rows = rows.clamp(max=len(batch) - 1)
+        sizes = valid.sum(1)
 
-        both = (valid[:, :, None] & valid[:, None]).float()
-        distance = comixup_distance(saliency)[rows[:, :, None], rows[:, None]] * both
+        saliency = _clean_saliency("CoMixup", saliency)
+        both = valid[:, :, None] & valid[:, None]
+        distance = torch.where(both, _distances(saliency)[rows[:, :, None], rows[:, None]], 0.0)
         compatibility = compatibility_of(distance, self.omega, sizes[:, None, None])
         blocks = self._block_num(batch.size, draws)
-        cost = comixup_costs(saliency, blocks)[rows]
+        cost = _costs(saliency, blocks)[rows]
         prior = _dirichlet(self.dirichlet, valid, draws)
         start = draws.uniform(shape=cost.shape[2:])[rows]
         start = torch.minimum((start * sizes[:, None, None, None]).long(), sizes[:, None, None, None] - 1)
@@ -311,7 +323,7 @@ def _clean_saliency(what: str, saliency: Tensor) -> Tensor:
     saliency = single_precision(saliency.detach()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
     # Only its proportions matter: sums of huge values must not overflow, nor those of tiny ones vanish.
     largest = saliency.amax((1, 2), keepdim=True)
-    return (saliency / torch.where(largest > 0, largest, torch.ones_like(largest))).float()
+    return (saliency / torch.where(largest > 0, largest, 1.0)).float()
 
 
 def _peaks(saliency: Tensor) -> Tensor:
@@ -340,13 +352,13 @@ def _own_first(sizes: Tensor, rows: Tensor, batch_size: int) -> tuple[Tensor, Te
     Returns:
         (B, m) int64 places in the part, and (B, m) int64 rows; a place that the part lacks is the sample's own row.
     """
-    count = rows.shape[1]
-    sample = torch.arange(batch_size, device=rows.device)
-    part, own = sample // count, (sample % count)[:, None]
+    parts, count = rows.shape
     place = torch.arange(count, device=rows.device)
-    order = torch.where(place == 0, own, place - (place <= own).long())
-    sources = rows[part[:, None], order]
-    return order, torch.where(order < sizes[part][:, None], sources, sample[:, None])
+    own = place[:, None]
+    order = torch.where(place == 0, own, place - (place <= own).long()).expand(parts, -1, -1)
+    sources = rows[:, None].expand(-1, count, -1).gather(2, order)
+    sources = torch.where(order < sizes[:, None, None], sources, rows[:, :, None])
+    return order.reshape(-1, count)[:batch_size], sources.flatten(0, 1)[:batch_size]
 
 
 def _two_sources(sources: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,6 +373,8 @@ def _two_sources(sources: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pixel_shares(shares: Tensor, size: Sequence[int]) -> Tensor:
     """(B, M) float32 share of the pixels of each source, from its shares of the blocks (B, M, rows, columns)."""
+    if not torch.compiler.is_compiling() and not any(s % n for n, s in zip(shares.shape[2:], size, strict=True)):
+        return shares.float().mean((2, 3))
     # Block i of n begins at pixel ceil(i * side / n).
     pixels = []
     for blocks, side in zip(shares.shape[2:], size, strict=True):

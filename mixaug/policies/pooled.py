@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from torch import Generator, Tensor
 
@@ -15,7 +15,7 @@ from mixaug.policies.combinations import check_takes_partners, made, pairing_of
 from mixaug.policy import Policy
 from mixaug.signals import MixedSignals, ModelSignals, Signals
 
-Fetch = Callable[[Tensor], Tensor]
+Fetch = Callable[..., Tensor]
 
 
 class Pooled(Policy):
@@ -35,8 +35,10 @@ class Pooled(Policy):
         policy: any policy that takes ``partners``, or a name of the registry. The members of a OneOf must have the same
             pairing, or OneOf one for all.
         inputs: (N, ...) training inputs; or a function from (B,) int64 rows on ``labels``' device to (B, ...)
-            inputs, for sets that are read from disk or augmented.
+            inputs, for sets that are read from disk.
         labels: (N,) or (N, ...) training labels, in the form that the batches have.
+        metadata: (N, ...) per-sample tensors by name, for pairings that look at them.
+        augmented: whether ``inputs`` is a function of rows and draws, see :class:`mixaug.partners.TrainingSet`.
         candidates: ``"all"`` rows; or ``"batch"``, the cheaper mode of C-Mixup's code (``batch_type 1``): B rows
             are drawn uniformly, and the pairing chooses among them and the batch. That is another, narrower
             distribution.
@@ -69,10 +71,14 @@ class Pooled(Policy):
         *,
         candidates: Literal["all", "batch"] = "all",
         both: bool = False,
+        metadata: Mapping[str, Tensor] | None = None,
+        augmented: bool = False,
     ) -> None:
         super().__init__()
         self.policy = made("Pooled", "policy", policy)
-        source = TrainingSet(inputs, labels, candidates=candidates, both=both, what="Pooled")
+        source = TrainingSet(
+            inputs, labels, candidates=candidates, both=both, metadata=metadata, augmented=augmented, what="Pooled"
+        )
         check_takes_partners("Pooled", self.policy, source)
         self.needs, self.reads = self.policy.needs, self.policy.reads
         self.pairing = pairing_of(self.policy)
@@ -124,11 +130,9 @@ class Pooled(Policy):
         return self.policy.auxiliary_loss(mixed, seen)
 
 
-def with_training_set(
-    policy: Policy, inputs: Tensor | Fetch, labels: Tensor, *, candidates: Literal["all", "batch"] = "all"
-) -> Policy:
+def with_training_set(policy: Policy, inputs: Tensor | Fetch, labels: Tensor, **options: Any) -> Policy:
     """The policy with partners from a training set, see :class:`Pooled`; itself where partners mean nothing to it."""
-    return Pooled(policy, inputs, labels, candidates=candidates) if policy.has_partners else policy
+    return Pooled(policy, inputs, labels, **options) if policy.has_partners else policy
 
 
 __all__ = ["Pooled"]

@@ -266,7 +266,7 @@ class RegMix(Mixup):
     """
 
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
-    not_offered = ("pairing",)
+    not_offered = ("pairing", "sources")
 
     def __init__(
         self,

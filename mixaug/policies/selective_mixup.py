@@ -17,6 +17,7 @@ from mixaug.partners import PartnerSource
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
+from mixaug.ratio import Ratio
 from mixaug.registry import register
 
 __all__ = ["selective_mixup"]
@@ -38,8 +39,12 @@ def selective_mixup(
     mixing: Mixing = "mixup",
     per: Per = "sample",
     partners: str | PartnerSource | None = None,
+    ratio: str | float | Ratio = "beta",
 ) -> Policy:
     """Mix with a partner of the same or of another class, from the same or from another group.
+
+    With ``ratio="bernoulli"`` nothing is mixed: a coin takes the sample or its partner, whole. That is the control of
+    the paper, training on the same choice of samples without mixing; the paper keeps both of each pair.
 
     Args:
         alpha: of lam ~ Beta(alpha, alpha).
@@ -49,6 +54,7 @@ def selective_mixup(
         mixing: ``"mixup"`` or ``"cutmix"``.
         per: how often lam is drawn.
         partners: see :class:`mixaug.Policy`; the paper draws them from the whole training set.
+        ratio: see :class:`mixaug.Policy`.
     """
     alpha = check_positive("selective_mixup", "alpha", alpha)
     check_per("selective_mixup", per)
@@ -62,12 +68,17 @@ def selective_mixup(
             f"selective_mixup got relation={relation!r}, but no group to look at: name one, group='domain'"
         )
     pairing = Selective(label, None if group is None else (group, relation))
-    return mix_selected(mixing, alpha, pairing, per, partners)
+    return mix_selected(mixing, alpha, pairing, per, partners, ratio)
 
 
 def mix_selected(
-    mixing: Mixing, alpha: float, pairing: Selective, per: Per, partners: str | PartnerSource | None = None
+    mixing: Mixing,
+    alpha: float,
+    pairing: Selective,
+    per: Per,
+    partners: str | PartnerSource | None = None,
+    ratio: str | float | Ratio = "beta",
 ) -> Policy:
     """Mixup or CutMix with partners by class and group."""
     made = Mixup if mixing == "mixup" else CutMix
-    return made(alpha, pairing=pairing, per=per, partners=partners)
+    return made(alpha, pairing=pairing, per=per, partners=partners, ratio=ratio)

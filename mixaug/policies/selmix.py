@@ -14,7 +14,7 @@ and keeps its own label. The estimate is made anew every ``refresh_every`` steps
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -163,6 +163,13 @@ class SelMix(Policy):
                 f"SelMix is attached to a model of {len(self.pairs)} classes, this one has {classes}: make one policy "
                 "for each model"
             )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
+        # A policy that has not met its model yet takes the number of classes from the state.
+        stored = state_dict.get(f"{prefix}pairs")
+        if self.pairs is None and isinstance(stored, Tensor):
+            self.pairs = torch.empty_like(stored)
+        super()._load_from_state_dict(state_dict, prefix, *further)
 
     @torch.no_grad()
     def on_refresh(self, inspection: Inspection) -> None:

@@ -9,8 +9,9 @@ fused kernel: the one row of attention is computed again from its queries and ke
 
 The paper's formula is lam' = s, ``attention_share=1``; the authors' code always averages with the area, the default.
 Departures: their code draws one box for the batch (``per="batch"``) and pairs it with itself reversed
-(``pairing="reversed"``); here every sample has its own. Any grid of tokens will do, theirs is square. They blend every
-fifth batch by Mixup instead, which is ``OneOf([create("mixup", alpha=0.8, per="batch"), "transmix"], [0.2, 0.8])``.
+(``pairing="reversed"``); here every sample has its own. Any grid of tokens will do, theirs is square. Their
+configuration means to blend every fifth batch by Mixup instead, ``OneOf([create("mixup", alpha=0.8, per="batch"),
+"transmix"], [0.2, 0.8])``; as released its key is not read, and the code blends every other batch, ``[0.5, 0.5]``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class TransMix(CutMix):
 
     needs = Attention.needs
     spatial = (2,)
-    not_offered = ("minmax", "labeling")
+    not_offered = ("minmax", "sources", "labeling")
 
     def __init__(
         self,

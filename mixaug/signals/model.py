@@ -179,6 +179,37 @@ class CleanSignals(Signals):
     def pooled(self, *, mode: Mode = "eval", grad: bool = False) -> Tensor:
         return self._pass(mode, {"pooled"}, grad).recorder.pooled(grad)
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether :meth:`shared_pass` gives what a plain pass of the images would."""
+        images = self.images
+        plain = isinstance(images, Tensor) and images.is_floating_point() and not images.requires_grad
+        # A compiled model that is looked at runs piece by piece, which a plain pass shall not.
+        return plain and not is_compiled(self.source.model)
+
+    def shared_pass(self, mode: Mode, reads: frozenset[str], grad: bool, saliency: bool) -> Recorder:
+        """What a pass of the clean batch showed: one that was run for a signal before, or one run now for both.
+
+        A pass that saliency has used up keeps no graph, so it serves questions without gradient alone.
+
+        Args:
+            mode: of the model.
+            reads: what else to record.
+            grad: whether the pass must keep a graph.
+            saliency: whether a pass without a graph may take the saliency along, which will be asked for.
+        """
+        known = self._passes.get(mode)
+        if known is None or not reads <= known.wanted or (grad and not known.has_graph):
+            if saliency and not grad and not self._saliency and self.labels is not None:
+                known = self._run_for_saliency(mode, False, self.wanted | reads)
+            else:
+                wanted = frozenset((self.wanted | reads) - {"saliency"})
+                precision, gradients = callers_precision(self.images.device), torch.set_grad_enabled(grad)
+                with precision, in_mode(self.source.model, mode), gradients:
+                    known = _Pass(self.source, wanted, self._checked(self.images.detach()), grad)
+                self._passes[mode] = known
+        return known.recorder
+
     def _pass(self, mode: Mode, wanted: set[str], grad: bool = False) -> _Pass:
         """The pass in this mode that recorded ``wanted``, run now where there is none."""
         known = self._passes.get(mode)

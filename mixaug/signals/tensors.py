@@ -95,9 +95,9 @@ class Signals:
 
     def cam(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
         """(B, H, W) float32 class activation of the true labels, each with the sum 1; NaN where constant."""
-        from mixaug.ops.activation import normalised_map
+        from mixaug.ops.activation import given_map
 
-        return normalised_map(single_precision(self._given("cam")), size)
+        return given_map(single_precision(self._given("cam")), size)
 
     def attention(self, size: tuple[int, int], *, mode: Mode = "eval") -> Tensor:
         """(B, h, w) float32 attention to the image tokens, in the last block, averaged over its heads.

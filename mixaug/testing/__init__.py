@@ -63,7 +63,8 @@ def check_policy(
 
     A policy that ``needs`` signals of a model gets made-up ones; one that mixes inside a model gets a small one; one
     that has to see its model first (``on_attach``) is attached to that. One whose partners come from elsewhere is given
-    those of the batch, where pixels tell whose they are; one that pairs by metadata, a random permutation. How a method
+    those of the batch, where pixels tell whose they are; one that pairs by metadata or by a network beside the
+    model, a random permutation. How a method
     labels is asked of its labeling: one with an attribute ``normalised = False`` may give a sample's labels a sum other
     than one.
 

@@ -81,7 +81,7 @@ class Subject:
                 if isinstance(part, Policy):
                     # Only rows of one batch can be told from each other by their pixels.
                     part.partners = None
-                    if getattr(part.pairing, "metadata", ()):
+                    if getattr(part.pairing, "metadata", ()) or getattr(part.pairing, "networks", ()):
                         part.pairing = Permutation()
             if _waits_for_model(policy):
                 policy.attach(self.make_model())

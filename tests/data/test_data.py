@@ -19,7 +19,7 @@ from mixaug import data  # noqa: E402
 from mixaug.data import ArrayData, DataSet, FileData, MappedData, load, regression  # noqa: E402
 
 CLASSES = [name for name in data.list_datasets() if name not in regression.LOADERS]
-NEED_ROOT = [name for name in CLASSES if name not in ("digits", "photos")]
+NEED_ROOT = [name for name in CLASSES if name not in ("digits", "framed_photos", "photos")]
 
 
 def picture(index: int, height: int = 12, width: int = 10) -> np.ndarray:
@@ -54,7 +54,7 @@ def shown(split: torch.utils.data.Dataset) -> list[tuple[int, int]]:
 
 def test_names():
     from_files = ["cifar10", "cifar100", "tiny_imagenet", "imagefolder", "cub", "aircraft", "cars", "image_sheets"]
-    assert sorted(["digits", "photos", *from_files]) == CLASSES
+    assert sorted(["digits", "framed_photos", "photos", *from_files]) == CLASSES
     assert data.list_datasets() == sorted([*CLASSES, *regression.LOADERS])
     assert data.list_datasets("cifar*") == ["cifar10", "cifar100"]
 

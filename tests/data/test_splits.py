@@ -199,7 +199,7 @@ def test_what_cannot_be_is_said(options: dict[str, Any], error: type[Exception],
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_set_with_classes_takes_the_options(name: str) -> None:
     """They reach the choice of parts, which refuses this share, or the search for files before it."""
-    root = {} if name in ("digits", "photos") else {"root": "/nowhere"}
+    root = {} if name in ("digits", "framed_photos", "photos") else {"root": "/nowhere"}
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         load(name, **root, valid_share=2.0, per_class=3, split_seed=1, classes=2, class_seed=0)
     assert "/nowhere" in str(caught.value) or "valid_share" in str(caught.value)
@@ -240,3 +240,23 @@ def test_parts_of_ones_own_are_left_alone_or_refused() -> None:
     assert with_splits(own) is own
     with pytest.raises(TypeError, match="parts that are ArrayData, MappedData or FileData, got list"):
         with_splits(own, per_class=1)
+
+
+def test_a_long_tail_of_classes() -> None:
+    """As the formula of arXiv:1901.05555 says, over the classes that are kept and after validation is taken out."""
+    balanced = {"train": numbered(dict.fromkeys(range(4), 40)), "test": numbered(dict.fromkeys(range(4), 3), first=200)}
+    found = with_splits(whole(**balanced), imbalance=8)
+    assert found.train.labels.bincount().tolist() == [40, 20, 10, 5]
+    assert found.test.labels.bincount().tolist() == [3, 3, 3, 3]
+    small = with_splits(whole(**balanced), imbalance=100, per_class=30, valid_share=0.25)
+    assert small.train.labels.bincount().tolist() == [30, 6, 1, 1]  # 30, 6.46, 1.39, 0.3
+    assert small.valid.labels.bincount().tolist() == [10, 10, 10, 10]
+    assert torch.equal(small.train.metadata["place"], torch.tensor(ids(small.train)))
+    # The least frequent class says how many the first one has; a tail of one class has no end.
+    assert with_splits(whole(), imbalance=2).train.labels.bincount().tolist() == [8, 6, 5, 4]
+    assert with_splits(whole(), imbalance=2, classes=1).train.labels.bincount().tolist() == [20]
+    for wrong in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="imbalance >= 1"):
+            with_splits(whole(), imbalance=wrong)
+    with pytest.raises(TypeError, match="imbalance to be a number or None"):
+        with_splits(whole(), imbalance="long")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mixaug.engine import run
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError
 from mixaug.engine.evaluate import evaluate, predict
+from mixaug.engine.evaluation.calibration import expected_calibration_error
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
 from processes import run_script
@@ -55,6 +57,37 @@ def test_scores_agree_with_the_slow_twin(classes: int, scale: float) -> None:
     assert (scores.top1, scores.top5, scores.nll, scores.ece) == pytest.approx(expected, abs=2e-5)
     assert scores.samples == 101
     assert model.training
+
+
+def test_recalls_and_the_worst_group_are_those_of_the_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.rand(120, 4, generator=generator), torch.arange(120) % 3  # there is no sample of class 3
+    logits[torch.arange(120), labels] += 0.3
+    groups = torch.randint(3, (120,), generator=generator) * 2  # nor of groups 1 and 3
+    parts = [(logits[k : k + 50], labels[k : k + 50]) for k in range(0, 120, 50)]
+    scores = evaluate(nn.Identity(), parts, 4, CPU, groups=groups, num_groups=5)
+    right = logits.argmax(1) == labels
+    recalls = [100 * float(right[labels == label].double().mean()) for label in range(3)]
+    assert scores.mean_recall == pytest.approx(statistics.fmean(recalls))
+    assert scores.min_recall == pytest.approx(min(recalls))
+    assert scores.gmean_recall == pytest.approx(statistics.geometric_mean(recalls))
+    assert scores.hmean_recall == pytest.approx(statistics.harmonic_mean(recalls))
+    assert scores.worst_group == pytest.approx(min(100 * float(right[groups == g].double().mean()) for g in (0, 2, 4)))
+    assert evaluate(nn.Identity(), parts, 4, CPU).worst_group is None
+    # A class that is never found makes the two means zero, without a number that is none.
+    never = evaluate(nn.Identity(), [(logits - 9 * nn.functional.one_hot(labels * 0, 4), labels)], 4, CPU)
+    assert (never.min_recall, never.gmean_recall, never.hmean_recall) == (0, 0, 0)
+    assert never.mean_recall > 0
+
+
+def test_confidences_of_exactly_one_share_the_last_bin() -> None:
+    # Sure and right, and a little less sure and wrong: in one bin the two gaps make up for each other in part.
+    logits = torch.tensor([[200.0, 0, 0]] * 12 + [[3.2, 0, -9]] * 4)
+    labels = torch.tensor([0] * 9 + [1] * 3 + [0] * 4)
+    assert float(logits[0].softmax(0)[0]) == 1.0 and float(logits[12].softmax(0)[0]) > 14 / 15
+    scores = evaluate(nn.Identity(), [(logits, labels)], 3, CPU)
+    assert scores.ece == pytest.approx(slow_scores(logits, labels)[3], abs=1e-6)
+    assert scores.ece == pytest.approx(float(expected_calibration_error(logits.double().softmax(1), labels)), abs=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])

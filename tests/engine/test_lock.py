@@ -22,7 +22,7 @@ from mixaug.engine import lock, run
 from mixaug.engine.errors import RunFolderError, RunHeld
 from mixaug.engine.lock import EXIT_HELD, RunLock, holder
 from mixaug.engine.train import train
-from mixaug.leaderboard import benchmark
+from mixaug.leaderboard import progress
 from mixaug.leaderboard.benchmark import Benchmark
 from mixaug.leaderboard.grid import Cell
 
@@ -201,6 +201,9 @@ class Launcher:
             def send(self, number: signal.Signals) -> None:
                 """It has ended."""
 
+            def cpu_seconds(self) -> None:
+                """Nobody knows."""
+
         return Job()
 
     def close(self) -> None:
@@ -210,7 +213,7 @@ class Launcher:
 def test_a_benchmark_takes_other_cells_meanwhile_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "HELD_PAUSE", 0.05)
+    monkeypatch.setattr(progress, "HELD_PAUSE", 0.05)
     cells = [Cell(name, (), {"epochs": 1}, tmp_path / name) for name in ("freed", "refused", "theirs", "free")]
     freed, theirs = RunLock(cells[0].folder), RunLock(cells[2].folder)
     freed.take()

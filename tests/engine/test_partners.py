@@ -10,10 +10,14 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from helpers import interrupt
-from mixaug.engine import checkpoint, run
+from helpers import interrupt, seeded
+from mixaug.draws import Draws
+from mixaug.engine import build, checkpoint, run
+from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
+from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.sources import Pool
 from mixaug.engine.train import train
 from mixaug.loading import ResidentLoader
 from mixaug.policies import SelMix
@@ -25,12 +29,31 @@ SETTINGS = {
     "recursivemix": ["policy=recursivemix"],
     "memory": ["policy=cutmix", "policy.partners={_target_: mixaug.partners.Memory, size: 40}"],
     "selmix": ["policy=selmix", "policy.refresh_every=3", "policy.measure=min_recall", "data.valid_share=0.3"],
+    # Cropped anew each time, and the model looks at the partners, too.
+    "pool": ["policy=snapmix", "pool=all"],
+    "pool of files": ["policy=mixup", "pool=all", "augment.crop_padding=0", "data.transform=uint8"],
     "mixoe": [
         "policy=mixup",
         "policy.partners={_target_: mixaug.partners.Stream, name: outliers, label: uniform}",
         "objective=mixoe",
         "+streams.outliers.data.name=digits",
         "+streams.outliers.data.train_size=70",
+    ],
+    "selecmix": [
+        "policy=selecmix",
+        "objective=selecmix",
+        "+networks.biased={_target_: mixaug.networks.Auxiliary, network: "
+        "{_target_: mixaug.models.projector, dim: 8, hidden: 8, in_chans: 1}}",
+    ],
+    "cowa": ["policy=mixup", "objective=cowa"],
+    "dualmix": ["policy=mixup", "objective=dualmix", "objective.size=30"],
+    "ferkd": [
+        "policy=selfmix",
+        "policy.view=second",
+        "views=[second]",
+        "augment.crop_padding=1",
+        "objective=ferkd",
+        "+networks.teacher={_target_: mixaug.networks.Momentum, momentum: 0.5}",
     ],
 }
 
@@ -48,7 +71,7 @@ def tensors(value: Any, place: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for part in ("model", "policy", "optimizer", "streams", "kept"):
+    for part in ("model", "policy", "objective", "networks", "optimizer", "streams", "kept"):
         ours, theirs = tensors(one[part]), tensors(other[part])
         assert ours.keys() == theirs.keys(), part
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
@@ -89,6 +112,57 @@ def test_the_validation_set_says_which_pairs_are_mixed(tiny: Tiny, monkeypatch: 
     assert not torch.allclose(content(config)["policy"]["pairs"], torch.full((10, 10), 0.01))
 
 
+def test_a_pool_is_read_and_augmented_as_batches_are() -> None:
+    """Pixels of the rows as the generator's offsets say; from files the same images as from memory."""
+    base = ["batch_size=20", "data.train_size=100", "device=cpu", "threads=1"]
+    alone = World(0, 1, torch.device("cpu"))
+
+    def pool_of(*overrides: str) -> tuple[Pool, Any]:
+        config = compose([*base, *overrides])
+        data = build.load_data(config)
+        return Batches(config, data, alone).pool(), data
+
+    rows = torch.tensor([5, 5, 7, 90])
+    plain, data = pool_of("augment.crop_padding=0")
+    assert not plain.augmented
+    pixels = (data.train.images.float() / 255 - data.mean[0]) / data.std[0]
+    torch.testing.assert_close(plain.inputs(rows), pixels[rows], rtol=1e-4, atol=1e-5)
+
+    cropped, _ = pool_of("augment.crop_padding=2", "augment.flip=true")
+    assert cropped.augmented
+    got = cropped.inputs(rows, Draws(4, alone.device, seeded(3)))
+    again = Draws(4, alone.device, seeded(3))
+    offsets, flips = again.integers(0, 5, (2,)), again.uniform() < 0.5
+    padded = torch.nn.functional.pad(data.train.images[rows].float(), (2, 2, 2, 2))
+    for image, (top, left), flip, found in zip(padded, offsets.tolist(), flips, got, strict=True):
+        window = image[:, top : top + 8, left : left + 8]
+        window = window.flip(2) if flip else window
+        torch.testing.assert_close(found, (window / 255 - data.mean[0]) / data.std[0], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(got[0], got[1])
+
+    read, _ = pool_of("augment.crop_padding=0", "data.transform=uint8")
+    assert read.augmented  # a transform may draw
+    before = torch.get_rng_state()
+    torch.testing.assert_close(read.inputs(rows, Draws(4, alone.device, seeded(3))), pixels[rows])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(read.labels, data.train.labels)
+
+
+def test_pairings_by_group_look_into_a_pool() -> None:
+    config = compose(["data=framed_photos", "policy=selective_mixup", "policy.label=same", "policy.group=domain",
+                      "policy.relation=other", "pool=all", "device=cpu", "threads=1"])  # fmt: skip
+    data = build.load_data(config)
+    batches = Batches(config, data, World(0, 1, torch.device("cpu")))
+    policy = build.with_pool(config, build.build_policy(config), batches)
+    batch = next(batches.epoch(0))
+    mixed = policy(batch, generator=seeded(1))
+    partner, rows = mixed.sources[:, 1], mixed.plan.pool_rows
+    # Of a class, 13 of 250 have the other frame: in the batch hardly any, in the set one for everybody.
+    assert (partner >= len(batch)).all()
+    assert torch.equal(data.train.labels[rows], batch.labels)
+    assert torch.equal(data.train.metadata["domain"][rows], 1 - batch.metadata["domain"])
+
+
 def test_batches_follow_the_weights_as_they_are() -> None:
     weights = torch.zeros(50)
     loader = ResidentLoader(
@@ -114,8 +188,13 @@ def test_batches_follow_the_weights_as_they_are() -> None:
     (["policy=mixup", "policy.partners={_target_: mixaug.partners.Stream, name: outliers}"],
      r"policy=mixup: the policy wants 'outliers' of streams, there are \[\]: \+streams.outliers.data.name"),
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
+    (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
+    (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
+    (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of"),
     (["policy=mixup", "objective=mixoe", *SETTINGS["mixoe"][3:]], "MixOE expects a policy whose partners are outliers"),
     (["policy=recursivemix", "policy.partners=null"], "expects partners='previous'"),
+    (SETTINGS["mixoe"][3:], "streams: neither objective=cross_entropy nor policy=none looks at outliers"),
+    (["views=[second]", "augment.flip=true"], "views: neither objective=cross_entropy nor policy=none looks at second"),
 ])  # fmt: skip
 def test_what_nobody_brings_is_named_before_the_folder_is_made(
     tiny: Tiny, tmp_path: Path, overrides: list[str], message: str

@@ -203,10 +203,6 @@ def test_classes_take_no_error_of_numbers_and_no_figure_of_them(tiny: Tiny) -> N
         train(tiny("protocol.figure=selected"))
     with pytest.raises(ConfigError, match="pool must be one of null, all, batch"):
         tiny("pool=everything")
-    with pytest.raises(ConfigError, match="digits is augmented"):
-        train(tiny("policy=mixup", "pool=all"))
-    with pytest.raises(ConfigError, match="digits is read file by file"):
-        train(tiny("policy=mixup", "pool=all", "augment.crop_padding=0", "data.transform=uint8"))
 
 
 def test_a_classifier_may_take_partners_from_its_training_set_too(tiny: Tiny) -> None:

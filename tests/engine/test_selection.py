@@ -23,6 +23,7 @@ from mixaug.engine.tasks import CLASSIFICATION, REGRESSION, Task, held_out_split
 from mixaug.engine.train import train
 from mixaug.leaderboard import aggregate, collect
 from mixaug.leaderboard.aggregate import Board
+from mixaug.leaderboard.cells import extra_columns
 
 Tiny = Callable[..., DictConfig]
 
@@ -55,6 +56,13 @@ def test_the_validation_set_chooses_and_the_test_set_is_only_scored() -> None:
     assert (without["selected_on"], without["selected_epoch"], without["top1_best"]) == ("test", 1, 15.0)
     assert (without["top1_best10"], CLASSIFICATION.aim(without, "last")) == (10.0, 1.0)
     assert not any(key.startswith("valid") for key in without)
+
+
+def test_a_search_goes_on_where_a_number_was_not_finite() -> None:
+    # An RMSE of NaN is null in a result, and worse than any other.
+    assert REGRESSION.aim({"rmse_selected": 3.0, "valid_rmse_selected": None}, "selected") == float("inf")
+    assert REGRESSION.aim({"rmse_selected": None, "valid_rmse_selected": 2.5}, "selected") == 2.5
+    assert CLASSIFICATION.aim({"top1_last": None}, "last") == -float("inf")
 
 
 def test_figures_of_the_last_ten_epochs_need_all_of_them() -> None:
@@ -246,3 +254,54 @@ def test_a_statistic_that_a_run_lacks_is_named(tiny: Tiny, tmp_path: Path) -> No
     assert aggregate(runs).boards[0].rows[0].score.n == 1
     with pytest.raises(ValueError, match=r"has no top1_median10, since not all of its last epochs were scored"):
         aggregate(runs, statistic="median10")
+
+
+def test_another_measure_chooses_and_counts(tiny: Tiny) -> None:
+    """Least recall in place of top-1: in the epoch that is chosen, in the result and on the board."""
+    history = records([50.0, 60.0, 70.0], [10.0, 20.0, 30.0])
+    for record, least in zip(history, (5.0, 9.0, 7.0), strict=True):
+        record |= {"valid_min_recall": least, "test_min_recall": least - 1}
+    by_least = CLASSIFICATION.measured_by("min_recall")
+    assert by_least is CLASSIFICATION.measured_by("min_recall")
+    assert CLASSIFICATION.measured_by(None) is CLASSIFICATION.measured_by("top1") is CLASSIFICATION
+    found = by_least.summary(history)
+    assert (found["selected_epoch"], found["min_recall_best"], found["top1_best"]) == (2, 8.0, 20.0)
+    assert (found["valid_min_recall_best"], found["min_recall_last"]) == (9.0, 6.0)
+    assert by_least.aim(found, "best") == 9.0
+    assert CLASSIFICATION.summary(history)["selected_epoch"] == 3
+    with pytest.raises(ValueError, match="classification is not measured by 'rmse'; expected one of top1, mean_recall"):
+        CLASSIFICATION.measured_by("rmse")
+
+    # A run of its own, in a folder of its own, on a board of its own.
+    for measure in ("null", "min_recall"):
+        for policy in ("none", "mixup"):
+            config = tiny("data.imbalance=4", f"measure={measure}", f"policy={policy}", "epochs=1")
+            assert train(config)["measure"] == ("top1" if measure == "null" else measure)
+    boards = {board.task.measure: board for board in aggregate(collect(config.root)).boards}
+    assert sorted(boards) == ["min_recall", "top1"]
+    board = boards["min_recall"]
+    mixed, plain = sorted(board.rows, key=lambda row: row.is_baseline)
+    assert mixed.difference is not None
+    assert mixed.score is not None and plain.score is not None
+    assert mixed.score.mean == mixed.runs[0].result["min_recall_last"]
+    assert mixed.difference.mean == pytest.approx(mixed.score.mean - plain.score.mean)
+    titles = [detail.title for detail, _ in extra_columns(board)]
+    assert titles == ["Top-1 (%)", "Mean recall", "G-mean of recalls", "H-mean of recalls", "NLL", "ECE"]
+    assert [detail.title for detail, _ in extra_columns(boards["top1"])] == ["NLL", "ECE"]
+    assert "measure=min_recall" in mixed.command
+
+
+def test_the_worst_group_needs_groups_and_balanced_batches_draw_them_as_often(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"measure=worst_group needs metadata 'group' of the test set.*digits"):
+        train(tiny("measure=worst_group"))
+    with pytest.raises(ConfigError, match=r"measure=precision: .*expected one of top1"):
+        train(tiny("measure=precision"))
+    with pytest.raises(ConfigError, match="sampling=group needs metadata 'group' of the training set"):
+        train(tiny("sampling=group"))
+    framed = compose(["data=framed_photos", "sampling=group", "batch_size=50", "threads=1", "device=cpu"])
+    batches = Batches(framed, build.load_data(framed), World(0, 1, torch.device("cpu")))
+    batches.draw_evenly()
+    drawn = torch.cat([batch.metadata["group"] for epoch in range(8) for batch in batches.epoch(epoch)])
+    # 4000 draws, a quarter of each group: standard deviation 27. Without it there are 104 of each rare one.
+    assert ((drawn.bincount() - 1000).abs() < 5 * 27).all()
+    assert batches.groups("test").bincount().tolist() == [250] * 4

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import mixaug
-from helpers import interrupt
+from helpers import assert_same, interrupt, timeless
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
 from mixaug.engine.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -42,30 +42,6 @@ def last(config: DictConfig) -> dict[str, Any]:
     return checkpoint.load(run.run_folder(config) / "last.pt")
 
 
-def assert_same(one: Any, two: Any, where: str = "") -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(one) is type(two), where
-    if isinstance(one, Tensor):
-        assert torch.equal(one, two), where
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            assert_same(one[key], two[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(two), where
-        for number, (a, b) in enumerate(zip(one, two, strict=True)):
-            assert_same(a, b, f"{where}[{number}]")
-    else:
-        assert one == two, where
-
-
-def timeless(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without what the clock wrote into it."""
-    wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
-    history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
-    return {**state, "history": history, "meters": None, "prepare_seconds": None}
-
-
 def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny("policy=cutmix")
     result = train(config)
@@ -86,6 +62,7 @@ def test_a_run_leaves_the_folder_of_the_contract(tiny: Tiny, capsys: pytest.Capt
     assert result["top1_median10"] == pytest.approx(sum(record["test_top1"] for record in records) / 2)
     assert set(records[0]) == {
         *("epoch", "train_loss", "train_accuracy", "lr", "test_top1", "test_top5", "test_nll", "test_ece"),
+        *(f"test_{name}_recall" for name in ("mean", "min", "gmean", "hmean")),
         *("seconds", "samples_per_second", "step_ms", "peak_memory_mb"),
     }
     versions = run.read_json(folder / "environment.json")["versions"]

@@ -139,6 +139,9 @@ def test_figures_have_a_series_for_every_policy(tmp_path):
     lines = {line.get_label(): line.get_xydata().tolist() for line in reliability.lines}
     assert lines["none"] == [[0.4, 0.5], [0.9, pytest.approx(0.75)]]
     assert {"mixup", "cutmix"} < set(lines)
+    # The area of a dot is the share of its bin, here 60 and 140 of 200.
+    areas = {round(float(size)) for dots in reliability.collections for size in dots.get_sizes()}
+    assert areas == {120, 280}
     mean, foreign = FIGURES["occlusion"](evaluation).axes
     assert [line.get_ydata()[1] for line in mean.lines] == [50] * 3 and [
         line.get_ydata()[1] for line in foreign.lines
@@ -146,7 +149,23 @@ def test_figures_have_a_series_for_every_policy(tmp_path):
     [corrupted] = FIGURES["corruption"](evaluation).axes
     assert len(corrupted.lines) == 3 and len(corrupted.lines[0].get_ydata()) == 15
     assert len(FIGURES["geometry"](evaluation).axes) == 2
+    # A policy that was not evaluated in a family has no line in its figure.
+    del evaluation.results["cutmix"][0]["attack"], evaluation.results["cutmix"][1]["attack"]
+    assert [text.get_text() for text in FIGURES["attack"](evaluation).axes[0].get_yticklabels()] == ["mixup", "none"]
     assert FIGURES["outliers"](evaluation) is None
+
+
+def test_figures_leave_out_bins_of_a_few_samples_and_show_all_measures(tmp_path):
+    numbers = {measure.key: 1.0 for measure in MEASURES if measure.family == "geometry"}
+    bins = {"count": [1, 999], "confidence": [0.3, 0.9], "accuracy": [1, 0.8]}
+    entries = {"calibration": {"numbers": {"ece": 0.1}, "curves": bins}, "geometry": {"numbers": numbers, "curves": {}}}
+    _, made = board(tmp_path, {"none": [0.1]})
+    (made.rows[0].runs[0].folder / "evaluation.json").write_text(json.dumps(found(0.1, **entries)))
+    evaluation = evaluation_of(made, 0.95)
+    [reliability] = FIGURES["calibration"](evaluation).axes
+    assert [line.get_xydata().tolist() for line in reliability.lines if line.get_label() == "none"] == [[[0.9, 0.8]]]
+    titles = [axis.get_title(loc="left") for axis in FIGURES["geometry"](evaluation).axes]
+    assert titles == [measure.title for measure in MEASURES if measure.family == "geometry"]
 
 
 def test_nothing_is_written_where_nothing_was_evaluated(tmp_path):

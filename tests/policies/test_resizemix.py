@@ -91,9 +91,16 @@ def draw_plans(**options):
 
 
 def test_mean_own_weight_of_the_papers_rule():
-    # tau ~ U(0.1, 0.8) on 32 pixels, sides even before clipping: 0.845 by simulation of the reference.
+    # tau ~ U(0.1, 0.8) on 32 pixels: int(32 tau) is s for tau in [s / 32, (s + 1) / 32), and halves are whole pixels.
+    expected = 0.0
+    for side in range(32):
+        chance = max(min(0.8, (side + 1) / 32) - max(0.1, side / 32), 0) / 0.7
+        half = side // 2
+        lengths = [min(centre + half, 32) - max(centre - half, 0) for centre in range(32)]
+        expected += chance * (1 - (sum(lengths) / 32 / 32) ** 2)
+    assert expected == pytest.approx(0.8413, abs=1e-4)
     area = draw_plans().area().double()
-    assert abs(area.mean() - 0.845) < 4 * area.std() / math.sqrt(len(area)) + 0.002
+    assert abs(area.mean() - expected) < 4 * area.std() / math.sqrt(len(area))
 
 
 def test_beta_rule_is_redrawn_outside_the_scope():

@@ -28,6 +28,17 @@ def test_partners_of_the_same_class_change_no_frequency():
     assert (mixed.partner != torch.arange(400)).all()
 
 
+def test_the_control_takes_the_same_partners_and_mixes_nothing():
+    """A coin takes the sample or its partner, whole: both classes are as frequent as selective mixup makes them."""
+    control = mixaug.create("selective_mixup", ratio="bernoulli")(INPUTS, LABELS, generator=seeded(4))
+    own = control.inputs[:, 0] == INPUTS[:, 0]
+    assert torch.equal(control.inputs, torch.where(own[:, None], INPUTS, INPUTS[control.partner]))
+    assert torch.equal(control.weights[:, 0], own.float())
+    # A fair coin: 200 of 400, standard deviation 10.
+    assert 150 < int(own.sum()) < 250
+    assert control.targets(2).argmax(1).float().mean() == pytest.approx(0.5, abs=0.1)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"label": "near"}, "label"), ({"relation": "other"}, "but no group to look at"), ({"mixing": "fmix"}, "mixing"),
     ({"group": "domain", "relation": "near"}, "relation"),

@@ -13,7 +13,7 @@ import mixaug
 from helpers import seeded
 from mixaug.functional import selmix_gains, selmix_pairs
 from mixaug.losses import MixedCrossEntropy
-from mixaug.ops.confusion import MEASURES, measure_gradient, measure_value
+from mixaug.ops.confusion import MEASURES, measure_gradient
 from mixaug.preparation import Inspection
 
 B, K, D = 12, 4, 6
@@ -67,7 +67,9 @@ def test_gains_by_the_definition():
 def test_the_gradient_is_that_of_the_measure(measure):
     scores = torch.randn(K, K, generator=seeded(6), dtype=torch.float64, requires_grad=True)
     confusion = scores.softmax(1) / K
-    value = measure_value(measure, confusion)
+    recall = K * confusion.diagonal()
+    means = {"mean_recall": recall.mean(), "gmean": recall.prod() ** (1 / K), "hmean": K / (1 / recall).sum()}
+    value = means[measure]
     (wanted,) = torch.autograd.grad(value, scores)
     gradient, _ = measure_gradient(measure, confusion.detach())
     torch.testing.assert_close(gradient, wanted)
@@ -124,6 +126,19 @@ def test_the_weakest_class_is_drawn_most_for_the_worst_recall():
     outputs = F.one_hot(torch.where(seen.labels == 2, 0, seen.labels), K).float()
     policy.on_refresh(dataclasses.replace(seen, outputs=outputs))
     assert int(policy.current_pairs().sum(1).argmax()) == 2
+
+
+def test_a_state_may_be_loaded_before_the_model_is_known():
+    stored = {"pairs": torch.rand(4, 4, generator=seeded(0))}
+    policy = mixaug.create("selmix")
+    policy.load_state_dict(stored)
+    assert torch.equal(policy.current_pairs(), stored["pairs"])
+    policy.attach(nn.Sequential(nn.Flatten(), nn.Linear(8, 4)))
+    assert torch.equal(policy.current_pairs(), stored["pairs"])
+    other = mixaug.create("selmix")
+    other.load_state_dict(stored)
+    with pytest.raises(ValueError, match="attached to a model of 4 classes, this one has 3"):
+        other.attach(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
 
 
 def test_pairs_are_saved_and_a_copy_has_its_own():

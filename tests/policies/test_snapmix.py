@@ -353,8 +353,7 @@ def test_other_labelings_and_other_policies():
     mixed = cut(images, labels, signals=mixaug.Signals(cam=cam), generator=seeded(24))
     plain = mixaug.create("cutmix", pairing="shift")(images, labels, generator=seeded(24))
     assert torch.equal(mixed.inputs, plain.inputs)
-    kept = (cam - cam.amin((1, 2), keepdim=True)) * mixed.mask[:, 0]
-    share = kept.sum((1, 2)) / (cam - cam.amin((1, 2), keepdim=True)).sum((1, 2))
+    share = (cam * mixed.mask[:, 0]).sum((1, 2)) / cam.sum((1, 2))
     torch.testing.assert_close(mixed.lam, share)
     assert_cam_labels_equal_a_loop(images, labels, cam)
     switch = mixaug.Sometimes("snapmix", 0.0)
@@ -411,3 +410,11 @@ def test_bad_arguments(change, error, message):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         mixaug.create("snapmix", **options)
+
+
+def test_a_map_that_is_handed_in_keeps_its_zero():
+    cam = torch.tensor([[[1.0, 3.0], [1.0, 3.0]]])
+    torch.testing.assert_close(mixaug.Signals(cam=cam).cam((2, 2)), cam / 8)
+    assert mixaug.Signals(cam=torch.ones(1, 2, 2)).cam((2, 2)).isnan().all()
+    # One with negative values has no zero of its own and is raised by its minimum.
+    torch.testing.assert_close(mixaug.Signals(cam=cam - 2).cam((2, 2)), torch.tensor([[[0.0, 0.5], [0.0, 0.5]]]))

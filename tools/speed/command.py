@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from speed import loaders, sections, steps
+from speed import check, loaders, sections, steps
 from speed.goals import judge, read_goals
 from speed.profiles import Profile, profiles
 from speed.report import markdown, table
 from speed.setting import DTYPES, LAYOUTS, Setting, environment
 
+#: Where runs of this machine are kept, out of git.
+RECORDED = Path(__file__).resolve().parents[2] / "runs" / "speed_recorded.csv"
 SHAPES = ("128,3,32,32", "64,3,224,224", "16,3,384,384")
 SECTIONS = ("mixing", "loss", "step", "resident", "loader", "pairing", "puzzlemix", "guided", "learned", "objectives")
 #: The sections that time whole training steps, each for backbones of its own.
@@ -27,7 +30,7 @@ LABELS = list(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print Markdown, write files if asked; 1 when ``--check`` finds a goal missed."""
+    """Measure, print Markdown, write files if asked; 1 when ``--check`` finds something slower, or a rival's lead."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.profile and not {job.label for job in sections.JOBS} & set(options.jobs):
@@ -88,14 +91,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is not None:
         (options.out / "speed.md").write_text(page)
         (options.out / "speed.csv").write_text(table(rows))
-    if options.check and not verdicts:
-        print("nothing that this run measured has a goal: name other sections, jobs or shapes", file=sys.stderr)
+    if options.check and not _passes(options, rows, conditions):
         return 1
-    missed = [verdict for verdict in verdicts if verdict.missed]
-    if options.check and missed:
-        print(f"{len(missed)} of {len(verdicts)} goals missed by more than the spread of this run", file=sys.stderr)
-        return 1
+    if options.check or options.record:
+        check.record(options.recorded, rows, conditions, replace=options.record)
     return 0
+
+
+def _passes(options: argparse.Namespace, rows: Sequence[sections.Row], conditions: Mapping[str, str]) -> bool:
+    """Whether nothing became slower and no rival is faster by what a training step feels; says what did and is."""
+    earlier = check.recorded(options.recorded, conditions)
+    if not earlier:
+        where = f"{options.recorded} has no run of {conditions['device']} with {conditions['threads']} threads"
+        print(f"{where}: this one is kept, and later ones are compared with it", file=sys.stderr)
+    settings = {setting.name: setting for setting in _settings(options)}
+
+    @functools.cache
+    def step(name: str) -> float:
+        return check.step_milliseconds(settings[name], options.model)
+
+    slower, compared = check.regressions(rows, earlier)
+    faster, rivals = check.leads([row for row in rows if row.setting in settings], step)
+    if compared + rivals == 0:
+        print(
+            "nothing that this run measured has been recorded or has a rival: name other sections, jobs or shapes",
+            file=sys.stderr,
+        )
+        return False
+    for line in [*(f"slower: {line}" for line in slower), *(f"rival: {line}" for line in faster)]:
+        print(line, file=sys.stderr)
+    found = f"{len(slower)} of {compared} rows slower than recorded, {len(faster)} of {rivals} rivals ahead"
+    print(f"{found} by more than {check.FELT:.0%} of a training step", file=sys.stderr)
+    return not slower and not faster
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="show the operators that mixing in --jobs spends time in"
     )
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.csv")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is clearly missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 on what became slower, and on rivals that a step feels"
+    )
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="file of runs that --check compares with")
+    parser.add_argument("--record", action="store_true", help="let this run replace what it holds")
     return parser
 
 

@@ -86,6 +86,19 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal], device: str = "cpu") -> li
         goals: see :func:`read_goals`.
         device: type of the device of the run, "cpu" or "cuda".
     """
+    goals = list(goals)
+    verdicts: list[Verdict] = []
+    for output, row in kept(rows):
+        conditions = {"section": row.goal_section, "job": row.job, "per": row.per, "where": row.where, "output": output}
+        conditions["device"] = device
+        for goal in goals:
+            if all(getattr(goal, name) in ("", value) for name, value in conditions.items()):
+                verdicts += _verdicts(row, goal)
+    return verdicts
+
+
+def kept(rows: Iterable[Row]) -> list[tuple[str, Row]]:
+    """Our rows that are judged with the word for their output: of ``out=`` and in place the better one, "kept"."""
     judged: dict[tuple[str, ...], tuple[str, Row]] = {}
     for row in rows:
         if row.library != PLAIN or not row.goal_section:
@@ -94,15 +107,7 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal], device: str = "cpu") -> li
         key = (row.section, row.setting, row.job, row.per, output)
         if key not in judged or row.floor.median < judged[key][1].floor.median:
             judged[key] = output, row
-    goals = list(goals)
-    verdicts: list[Verdict] = []
-    for output, row in judged.values():
-        conditions = {"section": row.goal_section, "job": row.job, "per": row.per, "where": row.where, "output": output}
-        conditions["device"] = device
-        for goal in goals:
-            if all(getattr(goal, name) in ("", value) for name, value in conditions.items()):
-                verdicts += _verdicts(row, goal)
-    return verdicts
+    return list(judged.values())
 
 
 def _verdicts(row: Row, goal: Goal) -> Iterator[Verdict]:

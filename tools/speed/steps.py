@@ -18,8 +18,10 @@ from mixaug.loading import ResidentLoader
 from mixaug.losses import DecoupledCrossEntropy
 from mixaug.networks import Frozen
 from mixaug.objectives.mixkd import MixKD
+from mixaug.objectives.mixoe import MixOE
 from mixaug.objectives.rankmixup import RankMixup
 from mixaug.objectives.regmixup import RegMixup
+from mixaug.partners import Stream
 from mixaug.passes import as_objective
 from mixaug.policies.learned import clean, objective, pairs
 from speed.memory import peak_bytes
@@ -89,6 +91,7 @@ OBJECTIVES: tuple[tuple[str, tuple[int, int, int, int], tuple[Job, ...]], ...] =
             Job("rankmixup, margin", "mixup", objective=partial(RankMixup, "margin")),
             Job("rankmixup, NDCG of 3 draws", "mixup", objective=RankMixup),
             Job("mixkd", "mixup", objective=MixKD),
+            Job("mixoe", "mixup", {"partners": Stream("outliers", label="uniform")}, objective=MixOE),
         ),
     ),
 )
@@ -221,14 +224,18 @@ class _Update:
         networks = {name: Frozen(copy.deepcopy(model)) for name in wanted}
         self.step = mixaug.MixStep(model, policy, objective, networks=networks).to(device)
         policy.set_progress(0.5)
+        self.streams = () if policy.partners is None else policy.partners.streams
         self.forward = torch.compile(self.step) if compiled else self.step
         learning = [parameter for parameter in self.step.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(learning, lr=1e-3)
         self.autocast = autocast
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
+        # A stream brings as many samples as the batch has.
+        brought = {name: mixaug.Batch(images.flip(0)) for name in self.streams}
+        given = (mixaug.Batch(images, labels, streams=brought),) if brought else (images, labels)
         with self.autocast:
-            loss, _ = self.forward(images, labels)
+            loss, _ = self.forward(*given)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

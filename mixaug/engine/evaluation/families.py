@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixaug import functional
-from mixaug.engine.evaluation import attack, calibration, corruption, geometry, occlusion, outliers
+from mixaug.engine.evaluation import activation, attack, calibration, corruption, geometry, occlusion, outliers
 from mixaug.engine.evaluation.draws import sample_order, sample_uniforms
 from mixaug.engine.evaluation.subject import Split, Subject, Unavailable
 
@@ -190,6 +190,34 @@ def take_geometry(subject: Subject) -> Found:
     return Found(numbers)
 
 
+def take_activation(subject: Subject) -> Found:
+    """How much class activation lies on the object: in halves of two images, and on masks where the data have them."""
+    split, partners = subject.test, subject.partners(subject.test)
+    found: list[tuple[Tensor, Tensor]] = []
+    for rows in subject.chunks(len(split)):
+        both = subject.normalize(split.images[torch.cat([rows, partners[rows]])].to(subject.device))
+        on_left = sample_uniforms(rows.to(subject.device), (), subject.seed, "half") < 0.5
+        shown = activation.halves(both[: len(rows)], both[len(rows) :], on_left)
+        maps = subject.class_activation(shown, split.labels[rows])
+        found.append(activation.activation_on(maps, activation.half_regions(on_left, *maps.shape[1:])))
+    numbers = _percent("half", found)
+    masks = subject.object_masks
+    if masks is None:
+        return Found(numbers)
+    # An image whose mask is empty has no object to look at.
+    held = masks.flatten(1).any(1).nonzero()[:, 0]
+    if not len(held):
+        return Found(numbers, notes=["no test image has an object in its mask"])
+    found, areas = [], []
+    for rows in held.split(subject.batch_size):
+        region = masks[rows].to(subject.device)
+        images = subject.normalize(split.images[rows].to(subject.device))
+        found.append(activation.activation_on(subject.class_activation(images, split.labels[rows]), region))
+        areas.append(region.double().flatten(1).mean(1))
+    area = 100 * float(torch.cat(areas).mean())
+    return Found(numbers | _percent("object", found) | {"object_area": area, "object_samples": len(held)})
+
+
 FAMILIES: Mapping[str, Callable[[Subject], Found]] = {
     "calibration": take_calibration,
     "temperature": take_temperature,
@@ -198,6 +226,7 @@ FAMILIES: Mapping[str, Callable[[Subject], Found]] = {
     "occlusion": take_occlusion,
     "corruption": take_corruption,
     "geometry": take_geometry,
+    "activation": take_activation,
 }
 """The families by name, in the order in which they are taken."""
 
@@ -209,6 +238,7 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     "occlusion": ("mean_area", "foreign_area", "selectivity", "shuffled_4x4"),
     "corruption": ("mean_error", "severity_1", "severity_5"),
     "geometry": ("nc1", "nc3", "uniformity", "intrusion_mixup"),
+    "activation": ("half_share", "half_pointing", "object_share", "object_pointing", "object_area"),
 }
 """The numbers of each family that a line has room for."""
 
@@ -238,6 +268,12 @@ def _shares(
         for name, right in found.items():
             sums[name] = sums.get(name, 0) + right.sum()
     return {name: float(total) / len(rows) for name, total in sums.items()}
+
+
+def _percent(name: str, found: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Means of what `activation.activation_on` gave for all batches."""
+    shares, hits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return {f"{name}_share": 100 * float(shares.mean()), f"{name}_pointing": 100 * float(hits.mean())}
 
 
 def _cell(size: tuple[int, int]) -> int:

@@ -12,6 +12,7 @@ from torch import Generator
 from mixaug.checks import check_whole
 from mixaug.engine.distributed import start, stream_seed
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.evaluation.datasets import DataSets
 from mixaug.engine.evaluation.draws import sample_order
 from mixaug.engine.evaluation.landscape import filter_normalised_direction, loss_surface, plane_through
 from mixaug.engine.evaluation.subject import Split, Subject
@@ -37,6 +38,7 @@ def draw_pictures(
     seed: int = 0,
     resolution: int = 25,
     allow_targets: Collection[str] = (),
+    sets: DataSets | None = None,
 ) -> list[Path]:
     """Draw ``plane.png`` and ``landscape.png`` of a run.
 
@@ -46,6 +48,7 @@ def draw_pictures(
         device, weights, allow_targets: see `mixaug.engine.stored.evaluate_checkpoint`.
         seed: of the three images and of the directions; the same for runs that are looked at side by side.
         resolution: points of a side of the landscape; the plane has four times as many.
+        sets: data sets that are at hand.
 
     Returns:
         The files that were written.
@@ -55,7 +58,8 @@ def draw_pictures(
         OSError: the folder cannot be written.
     """
     side = check_whole("draw_pictures", "resolution", resolution, least=3)
-    model, config, data = open_model(run, weights, allow_targets)
+    load = (DataSets() if sets is None else sets).of_run
+    model, config, data = open_model(run, weights, allow_targets, load=load)
     if task_of(data) is not CLASSIFICATION:
         raise ConfigError(f"{run}: these pictures are for classification, and data={data.name} has numbers as labels")
     subject = Subject(model, config, data, start(device), seed)

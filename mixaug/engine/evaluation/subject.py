@@ -17,7 +17,9 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World
 from mixaug.engine.evaluation.attack import PixelModel
 from mixaug.engine.evaluation.draws import sample_integers, sample_order
+from mixaug.labeling.object import OBJECT_MASK
 from mixaug.loading import Normalize
+from mixaug.signals import ModelSignals
 from mixaug.signals.backbone import classifier_name
 
 __all__ = ["Predictions", "Split", "Subject", "Unavailable", "outlier_images"]
@@ -121,11 +123,28 @@ class Subject:
     def test(self) -> Split:
         """The test split, or the part of it that is used, in the order of the set."""
         whole = self._split("test")
-        if self.samples is None or self.samples >= len(whole):
-            return whole
-        # Sets may be sorted by class, so the part is drawn.
-        order = sample_order(torch.zeros(1, dtype=torch.int64), len(whole), self.seed, "test images")[0]
-        return whole.rows(order[: self.samples].sort().values)
+        rows = self._taken(len(whole))
+        return whole if rows is None else whole.rows(rows)
+
+    @functools.cached_property
+    def object_masks(self) -> Tensor | None:
+        """(N, H, W) bool masks of the objects of the test split, of its images' size; None where the data have none.
+
+        Raises:
+            Unavailable: masks of another shape.
+        """
+        masks = getattr(self.data.test, "metadata", {}).get(OBJECT_MASK)
+        if masks is None:
+            return None
+        size = tuple(self.test.images.shape[2:])
+        flat = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+        if tuple(flat.shape[1:]) != size:
+            raise Unavailable(
+                f"the test images of data={self.data.name} have {size[0]}x{size[1]} pixels, and metadata "
+                f"{OBJECT_MASK!r} has the shape {tuple(masks.shape)}"
+            )
+        rows = self._taken(len(flat))
+        return (flat if rows is None else flat[rows]) != 0
 
     @functools.cached_property
     def validation(self) -> Split:
@@ -203,6 +222,18 @@ class Subject:
             right += (self.model(images).argmax(1) == split.labels[rows].to(self.device)).sum()
         return 100 * float(right) / len(split)
 
+    def class_activation(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(B, H, W) class activation of normalised images for these classes, see `class_activation_map`.
+
+        Raises:
+            Unavailable: the model has no feature map and linear classifier to be found.
+        """
+        size = (int(images.shape[2]), int(images.shape[3]))
+        try:
+            return ModelSignals(self.model).of(images, labels.to(self.device), frozenset({"cam"})).cam(size)
+        except ValueError as error:
+            raise Unavailable(str(error)) from error
+
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
         """Numbers 0 ... samples - 1 in pieces of a batch."""
         return torch.arange(samples).split(self.batch_size)
@@ -213,6 +244,14 @@ class Subject:
         drawn = sample_integers(rows, 16, len(split), self.seed, "partner")
         other = split.labels[drawn] != split.labels[:, None]
         return drawn.gather(1, other.int().argmax(1, keepdim=True))[:, 0]
+
+    def _taken(self, whole: int) -> Tensor | None:
+        """Rows of a test set of so many samples that are used, in order; None for all."""
+        if self.samples is None or self.samples >= whole:
+            return None
+        # Sets may be sorted by class, so the part is drawn.
+        order = sample_order(torch.zeros(1, dtype=torch.int64), whole, self.seed, "test images")[0]
+        return order[: self.samples].sort().values
 
     def _split(self, name: str) -> Split:
         samples = getattr(self.data, name)

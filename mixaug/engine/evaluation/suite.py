@@ -6,6 +6,7 @@ of samples, the data that were handed in, or the family itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -22,8 +23,9 @@ from mixaug.engine import checkpoint
 from mixaug.engine.distributed import start
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.evaluation import corruption
+from mixaug.engine.evaluation.datasets import DataSets
 from mixaug.engine.evaluation.families import FAMILIES, HEADLINES
-from mixaug.engine.evaluation.subject import Split, Subject, Unavailable, outlier_images
+from mixaug.engine.evaluation.subject import Split, Subject, Unavailable
 from mixaug.engine.lock import RunLock
 from mixaug.engine.reading import DamagedFile, is_number, read_object
 from mixaug.engine.run import status, write_json
@@ -65,6 +67,7 @@ def evaluate_run(
     valid: tuple[Tensor, Tensor] | None = None,
     allow_targets: Collection[str] = (),
     say: Callable[[str], None] = print,
+    sets: DataSets | None = None,
 ) -> dict[str, Any]:
     """Take families of measures of a finished run and keep them in its folder.
 
@@ -82,6 +85,7 @@ def evaluate_run(
             split of the data set, and leaves the family out where there is none.
         allow_targets: full names that the config may call beside those of mixaug.
         say: called with a line for every family.
+        sets: data sets that are at hand; hand the same one to the calls for several runs, and each set is loaded once.
 
     Returns:
         The content of ``evaluation.json``; ``families`` has for each ``numbers``, ``curves``, ``notes``, ``samples``
@@ -114,7 +118,8 @@ def evaluate_run(
                 say(f"{folder.name}  {name}: done before")
         if not todo:
             return before
-        subject = _subject(folder, weights, device, allow_targets, seed, most, outliers, corrupted, given, say)
+        at_hand = DataSets() if sets is None else sets
+        subject = _subject(folder, weights, device, allow_targets, seed, most, outliers, corrupted, given, say, at_hand)
         result: dict[str, Any] = {}
         for name in todo:
             families[name] = {"settings": settings[name], **_taken(subject, name)}
@@ -250,24 +255,29 @@ def _subject(
     corrupted: Path | str | None,
     valid: Split | None,
     say: Callable[[str], None],
+    sets: DataSets,
 ) -> Subject:
-    model, config, data = open_model(folder, weights, allow_targets, say)
+    model, config, data = open_model(folder, weights, allow_targets, say, sets.of_run)
     if task_of(data) is not CLASSIFICATION:
         raise ConfigError(f"{folder}: the suite is for classification, and data={data.name} has numbers as labels")
     world = start(device)
     if world.size > 1:
         raise ConfigError("the suite runs in one process; several runs can be evaluated side by side")
 
+    @functools.cache
+    def kept() -> Path:
+        split = subject.test
+        return corruption.kept_folder(folder.parent / "corrupted", data.name, split.images, split.labels, seed)
+
     def open_corrupted(split: Split, name: str) -> Any:
         if corrupted is not None:
             return corruption.open_set(Path(corrupted), name, split.labels)
-        kept = corruption.kept_folder(folder.parent / "corrupted", data.name, split.images, split.labels, seed)
-        return corruption.open_set(kept, name, split.labels, split.images, seed)
+        return corruption.open_set(kept(), name, split.labels, split.images, seed)
 
     subject = Subject(model, config, data, world, seed, samples, valid, corrupted=open_corrupted)
     if outliers is not None:
         shape = tuple(subject.test.images.shape[1:])
-        subject.outliers = outlier_images(outliers, shape, len(subject.test), seed)
+        subject.outliers = sets.outliers(outliers, shape, len(subject.test), seed)
     return subject
 
 

@@ -22,14 +22,15 @@ from mixaug.engine.build import load_data
 from mixaug.engine.config import compose, plain
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError, RunHeld
-from mixaug.engine.evaluation import attack, corruption, families, suite
+from mixaug.engine.evaluation import attack, corruption, datasets, families, suite
 from mixaug.engine.evaluation.calibration import calibration, fit_temperature
-from mixaug.engine.evaluation.draws import sample_order
+from mixaug.engine.evaluation.draws import sample_order, sample_uniforms
 from mixaug.engine.evaluation.subject import Split, Subject, Unavailable, outlier_images
 from mixaug.engine.lock import RunLock
 from mixaug.engine.reading import DamagedFile
 from mixaug.engine.stored import evaluate_checkpoint
 from mixaug.engine.train import train
+from mixaug.loading import Normalize
 
 NAMES = ("apple", "bottle", "cloud")
 
@@ -91,8 +92,10 @@ def test_all_families_of_a_run(photos: tuple[Path, Path], few: None, monkeypatch
     assert len(said) == len(families.FAMILIES) + 1
     assert said[-1].endswith("passes over the test images")
     found = {name: entry["numbers"] for name, entry in result["families"].items()}
-    assert {name: set(families.HEADLINES[name]) - set(numbers) for name, numbers in found.items()} == {
-        name: set() for name in found
+    lacking = {name: set(families.HEADLINES[name]) - set(numbers) for name, numbers in found.items()}
+    # These images have no masks of objects.
+    assert lacking == {name: set() for name in found} | {
+        "activation": {"object_share", "object_pointing", "object_area"}
     }
 
     scores = evaluate_checkpoint(folder, device="cpu")
@@ -269,6 +272,59 @@ def test_occlusion_by_hand(subject: Callable[..., Subject], few: None) -> None:
     assert found.numbers["cell"] == 1
 
 
+class Bright(nn.Module):
+    """Sees class 0 where an image is bright and class 1 where it is dark, in cells of two pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 2, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(2, 10)
+        self.conv.weight.data = torch.tensor([0.25, -0.25])[:, None, None, None].repeat(1, 1, 2, 2)
+        self.conv.bias = None
+        self.fc.weight.data, self.fc.bias.data = torch.eye(10, 2), torch.zeros(10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.pool(self.conv(images).relu()).flatten(1))
+        return logits
+
+
+def test_class_activation_on_halves_and_on_masks(subject: Callable[..., Subject]) -> None:
+    base = subject("eval_batch_size=7")
+    # Grey but for two columns, bright ones in class 0 and dark ones in class 1.
+    labels = torch.arange(20) % 2
+    images = torch.full((20, 1, 8, 8), 128, dtype=torch.uint8)
+    images[:, :, :, :2] = torch.where(labels == 0, 255, 0).to(torch.uint8)[:, None, None, None]
+    masks = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    masks[:, :, :, :2] = 1
+    masks[3] = 0
+
+    def made(masks: Tensor, **options: Any) -> Subject:
+        data = dataclasses.replace(base.data, test=ArrayData(images, labels, {"object_mask": masks}))
+        found = Subject(Bright(), base.config, data, base.world, **options)
+        found.normalize = Normalize(128 / 255, 0.25, torch.float32)
+        return found
+
+    numbers = families.take_activation(made(masks)).numbers
+    # Cells of 1, 0, 0, 0 are 1, 3/4, 1/4, 0, ... in pixels.
+    assert numbers["object_share"] == pytest.approx(87.5, abs=0.01)
+    assert (numbers["object_pointing"], numbers["object_area"], numbers["object_samples"]) == (100, 25, 19)
+    # Where its own columns are covered, by the other class's, the map of a class is even.
+    left = (sample_uniforms(torch.arange(20), (), 0, "half") < 0.5).double().mean().item()
+    assert 0.2 < left < 0.8
+    assert numbers["half_share"] == pytest.approx(100 * left + 50 * (1 - left), abs=0.01)
+    assert numbers["half_pointing"] == pytest.approx(100 * left + 50 * (1 - left), abs=0.01)
+    assert families.take_activation(made(masks, samples=5)).numbers["object_samples"] <= 5
+    assert "object_share" not in families.take_activation(made(masks * 0)).numbers
+    with pytest.raises(Unavailable, match=r"8x8 pixels, and metadata 'object_mask' has the shape \(20, 1, 8, 4\)"):
+        families.take_activation(made(masks[..., :4]))
+    without = subject(samples=5)
+    without.model.fc = nn.Sequential(without.model.fc, nn.Identity())
+    without.model.get_classifier = nn.Identity
+    with pytest.raises(Unavailable, match="classifier"):
+        families.take_activation(without)
+
+
 def test_features_are_what_enters_the_last_layer(subject: Callable[..., Subject]) -> None:
     made = subject(samples=30)
     found = made.on_test
@@ -341,6 +397,29 @@ def test_outlier_images_fit_the_run(tmp_path: Path) -> None:
         outlier_images({**sheets, "first_class": 3}, (3, 32, 32), 3, 0)
     with pytest.raises(ValueError, match="a set with numbers as labels"):
         outlier_images({"name": "diabetes"}, (3, 32, 32), 3, 0)
+
+
+def test_runs_on_the_same_data_load_them_once(tiny: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    for name in ("load_data", "outlier_images"):
+        original = getattr(datasets, name)
+
+        def noted(*arguments: Any, name: str = name, original: Callable[..., Any] = original) -> Any:
+            loaded.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(datasets, name, noted)
+    sets = datasets.DataSets(most=2)
+    configs = [tiny(f"seed={seed}", f"policy={policy}") for seed in (0, 1) for policy in ("none", "mixup")]
+    held = [sets.of_run(config) for config in configs]
+    assert all(each is held[0] for each in held)
+    spec = {"name": "digits", "train_size": 10}
+    assert sets.outliers(spec, (3, 8, 8), 5, 0) is sets.outliers(dict(spec), (3, 8, 8), 5, 0)
+    assert loaded == ["load_data", "outlier_images"]
+    assert sets.outliers(spec, (3, 8, 8), 5, 1) is not sets.outliers(spec, (3, 8, 8), 5, 0)
+    own = sets.of_run(tiny("seed=0", "data.valid_share=0.1", "data.split_seed=by_seed"))
+    other = sets.of_run(tiny("seed=1", "data.valid_share=0.1", "data.split_seed=by_seed"))
+    assert not torch.equal(own.train.labels, other.train.labels)
 
 
 def test_regression_is_refused(tiny: Callable[..., DictConfig], tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Find the policy that serves data and a model best: mixaug search data=photos model=cifar_resnet8 budget=30m
+
+    mixaug search experiment=photos budget=30m jobs=1
+    mixaug search data=diabetes model=mlp objective=squared_error optimizer=adam budget=5m search=regression
+    mixaug search data.valid_share=0.2 budget=10m "search.policies.mixup.alpha=[0.1,0.4]" ~search.policies.fmix
+
+Successive halving: every trial (a policy with options) is trained a little, the best on the validation set go on
+exactly where they stopped, the last ones in full. Then none, the usual policy and the winner are compared on the test
+set with fresh seeds. The same command again goes on where it was. Beside the arguments of `mixaug train`:
+
+    budget=30m          seconds of training in all, also 90s, 30m, 1.5h; two runs at a time spend two seconds a second
+    search=images       the trials, or regression, or FOLDER/search/mine.yaml with --config-dir (default: by the data)
+    search.eta=3        and the file's other settings: policies, usual, probe_epochs, last_seeds, final_seeds
+    jobs=2              runs at a time (default: one per GPU, or one per core)
+    out=folder          for runs, search.md, search.html and search.csv (default: <root>/search-<hash>)
+    clock=wall          what a second is; cpu: one that a run computes, for a CPU that others use as well
+    launch=fork         or command: a fresh `mixaug train` for each run
+
+Exit code: 0, 1 if every trial failed, 2 for arguments that cannot work, 75 if another process works on this search, 130
+after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["OWN", "main", "parser"]
+
+#: Arguments that are the search's own and no overrides.
+OWN = ("budget", "jobs", "out", "clock", "launch")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        "mixaug search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="as described above")
+    made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own: FOLDER/search/mine.yaml")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the search that the arguments name."""
+    reader = parser()
+    if not arguments:
+        reader.print_help()
+        return 2
+    chosen = reader.parse_intermixed_args(list(arguments))
+    own = {key: value for key, _, value in (given.partition("=") for given in chosen.overrides) if key in OWN}
+    overrides = [given for given in chosen.overrides if given.partition("=")[0] not in OWN]
+    if "budget" not in own:
+        reader.error("budget is missing: how long may training take in all? budget=30m")
+    from mixaug.engine.errors import ConfigError, RunHeld
+    from mixaug.engine.lock import EXIT_HELD
+    from mixaug.leaderboard.search import run_search
+
+    try:
+        return run_search(overrides, **own, config_dir=chosen.config_dir)
+    except RunHeld as error:
+        print(error, file=sys.stderr)
+        return EXIT_HELD
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

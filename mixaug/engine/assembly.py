@@ -1,0 +1,73 @@
+"""The parts of a run, built from its config and checked against each other before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from mixaug.engine import build
+from mixaug.engine.batches import Batches
+from mixaug.engine.distributed import World, stream_seed
+from mixaug.engine.refreshes import Refreshes
+from mixaug.engine.stored import networks_of
+from mixaug.engine.tasks import Task
+from mixaug.policy import Policy
+from mixaug.step import MixStep
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What trains together.
+
+    Attributes:
+        data: the data set.
+        task: what is predicted.
+        objective, model, policy: as built; the policy is the step's.
+        batches: the data, read in batches.
+        step: the whole training forward.
+        refreshes: shows the policy the validation set, where it asks for that.
+    """
+
+    data: Any
+    task: Task
+    objective: nn.Module
+    model: nn.Module
+    batches: Batches
+    policy: Policy
+    step: MixStep
+    refreshes: Refreshes
+
+
+def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
+    """Build the parts of a run; all processes get the same weights.
+
+    Args:
+        config: from ``mixaug.engine.config.compose``.
+        world: this process among all.
+        data: the data set of the config, where it has been loaded already.
+
+    Raises:
+        ConfigError: values that cannot work, or not with each other.
+    """
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    if data is None:
+        data = build.load_data(config)
+    objective = build.build_objective(config)
+    task = build.checked_task(config, objective, data)
+    model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
+    build.check_model(config, model, data)
+    told = getattr(objective, "normalised_by", None)
+    if callable(told) and batches.mean is not None and batches.std is not None:
+        told(batches.mean, batches.std)
+    policy = build.with_pool(config, build.build_policy(config), batches)
+    build.check_wants(config, objective, policy, batches)
+    step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
+    build.check_mixer(config, step)
+    batches.draw_evenly()
+    return Parts(data, task, objective, model, batches, policy, step, Refreshes(config, step, batches, world))

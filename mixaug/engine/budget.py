@@ -1,0 +1,124 @@
+"""How much a training step costs beside one that mixes nothing, and how long a run lasts that may cost as much.
+
+The cost of a step is a number of floating-point operations (:class:`mixaug.flops.Flops`): its forward and its backward
+passes, those of networks beside the model, and whatever a policy computes with a network of its own. It is given as a
+multiple of a plain step, which runs the unmixed batch once and learns from it. For most networks a pass with its
+backward pass is three times one without, so a further pass without gradients adds about a third.
+
+Steps are run to find it, on a few samples of the run's own data. Nothing is declared.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mixaug.batch import Batch
+from mixaug.engine import build
+from mixaug.engine.assembly import assemble
+from mixaug.engine.config import epochs_at_equal_cost, plain
+from mixaug.engine.distributed import World
+from mixaug.engine.errors import ConfigError
+from mixaug.flops import Flops, attention_by_products
+from mixaug.passes import as_objective
+from mixaug.policy import Policy
+from mixaug.registry import create
+from mixaug.step import MixStep
+
+__all__ = ["settle", "step_cost"]
+
+#: Samples of a step that is only counted.
+SAMPLES = 8
+#: Steps that are counted, spread over training: some policies do another thing every second time, and those that choose
+#: among several policies another one in every batch.
+STEPS, STEPS_OF_A_CHOICE = 2, 16
+
+
+def settle(config: DictConfig) -> DictConfig:
+    """Put into effect what ``budget`` asks for.
+
+    ``budget=equal_cost`` divides ``epochs`` by the cost of a step, so that the run costs what as many epochs without
+    mixing cost; ``budget=equal_epochs`` leaves them. Both write down rule, epochs and cost in the config's ``budget``.
+    What a run computes is said by its ``epochs`` alone: two runs of equal length are one, whatever rule they came from.
+
+    Args:
+        config: from ``mixaug.engine.config.compose``; one that is settled already stays as it is.
+
+    Returns:
+        A read-only config.
+
+    Raises:
+        ConfigError: a run that cannot work.
+    """
+    if not isinstance(config.budget, str):
+        return config
+    rule, epochs, cost = config.budget, config.epochs, round(step_cost(config), 3)
+    length = epochs_at_equal_cost(epochs, cost) if rule == "equal_cost" else epochs
+    settled = OmegaConf.create(
+        {**plain(config), "epochs": length, "budget": {"rule": rule, "epochs": epochs, "cost": cost}}
+    )
+    OmegaConf.set_readonly(settled, True)
+    return settled
+
+
+def step_cost(config: DictConfig) -> float:
+    """Floating-point operations of a training step, as a multiple of those of a step that mixes nothing.
+
+    What is done once before training, and looks at a whole validation set while it goes on, are left out.
+
+    Args:
+        config: from ``mixaug.engine.config.compose``.
+
+    Raises:
+        ConfigError: a run that cannot work: parts that do not go together, or a first step that fails.
+    """
+    content = {key: value for key, value in plain(config).items() if key not in ("root", "budget", "epochs", "seed")}
+    return _step_cost(json.dumps(content, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _step_cost(content: str) -> float:
+    told = json.loads(content)
+    few = {"batch_size": min(SAMPLES, told["batch_size"]), "root": ".", "budget": None, "epochs": 1, "seed": 0}
+    config = OmegaConf.create({**told, **few})
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        parts = assemble(config, World(0, 1, torch.device("cpu")), _data(json.dumps(told["data"])))
+        try:
+            build.prepare_policy(config, parts.step.policy, parts.objective, parts.data, parts.batches)
+            batch = next(parts.batches.epoch(0))
+            model, loss = build.build_model(config, parts.data), as_objective(parts.objective).loss
+            unmixed = _operations(MixStep(model, create("none"), loss), Batch(batch.inputs, batch.labels))
+            return _operations(parts.step, batch) / unmixed
+        except (ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"policy={config.choices.policy} with model={config.choices.model}, data={config.choices.data} and "
+                f"objective={config.choices.objective}: {(str(error) or type(error).__name__).splitlines()[0]}"
+            ) from error
+        finally:
+            parts.batches.close()
+
+
+@lru_cache(maxsize=2)
+def _data(section: str) -> Any:
+    """The data set of a config's section; the runs of a grid mostly share one."""
+    return build.load_data(OmegaConf.create({"data": json.loads(section), "seed": 0}))
+
+
+def _operations(step: MixStep, batch: Batch) -> float:
+    """Mean number of operations of a step, spread over training."""
+    parts = [part for part in step.policy.modules() if isinstance(part, Policy)]
+    count = STEPS_OF_A_CHOICE if any(len(part.members) > 1 for part in parts) else STEPS
+    step.train()
+    with attention_by_products(), Flops() as flops:
+        for number in range(count):
+            step.set_progress((number + 0.5) / count)
+            loss, _ = step(batch, generator=torch.Generator().manual_seed(number))
+            loss.backward()
+            step.after_step()
+    return flops.total / count

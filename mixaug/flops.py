@@ -1,0 +1,51 @@
+"""Floating-point operations of whatever runs, by torch's own formulas for matrix products, convolutions and attention.
+
+torch's ``FlopCounterMode`` counts with the same formulas, but it follows modules through hooks on gradients, and a
+policy that asks for the gradient of its images does not get past these.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["Flops", "attention_by_products"]
+
+
+def attention_by_products() -> AbstractContextManager[None]:
+    """A context in which attention is made of plain products, which are counted; one fused operator on a CPU is not."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
+
+
+class Flops(TorchDispatchMode):
+    """Counts the operations of everything that runs inside of it, backward passes included.
+
+    Elementwise operators, which read and write memory more than they compute, count nothing.
+
+    Attributes:
+        total: multiplications and additions so far.
+
+    Example:
+        >>> import torch
+        >>> with Flops() as flops:
+        ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
+        >>> flops.total
+        60
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        result = func(*args, **given)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **given, out_val=result))
+        return result

@@ -1,0 +1,190 @@
+"""The rungs of a search from what trials cost: pure arithmetic, no clock and no run.
+
+With n trials and ``eta``, the rungs have n, n / eta, n / eta^2, ... trials (rounded up), down to the first that has no
+more than ``eta``. The last one trains in full, to R epochs; the others lie a constant factor apart,
+
+    r_k = R * ratio^-(K - 1 - k),   k = 0 ... K - 1,
+
+with the smallest ratio of at least 1 that the budget has room for. At a ratio of 1 all are trained in full, which is
+the whole grid; at ``eta`` all rungs cost about the same, which is successive halving as published.
+
+Before the rungs, a reserve for the final comparison is set aside. Where the budget has no room for a ratio of ``eta``
+or less, first the seeds of the last rung become fewer, down to one, then those of the final comparison, down to two,
+then the ratio grows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["BudgetTooSmall", "Cost", "Plan", "Rung", "affordable", "make_plan", "seconds_of", "whole_grid"]
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+#: A ratio beyond this leaves the first rungs where the probe has stopped.
+LARGEST_RATIO = 1e6
+
+
+class BudgetTooSmall(ValueError):
+    """The budget has no room for the smallest search and its final comparison; the message says what they need."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a trial costs, in seconds of one run: to start (and stop and score) it once, and for each epoch."""
+
+    start: float
+    epoch: float
+
+    def of(self, epochs: float) -> float:
+        """Seconds of one command that trains so many epochs."""
+        return self.start + epochs * self.epoch
+
+
+@dataclass(frozen=True)
+class Rung:
+    """So many trials are brought to this epoch, each with so many seeds, the first of which went through all rungs."""
+
+    trials: int
+    epochs: int
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rungs and seeds of the final comparison.
+
+    Attributes:
+        rungs: in order.
+        final_seeds: seeds of each row of the final comparison.
+        ratio: the epochs of a rung over those of the one before.
+        rung_seconds, final_seconds: what both are expected to cost.
+    """
+
+    rungs: tuple[Rung, ...]
+    final_seeds: int
+    ratio: float
+    rung_seconds: float
+    final_seconds: float
+
+
+def seconds_of(budget: str | int | float) -> float:
+    """The seconds of a budget: ``1800``, ``"90s"``, ``"30m"``, ``"1.5h"``.
+
+    Raises:
+        ValueError: anything else, or nothing above zero.
+    """
+    told = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
+    seconds = float(told[1]) * _UNITS[told[2]] if told else 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"budget: expected seconds of training, or a time such as 30m or 1.5h, got {budget!r}")
+    return seconds
+
+
+def counts_of(trials: int, eta: int) -> list[int]:
+    """How many trials are on each rung: ``[16, 6, 2]`` of 16 with ``eta=3``."""
+    counts = [trials]
+    while counts[-1] > eta:
+        counts.append(-(-counts[-1] // eta))
+    return counts
+
+
+def make_plan(
+    costs: Sequence[Cost],
+    final: Sequence[Cost],
+    *,
+    available: float,
+    epochs: int,
+    done: int,
+    eta: int,
+    last_seeds: int,
+    final_seeds: int,
+) -> Plan:
+    """Rungs that fit into what is left of a budget.
+
+    Args:
+        costs: of the trials, in any order. Later rungs are taken to cost what trials cost on average.
+        final: of the rows of the final comparison; the winner's is not known and should be a dear one's.
+        available: seconds left of the budget.
+        epochs: epochs R of a whole run.
+        done: epochs that all trials have been trained already.
+        eta: one of so many trials goes on, at least 2.
+        last_seeds, final_seeds: most seeds of a trial on the last rung and of a row in the final comparison.
+
+    Raises:
+        BudgetTooSmall: names the seconds that are missing.
+    """
+    counts = counts_of(len(costs), eta)
+    mean = Cost(statistics.fmean(cost.start for cost in costs), statistics.fmean(cost.epoch for cost in costs))
+    a_final_seed = sum(cost.of(epochs) for cost in final)
+
+    def rungs_at(ratio: float, seeds: int) -> list[Rung]:
+        last = len(counts) - 1
+        lengths = [max(done, min(epochs, math.ceil(epochs / ratio ** (last - k) - 1e-9))) for k in range(last + 1)]
+        every = enumerate(zip(counts, lengths, strict=True))
+        return [Rung(n, length, seeds if k == last else 1) for k, (n, length) in every]
+
+    def cost_of(rungs: Sequence[Rung]) -> float:
+        return cost_of_rungs(rungs, mean, done)
+
+    tries = [(final_seeds, seeds) for seeds in range(last_seeds, 0, -1)]
+    tries += [(finals, 1) for finals in range(final_seeds - 1, 1, -1)]
+    for finals, seeds in tries:
+        room = available - finals * a_final_seed
+        if cost_of(rungs_at(eta, seeds)) <= room:
+            low, high = 1.0, float(eta)
+            break
+    else:
+        finals, seeds = tries[-1]
+        room = available - finals * a_final_seed
+        least = cost_of(rungs_at(LARGEST_RATIO, seeds))
+        if least > room:
+            raise BudgetTooSmall(
+                f"budget: {available:.0f} s are left for {len(costs)} trials, but the shortest search takes "
+                f"{least:.0f} s and a final comparison of {finals} seeds {finals * a_final_seed:.0f} s: "
+                f"{least - room:.0f} s are missing; give more, or fewer trials or epochs"
+            )
+        low, high = float(eta), LARGEST_RATIO
+    if cost_of(rungs_at(low, seeds)) <= room:
+        high = low
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost_of(rungs_at(middle, seeds)) <= room else (middle, high)
+    rungs = rungs_at(high, seeds)
+    return Plan(tuple(rungs), finals, high, cost_of(rungs), finals * a_final_seed)
+
+
+def cost_of_rungs(rungs: Sequence[Rung], cost: Cost, done: int) -> float:
+    """Seconds of all rungs, if each trial has this cost and ``done`` epochs behind it."""
+    total = 0.0
+    for rung in rungs:
+        total += rung.trials * (cost.of(rung.epochs - done) if rung.epochs > done else 0.0)
+        total += rung.trials * (rung.seeds - 1) * cost.of(rung.epochs)
+        done = max(done, rung.epochs)
+    return total
+
+
+def affordable(costs: Sequence[Cost], *, room: float, epochs: int, done: int, seeds: int) -> tuple[int, int]:
+    """How many of the first trials a rung has room for, and with how many seeds: fewer seeds before fewer trials.
+
+    Args:
+        costs: of the trials that are to go on, the best first.
+        room: seconds that the rung may take.
+        epochs, done: to which epoch, and from which.
+        seeds: most seeds of each.
+    """
+    for count in range(len(costs), 0, -1):
+        for number in range(seeds, 0, -1):
+            further = (number - 1) * sum(cost.of(epochs) for cost in costs[:count])
+            if sum(cost.of(epochs - done) for cost in costs[:count]) + further <= room:
+                return count, number
+    return 0, 0
+
+
+def whole_grid(costs: Sequence[Cost], epochs: int, seeds: int = 1) -> float:
+    """Seconds that all trials would take in full, with so many seeds each."""
+    return seeds * sum(cost.of(epochs) for cost in costs)

@@ -1,0 +1,92 @@
+"""What a step costs, and runs that last as long as they may cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from mixaug.engine import budget, run
+from mixaug.engine.budget import settle, step_cost
+from mixaug.engine.config import compose, config_hash, epochs_at_equal_cost, plain
+from mixaug.engine.errors import ConfigError
+from mixaug.engine.train import train
+from mixaug.flops import Flops
+
+
+def test_operations_of_a_convolution_and_its_gradients_by_hand():
+    layer = nn.Conv2d(3, 5, 3, bias=False)
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    forward = 2 * 2 * 5 * 6 * 6 * 3 * 3 * 3
+    with Flops() as flops:
+        layer(images).sum().backward()
+    assert flops.total == 3 * forward
+    with Flops() as flops, torch.no_grad():
+        layer(images)
+    assert flops.total == forward
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["policy=cutmix"], 1.0),
+        # The clean and the mixed batch, both with their backward passes; clean and three draws.
+        (["policy=mixup", "objective=regmixup"], 2.0),
+        (["policy=mixup", "objective=rankmixup"], 4.0),
+        # A copy of the model is run without gradients beside it, as much as the forward third.
+        (["policy=mixup", "objective=mixkd", "+networks.teacher._target_=mixaug.networks.Momentum"], None),
+    ],
+)
+def test_cost_of_a_step(tiny, overrides, expected):
+    cost = step_cost(tiny(*overrides))
+    if expected is None:
+        # The first layer needs no gradient of its input: forward is a little more than a third of the step.
+        assert 1 + 1 / 3 < cost < 1.4
+    else:
+        assert cost == pytest.approx(expected)
+
+
+def test_equal_cost_shortens_a_run_which_is_then_the_one_of_that_length(tiny):
+    asked = tiny("policy=mixup", "objective=regmixup", "epochs=5", "budget=equal_cost")
+    settled = settle(asked)
+    assert (settled.epochs, plain(settled)["budget"]) == (2, {"rule": "equal_cost", "epochs": 5, "cost": 2.0})
+    assert settle(settled) is settled
+    assert config_hash(settled) == config_hash(tiny("policy=mixup", "objective=regmixup", "epochs=2"))
+    assert settle(tiny("policy=mixup", "epochs=5", "budget=equal_cost")).epochs == 5
+    kept = settle(tiny("policy=mixup", "objective=regmixup", "epochs=5", "budget=equal_epochs"))
+    assert (kept.epochs, kept.budget.cost) == (5, 2.0)
+    assert [epochs_at_equal_cost(30, cost) for cost in (1.0, 1.337, 4.0, 90.0)] == [30, 22, 8, 1]
+
+
+def test_the_engine_settles_and_resumes_under_one_folder(tiny):
+    config = tiny("policy=mixup", "objective=regmixup", "epochs=2", "budget=equal_cost")
+    result = train(config)
+    assert result["epochs"] == 1
+    folder = run.run_folder(settle(config))
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert (stored.epochs, stored.budget.epochs, stored.budget.cost) == (1, 2, 2.0)
+    assert train(config) == result
+    with pytest.raises(ConfigError, match="budget=equal_cost is to be put into effect first"):
+        run.run_folder(config)
+
+
+def test_a_step_that_fails_says_of_what(tiny):
+    with pytest.raises(ConfigError, match="policy=lisa: the policy wants 'domain' of metadata"):
+        step_cost(tiny("policy=lisa"))
+    with pytest.raises(ConfigError, match=r"policy=tlalign with model=cifar_resnet8.*no global attention"):
+        step_cost(tiny("policy=tlalign"))
+
+
+def test_counting_leaves_no_trace_in_random_state(tiny):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    budget._step_cost.cache_clear()
+    step_cost(tiny("policy=fmix"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wrong", ["budget=equal_passes", "budget={rule:equal_cost}", "budget=3"])
+def test_wrong_budgets(wrong):
+    with pytest.raises(ConfigError, match="budget must"):
+        compose([wrong])

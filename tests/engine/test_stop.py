@@ -1,0 +1,87 @@
+"""`stop_after`: a run that stops and goes on equals one that never stopped; what a sweep is told of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from helpers import assert_same, timeless
+from mixaug.commands.train import main
+from mixaug.engine import checkpoint, run
+from mixaug.engine.train import train
+from mixaug.leaderboard.collect import read_run
+from mixaug.leaderboard.grid import Cell
+
+Tiny = Callable[..., DictConfig]
+
+DATA = ("data.train_size=50", "data.valid_share=0.4", "batch_size=10")
+SETTINGS = ("policy=cutmix", "epochs=4", "evaluate_every=3", *DATA)
+WALL = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb", "train_seconds", "prepare_seconds")
+
+
+def everything(folder: Path) -> tuple[Any, ...]:
+    """The last checkpoint, the result and the epochs of a run without what the clock wrote."""
+    kept = timeless(checkpoint.load(folder / "last.pt"))
+    result = {key: value for key, value in run.read_json(folder / "result.json").items() if key not in WALL}
+    lines = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    return kept, result, [{key: value for key, value in line.items() if key not in WALL} for line in lines]
+
+
+def test_a_run_that_stops_and_goes_on_equals_one_that_never_stopped(tiny: Tiny, tmp_path: Path) -> None:
+    whole = tiny(*SETTINGS, root=tmp_path / "whole")
+    train(whole)
+    stopped = [train(tiny(*SETTINGS, f"stop_after={epoch}")) for epoch in (1, 3)]
+    assert [(told["status"], told["epoch"]) for told in stopped] == [("stopped", 1), ("stopped", 3)]
+    folder = run.run_folder(tiny(*SETTINGS))
+    assert run.status(folder) == "unfinished" and read_run(folder).reason == "stopped after epoch 3"
+    # The validation set alone is scored there; the run's own records have what it scores by itself.
+    assert not [key for told in stopped for key in told if "test" in key]
+    history = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history if "valid_top1" in record] == [3]
+    assert history[2]["valid_top1"] == stopped[1]["valid_top1"] == run.read_stops(folder)[3]["valid_top1"]
+    # Where it stopped before, nothing is done again; what it has passed cannot be had any more.
+    before = (folder / "last.pt").stat().st_mtime_ns
+    assert train(tiny(*SETTINGS, "stop_after=3")) == stopped[1]
+    assert train(tiny(*SETTINGS, "stop_after=2")) == {"status": "stopped", "task": "classification", "epoch": 3}
+    assert (folder / "last.pt").stat().st_mtime_ns == before and not (folder / "failure.json").exists()
+    train(tiny(*SETTINGS))
+    for found, expected in zip(everything(folder), everything(run.run_folder(whole)), strict=True):
+        assert_same(found, expected)
+
+
+def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
+    def cell(stop: int | None) -> Cell:
+        return Cell("x", (), {"epochs": 5, "stop_after": stop}, tmp_path)
+
+    assert [cell(stop).epochs for stop in (None, 3, 9)] == [5, 3, 5]
+    assert not cell(3).is_done()
+    (tmp_path / run.STOPS).write_text('{"epoch": 3, "valid_top1": 1.0}\n[4]\n{"epoch": tr')
+    assert [cell(stop).is_done() for stop in (2, 3, 4, 5, None)] == [False, True, False, False, False]
+    (tmp_path / "result.json").write_text("{}")
+    assert cell(2).is_done() and cell(None).is_done()
+
+
+def test_a_sweeper_is_told_the_validation_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    returns: list[Any] = []
+    sweep = BasicSweeper.sweep
+
+    def seen(self: BasicSweeper, arguments: list[str]) -> Any:
+        returns.extend(job.return_value for batch in sweep(self, arguments) for job in batch)
+        return returns
+
+    monkeypatch.setattr(BasicSweeper, "sweep", seen)
+    monkeypatch.chdir(tmp_path)
+    own = ("policy=mixup", *DATA, "epochs=2", "threads=1", "device=cpu", "progress=false")
+    # The second job takes the run of the first to its end.
+    assert main(["--multirun", *own, "stop_after=1,2"]) == 0
+    (folder,) = Path("runs").glob("mixup-*")
+    result = run.read_json(folder / "result.json")
+    assert returns == [run.read_stops(folder)[1]["valid_top1"], result["valid_top1_last"]]
+    assert returns[1] != result["top1_last"]
