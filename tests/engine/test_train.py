@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mixaug
 from helpers import assert_same, interrupt, timeless
 from mixaug.engine import build, checkpoint, run
+from mixaug.engine import train as engine
 from mixaug.engine.errors import CheckpointError, ConfigError, TrainingDiverged
 from mixaug.engine.train import train
 
@@ -259,6 +260,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, monkeypatch: pytest
     kept = checkpoint.load(folder / "last.pt")
     assert kept["epoch"] == 1
     assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_a_model_that_gives_no_numbers_any_more_has_diverged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step of an epoch broke it: every loss was finite, and an NLL that left the rest out would be 0."""
+    really = engine._train_epoch
+
+    def train_epoch(training: Any) -> None:
+        really(training)
+        with torch.no_grad():
+            next(training.state.step.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(engine, "_train_epoch", train_epoch)
+    config = tiny("policy=mixup")
+    with pytest.raises(TrainingDiverged, match="test_nll is inf after epoch 1, step 4: lower the learning rate"):
+        train(config)
+    folder = run.run_folder(config)
+    assert run.read_json(folder / "failure.json")["step"] == 4
+    assert not (folder / "result.json").exists() and not (folder / "best.pt").exists()
 
 
 def test_an_error_inside_a_run_is_recorded(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
