@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -207,6 +206,9 @@ def _assemble(
         step.model = nn.SyncBatchNorm.convert_sync_batchnorm(step.model)
     ema = None
     if config.ema.decay is not None:
+        # timm takes seconds to import, and the rest of the engine serves rankings too, which do without it.
+        from timm.utils import ModelEmaV3
+
         ema = ModelEmaV3(step.model, decay=config.ema.decay, use_warmup=config.ema.warmup)
     optimizer = build.build_optimizer(config, step)
     updates_per_epoch = -(-batches_per_epoch // config.accumulate)

@@ -20,11 +20,18 @@ from mixaug.draws import Draws
 from mixaug.ops.layout import deliver
 from mixaug.plan import Plan
 from mixaug.policies.several import WeightedSources, rows_of, weighted_mean
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPer
+
+    class Offered(TakesPairing, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["DMixup", "dmixup"]
 
@@ -89,7 +96,7 @@ class DMixup(Policy):
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("ratio", "labeling", "partners")
 
-    def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[SharedOptions]) -> None:
+    def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[Offered]) -> None:
         super().__init__(alpha=alpha, **shared)
         if self.per == "pair":
             raise ValueError("DMixup mixes more than pairs: per expects 'sample' or 'batch', got 'pair'")
