@@ -30,6 +30,7 @@ LAYERS = [
     ["passes"],
     ["functional", "step", "objectives"],
     ["listing"],
+    ["answers"],
     ["loading"],
     ["models"],
     ["integrations", "gallery", "data", "testing"],

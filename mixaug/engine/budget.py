@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from mixaug.batch import Batch
 from mixaug.engine import build
 from mixaug.engine.assembly import assemble
-from mixaug.engine.config import epochs_at_equal_cost, plain
+from mixaug.engine.config import plain
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.lengths import epochs_at_equal_cost
 from mixaug.flops import Flops, attention_by_products
 from mixaug.passes import as_objective
 from mixaug.policy import Policy

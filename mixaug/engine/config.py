@@ -30,6 +30,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mixaug.engine.config_values import check_choice_of, check_integer, check_number, shown
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import explained, settings_of
+from mixaug.engine.lengths import fault_of_budget
 
 __all__ = [
     "GROUPS",
@@ -37,7 +38,6 @@ __all__ = [
     "composed_by_hydra",
     "config_folder",
     "config_hash",
-    "epochs_at_equal_cost",
     "list_choices",
     "mixer_settings",
     "plain",
@@ -58,8 +58,6 @@ NEUTRAL_KEYS = (
 #: The beginning of the override that names further places with config files.
 SEARCH_PATH = "hydra.searchpath="
 
-BUDGETS = ("equal_epochs", "equal_cost")
-BUDGET_KEYS = ("rule", "epochs", "cost")
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
@@ -293,11 +291,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def epochs_at_equal_cost(epochs: int, cost: float) -> int:
-    """Epochs, at least 1, that cost as much as so many without mixing, where a step costs ``cost`` times as much."""
-    return max(1, round(epochs / cost))
-
-
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
     """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
     return told_of_mixer(plain(config).get("mixer") or {})
@@ -387,7 +380,8 @@ def validate(config: DictConfig) -> None:
             "evaluate_every=1"
         )
     _check_streams(config)
-    _check_budget(config)
+    if fault := fault_of_budget(plain(config)["budget"]):
+        raise ConfigError(fault)
     check_choice_of(config, "precision", PRECISIONS)
     check_choice_of(config, "pool", (None, *POOLS))
     check_choice_of(config, "sampling", (None, *SAMPLINGS))
@@ -435,18 +429,6 @@ def _check_streams(config: DictConfig) -> None:
             check_choice_of(config, f"{where}.augment.padding_mode", PADDING_MODES)
         if not isinstance(augment.get("flip", False), bool):
             raise ConfigError(f"{where}.augment.flip must be true or false, got {augment.flip!r}")
-
-
-def _check_budget(config: DictConfig) -> None:
-    """A rule, or what became of it when it was put into effect."""
-    if not isinstance(config.budget, DictConfig):
-        check_choice_of(config, "budget", (None, *BUDGETS))
-        return
-    if set(config.budget) != set(BUDGET_KEYS):
-        raise ConfigError(f"budget must have the keys {', '.join(BUDGET_KEYS)}, got {config.budget!r}")
-    check_choice_of(config, "budget.rule", BUDGETS)
-    check_integer(config, "budget.epochs", minimum=1)
-    check_number(config, "budget.cost", above=0.0)
 
 
 def _check_mixer(config: DictConfig) -> None:
