@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.explained import read_overrides
 from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
@@ -202,23 +203,16 @@ def _fits(combination: Mapping[str, str], config: DictConfig, left_out: dict[str
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], Axes]:
     """Arguments with one value, and key to overrides for those with several, or with all."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     fixed: list[str] = []
     axes: Axes = {}
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(arguments))
-        for argument, override in zip(arguments, parsed, strict=True):
-            if override.is_sweep_override():
-                key = override.get_key_element()
-                axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            elif _asks_for_all([argument]) or argument == f"policy={USUAL}":
-                axes[_key(argument)] = [argument]
-            else:
-                fixed.append(argument)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the arguments {list(arguments)}: {error}") from error
+    for argument, override in zip(arguments, read_overrides(arguments), strict=True):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif _asks_for_all([argument]) or argument == f"policy={USUAL}":
+            axes[_key(argument)] = [argument]
+        else:
+            fixed.append(argument)
     return fixed, axes
 
 
