@@ -102,7 +102,7 @@ def register(
         known = _registered.get(name)
         if known is not None and _identity(known.target) != _identity(target):
             raise ValueError(f"policy name {name!r} is already taken by {_identity(known.target)}")
-        made: FactoryT = target if inspect.isclass(target) else _in_the_name_of(name, target)
+        made = target if isinstance(target, type) else _in_the_name_of(name, target)
         _registered[name] = PolicyInfo(
             name=name,
             target=made,

@@ -93,7 +93,8 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
     products = [
         {**{k: v for k, v in one.items() if k not in given}, **axes} for one in _parts(_grid_axes(probe), given)
     ]
-    seeds = [one.pop("seed", None) for one in products]
+    seeds: list[list[str] | None] = [one.pop("seed", None) for one in products]
+    each: list[Sequence[str | None]] = [own or (None,) for own in seeds]
 
     left_out: dict[str, str] = {}
     chosen: list[list[tuple[dict[str, str], DictConfig]]] = []
@@ -113,9 +114,9 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
 
     several_seeds = any(own is not None and len(own) > 1 for own in seeds)
     cells: dict[Path, Cell] = {}
-    for seed in dict.fromkeys(seed for own in seeds for seed in own or [None]):
-        for pairs, own in zip(chosen, seeds, strict=True):
-            for combination, config in pairs if seed in (own or [None]) else []:
+    for seed in dict.fromkeys(seed for own in each for seed in own):
+        for pairs, own in zip(chosen, each, strict=True):
+            for combination, config in pairs if seed in own else []:
                 overrides = (*fixed, *combination.values(), *([seed] if seed is not None else []))
                 run = config if seed is None else _with_seed(config, seed)
                 label = _label(combination, varied, seed if several_seeds else None) or str(run.choices.policy)
