@@ -114,9 +114,9 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
 
     several_seeds = any(own is not None and len(own) > 1 for own in seeds)
     cells: dict[Path, Cell] = {}
-    for seed in dict.fromkeys(seed for own in each for seed in own):
-        for pairs, own in zip(chosen, each, strict=True):
-            for combination, config in pairs if seed in own else []:
+    for seed in dict.fromkeys(seed for asked in each for seed in asked):
+        for pairs, asked in zip(chosen, each, strict=True):
+            for combination, config in pairs if seed in asked else []:
                 overrides = (*fixed, *combination.values(), *([seed] if seed is not None else []))
                 run = config if seed is None else _with_seed(config, seed)
                 label = _label(combination, varied, seed if several_seeds else None) or str(run.choices.policy)
