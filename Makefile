@@ -67,7 +67,7 @@ format: $(STAMP)  ## format the code and repair what ruff can
 	@$(BIN)/ruff format .
 
 policies: $(STAMP)  ## bring the lists of policies up to date, and draw pictures that are missing
-	@$(BIN)/python tools/policies.py
+	@$(BIN)/python tools/policies.py --answers
 
 bench: $(STAMP)  ## time every policy; fails on what became slower here, and on rivals that a training step feels
 	@$(BIN)/python tools/speed.py --check

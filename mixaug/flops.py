@@ -6,12 +6,20 @@ policy that asks for the gradient of its images does not get past these.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Flops"]
+__all__ = ["Flops", "attention_by_products"]
+
+
+def attention_by_products() -> AbstractContextManager[None]:
+    """A context in which attention is made of plain products, which are counted; one fused operator on a CPU is not."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 class Flops(TorchDispatchMode):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug import registry
+from mixaug.flops import Flops, attention_by_products
 from mixaug.losses import MixedCrossEntropy, MixedSquaredError
 from mixaug.registry import PolicyInfo, create
 from mixaug.signals import ModelSignals
@@ -42,12 +43,18 @@ class Card(PolicyInfo):
     def passes(self) -> float | None:
         """Forward passes of a batch in one training step with the default options, those of copies of the model
         included; None where no step could be run."""
-        return _seen(self.name)[0]
+        return _seen(self.name).passes
+
+    @property
+    def cost(self) -> float | None:
+        """Floating-point operations of one training step with the default options, forward and backward, as a multiple
+        of those of a step that mixes nothing; of a small vision transformer. None where no step could be run."""
+        return _seen(self.name).cost
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The kinds of labels it takes, of :data:`TASKS`."""
-        return _seen(self.name)[1]
+        return _seen(self.name).tasks
 
     def __str__(self) -> str:
         options = ", ".join(f"{option}={value!r}" for option, value in self.defaults.items())
@@ -60,6 +67,7 @@ class Card(PolicyInfo):
             "labels": " or ".join({"classification": "classes", "regression": "numbers"}[task] for task in self.tasks),
             "needs": f"{', '.join(sorted(self.needs))} of the model: mixaug.MixStep" if self.needs else NO_NEEDS,
             "passes": passes,
+            "cost": "" if self.cost is None else f"{self.cost:.3g} times the operations of a step without mixing",
             "options": options or "none",
             "python": f"mixaug.create({self.name!r}), or from {self.target.__module__} import "
             f"{self.target.__qualname__}",
@@ -99,7 +107,8 @@ def describe(name: str) -> Card:
     labels   classes or numbers
     needs    nothing of the model
     passes   1 forward in a training step
-    options  alpha=1.0, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
+    cost     1 times the operations of a step without mixing
+    options  alpha=1.0, sources=2, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
     python   mixaug.create('mixup'), or from mixaug.policies.mixup import Mixup
     command  mixaug train policy=mixup
     """
@@ -114,6 +123,7 @@ def list_policies(
     *,
     task: str | None = None,
     passes: float | None = None,
+    cost: float | None = None,
 ) -> list[str]:
     """Names of all policies, sorted.
 
@@ -124,46 +134,61 @@ def list_policies(
         task: keep policies that take class ids as labels (``"classification"``), or numbers (``"regression"``); None
             keeps all.
         passes: keep policies whose training step runs at most this many forward passes of a batch; None keeps all.
+        cost: keep policies whose training step takes at most this many times the operations of a step without mixing,
+            see :attr:`Card.cost`; None keeps all.
 
     Raises:
-        ValueError: unknown family or task, or ``passes`` below 1.
+        ValueError: unknown family or task, ``passes`` or ``cost`` below 1.
 
     >>> list_policies("*cut*", needs=(), task="regression", passes=1)
     ['cutmix']
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"list_policies expects task as one of {list(TASKS)} or None, got {task!r}")
-    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int | float) or not passes >= 1):
-        raise ValueError(f"list_policies expects passes as a number of at least 1 or None, got {passes!r}")
+    for option, most in (("passes", passes), ("cost", cost)):
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
+            raise ValueError(f"list_policies expects {option} as a number of at least 1 or None, got {most!r}")
     names = registry.list_policies(pattern, needs, family)
     if task is not None:
         names = [name for name in names if task in describe(name).tasks]
     if passes is not None:
         names = [name for name in names if (taken := describe(name).passes) is not None and taken <= passes]
+    if cost is not None:
+        # What is shown as 1.34 is kept by 1.34.
+        names = [name for name in names if (taken := describe(name).cost) is not None and round(taken, 2) <= cost]
     return names
 
 
-def _seen(name: str) -> tuple[float | None, tuple[str, ...]]:
-    """The passes of a step and the tasks for which it runs."""
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What steps of a policy showed: passes and cost of one, and the tasks for which it runs."""
+
+    passes: float | None
+    cost: float | None
+    tasks: tuple[str, ...]
+
+
+def _seen(name: str) -> _Seen:
     return _seen_of(name, registry.describe(name).target)
 
 
 @functools.cache
-def _seen_of(name: str, _: Any) -> tuple[float | None, tuple[str, ...]]:
+def _seen_of(name: str, _: Any) -> _Seen:
     # The class is part of the key: a name can be given anew.
-    found: dict[str, float] = {}
-    with _apart():
+    found: dict[str, tuple[float, float]] = {}
+    with apart():
         for task in TASKS:
             try:
-                found[task] = _passes(name, task)
+                found[task] = _step_of(name, task)
             except (ValueError, TypeError, RuntimeError):
                 # It refuses such labels, or such images at all; any of these is how policies refuse.
                 continue
-    return next(iter(found.values()), None), tuple(found)
+    passes, operations = next(iter(found.values()), (None, None))
+    return _Seen(passes, None if operations is None else operations / plain_operations(next(iter(found))), tuple(found))
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """On the CPU in one thread, which is fastest for so little; torch's global state is afterwards as it was."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
@@ -175,20 +200,27 @@ def _apart() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _passes(name: str, task: str) -> float:
-    """Forward passes of one training step."""
-    counted = _Counted()
+@functools.cache
+def plain_operations(task: str) -> float:
+    """Operations of a step that mixes nothing, for one of :data:`TASKS`."""
+    with apart():
+        return _step_of("none", task)[1]
+
+
+def _step_of(name: str, task: str) -> tuple[float, float]:
+    """Forward passes and operations of one training step."""
     if task == "classification":
-        model, labels = _Model(counted, CLASSES), torch.arange(SAMPLES) % CLASSES
+        model, labels = SmallModel(CLASSES), torch.arange(SAMPLES) % CLASSES
         step = MixStep(model, create(name), MixedCrossEntropy())
     else:
-        model, labels = _Model(counted, 1), torch.linspace(-1, 1, SAMPLES)[:, None]
+        model, labels = SmallModel(1), torch.linspace(-1, 1, SAMPLES)[:, None]
         step = MixStep(model, create(name), MixedSquaredError(), ModelSignals(model, loss=F.mse_loss))
     step.set_progress(0.5)
-    loss, _ = step(torch.rand(SAMPLES, 3, SIDE, SIDE), labels)
-    loss.backward()
-    step.after_step()
-    return counted.rows / SAMPLES
+    with attention_by_products(), Flops() as flops:
+        loss, _ = step(torch.rand(SAMPLES, 3, SIDE, SIDE), labels)
+        loss.backward()
+        step.after_step()
+    return model.counted.rows / SAMPLES, float(flops.total)
 
 
 class _Counted:
@@ -223,15 +255,22 @@ class _Block(nn.Module):
         return tokens + F.gelu(self.mlp(tokens))
 
 
-class _Model(nn.Module):
-    """A small vision transformer, which has whatever policies look at: stages, attention, a linear classifier."""
+class SmallModel(nn.Module):
+    """A small vision transformer, which has whatever policies look at: stages, attention, a linear classifier.
+
+    Args:
+        outputs: numbers for each image.
+
+    Attributes:
+        counted: the rows that it and all its copies have run.
+    """
 
     num_prefix_tokens = 1
     has_class_token = True
 
-    def __init__(self, counted: _Counted, outputs: int, width: int = 16, patch: int = 8) -> None:
+    def __init__(self, outputs: int, width: int = 16, patch: int = 8) -> None:
         super().__init__()
-        self.counted = counted
+        self.counted = _Counted()
         self.patch = nn.Conv2d(3, width, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(4)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,6 +39,7 @@ from mixaug.plan import Plan, Unmixed
 from mixaug.preparation import Inspection, Preparation
 from mixaug.ratio import Ratio
 from mixaug.schedule import Schedule, at_start, is_schedule
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone, is_compiled
 from mixaug.signals.hooks import hooked
 
@@ -47,20 +48,6 @@ if TYPE_CHECKING:
 
 #: Options that a policy's ``repr`` shows.
 PLAIN = (int, float, str, tuple)
-
-
-class SharedOptions(TypedDict, total=False):
-    """Options that policies share, beside ``alpha``, which a policy that has it takes first and by position as well.
-
-    The one place that lists them: a policy ends its ``__init__`` in ``**shared: Unpack[SharedOptions]`` and hands all
-    of that on. Its class attributes ``shared_defaults`` and ``not_offered`` say where it differs.
-    """
-
-    ratio: str | float | Ratio
-    pairing: str | Pairing | None
-    labeling: str | Labeling
-    per: Per
-    partners: str | PartnerSource | None
 
 
 class Policy(TakesPartners, Offering, nn.Module):

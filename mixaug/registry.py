@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -101,9 +102,10 @@ def register(
         known = _registered.get(name)
         if known is not None and _identity(known.target) != _identity(target):
             raise ValueError(f"policy name {name!r} is already taken by {_identity(known.target)}")
+        made = target if isinstance(target, type) else _in_the_name_of(name, target)
         _registered[name] = PolicyInfo(
             name=name,
-            target=target,
+            target=made,
             paper=paper,
             arxiv=arxiv,
             defaults=MappingProxyType(_defaults(name, target)),
@@ -111,9 +113,35 @@ def register(
             summary=(inspect.getdoc(target) or "").split("\n", 1)[0],
             family=family,
         )
-        return target
+        return made
 
     return decorate
+
+
+def _in_the_name_of(name: str, target: Any) -> Any:
+    """A function that builds a preset, whose errors about options name the preset and not the class that it makes."""
+
+    @functools.wraps(target)
+    def preset(*positional: Any, **options: Any) -> Policy:
+        try:
+            made: Policy = target(*positional, **options)
+        except (TypeError, ValueError) as error:
+            first, _, rest = str(error).partition(" ")
+            if first in _classes(target):
+                error.args = (f"{name} {rest}",)
+            raise
+        return made
+
+    return preset
+
+
+def _classes(target: Any) -> set[str]:
+    """Names of the classes that speak where a preset is built: policies, and what its own module uses of others."""
+    found = {value.__name__ for value in target.__globals__.values() if inspect.isclass(value)}
+    policies = [Policy]
+    for policy in policies:
+        policies += policy.__subclasses__()
+    return found | {policy.__name__ for policy in policies}
 
 
 def create(name: str, **options: Any) -> Policy:

@@ -29,7 +29,7 @@ def replay(path: str | Path) -> list[Comparison]:
 
     Returns:
         A list of (what, got, expected, tolerance): ``got`` must lie within ``tolerance`` of ``expected``
-        everywhere, in absolute terms.
+        everywhere, in absolute terms. Both are plain values, without a graph.
 
     Raises:
         LookupError: no adapter for a file of this name.
@@ -39,7 +39,8 @@ def replay(path: str | Path) -> list[Comparison]:
     if not fitting:
         raise LookupError(f"no adapter for {path.name}; there are adapters for {sorted(ADAPTERS)}")
     with np.load(path, allow_pickle=False) as arrays:
-        return ADAPTERS[max(fitting, key=len)](dict(arrays), path.stem)
+        found = ADAPTERS[max(fitting, key=len)](dict(arrays), path.stem)
+    return [(what, got.detach(), expected.detach(), tolerance) for what, got, expected, tolerance in found]
 
 
 __all__ = ["GOLDEN", "adapter", "replay"]

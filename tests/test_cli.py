@@ -91,6 +91,73 @@ def test_a_wrong_line_is_told(say: Say) -> None:
     assert code == 1 and "mixpu" in complaint
 
 
+WRONG = {
+    "train policy=cutmixx": (1, "there is no policy=cutmixx; did you mean cutmix"),
+    "train experiment=nope": (1, "there is no experiment=nope; there is cifar100_coarse, diabetes, digits"),
+    "train policy": (1, "cannot read 'policy': expected key=value"),
+    "train policy=": (1, "there is no policy=; there is adamixup,"),
+    "train policy=3": (1, "cannot read policy=3: a group takes the name of one of its files"),
+    "train policy=[a": (1, "cannot read 'policy=[a': expected key=value"),
+    "train polcy=cutmix": (1, "there is no setting polcy; did you mean policy?"),
+    "train policy=cutmix policy.alpah=2": (1, "there is no setting policy.alpah; did you mean policy.alpha"),
+    "train policy=cutmix policy.alpha.x=2": (1, "policy.alpha is a value and has no settings of its own"),
+    "train policy={a:1}": (1, "there is no setting policy.a"),
+    "train seed=0,1": (1, "seed=0,1 gives several values: add --multirun"),
+    "train seed=range(3)": (1, "seed=range(3) gives several values: add --multirun"),
+    "train --multirun seed=0,x root=out": (1, "seed must be an integer of at least 0, got 'x'"),
+    "train --multirun policy=none,mixupp root=out": (1, "there is no policy=mixupp; did you mean mixup"),
+    "train policy=none --multirun hydra/launcher=nope": (1, "there is no hydra/launcher=nope; there is basic"),
+    "train model.name=${foo}": (1, "Interpolation key 'foo' not found"),
+    "train data=cifar10": (1, "give data.root=..."),
+    "train data=cifar10 data.root=/nowhere root=out": (1, "the folder '/nowhere' does not exist. Expected in it: "),
+    "train policy=cutmix policy.alpha=-1 data=digits root=out": (
+        1,
+        "alpha as a positive finite number, got -1",
+    ),
+    "train data=digits root=file": (1, "cannot write file/none-cifar_resnet8-digits-s0-"),
+    "train --config-dir /nowhere": (1, "--config-dir expects a folder of config files, got '/nowhere'"),
+    "train --nope": (2, "mixaug train: error: unrecognized arguments: --nope"),
+    "benchmark policy=nope": (2, "there is no policy=nope; did you mean none?"),
+    "benchmark seed=0,-1": (2, "seed must be an integer of at least 0, got -1"),
+    "benchmark jobs=x": (2, "jobs: expected an integer of at least 1, got 'x'"),
+    "benchmark launch=x": (2, "launch: expected fork (where the system has it) or command, got 'x'"),
+    "benchmark root=file": (2, "root: expected a folder, got 'file', and 'file' is a file"),
+    "benchmark out=file/x": (2, "out: expected a folder, got 'file/x', and 'file' is a file"),
+    "leaderboard /nowhere": (2, "expected a folder of runs, got '/nowhere', which is not a folder"),
+    "leaderboard empty": (2, "no run folder below empty"),
+    "evaluate /nowhere": (1, "expected a run folder or a checkpoint, and there is nothing at '/nowhere'"),
+    "evaluate empty": (1, "empty is no run folder: it has no config.yaml"),
+    "evaluate empty --suite all": (1, "empty holds no finished run in classification"),
+    "gallery --policies nope": (2, "unknown policy 'nope'"),
+    "gallery --policies cutmix --out file/x.png": (2, "cannot write file: a folder was expected, and there is a file"),
+    "gallery --policies cutmix --out x.pdf": (
+        2,
+        "--out expects the name of a PNG, such as runs/gallery.png, got",
+    ),
+    "gallery --policies cutmix --size 0": (2, "--size expects at least 16 pixels, got 0"),
+    "gallery --run /nowhere": (2, "/nowhere is no run folder: it has no config.yaml"),
+    "mixer empty": (2, "empty is no run folder: it has no config.yaml"),
+    "policies describe cutmixx": (2, "unknown policy 'cutmixx'. Did you mean 'cutmix'"),
+}
+
+
+@pytest.mark.parametrize("every", [pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for line, (expected, told) in list(WRONG.items())[::every]:
+        code, shown, complaint = say(*line.split())
+        *usage, last = complaint.splitlines()
+        assert (code, shown) == (expected, ""), line
+        assert told in last, (line, complaint)
+        # The reader of arguments says how a command is used before it says what was wrong.
+        assert not usage or usage[0].startswith("usage: mixaug"), (line, complaint)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"], line
+
+
 def test_a_missing_extra_is_named(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hydra", None)
     code, _, complaint = say("train", "policy=cutmix")
@@ -216,7 +283,7 @@ def test_a_row_made_from_ones_own_files_says_how_it_is_made_again(own: Path, tmp
         ("mixaug train --config-dir ", []),
         ("mixaug benchmark policy=none,cut", ["policy=none,cutmix"]),
         ("mixaug benchmark jobs=2 policy=none,fmix policy.per", ["policy.per="]),
-        ("mixaug benchmark st", ["statistic=", "streams."]),
+        ("mixaug benchmark st", ["statistic=", "stop_after=", "streams."]),
         ("mixaug search search=im", ["search=images"]),
         ("mixaug search search=regression budget=5m search.policies.cm", ["search.policies.cmixup."]),
         ("mixaug search search.eta=2 search=regression optimizer.l", ["optimizer.lr="]),

@@ -62,11 +62,10 @@ def mosaics(device, *problem, iterations, threshold, soft=False):
     return supermodular._by_kernel(*given, *options).cpu(), supermodular._sweeps(*given, *options).cpu()
 
 
-@pytest.mark.parametrize("seed", [1, 5])
-def test_mosaics_are_the_torch_body_s(seed, device):
-    found, wanted = mosaics(device, 1, 2, 1, 2, 0, seed, iterations=2, threshold=0.1)
+def test_mosaics_are_the_torch_body_s(device):
+    found, wanted = mosaics(device, 1, 2, 1, 2, 0, 8, iterations=2, threshold=0.83)
     assert torch.equal(found, wanted)
-    assert found.sum(2).eq(1).all()
+    assert (found == 0.5).any()
 
 
 @pytest.mark.slow
@@ -83,15 +82,13 @@ def test_mosaics_are_the_torch_body_s(seed, device):
 def test_mosaics_of_all_forms_are_the_torch_body_s(problem, options, device):
     found, wanted = mosaics(device, *problem, **options)
     assert torch.equal(found, wanted)
-    assert (found == 0.5).any() == (wanted == 0.5).any()
     assert not found[-1, problem[1] - (problem[4:] or (0,))[0] :].any()
 
 
 @pytest.mark.slow
 def test_mosaics_by_the_kernel_reach_what_the_authors_reach(monkeypatch):
     monkeypatch.setattr(supermodular, "_sweeps", supermodular._by_kernel)
-    path = next(path for path in golden.files() if path.name == "comixup_n6_bn4_soft.npz")
-    for what, got, expected, tolerance in golden.replay(path):
+    for what, got, expected, tolerance in golden.replay(golden.GOLDEN / "comixup_n6_bn4_soft.npz"):
         torch.testing.assert_close(got, expected, rtol=0, atol=tolerance, msg=what)
 
 

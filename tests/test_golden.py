@@ -19,6 +19,7 @@ def test_against_reference(path):
     assert comparisons, "an adapter that compares nothing proves nothing"
     for what, got, expected, tolerance in comparisons:
         assert got.shape == expected.shape, what
+        assert not got.requires_grad and not expected.requires_grad, what
         difference = (got.double() - expected.double()).abs().max().item() if got.numel() else 0.0
         assert difference <= tolerance, f"{what}: off by {difference}, tolerance {tolerance}"
 

@@ -14,13 +14,7 @@ BOUNDS = launches.read_bounds()
 SIDE = 32
 
 
-def each_case():
-    # Thirteen thousand pretended operators take seven seconds.
-    marks = {"comixup": [pytest.mark.slow]}
-    return [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in launches.cases()]
-
-
-@pytest.mark.parametrize("case", each_case())
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in launches.cases()])
 def test_a_policy_launches_no_more_than_its_bound(case):
     counted = launches.of_policy(case, SIDE, batch=24)
     assert 0 < counted.total <= BOUNDS[case.name, SIDE], counted.counts.most_common(12)

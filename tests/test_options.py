@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import decimal
 import fractions
+import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +26,7 @@ from mixaug import OneOf, Sometimes
 from mixaug.draws import Draws
 from mixaug.options import options_of
 from mixaug.policies import AutoMix, CutMix, MixPro, RegMix, ResizeMix, SnapMix, TransMix
+from mixaug.shared_options import SharedOptions
 
 CHANNELS, BATCH, SIZE = 4, 4, (16, 16)
 OURS = [name for name in mixaug.list_policies() if mixaug.describe(name).target.__module__.startswith("mixaug.")]
@@ -71,12 +75,8 @@ SEQUENCES += [
 ]
 WRONG: list[Any] = [*NUMBERS, *OBJECTS, *SEQUENCES]
 
-#: What can only be judged beside the images or the model: how many patches fit, which stages there are.
-BY_THE_BATCH = {
-    "patch_size", "grid", "block_nums", "block_num", "stage", "stages", "n_images", "network", "mixer", "encoder",
-    "channels", "k", "mean", "std", "network_size", "blur_size", "minimum_tokens", "policy", "policies", "labeling",
-    "group", "view",
-}  # fmt: skip
+#: What only a batch, the model or networks beside it can decide: how many axes, cells and blocks, which names.
+BY_THE_BATCH = {"patch_size", "block_nums", "k", "stage", "channels", "group", "view", "network"}
 
 
 #: Options with which a policy is quick: each step of its search is a forward and a backward pass.
@@ -110,13 +110,11 @@ def signals_for(policy: mixaug.Policy) -> Any:
 
 
 def names_of(name: str) -> list[str]:
-    """How a message may call a policy: by its name, its class, or, of a preset, the class that it makes."""
+    """How a message may call a policy: by its name or its class; a preset, which is a function, by its name alone."""
     if name in COMBINED:
         return [name]
     target = mixaug.describe(name).target
-    presets = {"cmixup": "Mixup", "knn_mixup": "Mixup", "local_mixup": "Mixup", "deit": "deit", "rsb": "rsb"}
-    presets["selective_mixup"] = "Mixup"
-    return [name, target.__name__, presets.get(name, name)]
+    return [name, target.__name__]
 
 
 def draws_two_batches(policy: mixaug.Policy) -> None:
@@ -146,9 +144,12 @@ def refused_or_works(name: str, option: str, value: Any) -> None:
         policy.set_progress(0.5)
     try:
         draws_two_batches(policy)
-    except ValueError:
+    except ValueError as error:
         if option not in BY_THE_BATCH:
             raise
+        # It says which option does not fit, or what was asked for.
+        asked = str(tuple(value)) if isinstance(value, list) else str(value)
+        assert option in str(error) or asked in str(error), str(error)
 
 
 @settings(max_examples=600, derandomize=True, database=None, deadline=None)
@@ -175,6 +176,13 @@ def test_a_wrong_value_is_refused_by_name_or_works(place, index):
     ("alignmix", {"iterations": 10**30}, r"AlignMix expects iterations of at most 10000, got 1000.*: a larger"),
     ("comixup", {"iterations": 10**30}, "CoMixup expects iterations of at most 1000, got"),
     ("alignmix", {"reference": "false"}, "AlignMix expects reference as True or False, got 'false'"),
+    ("cmixup", {"alpha": 0}, "^cmixup expects alpha as a positive finite number, got 0"),
+    ("cmixup", {"per": "row"}, "^cmixup expects per"),
+    ("cmixup", {"stages": ["layer1"], "ratio": 2}, r"^cmixup expects ratio as a share in \[0, 1\], got 2"),
+    ("knn_mixup", {"labeling": "size"}, "^knn_mixup got an unknown labeling 'size'"),
+    ("local_mixup", {"ratio": len}, "^local_mixup expects ratio"),
+    ("lisa", {"alpha": -1}, "^lisa expects alpha"),
+    ("selective_mixup", {"label": "none"}, "^selective_mixup expects label"),
     ("rsb", {"cutmix_alpha": 0}, "rsb expects cutmix_alpha as a positive finite number, got 0"),
     ("sumix", {"policy": "cutmx"}, r"SUMix expects policy as a policy or its name, got an unknown policy"),
 ])  # fmt: skip
@@ -310,16 +318,52 @@ class TestSharedOptions:
 def test_a_type_checker_knows_the_options(tmp_path):
     code = tmp_path / "options.py"
     code.write_text(
-        "from mixaug.policies import AutoMix, CutMix\n"
+        "from mixaug.policies import AutoMix, CutMix, ResizeMix\n"
         'CutMix(0.5, per="batch", labeling="ratio")\n'
         'AutoMix(2.0, stage="layer3", per="sample")\n'
         'CutMix(labelling="area")\n'
         'CutMix(per="epoch")\n'
         "AutoMix(epochs=3)\n"
+        "ResizeMix(ratio=0.5)\n"
+        'AutoMix(partners="previous")\n'
+        'ResizeMix(per="batch", pairing="shift")\n'
     )
     found = subprocess.run([sys.executable, "-m", "mypy", str(code)], capture_output=True, text=True).stdout
     wrong = [line.split(":")[1] for line in found.splitlines() if ": error:" in line]
-    assert wrong == ["4", "5", "6"], found
+    assert wrong == ["4", "5", "6", "7", "8"], found
+
+
+def typed_options(path, name):
+    """The entries of the dictionary that a class's ``**shared`` unpacks; None where it is that of another file."""
+    classes = {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)}
+    for function in classes[name].body:
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__" and function.args.kwarg is not None:
+            (unpacked,) = [node.id for node in ast.walk(function.args.kwarg.annotation) if isinstance(node, ast.Name)][
+                1:
+            ]
+            if unpacked not in classes:
+                return set(SharedOptions.__optional_keys__) if unpacked == "SharedOptions" else None
+            return {base.id.removeprefix("Takes").lower() for base in classes[unpacked].bases}
+    return None
+
+
+def test_type_checkers_know_what_is_not_offered():
+    seen, wrong = 0, {}
+    policies = [mixaug.Policy]
+    for policy in policies:
+        policies += policy.__subclasses__()
+        if not policy.__module__.startswith("mixaug.policies") or "__init__" not in vars(policy):
+            continue
+        typed = typed_options(Path(inspect.getfile(policy)), policy.__name__)
+        if typed is not None:
+            hidden = {option for base in policy.__mro__ for option in vars(base).get("not_offered", ())}
+            taken = set(inspect.signature(policy.__init__).parameters)
+            offered = set(SharedOptions.__optional_keys__) - hidden
+            if typed - taken != offered - taken:
+                wrong[policy.__name__] = sorted(typed ^ offered)
+            seen += 1
+    assert wrong == {}
+    assert seen > 20
 
 
 @pytest.mark.parametrize("label", [10, -1])

@@ -229,6 +229,17 @@ def test_a_memory_of_recent_samples_holds_the_last_ones():
     torch.testing.assert_close(LABELS[partners.round().long()], mixed.labels[B:])
 
 
+@pytest.mark.parametrize("rule", ["reservoir", "recent"])
+def test_a_memory_that_is_not_full_gives_what_it_holds(rule):
+    policy = mixaug.create("mixup", ratio=0.0, partners=Memory(500, rule))
+    policy(IMAGES + 1, LABELS, generator=seeded(24))
+    mixed = policy(IMAGES + 50, LABELS, generator=seeded(25))
+    shown = mixed.inputs[:, 0, 0, 0]
+    # Of 500 places six are filled, with images of 1 to 6, and the labels are theirs.
+    assert set(shown.tolist()) <= {1, 2, 3, 4, 5, 6}
+    assert torch.equal(mixed.labels[mixed.partner], LABELS[shown.long() - 1])
+
+
 def test_a_reservoir_is_a_uniform_sample_of_all_that_came():
     memory, count = Memory(1000), 20_000
     for first in range(0, count, 250):

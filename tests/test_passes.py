@@ -188,20 +188,20 @@ def cells():
 
 def test_the_page_of_combinations_has_every_policy(cells):
     assert set(cells) == {
-        (task, policy, source)
+        (task, policy, column)
         for task in tool.OBJECTIVES
         for policy in tool.policies(task)
-        for source in tool.PARTNERS
-        if task == "classification" or source != "outliers"
+        for column in tool.columns(task)
     }
 
 
-@pytest.mark.parametrize("task", tool.OBJECTIVES)
+@pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_any_policy_under_any_objective(cells, task):
-    """Whole steps with every objective of the task, against what the page says; what is refused is refused at once."""
+    """Whole steps with every objective of the task, against what the page says."""
     for policy in tool.policies(task):
-        assert tool.cell(policy, "batch", task) == cells[task, policy, "batch"], policy
-    assert sum(cells[task, policy, "batch"] == "all" for policy in tool.policies(task)) > 15
+        assert tool.cell(policy, "objectives", task) == cells[task, policy, "objectives"], policy
+    whole = [cells[task, policy, "objectives"] == "all" for policy in tool.policies(task)]
+    assert sum(whole) > len(whole) / 3
 
 
 def test_regmixup_by_hand():

@@ -44,7 +44,7 @@ def test_closest_names_are_suggested(clean):
 
 
 def test_unknown_option_lists_the_known_ones():
-    with pytest.raises(TypeError, match=r"policy 'mixup' has no option 'alhpa'; its options are \['alpha', 'ratio'"):
+    with pytest.raises(TypeError, match=r"policy 'mixup' has no option 'alhpa'; its options are \['alpha', 'sources'"):
         mixaug.create("mixup", alhpa=1)
 
 
@@ -95,7 +95,9 @@ def test_a_printed_description_is_a_card(clean):
         "labels   classes or numbers",
         "needs    nothing of the model",
         "passes   1 forward in a training step",
-        "options  alpha=1.0, minmax=None, ratio='beta', pairing=None, labeling='area', per='sample', partners=None",
+        "cost     1 times the operations of a step without mixing",
+        "options  alpha=1.0, minmax=None, sources=2, ratio='beta', pairing=None, labeling='area', per='sample', "
+        "partners=None",
         "python   mixaug.create('cutmix'), or from mixaug.policies.cutmix import CutMix",
         "command  mixaug train policy=cutmix",
     ]
@@ -110,12 +112,13 @@ def test_a_printed_description_is_a_card(clean):
             super().__init__()
 
     # No command trains it: the package that brings it has no config here.
-    assert str(mixaug.describe("a_long_name")).splitlines()[:7] == [
+    assert str(mixaug.describe("a_long_name")).splitlines()[:8] == [
         "a_long_name  Something.",
         "paper        a journal",
         "labels       classes or numbers",
         "needs        cam, saliency of the model: mixaug.MixStep",
         "passes       1 forward in a training step",
+        "cost         1 times the operations of a step without mixing",
         f"options      width='{'w' * 90}',",
         f"             depth='{'d' * 20}'",
     ]
@@ -220,10 +223,14 @@ def test_lists_know_what_a_step_takes(clean):
     assert mixaug.list_policies(passes=1) == ["cutmix", "fmix", "mixup", "none"]
     assert mixaug.list_policies("*mix", passes=2) == ["cutmix", "fmix", "puzzlemix", "snapmix"]
     assert mixaug.list_policies(passes=3, needs="outputs") == ["of_classes"]
+    # Two passes without gradients, of a third each.
+    assert 1.6 < card.cost < 1.75
+    assert mixaug.list_policies(cost=1) == ["cutmix", "fmix", "mixup", "none"]
     for wrong, says in (
         ({"task": "ranking"}, "task as one of"),
         ({"passes": 0}, "at least 1"),
         ({"passes": "1"}, "'1'"),
+        ({"cost": 0.5}, "cost as a number of at least 1"),
     ):
         with pytest.raises(ValueError, match=rf"list_policies expects .*{says}"):
             mixaug.list_policies(**wrong)

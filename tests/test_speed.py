@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mixaug
-from speed import goals as goal_files
 from speed import check, libraries, loaders, sections, steps
+from speed import goals as goal_files
 from speed.command import main
 from speed.goals import Goal, judge, read_goals
 from speed.memory import peak_bytes

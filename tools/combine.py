@@ -1,6 +1,6 @@
 """Which policies, objectives and sources of partners combine: writes the tables of docs/combinations.md.
 
-    python tools/combine.py    # some minutes on two cores
+    python tools/combine.py    # half a minute on a quiet core
 
 Every combination runs a whole training step of a small network, with finite losses and gradients.
 """
@@ -55,7 +55,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
 #: Sources of partners by the title of their column; each makes one for labels (N, ...).
 PARTNERS: Mapping[str, Callable[[torch.Tensor], PartnerSource | None]] = {
     "batch": lambda labels: None,
-    "training set": lambda labels: TrainingSet(POOL[0], labels, metadata=_metadata(len(labels))),
+    "training set": lambda labels: TrainingSet(POOL[0], labels, metadata=_metadata(3 * SIZE)),
     "stream": lambda labels: Stream("other"),
     "outliers": lambda labels: Stream("outliers", label="uniform"),
     "view": lambda labels: View("other"),
@@ -117,8 +117,13 @@ def why_not(policy: str, objective: str, partners: str = "batch", task: str = "c
 def _train(
     policy: str, objective: Any, source: PartnerSource | None, model: nn.Module, labels: torch.Tensor, steps: int
 ) -> None:
-    given = {} if source is None else {"partners": source}
-    made = mixaug.create(policy, **OPTIONS.get(policy, {}), **given)
+    options = OPTIONS.get(policy, {})
+    if isinstance(source, TrainingSet) and "partners" not in mixaug.describe(policy).defaults:
+        # Presets without the option get a training set around them.
+        around = mixaug.create(policy, **options)
+        made: mixaug.Policy = mixaug.Pooled(around, source.inputs, source.labels, metadata=source.metadata)
+    else:
+        made = mixaug.create(policy, **options, **({} if source is None else {"partners": source}))
     wanted = (*mixaug.passes.as_objective(objective).wants.networks, *made.wants_networks)
     beside = {name: networks.Frozen(copy.deepcopy(model)) for name in wanted}
     step = mixaug.MixStep(model, made, objective, networks=beside)
@@ -153,24 +158,39 @@ def _is_ours(name: str) -> bool:
     return mixaug.describe(name).target.__module__.startswith("mixaug.")
 
 
-def cell(policy: str, partners: str, task: str) -> str:
-    """Which objectives train with a policy and a source of partners: ``all``, ``all but ...``, a list, or a dash."""
-    # MixOE is for outliers, and outliers have no label for a loss on numbers.
-    every = [name for name in OBJECTIVES[task] if name != "mixoe" or partners == "outliers"]
-    missing = [name for name in every if why_not(policy, name, partners, task)]
-    if len(missing) == len(every):
-        return "–"
-    if not missing:
-        return "all"
-    return "all but " + ", ".join(missing)
+def cell(policy: str, column: str, task: str) -> str:
+    """What the table says of a policy.
+
+    Args:
+        policy: its name.
+        column: ``"objectives"``, for which the cell is ``all``, or ``all but`` those that do not train with the policy;
+            or a source of partners: a tick where the policy trains with them under the plain objective, or a dash.
+        task: of the labels.
+    """
+    if column == "objectives":
+        # MixOE is for partners that are outliers.
+        every = [name for name in OBJECTIVES[task] if name != "mixoe"]
+        missing = [name for name in every if why_not(policy, name, task=task)]
+        return "all but " + ", ".join(missing) if missing else "all"
+    plain = "cross_entropy" if task == "classification" else "squared_error"
+    asked = [plain, "mixoe"] if column == "outliers" else [plain]
+    return "–" if any(why_not(policy, name, column, task) for name in asked) else "✓"
+
+
+def columns(task: str) -> list[str]:
+    """Titles of a table's columns; outliers have no label for a loss on numbers."""
+    return [
+        "objectives",
+        *(name for name in PARTNERS if name != "batch" and (task, name) != ("regression", "outliers")),
+    ]
 
 
 def table(task: str) -> str:
     """The table of a task as Markdown."""
-    sources = [name for name in PARTNERS if task == "classification" or name != "outliers"]
-    lines = [f"| policy | {' | '.join(sources)} |", "|---" * (len(sources) + 1) + "|"]
+    titles = columns(task)
+    lines = [f"| policy | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for policy in policies(task):
-        cells = " | ".join(cell(policy, source, task) for source in sources)
+        cells = " | ".join(cell(policy, title, task) for title in titles)
         lines.append(f"| [{policy}](policies/{policy}.md) | {cells} |")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """Bring up to date what lists the policies, and draw the pictures that are missing: python tools/policies.py
 
-`make policies` does the same. Pictures that exist stay as they are: --draw NAME draws one anew, --check only looks.
+`make policies` does the same, with --answers. Pictures that exist stay as they are: --draw NAME draws one anew, --check
+only looks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from catalogue import derived, pictures
+from catalogue import answers, derived, pictures
 from catalogue.methods import CatalogueError, read_methods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,7 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is out of date")
     parser.add_argument("--draw", nargs="+", default=[], metavar="NAME", help="draw these pictures anew")
+    parser.add_argument("--answers", action="store_true", help="run a step of every method and write docs/answers.md")
     parser.add_argument("--no-pictures", action="store_true", help="draw none")
     chosen = parser.parse_args(arguments)
     if chosen.draw and (chosen.check or chosen.no_pictures):
@@ -31,6 +33,8 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         if chosen.check:
             return check(root)
         for path in derived.update(root):
+            print(f"wrote {path}")
+        for path in answers.update(root) if chosen.answers else []:
             print(f"wrote {path}")
         missing = [] if chosen.no_pictures else derived.missing_strips(root)
         for path in pictures.draw(root, sorted({*missing, *chosen.draw})):

@@ -46,12 +46,13 @@ def main(arguments: Sequence[str]) -> int:
         reader.error("several values are several runs anyway: leave out --multirun")
     chosen = reader.parse_intermixed_args(list(arguments))
     from mixaug.engine.errors import ConfigError
+    from mixaug.engine.explained import on_one_line
     from mixaug.leaderboard.benchmark import run_grid
 
     own = {key: value for key, _, value in (given.partition("=") for given in chosen.overrides) if key in OWN}
     overrides = [given for given in chosen.overrides if given.partition("=")[0] not in OWN]
     try:
         return run_grid(overrides, **own, config_dir=chosen.config_dir)
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2

@@ -62,12 +62,18 @@ def main(arguments: Sequence[str]) -> int:
         if len(chosen.runs) > 1:
             reader.error("several runs take --suite")
     from mixaug.engine.errors import CheckpointError
+    from mixaug.engine.explained import on_one_line
 
     faults = (CheckpointError, OSError, ValueError, TypeError)
     try:
+        for path in map(Path, chosen.runs):
+            if not path.exists():
+                raise ValueError(f"expected a run folder or a checkpoint, and there is nothing at {str(path)!r}")
+            if chosen.suite is None and path.is_dir() and not (path / "config.yaml").is_file():
+                raise ValueError(f"{path} is no run folder: it has no config.yaml")
         return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
     except faults as error:
-        _say(f"{reader.prog}: {error}")
+        _say(f"{reader.prog}: {on_one_line(error)}")
         return 1
 
 
@@ -91,6 +97,8 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
     families = families_named(chosen.suite)
     folders = [folder for path in chosen.runs for folder in _finished(Path(path))]
     outliers = None if chosen.outliers is None else _spec(chosen.outliers)
+    from mixaug.engine.explained import on_one_line
+
     sets = DataSets()
     failed = []
     for folder in folders:
@@ -121,7 +129,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
                 print("\n".join(f"wrote {path}" for path in drawn), flush=True)
         except faults as error:
             failed.append(folder)
-            _say(f"{program}: {folder}: {error}")
+            _say(f"{program}: {folder}: {on_one_line(error)}")
     if failed:
         _say(f"{program}: {len(failed)} of {len(folders)} runs were not evaluated")
     return 1 if failed else 0

@@ -18,6 +18,9 @@ __all__ = ["main", "parser"]
 
 TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
 
+#: Side in pixels below which some policies have nothing to cut.
+SMALLEST = 16
+
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
@@ -53,12 +56,17 @@ def main(arguments: Sequence[str]) -> int:
         reader.error("--row draws --policies side by side: leave out --only and --run")
     if chosen.only and (chosen.policies or chosen.strips is None):
         reader.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
+    if chosen.out.suffix.lower() != ".png" or chosen.out.is_dir():
+        reader.error(f"--out expects the name of a PNG, such as runs/gallery.png, got {str(chosen.out)!r}")
+    if chosen.size < SMALLEST:
+        reader.error(f"--size expects at least {SMALLEST} pixels, got {chosen.size}")
     from mixaug.engine.errors import CheckpointError
+    from mixaug.engine.explained import on_one_line
 
     try:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
     except (ValueError, TypeError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -76,6 +84,9 @@ def draw_policies(chosen: argparse.Namespace) -> int:
         from mixaug import data
 
         train: Any = data.load("image_sheets", root=chosen.sheets).train
+        count = len(train.images)
+        if not all(0 <= row < count for row in chosen.pick):
+            raise ValueError(f"--pick expects two rows in 0..{count - 1} of the training images, got {chosen.pick}")
         images = train.images[list(chosen.pick)]
     if chosen.row:
         gallery.save(gallery.row(names, images, seed=chosen.seed), chosen.out)

@@ -36,13 +36,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Collect, aggregate, write."""
     chosen = parser().parse_args(list(arguments))
+    from mixaug.engine.explained import on_one_line
     from mixaug.leaderboard import aggregate, collect, write
     from mixaug.leaderboard.evaluation_page import write_evaluations
     from mixaug.leaderboard.render import print_tables, terminal
 
     try:
+        runs = collect(chosen.roots, config_dir=chosen.config_dir)
+        if not runs:
+            raise ValueError(f"no run folder below {', '.join(map(str, chosen.roots))}: give the root= of the runs")
         leaderboard = aggregate(
-            collect(chosen.roots, config_dir=chosen.config_dir),
+            runs,
             statistic=chosen.statistic,
             confidence=chosen.confidence,
             hide_paths=chosen.hide_paths,
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         out = chosen.out or chosen.roots[0] / "leaderboard"
         written = [*write(leaderboard, out, chosen.formats), *write_evaluations(leaderboard, out)]
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
     print_tables(leaderboard, terminal())
     print("\n".join(f"wrote {path}" for path in written))

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print a table for each run."""
     chosen = parser().parse_args(list(arguments))
     from mixaug.engine.errors import CheckpointError
+    from mixaug.engine.explained import on_one_line
     from mixaug.engine.mixers import mask_reports
     from mixaug.engine.pictures import open_run
 
@@ -50,6 +51,6 @@ def main(arguments: Sequence[str]) -> int:
                 )
             print()
     except (ValueError, TypeError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
     return 0

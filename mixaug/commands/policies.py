@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--needs", metavar="SIGNAL", action="append", help="look at this of the model, such as attention"
     )
     looks.add_argument("--model-free", action="store_true", help="look at nothing of the model")
+    made.add_argument("--cost", type=float, metavar="N", help="at most N times the operations of a step without mixing")
     made.add_argument("--passes", type=float, metavar="N", help="at most N forward passes in a training step")
     return made
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         "task": chosen.task,
         "needs": () if chosen.model_free else chosen.needs,
         "passes": chosen.passes,
+        "cost": chosen.cost,
     }
     if chosen.action == "describe" and any(value is not None for value in filters.values()):
         reader.error("describe takes names and no filters")

@@ -7,6 +7,9 @@ Exit code: 0, 75 if another process works on the run, 1 for every other error.
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,36 +21,82 @@ def main(arguments: Sequence[str]) -> int:
     """Compose the config that the arguments name and run it, through Hydra's own command line."""
     import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    from mixaug.engine.config import config_folder
-    from mixaug.engine.errors import ConfigError
+    from mixaug.engine.config import config_folder, with_config_dir
+    from mixaug.engine.errors import EXIT_HELD, FAULTS, RunHeld
+    from mixaug.engine.explained import explained, on_one_line
 
-    given = get_args_parser().parse_args(list(arguments))
+    reader = get_args_parser()
+    reader.prog = "mixaug train"
+    given = reader.parse_intermixed_args(list(arguments))
+    options = list(arguments)
+    for override in given.overrides:
+        options.remove(override)
+    # Hydra reads the command line of the process, and would end it with a trace of its own.
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     try:
-        if given.config_path is not None or given.config_name is not None:
-            raise ConfigError(
-                "--config-path and --config-name are not taken: --config-dir FOLDER joins config files of your own, "
-                "and FOLDER/experiment/mine.yaml is experiment=mine"
-            )
-        if given.shell_completion:
-            raise ConfigError(
-                "--shell-completion is not taken: mixaug completion bash (or zsh, fish) prints the script"
-            )
+        _check(given)
         # Hydra would print the config before the rules of its protocol.
         if given.cfg == "job" and not given.help:
             print(composed(given.overrides, given.config_dir, given.package))
             return 0
-        folder = str(config_folder())
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _trains(given):
+            _check_points(with_config_dir(given.overrides, given.config_dir))
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mixaug train", *options, *given.overrides], "1"
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(run)()
+    except RunHeld as error:
+        print(on_one_line(error), file=sys.stderr)
+        return EXIT_HELD
+    except (*FAULTS, HydraException, OmegaConfBaseException) as error:
+        of_hydra = isinstance(error, (HydraException, OmegaConfBaseException))
+        told = explained(error, given.overrides, tuple) if of_hydra else error
+        print(f"error: {on_one_line(told)}", file=sys.stderr)
         return 1
-    # Hydra reads the command line of the process.
-    before, sys.argv = sys.argv, ["mixaug train", *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=folder, config_name="train")(run)()
     finally:
         sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise for options of Hydra's that mean nothing here."""
+    from mixaug.engine.errors import ConfigError
+
+    if given.config_path is not None or given.config_name is not None:
+        raise ConfigError(
+            "--config-path and --config-name are not taken: --config-dir FOLDER joins config files of your own, "
+            "and FOLDER/experiment/mine.yaml is experiment=mine"
+        )
+    if given.shell_completion:
+        raise ConfigError("--shell-completion is not taken: mixaug completion bash (or zsh, fish) prints the script")
+
+
+def _trains(given: argparse.Namespace) -> bool:
+    """Whether the command line asks for more than to be shown something."""
+    return not (given.help or given.hydra_help or given.cfg or given.info or given.experimental_rerun)
+
+
+def _check_points(overrides: Sequence[str]) -> None:
+    """Compose every run that the overrides ask for, before the first of them begins.
+
+    Points that a sweeper chooses while it goes on, and values that it draws, are met when they come.
+    """
+    from mixaug.engine.config import compose
+    from mixaug.engine.explained import read_overrides
+
+    parsed = read_overrides(overrides)
+    if any((o.is_sweep_override() and not o.is_discrete_sweep()) or o.key_or_group == "hydra/sweeper" for o in parsed):
+        return
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [given]
+        for given, o in zip(overrides, parsed, strict=True)
+    ]
+    for point in itertools.product(*values):
+        compose(point)
 
 
 def run(_: Any) -> float | None:
@@ -57,29 +106,30 @@ def run(_: Any) -> float | None:
     that of the validation set there, and None without one.
     """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from mixaug.engine.config import SEARCH_PATH, compose, with_config_dir
-    from mixaug.engine.errors import ConfigError, RunHeld
-    from mixaug.engine.lock import EXIT_HELD
+    from mixaug.engine.errors import EXIT_HELD, FAULTS, RunHeld
+    from mixaug.engine.explained import on_one_line
 
     hydra = HydraConfig.get()
     given = [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if o.startswith(SEARCH_PATH))]
     own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    try:
-        # Composed once more, because a protocol's rules need to know what the command line has set.
-        config = compose(with_config_dir(given, own[0] if own else None))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    # Composed once more, because a protocol's rules need to know what the command line has set.
+    config = compose(with_config_dir(given, own[0] if own else None))
 
     from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train
 
     try:
         result = train(config)
-    except RunHeld as error:
-        print(error, file=sys.stderr)
-        sys.exit(EXIT_HELD)
+    except FAULTS as error:
+        if hydra.mode != RunMode.RUN:
+            # The other runs of a sweep go on; Hydra says which one failed, and this command why.
+            raise
+        held = isinstance(error, RunHeld)
+        print(on_one_line(error) if held else f"error: {on_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_HELD if held else 1)
     task = task_said(result)
     if result["status"] == "stopped":
         return result.get(f"valid_{task.measure}")

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixaug.batch import Batch
 from mixaug.engine import build
 from mixaug.engine.assembly import assemble
-from mixaug.engine.config import epochs_at_equal_cost, plain
+from mixaug.engine.config import plain
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
-from mixaug.flops import Flops
+from mixaug.engine.lengths import epochs_at_equal_cost
+from mixaug.flops import Flops, attention_by_products
 from mixaug.passes import as_objective
 from mixaug.policy import Policy
 from mixaug.registry import create
@@ -116,8 +116,7 @@ def _operations(step: MixStep, batch: Batch) -> float:
     parts = [part for part in step.policy.modules() if isinstance(part, Policy)]
     count = STEPS_OF_A_CHOICE if any(len(part.members) > 1 for part in parts) else STEPS
     step.train()
-    # Attention by one fused operator on a CPU has no formula; by plain products it has.
-    with sdpa_kernel(SDPBackend.MATH), Flops() as flops:
+    with attention_by_products(), Flops() as flops:
         for number in range(count):
             step.set_progress((number + 0.5) / count)
             loss, _ = step(batch, generator=torch.Generator().manual_seed(number))

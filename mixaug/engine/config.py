@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mixaug.engine.config_values import check_choice_of, check_integer, check_number, shown
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.explained import explained, settings_of
+from mixaug.engine.lengths import fault_of_budget
 
 __all__ = [
     "GROUPS",
@@ -36,7 +38,6 @@ __all__ = [
     "composed_by_hydra",
     "config_folder",
     "config_hash",
-    "epochs_at_equal_cost",
     "list_choices",
     "mixer_settings",
     "plain",
@@ -57,8 +58,6 @@ NEUTRAL_KEYS = (
 #: The beginning of the override that names further places with config files.
 SEARCH_PATH = "hydra.searchpath="
 
-BUDGETS = ("equal_epochs", "equal_cost")
-BUDGET_KEYS = ("rule", "epochs", "cost")
 PRECISIONS = ("float32", "bfloat16", "float16")
 PADDING_MODES = ("zeros", "reflect")
 FIGURES = ("last", "best", "median10", "best10", "selected")
@@ -74,25 +73,8 @@ NO_MINIMUM = ("none", "constant", "step", "multistep")
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
     | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
-    | {
-        "device",
-        "drop_last",
-        "ema",
-        "epochs",
-        "eval_batch_size",
-        "evaluate_every",
-        "init_from",
-        "measure",
-        "mixer",
-        "networks",
-        "pool",
-        "precision",
-        "reshuffle",
-        "sampling",
-        "seed",
-        "streams",
-        "sync_batchnorm",
-    }
+    | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "evaluate_every", "measure", "mixer", "networks"}
+    | {"init_from", "pool", "precision", "reshuffle", "sampling", "seed", "streams", "sync_batchnorm"}
     | {"threads", "views", "world_size"}
 )
 
@@ -209,6 +191,18 @@ def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: it makes nothing of it.
     """
+    try:
+        composed = _by_hydra(name, overrides)
+    except Exception as error:
+        # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
+        # of a group, OmegaConf's errors for values that do not merge.
+        reason = explained(error, overrides, lambda: settings_of(overrides, (*GROUPS, SEARCH_PATH[:-1]), _by_hydra))
+        raise ConfigError(reason) from None
+    _check_sources(composed.hydra.runtime.config_sources)
+    return composed
+
+
+def _by_hydra(name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -218,16 +212,9 @@ def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-            composed = hydra_compose(name, overrides=overrides, return_hydra_config=True)
-    except Exception as error:
-        # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
-        # of a group, OmegaConf's errors for values that do not merge.
-        reason = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
-        raise ConfigError(f"cannot compose the configuration from {overrides}: {reason}") from None
+            return hydra_compose(name, overrides=overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = around
-    _check_sources(composed.hydra.runtime.config_sources)
-    return composed
 
 
 def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
@@ -292,20 +279,17 @@ def _literal(value: Any) -> str:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as nested dicts and lists, interpolations resolved."""
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"the configuration is incomplete: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration is incomplete: {error}") from error
+        raise ConfigError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
     if not isinstance(container, dict):
         raise ConfigError(f"the configuration must be a mapping, got {type(container).__name__}")
     return {str(key): value for key, value in container.items()}
-
-
-def epochs_at_equal_cost(epochs: int, cost: float) -> int:
-    """Epochs, at least 1, that cost as much as so many without mixing, where a step costs ``cost`` times as much."""
-    return max(1, round(epochs / cost))
 
 
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
@@ -351,7 +335,8 @@ def validate(config: DictConfig) -> None:
     unknown = sorted(set(map(str, config)) - KNOWN_KEYS)
     missing = sorted(KNOWN_KEYS - set(map(str, config)))
     if unknown or missing:
-        raise ConfigError(f"unknown top-level keys {unknown}, missing top-level keys {missing}")
+        wrong = [f"{kind} top-level keys {keys}" for kind, keys in (("unknown", unknown), ("missing", missing)) if keys]
+        raise ConfigError(", ".join(wrong))
     for key in ("choices.policy", "data.name"):
         # Both are part of the name of the run's folder.
         value = OmegaConf.select(config, key)
@@ -364,22 +349,22 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(f"model.name must be a name on one line without \\, got {model!r}")
     counts = ("batch_size", "eval_batch_size", "epochs", "accumulate", "log_every", "world_size")
     for key in (*counts, "evaluate_every", "checkpoint_every_epochs"):
-        _integer(config, key, minimum=1)
+        check_integer(config, key, minimum=1)
     for key in ("checkpoint_every_steps", "pictures_every_epochs", "stop_after", "threads"):
-        _integer(config, key, minimum=1, optional=True)
-    _integer(config, "workers", minimum=0)
-    _integer(config, "seed", minimum=0)
+        check_integer(config, key, minimum=1, optional=True)
+    check_integer(config, "workers", minimum=0)
+    check_integer(config, "seed", minimum=0)
     flags = ("channels_last", "compile", "drop_last", "progress", "reshuffle", "sync_batchnorm", "tensorboard")
     for key in (*flags, "augment.flip", "ema.warmup"):
         if not isinstance(OmegaConf.select(config, key), bool):
             raise ConfigError(f"{key} must be true or false, got {OmegaConf.select(config, key)!r}")
     if config.pictures_every_epochs is not None and not config.tensorboard:
         raise ConfigError(f"pictures_every_epochs={config.pictures_every_epochs} goes to TensorBoard: tensorboard=true")
-    _number(config, "clip_grad_norm", above=0.0, optional=True)
-    _number(config, "optimizer.lr", above=0.0)
-    _number(config, "optimizer.weight_decay", minimum=0.0)
-    _number(config, "schedule.min_lr", minimum=0.0)
-    _number(config, "ema.decay", above=0.0, below=1.0, optional=True)
+    check_number(config, "clip_grad_norm", above=0.0, optional=True)
+    check_number(config, "optimizer.lr", above=0.0)
+    check_number(config, "optimizer.weight_decay", minimum=0.0)
+    check_number(config, "schedule.min_lr", minimum=0.0)
+    check_number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
     networks = config.networks
     if not isinstance(networks, DictConfig) or not all(
@@ -400,15 +385,16 @@ def validate(config: DictConfig) -> None:
             "evaluate_every=1"
         )
     _check_streams(config)
-    _check_budget(config)
-    _choice(config, "precision", PRECISIONS)
-    _choice(config, "pool", (None, *POOLS))
-    _choice(config, "sampling", (None, *SAMPLINGS))
+    if fault := fault_of_budget(plain(config)["budget"]):
+        raise ConfigError(fault)
+    check_choice_of(config, "precision", PRECISIONS)
+    check_choice_of(config, "pool", (None, *POOLS))
+    check_choice_of(config, "sampling", (None, *SAMPLINGS))
     if config.measure is not None and not isinstance(config.measure, str):
         raise ConfigError(f"measure must be the name of a measure or null, got {config.measure!r}")
-    _choice(config, "protocol.figure", FIGURES)
-    _choice(config, "augment.padding_mode", PADDING_MODES)
-    _integer(config, "augment.crop_padding", minimum=0)
+    check_choice_of(config, "protocol.figure", FIGURES)
+    check_choice_of(config, "augment.padding_mode", PADDING_MODES)
+    check_integer(config, "augment.crop_padding", minimum=0)
     device = config.device
     if not isinstance(device, str) or (device != "auto" and device.split(":")[0] not in ("cpu", "cuda")):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
@@ -436,30 +422,18 @@ def _check_streams(config: DictConfig) -> None:
             raise ConfigError(f"{where} has the unknown keys {unknown}; it takes {', '.join(STREAM_KEYS)}")
         if "name" not in stream.data and "_target_" not in stream.data:
             raise ConfigError(f"{where}.data needs the name of a data set: +{where}.data.name=image_sheets")
-        _integer(config, f"{where}.batch_size", minimum=1, optional=True)
+        check_integer(config, f"{where}.batch_size", minimum=1, optional=True)
         augment = stream.get("augment")
         if augment is None:
             continue
         if not isinstance(augment, DictConfig) or set(augment) - set(AUGMENT_KEYS):
             raise ConfigError(f"{where}.augment takes {', '.join(AUGMENT_KEYS)}, got {augment!r}")
         if "crop_padding" in augment:
-            _integer(config, f"{where}.augment.crop_padding", minimum=0)
+            check_integer(config, f"{where}.augment.crop_padding", minimum=0)
         if "padding_mode" in augment:
-            _choice(config, f"{where}.augment.padding_mode", PADDING_MODES)
+            check_choice_of(config, f"{where}.augment.padding_mode", PADDING_MODES)
         if not isinstance(augment.get("flip", False), bool):
             raise ConfigError(f"{where}.augment.flip must be true or false, got {augment.flip!r}")
-
-
-def _check_budget(config: DictConfig) -> None:
-    """A rule, or what became of it when it was put into effect."""
-    if not isinstance(config.budget, DictConfig):
-        _choice(config, "budget", (None, *BUDGETS))
-        return
-    if set(config.budget) != set(BUDGET_KEYS):
-        raise ConfigError(f"budget must have the keys {', '.join(BUDGET_KEYS)}, got {config.budget!r}")
-    _choice(config, "budget.rule", BUDGETS)
-    _integer(config, "budget.epochs", minimum=1)
-    _number(config, "budget.cost", above=0.0)
 
 
 def _check_mixer(config: DictConfig) -> None:
@@ -469,12 +443,12 @@ def _check_mixer(config: DictConfig) -> None:
             raise ConfigError(
                 f"{section} must have the keys {', '.join(keys)}, each of them null or set; got {value!r}"
             )
-    _number(config, "mixer.lr", above=0.0, optional=True)
-    _number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)
+    check_number(config, "mixer.lr", above=0.0, optional=True)
+    check_number(config, "mixer.momentum", minimum=0.0, below=1.0, optional=True)
     for key in ("weight_decay", "schedule.min_lr", "schedule.warmup_lr"):
-        _number(config, f"mixer.{key}", minimum=0.0, optional=True)
-    _integer(config, "mixer.schedule.warmup_epochs", minimum=0, optional=True)
-    _choice(config, "mixer.schedule.sched", (None, *MIXER_SCHEDULES))
+        check_number(config, f"mixer.{key}", minimum=0.0, optional=True)
+    check_integer(config, "mixer.schedule.warmup_epochs", minimum=0, optional=True)
+    check_choice_of(config, "mixer.schedule.sched", (None, *MIXER_SCHEDULES))
 
     own, its = config.mixer.schedule, config.schedule
     kind = own.sched or its.get("sched")
@@ -487,48 +461,6 @@ def _check_mixer(config: DictConfig) -> None:
     lowest = its.min_lr if own.min_lr is None else own.min_lr
     if lr < lowest and (config.mixer.lr, own.min_lr) != (None, None):
         raise ConfigError(
-            f"the mixer's learning rate would rise from {lr} to {lowest}: mixer.lr={_shown(config.mixer.lr)}, "
-            f"mixer.schedule.min_lr={_shown(own.min_lr)}, where null takes the model's"
+            f"the mixer's learning rate would rise from {lr} to {lowest}: mixer.lr={shown(config.mixer.lr)}, "
+            f"mixer.schedule.min_lr={shown(own.min_lr)}, where null takes the model's"
         )
-
-
-def _integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
-    value = OmegaConf.select(config, key)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key} must be an integer of at least {minimum}, got {value!r}")
-
-
-def _number(
-    config: DictConfig,
-    key: str,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    optional: bool = False,
-) -> None:
-    value = OmegaConf.select(config, key)
-    if value is None and optional:
-        return
-    bounds = [("at least", minimum), ("above", above), ("below", below)]
-    expected = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
-    right_type = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if (
-        not right_type
-        or (minimum is not None and value < minimum)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
-    ):
-        raise ConfigError(f"{key} must be a number {expected}, got {value!r}")
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
-def _choice(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:
-    value = OmegaConf.select(config, key)
-    if value not in allowed:
-        raise ConfigError(f"{key} must be one of {', '.join(map(_shown, allowed))}, got {value!r}")

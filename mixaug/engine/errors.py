@@ -1,6 +1,8 @@
 """What can go wrong in a run, by name."""
 
 __all__ = [
+    "EXIT_HELD",
+    "FAULTS",
     "CheckpointError",
     "ConfigError",
     "LoadingError",
@@ -9,6 +11,10 @@ __all__ = [
     "RunHeld",
     "TrainingDiverged",
 ]
+
+
+#: Exit code of a command whose run folder another process holds: "try again later" (EX_TEMPFAIL of sysexits.h).
+EXIT_HELD = 75
 
 
 class ConfigError(ValueError):
@@ -45,3 +51,15 @@ class TrainingDiverged(RuntimeError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+#: What a command tells in one line, without a trace: the line, the data, the folder or the machine is at fault.
+FAULTS = (
+    ConfigError,
+    OSError,
+    CheckpointError,
+    LoadingError,
+    ProcessLost,
+    TrainingDiverged,
+    MemoryError,
+)

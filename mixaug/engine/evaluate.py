@@ -113,7 +113,8 @@ def evaluate(
             # It gives confidences of exactly 1 a bin of their own, beside the fifteen; one step of float32 less, they
             # fall into the last.
             metrics.update(logits.softmax(1).clamp_max(_BELOW_ONE), labels)
-            nll.update(F.cross_entropy(logits, labels, reduction="sum").double())
+            # A sum of torchmetrics leaves out what is no number, and would call the NLL of such outputs 0.
+            nll.update(F.cross_entropy(logits, labels, reduction="sum").double().nan_to_num(torch.inf, torch.inf))
             count.update(len(labels))
             is_right = logits.argmax(1) == labels
             recalls.update(is_right, labels)

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from mixaug.engine.errors import RunFolderError, RunHeld
+from mixaug.engine.errors import EXIT_HELD, RunFolderError, RunHeld
 
 try:
     import fcntl
@@ -32,9 +32,6 @@ except ImportError:  # not a Unix
 __all__ = ["EXIT_HELD", "Holder", "RunLock", "check", "holder"]
 
 NAME = ".lock"
-
-EXIT_HELD = 75
-"""Exit code of a command whose run folder another process holds: "try again later" (EX_TEMPFAIL of sysexits.h)."""
 
 #: Seconds to wait for a lock: whoever looks for the holder has it for a moment, and a holder that ends needs one.
 PATIENCE = 1.0

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mixaug.engine.distributed import World, gather_objects, gather_rows, stream_seed
 from mixaug.engine.errors import CheckpointError, TrainingDiverged
 from mixaug.step import MixStep
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 __all__ = ["Meters", "Part", "Position", "Schedules", "Streams", "TrainingState"]
 

@@ -8,8 +8,10 @@ step and ``after_step`` behind it, and what it learns sits in the optimizer and 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -213,6 +214,9 @@ def _assemble(
         step.model = nn.SyncBatchNorm.convert_sync_batchnorm(step.model)
     ema = None
     if config.ema.decay is not None:
+        # timm takes seconds to import, and the rest of the engine serves rankings too, which do without it.
+        from timm.utils import ModelEmaV3
+
         ema = ModelEmaV3(step.model, decay=config.ema.decay, use_warmup=config.ema.warmup)
     optimizer = build.build_optimizer(config, step)
     updates_per_epoch = -(-batches_per_epoch // config.accumulate)
@@ -263,6 +267,7 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
         if is_scored:
             distributed.share_buffers(state.evaluated, training.world)
             scores = task.scores(state.evaluated, training.batches, config.precision)
+            _check_scores(scores, position.epoch + 1, position.step)
         record = _record(config, state, training.world, scores)
         state.history.append(record)
         position.epoch, position.batch = position.epoch + 1, 0
@@ -287,6 +292,13 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
     training.world.barrier()
     log.result(result, task, config.protocol.figure)
     return result
+
+
+def _check_scores(scores: Mapping[str, float | None], epoch: int, step: int) -> None:
+    """Raise where a model whose last losses were finite gives no numbers any more."""
+    for name, value in scores.items():
+        if value is not None and math.isinf(value):
+            raise TrainingDiverged(f"{name} is {value} after epoch {epoch}, step {step}: lower the learning rate", step)
 
 
 def _stop(training: _Training) -> dict[str, Any]:

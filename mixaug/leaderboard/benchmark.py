@@ -276,6 +276,11 @@ def run_grid(
             raise ValueError(
                 f"statistic: {statistic!r} is not taken in {task.name}; there it is one of {', '.join(task.figures)}"
             )
+    out = Path(out or cells[0].folder.parent / "leaderboard")
+    for name, folder in (("root", cells[0].folder.parent), ("out", out)):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, and {str(there)!r} is a file")
     workers = Workers.of(config, len(cells), jobs=jobs, launch=launch)
     console.print(f"{len(cells)} runs, {workers}", highlight=False)
     try:
@@ -297,7 +302,7 @@ def run_grid(
             soft_wrap=True,
         )
         console.print(f"        log: {outcome.log}", markup=False, highlight=False, soft_wrap=True)
-    for path in write(leaderboard, out or cells[0].folder.parent / "leaderboard"):
+    for path in write(leaderboard, out):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
@@ -317,7 +322,9 @@ class Workers:
         devices = gpus(config)
         number = default_jobs(cells, len(devices)) if jobs is None else _positive("jobs", jobs)
         # Results may differ in the last bits with the number of threads, so a user can fix it (threads=1).
-        return cls(number, config["threads"] or max(1, cores() // number), devices, launch)
+        threads = config["threads"] or max(1, cores() // number)
+        _launcher(launch, threads)  # a name that cannot work is told before anything is shown
+        return cls(number, threads, devices, launch)
 
     def __str__(self) -> str:
         count = len(self.devices)

@@ -142,12 +142,19 @@ def processes_of(config: Mapping[str, Any]) -> int:
 
 def _made_of(run: Run) -> tuple[list[str], Path | None]:
     """The overrides of a run, and the folder of the reader's own config files where they need it."""
+    # Its row asks for the command and for the departures: the text of a config is the key under which both find them.
+    config = json.dumps(run.config)
     try:
-        return overrides_of(run.config), None
+        return _overrides_of_text(config), None
     except CommandError:
         if run.config_dir is None:
             raise
-        return overrides_of(run.config, run.config_dir), run.config_dir
+        return _overrides_of_text(config, run.config_dir), run.config_dir
+
+
+@lru_cache(maxsize=64)
+def _overrides_of_text(config: str, config_dir: Path | None = None) -> list[str]:
+    return overrides_of(json.loads(config), config_dir)
 
 
 def overrides_of(config: Mapping[str, Any], config_dir: Path | None = None) -> list[str]:
@@ -233,17 +240,23 @@ def is_location(key: str) -> bool:
 
 def _mandatory(groups: Sequence[str], config: Mapping[str, Any], folders: Sequence[Path]) -> list[str]:
     """Overrides for the values that the chosen files leave to the user (``???``), without which nothing composes."""
-    from omegaconf import OmegaConf
-
     needed = []
     for group, _, choice in (entry.partition("=") for entry in groups):
         for path in (folder / group / f"{choice}.yaml" for folder in folders):
             if not path.is_file() or group == "protocol":
                 continue
-            open_keys = OmegaConf.missing_keys(OmegaConf.load(path))
             values = flatten(config.get(group) or {})
-            needed += [f"{group}.{key}={literal(values.get(key))}" for key in sorted(open_keys)]
+            open_keys = _open_keys(path, path.stat().st_mtime_ns)
+            needed += [f"{group}.{key}={literal(values.get(key))}" for key in open_keys]
     return needed
+
+
+@lru_cache(maxsize=1024)
+def _open_keys(path: Path, changed: int) -> tuple[str, ...]:
+    """Dotted keys that a config file leaves to the user, read once for each time at which it was changed."""
+    from omegaconf import OmegaConf
+
+    return tuple(sorted(OmegaConf.missing_keys(OmegaConf.load(path))))
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.explained import read_overrides
 from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
@@ -92,7 +93,8 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
     products = [
         {**{k: v for k, v in one.items() if k not in given}, **axes} for one in _parts(_grid_axes(probe), given)
     ]
-    seeds = [one.pop("seed", None) for one in products]
+    seeds: list[list[str] | None] = [one.pop("seed", None) for one in products]
+    each: list[Sequence[str | None]] = [own or (None,) for own in seeds]
 
     left_out: dict[str, str] = {}
     chosen: list[list[tuple[dict[str, str], DictConfig]]] = []
@@ -112,9 +114,9 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
 
     several_seeds = any(own is not None and len(own) > 1 for own in seeds)
     cells: dict[Path, Cell] = {}
-    for seed in dict.fromkeys(seed for own in seeds for seed in own or [None]):
-        for pairs, own in zip(chosen, seeds, strict=True):
-            for combination, config in pairs if seed in (own or [None]) else []:
+    for seed in dict.fromkeys(seed for asked in each for seed in asked):
+        for pairs, asked in zip(chosen, each, strict=True):
+            for combination, config in pairs if seed in asked else []:
                 overrides = (*fixed, *combination.values(), *([seed] if seed is not None else []))
                 run = config if seed is None else _with_seed(config, seed)
                 label = _label(combination, varied, seed if several_seeds else None) or str(run.choices.policy)
@@ -202,23 +204,16 @@ def _fits(combination: Mapping[str, str], config: DictConfig, left_out: dict[str
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], Axes]:
     """Arguments with one value, and key to overrides for those with several, or with all."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     fixed: list[str] = []
     axes: Axes = {}
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(arguments))
-        for argument, override in zip(arguments, parsed, strict=True):
-            if override.is_sweep_override():
-                key = override.get_key_element()
-                axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            elif _asks_for_all([argument]) or argument == f"policy={USUAL}":
-                axes[_key(argument)] = [argument]
-            else:
-                fixed.append(argument)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the arguments {list(arguments)}: {error}") from error
+    for argument, override in zip(arguments, read_overrides(arguments), strict=True):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif _asks_for_all([argument]) or argument == f"policy={USUAL}":
+            axes[_key(argument)] = [argument]
+        else:
+            fixed.append(argument)
     return fixed, axes
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-from mixaug.engine.config import BUDGETS, epochs_at_equal_cost, without_defaults
-from mixaug.engine.reading import is_number
+from mixaug.engine.config import without_defaults
+from mixaug.engine.lengths import epochs_at_equal_cost, fault_of_budget
 from mixaug.engine.tasks import CLASSIFICATION, Task
 from mixaug.leaderboard.collect import Run
 from mixaug.leaderboard.command import brought_by, is_location, settings_of
@@ -142,12 +142,9 @@ def budget_of(run: Run) -> Budget | None:
     if told is None and run.identity["policy"] == BASELINE and run.objective == PLAIN_OBJECTIVES[run.task.name]:
         # This is the plain step.
         return Budget("equal_epochs", int(run.identity["epochs"]), 1.0)
-    if not isinstance(told, Mapping) or told.get("rule") not in BUDGETS:
+    if not isinstance(told, Mapping) or fault_of_budget(told):
         return None
-    epochs, cost = told.get("epochs"), told.get("cost")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1 or not is_number(cost) or cost <= 0:
-        return None
-    return Budget(told["rule"], epochs, float(cost))
+    return Budget(told["rule"], told["epochs"], float(told["cost"]))
 
 
 def groups_of(setting: Setting, runs: Sequence[Run], problems: list[str]) -> list[Group]:

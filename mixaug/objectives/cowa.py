@@ -139,6 +139,8 @@ class CoWA(Objective):
 
     refresh_split = "train"
 
+    usual_policy = ("mixup", {"alpha": 0.2})
+
     def __init__(
         self,
         score: Score = "jmds",

@@ -73,6 +73,8 @@ class DualMix(Objective):
         TypeError: a function that cannot be called so.
     """
 
+    usual_policy = ("mixup", {})
+
     def __init__(
         self,
         size: int = 1000,

@@ -82,6 +82,8 @@ class FerKD(Objective):
             of a view.
     """
 
+    usual_policy = ("selfmix", {"view": "second"})
+
     def __init__(
         self,
         low: float = 0.1,

@@ -46,6 +46,7 @@ class SelecMix(Objective):
     """
 
     wants = Wants(networks=("biased",))
+    usual_policy = ("selecmix", {})
 
     def __init__(
         self,

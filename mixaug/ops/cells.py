@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mixaug.checks import check_images, check_out, check_partner, check_whole_numbers
+from mixaug.checks import check_images, check_out, check_partner, check_whole_numbers, shown
 from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import (
@@ -284,13 +284,27 @@ def mix_cells(
 
 
 def patch_size_option(
-    what: str, patch_size: int | Sequence[int] | None, name: str = "patch_size"
+    what: str,
+    patch_size: int | Sequence[int] | None,
+    name: str = "patch_size",
+    spatial: Collection[int] | None = None,
 ) -> int | tuple[int, ...] | None:
-    """The option ``patch_size`` as plain numbers, or a ValueError."""
+    """The option ``patch_size`` as plain numbers, or a ValueError.
+
+    Args:
+        what, name: the policy and its option, for messages.
+        patch_size: pixels along every axis, or along each.
+        spatial: how many spatial axes the policy's images may have; None takes any number.
+    """
     if patch_size is None:
         return None
     sides = check_whole_numbers(what, name, patch_size)
-    return sides if isinstance(patch_size, Sequence) else sides[0]
+    if not isinstance(patch_size, Sequence):
+        return sides[0]
+    if spatial is not None and len(sides) not in spatial:
+        axes = " or ".join(map(str, spatial))
+        raise ValueError(f"{what} expects {name} as one number or one for each of {axes} axes, got {shown(patch_size)}")
+    return sides
 
 
 def patch_sides(what: str, patch_size: int | Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

@@ -109,8 +109,8 @@ def comixup_shares(
         raise ValueError(f"comixup_shares expects iterations >= 1, got {iterations}")
     if valid is None:
         valid = torch.ones(parts, dtype=torch.bool, device=cost.device)
-    # Two bodies give one result: torch operators, and on a CUDA device one kernel. Unrolled into a graph, the sweeps over
-    # all outputs would take a compiler minutes: one operator stands for them as well.
+    # Two bodies give one result: torch operators, and on a CUDA device one kernel. Unrolled into a graph, the sweeps
+    # over all outputs would take a compiler minutes: one operator stands for them as well.
     as_one = torch.compiler.is_compiling() or _fits_kernel(cost, compatibility, start, valid)
     solve = torch.ops.mixaug.comixup_shares if as_one else _sweeps
     with torch.no_grad():

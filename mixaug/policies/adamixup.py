@@ -35,13 +35,19 @@ from mixaug.draws import Draws
 from mixaug.ops.layout import single_precision
 from mixaug.ops.precision import callers_precision
 from mixaug.plan import Blend, Plan
-from mixaug.policy import Policy, SharedOptions, no_change
+from mixaug.policy import Policy, no_change
 from mixaug.registry import register
 from mixaug.signals import CleanSignals, MixedSignals, ModelSignals, Recorder, is_compiled
 from mixaug.signals.hooks import hooked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing
+
+    class Offered(TakesPairing, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["AdaMixUp", "adamixup_gate", "adamixup_lam", "adamixup_loss", "adamixup_rows", "truncated_normal"]
 
@@ -274,7 +280,7 @@ class AdaMixUp(Policy):
         discriminator: float = 1.0,
         width: int = 100,
         reference: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         self.discriminator = check_not_negative("AdaMixUp", "discriminator", discriminator)

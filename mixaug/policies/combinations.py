@@ -25,6 +25,14 @@ from mixaug.signals import MixedSignals, ModelSignals, Signals
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer
+
+    class Offered(TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``OneOf.not_offered`` names."""
+
+    class OfferedSometimes(TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` of ``OneOf`` and ``Sometimes`` names."""
+
 
 def made(what: str, option: str, policy: Policy | str) -> Policy:
     """The policy that an option of ``what`` names, or is."""
@@ -60,7 +68,7 @@ class OneOf(Policy):
         self,
         policies: Sequence[Policy | str] = ("mixup", "cutmix"),
         probabilities: Sequence[float] | None = None,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         if isinstance(policies, str) or not isinstance(policies, (Sequence, nn.ModuleList)) or not len(policies):
@@ -224,7 +232,7 @@ class Sometimes(OneOf):
         policy: Policy | str = "mixup",
         probability: float | Schedule = 1.0,
         until: float | None = None,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[OfferedSometimes],
     ) -> None:
         # The base, which would keep a schedule, comes after what it is made of.
         first = at_start("Sometimes", "probability", probability, check_probability) if callable(probability) else None

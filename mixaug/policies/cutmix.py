@@ -8,6 +8,9 @@ batch: ``per="batch"``. With one or three spatial axes the side is the first or 
 
 ``minmax`` is timm's other box: sides uniform between two fractions of the image's sides, always inside
 (timm never lets such a box touch the far border; here every place is equally likely).
+
+``sources=k`` pastes a box of each of k - 1 samples, of side sqrt(w) for its share w ~ Dirichlet(alpha, ..., alpha).
+Later boxes cover earlier ones, and the label shares count the pixels that each sample really shows.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_range
 from mixaug.draws import Draws
-from mixaug.ops.boxes import area_kept, cutmix_boxes, paste
+from mixaug.ops.boxes import area_kept, box_mask, cutmix_boxes, paste
 from mixaug.plan import Paste, Plan
+from mixaug.policies.several import Regions, check_sources, rows_of, shares_of_regions
 from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 
@@ -74,6 +78,8 @@ class CutMix(Policy):
         minmax: (low, high) fractions of the sides, 0 <= low < high <= 1: boxes of independent uniform
             sides, always inside the image, in place of the ones above (timm's ``cutmix_minmax``).
             ``alpha`` and ``ratio`` are refused then.
+        sources: samples in each mixture, the sample itself among them, 2 to 64; from 3 on shares ~ Dirichlet(alpha)
+            and the others come from the batch, so that ``minmax`` and options about pairs are refused.
         ratio, pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the drawn lam.
 
     Raises:
@@ -84,6 +90,7 @@ class CutMix(Policy):
         self,
         alpha: float = 1.0,
         minmax: tuple[float, float] | None = None,
+        sources: int = 2,
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
@@ -94,7 +101,16 @@ class CutMix(Policy):
                 f"ratio={shared.get('ratio', 'beta')!r}, or minmax"
             )
 
+        self.sources = check_sources(self, sources, shared)
+        self.labels_as_drawn = shared.get("labeling") == "ratio"
+        if minmax is not None and self.sources > 2:
+            raise ValueError(
+                f"CutMix draws the box of one partner between minmax={minmax!r}: leave out sources={sources}"
+            )
+
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        if self.sources > 2:
+            return self._several(batch, partner, draws)
         if self.minmax is None:
             lam = self.ratio(draws)
             boxes = cutmix_boxes(lam, draws.pixels(batch.size), batch.size)
@@ -102,6 +118,19 @@ class CutMix(Policy):
             boxes = _minmax_boxes(self.minmax, batch.size, draws)
             lam = area_kept(boxes, batch.size)
         return Paste(partner=partner, lam=lam.float(), boxes=boxes, size=batch.size)
+
+    def _several(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        rows = rows_of(self, self.sources, batch, partner, draws)
+        drawn = draws.dirichlet(self.alpha, self.sources)
+        regions = torch.zeros(len(drawn), *batch.size, dtype=torch.int64, device=batch.device)
+        for column in range(1, self.sources):
+            boxes = cutmix_boxes(1 - drawn[:, column], draws.pixels(batch.size), batch.size)
+            regions = regions.masked_fill(box_mask(boxes, batch.size), column)
+        shares = drawn.float() if self.labels_as_drawn else shares_of_regions(regions, self.sources)
+        weights = shares.expand(len(batch), self.sources)
+        return Regions(
+            partner=partner, lam=drawn[:, 0].float(), weights=weights, size=batch.size, rows_in=rows, regions=regions
+        )
 
 
 def _minmax_boxes(minmax: tuple[float, float], size: Sequence[int], draws: Draws) -> Tensor:

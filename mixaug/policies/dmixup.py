@@ -9,7 +9,6 @@ where classes overlap, and that more points constrain them between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,14 +17,21 @@ from torch import Tensor
 from mixaug.batch import Batch
 from mixaug.checks import check_images, check_out, check_whole, shown
 from mixaug.draws import Draws
-from mixaug.ops.layout import check_blends, deliver
-from mixaug.ops.resample import cast_pixels
+from mixaug.ops.layout import deliver
 from mixaug.plan import Plan
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policies.several import WeightedSources, rows_of, weighted_mean
+from mixaug.policy import Policy
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPer
+
+    class Offered(TakesPairing, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["DMixup", "dmixup"]
 
@@ -63,40 +69,8 @@ def dmixup(
             f"dmixup expects shares ({batch}, {sources.shape[1]}) or (1, {sources.shape[1]}) floating, got "
             f"{tuple(shares.shape)} {shares.dtype}"
         )
-    mixed = _weighted(images, sources, shares)
+    mixed = weighted_mean(images, sources, shares)
     return deliver(mixed, images, out, inplace), shares.float().expand(batch, -1)
-
-
-def _weighted(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
-    wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
-    total: Tensor | None = None
-    # One pass for each of a few sources needs no (B, M, ...) copy of the images.
-    for column in range(sources.shape[1]):
-        share = shares[:, column].to(wide.dtype).reshape(-1, *([1] * (images.ndim - 1)))
-        term = share * (wide if column == 0 else wide.index_select(0, sources[:, column]))
-        total = term if total is None else total + term
-    return cast_pixels(images if total is None else total, images.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedSources(Plan):
-    """A weighted mean of several rows of the batch.
-
-    Attributes:
-        rows_in: (B, M) int64 rows that went into each sample, the sample itself first.
-        shares: (R, M) float32.
-    """
-
-    rows_in: Tensor
-    shares: Tensor
-
-    @property
-    def sources(self) -> Tensor:
-        return self.rows_in
-
-    def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
-        check_blends(tensor)
-        return deliver(_weighted(tensor, self.rows_in, self.shares), tensor, out, inplace)
 
 
 @register(
@@ -122,7 +96,7 @@ class DMixup(Policy):
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("ratio", "labeling", "partners")
 
-    def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[SharedOptions]) -> None:
+    def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[Offered]) -> None:
         super().__init__(alpha=alpha, **shared)
         if self.per == "pair":
             raise ValueError("DMixup mixes more than pairs: per expects 'sample' or 'batch', got 'pair'")
@@ -133,13 +107,12 @@ class DMixup(Policy):
         return draws.dirichlet(self.alpha, self.points).float()
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
-        own = torch.arange(len(batch), device=batch.device)
-        others = [partner, *(self.pairing(batch, draws) for _ in range(self.points - 2))]
+        rows = rows_of(self, self.points, batch, partner, draws)
         shares = self.draw_shares(draws)
         return WeightedSources(
             partner=partner,
             lam=shares[:, 0],
             weights=shares.expand(len(batch), self.points),
-            rows_in=torch.stack([own, *others], 1),
+            rows_in=rows,
             shares=shares,
         )

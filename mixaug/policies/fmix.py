@@ -15,6 +15,9 @@ waves 0 and 1 and one side of the vertical ones. The authors draw one mask per b
 ``frequencies=k`` keeps the lowest k frequencies of every axis (waves per image 0, ..., k - 1) and builds the grey
 image with one small matrix product per axis: far fewer random numbers and no FFT. At 224 pixels and k = 16 the
 mask differs in about 0.06 % of the pixels from the full one.
+
+``sources=k`` cuts the grey image at k - 1 thresholds: the darker a pixel, the later the sample that it shows. Shares
+w ~ Dirichlet(alpha, ..., alpha), and each sample shows w N pixels, rounded up or down.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import wide_dtype
 from mixaug.ops.masks import ranks
 from mixaug.plan import MaskBlend, Plan
+from mixaug.policies.several import Regions, check_sources, rows_of, shares_of_regions
 from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 
@@ -158,6 +162,25 @@ def own_count(lam: Tensor, pixels: int, round_up: Tensor) -> Tensor:
     """(R,) int64 number of own pixels: lam times ``pixels``, rounded up or down."""
     exact = lam.to(wide_dtype(lam.device)) * pixels
     return torch.where(round_up, exact.ceil(), exact.floor()).long()
+
+
+def level_sets(grey: Tensor, shares: Tensor, offset: Tensor) -> Tensor:
+    """Divide images by brightness into regions of given shares.
+
+    Region m holds ``floor(N c_m + offset) - floor(N c_{m-1} + offset)`` of N pixels, c the shares summed up: their own
+    number of pixels rounded up or down, and with a uniform offset right on average.
+
+    Args:
+        grey: (R, N) floating; the brightest pixels are region 0, and of equal ones the first come first.
+        shares: (R, M) floating, rows sum to 1.
+        offset: (R,) floating in [0, 1).
+
+    Returns:
+        (R, N) int64 region of each pixel.
+    """
+    wide = wide_dtype(grey.device)
+    ends = (shares[:, :-1].to(wide).cumsum(1) * grey.shape[1] + offset.to(wide)[:, None]).floor().long()
+    return torch.searchsorted(ends.contiguous(), ranks(grey), right=True)
 
 
 def largest(scores: Tensor, count: Tensor) -> Tensor:
@@ -355,6 +378,8 @@ class FMix(Policy):
         spectrum: ``"isotropic"``, as the paper means, or ``"reference"``, as the authors' code runs, for comparing
             with published numbers; that one is for images (B, C, H, W) with at least two rows.
         frequencies: keep only the lowest ones of every axis: cheaper masks, nearly the same blobs; None keeps all.
+        sources: samples in each mixture, the sample itself among them, 2 to 64; from 3 on shares ~ Dirichlet(alpha)
+            and the others come from the batch, so that ``max_soft`` and options about pairs are refused.
         ratio, pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="area"`` counts the own pixels.
 
     Raises:
@@ -370,6 +395,7 @@ class FMix(Policy):
         max_soft: float = 0.0,
         spectrum: Spectrum = "isotropic",
         frequencies: int | None = None,
+        sources: int = 2,
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
@@ -380,6 +406,12 @@ class FMix(Policy):
         self.max_soft = float(max_soft)
         self.spectrum: Spectrum = spectrum
         self.frequencies = None if frequencies is None else int(frequencies)
+        self.sources = check_sources(self, sources, shared)
+        self.labels_as_drawn = shared.get("labeling", "ratio") == "ratio"
+        if self.max_soft and self.sources > 2:
+            raise ValueError(
+                f"FMix blends the edge between two samples, max_soft={max_soft!r}: leave out sources={sources}"
+            )
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
@@ -387,6 +419,8 @@ class FMix(Policy):
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         size = batch.size
+        if self.sources > 2:
+            return self._several(batch, partner, draws)
         lam = self.ratio(draws)
         round_up = draws.uniform() < 0.5
         shape = fourier_noise_shape(size, spectrum=self.spectrum, frequencies=self.frequencies)
@@ -405,3 +439,18 @@ class FMix(Policy):
         pixels = math.prod(size)
         share = (own_count(lam, pixels, round_up).to(lam.dtype) / pixels).float()
         return MaskBlend(partner=partner, lam=lam.float(), size=size, mask=mask.squeeze(1), share=share)
+
+    def _several(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        size = batch.size
+        rows = rows_of(self, self.sources, batch, partner, draws)
+        drawn = draws.dirichlet(self.alpha, self.sources)
+        shape = fourier_noise_shape(size, spectrum=self.spectrum, frequencies=self.frequencies)
+        grey = fourier_image(
+            draws.normal(shape), size, decay=self.decay, spectrum=self.spectrum, frequencies=self.frequencies
+        )
+        regions = level_sets(grey.flatten(1), drawn, draws.uniform()).reshape(-1, *size)
+        shares = drawn.float() if self.labels_as_drawn else shares_of_regions(regions, self.sources)
+        weights = shares.expand(len(batch), self.sources)
+        return Regions(
+            partner=partner, lam=drawn[:, 0].float(), weights=weights, size=size, rows_in=rows, regions=regions
+        )

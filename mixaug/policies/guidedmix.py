@@ -33,11 +33,16 @@ from mixaug.ops.filters import check_blur, gaussian_blur, spectral_residual
 from mixaug.ops.layout import reads_freely, single_precision
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.saliency import SaliencyPolicy
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing
+
+    class Offered(TakesPairing, TakesLabeling, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["GuidedMix", "greedy_cycle", "guided_maps", "guided_mask", "guidedmix", "map_distance"]
 
@@ -319,7 +324,7 @@ class GuidedMix(SaliencyPolicy):
         distance: Distance = "l2",
         part_size: int | None = None,
         clean_weight: float = 0.0,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         check_choice("GuidedMix", "distance", distance, DISTANCES)
         part_size = None if part_size is None else check_whole("GuidedMix", "part_size", part_size, 2)

@@ -47,6 +47,8 @@ def lisa(
     """
     if not isinstance(group, str):
         raise TypeError(f"lisa expects group as the name of metadata of the batch, got {shown(group)}")
+    if not group:
+        raise ValueError("lisa expects group as the name of metadata of the batch, got ''")
     alpha = check_positive("lisa", "alpha", alpha)
     check_per("lisa", per)
     check_choice("lisa", "mixing", mixing, ("mixup", "cutmix"))

@@ -100,7 +100,7 @@ class MaskMix(Policy):
             raise ValueError(
                 f"MaskMix counts cells with reference_labels=True; it cannot use labeling={shared.get('labeling')!r}"
             )
-        self.patch_size = patch_size_option(type(self).__name__, patch_size)
+        self.patch_size = patch_size_option(type(self).__name__, patch_size, spatial=self.spatial)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)

@@ -22,11 +22,16 @@ from typing import TYPE_CHECKING, Literal
 from mixaug.checks import check_choice, check_probability
 from mixaug.labeling import Progressive
 from mixaug.policies.maskmix import MaskMix
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["MixPro"]
 
@@ -64,11 +69,10 @@ class MixPro(MaskMix):
         patch_size: int | Sequence[int] | None = None,
         attention: Literal["mixed", "own"] = "mixed",
         label_smoothing: float = 0.1,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         check_choice("MixPro", "attention", attention, ("mixed", "own"))
         label_smoothing = check_probability("MixPro", "label_smoothing", label_smoothing)
-        shared["labeling"] = Progressive(attention, label_smoothing)
-        super().__init__(alpha, patch_size, **shared)
+        super().__init__(alpha, patch_size, labeling=Progressive(attention, label_smoothing), **shared)
         self.attention = attention
         self.label_smoothing = label_smoothing

@@ -27,12 +27,18 @@ from mixaug.ops.layout import column, deliver, reads_freely
 from mixaug.ops.moments import grouped, moments, with_moments
 from mixaug.plan import Plan, Unmixed
 from mixaug.policies.stages import INPUT, Staged, StagePolicy, early_stages
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals.model import model_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesLabeling, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["MixStyle", "mix_styles"]
 
@@ -143,7 +149,7 @@ class MixStyle(StagePolicy):
         probability: float = 0.5,
         stages: Sequence[int | str] | None = None,
         epsilon: float = 1e-6,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(alpha=alpha, stages=stages, **shared)
         if INPUT in (self.stages or ()):

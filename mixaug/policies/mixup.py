@@ -5,6 +5,8 @@
 The authors draw one lam and one permutation per batch: ``per="batch"``. ``ratio="midpoint"`` fixes lam at
 1/2 (Midpoint Mixup, arXiv:2210.13512; use ``pairing="derangement"`` with it, so that no sample meets itself
 and no two samples come out equal).
+
+``sources=k`` takes the weighted mean of k samples, shares ~ Dirichlet(alpha, ..., alpha).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from mixaug.checks import check_images, check_out, check_partner, check_share
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend
 from mixaug.plan import Blend, Plan
+from mixaug.policies.several import WeightedSources, check_sources, rows_of
 from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
 
@@ -59,7 +62,12 @@ class Mixup(Policy):
 
     Args:
         alpha: concentration; 1.0 is the paper's CIFAR value, 0.2 its ImageNet value.
+        sources: samples in each mixture, the sample itself among them, 2 to 64; from 3 on shares ~ Dirichlet(alpha)
+            and the others come from the batch, so that options about pairs are refused.
         ratio, pairing, labeling, per: see :class:`mixaug.Policy`.
+
+    Raises:
+        ValueError: an option out of range, or one about pairs with more sources.
     """
 
     spatial = None
@@ -67,9 +75,16 @@ class Mixup(Policy):
     def __init__(
         self,
         alpha: float = 1.0,
+        sources: int = 2,
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
+        self.sources = check_sources(self, sources, shared)
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
+        if self.sources > 2:
+            rows = rows_of(self, self.sources, batch, partner, draws)
+            shares = draws.dirichlet(self.alpha, self.sources).float()
+            weights = shares.expand(len(batch), self.sources)
+            return WeightedSources(partner=partner, lam=shares[:, 0], weights=weights, rows_in=rows, shares=shares)
         return Blend(partner=partner, lam=self.ratio(draws).float())

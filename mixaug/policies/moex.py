@@ -31,12 +31,19 @@ from mixaug.ops.moments import Norm, grouped, moments, with_moments
 from mixaug.plan import Plan
 from mixaug.policies.combinations import made
 from mixaug.policies.stages import INPUT, Staged, StagePolicy
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPartners, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesLabeling, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["MoEx", "exchange_moments"]
 
@@ -190,7 +197,7 @@ class MoEx(StagePolicy):
         positive_only: bool = False,
         epsilon: float = 1e-5,
         before: Policy | str | None = None,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(stages=None if stage is None else (check_stage("MoEx", "stage", stage),), **shared)
         if stage == INPUT:

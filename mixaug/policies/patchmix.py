@@ -88,7 +88,7 @@ class PatchMix(Policy):
         **shared: Unpack[SharedOptions],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
-        self.patch_size = patch_size_option("PatchMix", patch_size)
+        self.patch_size = patch_size_option("PatchMix", patch_size, spatial=self.spatial)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)

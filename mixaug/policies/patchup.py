@@ -38,12 +38,18 @@ from mixaug.ops.hashing import SEEDS, hashed_uniform
 from mixaug.ops.layout import column
 from mixaug.plan import Plan
 from mixaug.policies.stages import INPUT, Staged, StagePolicy
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import MixedSignals, backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["PatchUp", "patchup", "patchup_holes", "patchup_rate"]
 
@@ -246,7 +252,7 @@ class PatchUp(StagePolicy):
         gamma: float | None = None,
         block_size: int = 7,
         stages: Sequence[int | str] | None = None,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(alpha=alpha, stages=stages, **shared)
         check_choice("PatchUp", "mode", mode, get_args(Mode))

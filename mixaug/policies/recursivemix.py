@@ -30,12 +30,19 @@ from mixaug.ops.regions import pooled_regions
 from mixaug.partners import PartnersPlan, PreviousBatch
 from mixaug.plan import Plan
 from mixaug.policies.resizemix import INTERPOLATIONS, Interpolation, ResizePaste, resizemix_boxes
-from mixaug.policy import Policy, SharedOptions, no_change
+from mixaug.policy import Policy, no_change
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import MixedSignals, ModelSignals, backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer
+
+    class Offered(TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["RecursiveMix"]
 
@@ -74,7 +81,7 @@ class RecursiveMix(Policy):
         omega: float = 0.5,
         interpolation: Interpolation = "nearest",
         share_head: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         self.alpha = check_positive_share("RecursiveMix", "alpha", alpha)

@@ -35,14 +35,20 @@ from mixaug.ops.blend import blend
 from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
-from mixaug.policy import SharedOptions
 from mixaug.preparation import Preparation
 from mixaug.ratio import Beta
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.streams import default_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPartners, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesLabeling, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["RegMix"]
 
@@ -266,7 +272,7 @@ class RegMix(Mixup):
     """
 
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
-    not_offered = ("pairing",)
+    not_offered = ("pairing", "sources")
 
     def __init__(
         self,
@@ -276,7 +282,7 @@ class RegMix(Mixup):
         k_max: int | None = None,
         by: By = "inputs",
         learning_steps: int = 2000,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         if isinstance(limits, str) and limits != "learned":
             raise ValueError(f'RegMix expects limits as a function, "learned" or None, got {limits!r}')
@@ -292,10 +298,10 @@ class RegMix(Mixup):
         if k_max is None:
             k_max = CHOICES[-1] if learns else int(limits.choices[-1]) if isinstance(limits, LimitNetwork) else None
         if limits is None:
-            shared["pairing"] = Nearest(k, by=by)
+            pairing = Nearest(k, by=by)
         else:
-            shared["pairing"] = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
-        super().__init__(alpha, **shared)
+            pairing = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
+        super().__init__(alpha, pairing=pairing, **shared)
         self.k, self.k_max, self.by = k, k_max, by
         self.learns, self.learning_steps = learns, learning_steps
         # As a submodule, a network moves and is saved with the policy.

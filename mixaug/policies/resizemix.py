@@ -36,11 +36,17 @@ from mixaug.ops.layout import (
 )
 from mixaug.ops.resample import Sources, cast_pixels, paste_patches, paste_sampled
 from mixaug.plan import Paste, Plan, class_planes
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPartners, TakesPer
+
+    class Offered(TakesPairing, TakesLabeling, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["ResizeMix", "resizemix", "resizemix_boxes"]
 
@@ -290,7 +296,7 @@ class ResizeMix(Policy):
         rule: Rule = "uniform",
         scope: tuple[float, float] = (0.1, 0.8),
         interpolation: Interpolation = "nearest",
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         check_choice("ResizeMix", "rule", rule, RULES)

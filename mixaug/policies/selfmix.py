@@ -59,7 +59,7 @@ def selfmix(
     if per == "pair" and view is None:
         raise ValueError("selfmix draws partners that need not be mutual, so per='pair' goes with a view alone")
     for name, value in (("group", group), ("view", view)):
-        if not isinstance(value, str) and not (name == "view" and value is None):
+        if not (isinstance(value, str) and value) and not (name == "view" and value is None):
             raise TypeError(f"selfmix expects {name} as a name, got {shown(value)}")
     made = [Mixup(mixup_alpha, per=per), CutMix(cutmix_alpha, per=per)]
     chances = [1 - switch_prob, switch_prob]

@@ -26,13 +26,20 @@ from mixaug.draws import Draws
 from mixaug.ops.confusion import MEASURES, Measure, confusion_matrix, measure_gradient
 from mixaug.pairing import ClassPairs
 from mixaug.plan import Hidden, Plan
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.preparation import Inspection
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import ModelSignals, Signals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPartners
+
+    class Offered(TakesLabeling, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["SelMix", "selmix_gains", "selmix_pairs"]
 
@@ -124,7 +131,7 @@ class SelMix(Policy):
         factor: float = 0.6,
         temperature: float = 0.1,
         refresh_every: int = 50,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         check_choice("SelMix", "measure", measure, MEASURES)

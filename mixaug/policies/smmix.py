@@ -59,6 +59,12 @@ from mixaug.signals.model import IGNORED
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPer
+
+    class Offered(TakesPairing, TakesLabeling, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
+
 __all__ = ["SMMix", "pooled_tokens", "smmix", "smmix_boxes", "smmix_consistency", "smmix_windows"]
 
 
@@ -280,7 +286,7 @@ class SMMix(Policy):
         fine_grained: float = 1.0,
         consistency: float = 1.0,
         label_smoothing: float = 0.1,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         what = type(self).__name__

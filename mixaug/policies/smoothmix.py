@@ -28,11 +28,17 @@ from mixaug.labeling import Area
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.masks import gaussian_lines
 from mixaug.plan import MaskBlend, Plan
-from mixaug.policy import Policy, SharedOptions
+from mixaug.policy import Policy
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPartners, TakesPer
+
+    class Offered(TakesPairing, TakesLabeling, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["SmoothMix", "smoothmix", "smoothmix_mask"]
 
@@ -133,7 +139,7 @@ class SmoothMix(Policy):
         self,
         sigma: tuple[float, float] = (0.25, 0.5),
         reference_labels: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(**shared)
         self.sigma = check_range("SmoothMix", "sigma", sigma, positive=True)

@@ -174,7 +174,7 @@ def _is_leaf(model: nn.Module, name: str) -> bool:
 
 def check_stages(what: str, stages: Sequence[int | str]) -> tuple[int | str, ...]:
     """``stages`` as a tuple of names and numbers, or a ValueError."""
-    if isinstance(stages, str) or not isinstance(stages, Sequence) or not len(stages):
+    if isinstance(stages, (str, bytes, bytearray)) or not isinstance(stages, Sequence) or not len(stages):
         raise ValueError(
             f"{what} expects stages as a sequence of module names, got {shown(stages)}; numbers in it count "
             "timm's stages, None takes the default"

@@ -39,12 +39,18 @@ from mixaug.checks import (
 )
 from mixaug.ops.layout import single_precision
 from mixaug.plan import Plan
-from mixaug.policy import Policy, SharedOptions, no_change
+from mixaug.policy import Policy, no_change
 from mixaug.registry import create, describe, register
 from mixaug.signals import MixedSignals, ModelSignals, Signals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPer
+
+    class Offered(TakesPairing, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["SUMix", "sumix_distances", "sumix_loss", "sumix_uncertainty", "sumix_weights"]
 
@@ -212,7 +218,7 @@ class SUMix(Policy):
         scale: float | None = 100.0,
         uncertainty: Uncertainty = "layer",
         reference: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         if not isinstance(policy, (str, Policy)):

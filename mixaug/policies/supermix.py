@@ -42,14 +42,20 @@ from mixaug.ops.masks import top_mask
 from mixaug.ops.resample import cast_pixels
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.network import NetworkPolicy
-from mixaug.policy import SharedOptions
 from mixaug.ratio import Beta
 from mixaug.registry import register
+from mixaug.shared_options import SharedOptions
 from mixaug.signals import ModelSignals
 from mixaug.signals.model import in_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesLabeling, TakesPairing, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesLabeling, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["SuperMix", "supermix", "supermix_masks", "supermix_search"]
 
@@ -278,7 +284,7 @@ class SuperMix(NetworkPolicy):
         sparsity: float = 25.0,
         max_iter: int = 50,
         reference: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         sources = check_whole("SuperMix", "sources", sources, 2, 16)
         alpha = check_positive("SuperMix", "alpha", alpha)

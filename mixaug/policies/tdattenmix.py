@@ -30,12 +30,17 @@ from mixaug.ops.precision import callers_precision
 from mixaug.plan import Plan
 from mixaug.policies.network import NetworkPolicy
 from mixaug.policies.smmix import MovedWindows, SMMix, smmix_boxes, smmix_windows
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
 from mixaug.signals.tensors import as_grid
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPer
+
+    class Offered(TakesPairing, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["TdAttenMix", "attended_share", "attention_above"]
 
@@ -170,10 +175,10 @@ class TdAttenMix(NetworkPolicy, SMMix):
         floor: float | None = 0.7,
         network: nn.Module | None = None,
         reference: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
-        shared["labeling"] = AttendedShare(attention_share)
-        super().__init__(minmax, fine_grained, consistency, label_smoothing, **shared)
+        labeling = AttendedShare(attention_share)
+        super().__init__(minmax, fine_grained, consistency, label_smoothing, labeling=labeling, **shared)
         self.attention_share = float(attention_share)
         self.floor = None if floor is None else check_probability("TdAttenMix", "floor", floor)
         self.reference = check_flag("TdAttenMix", "reference", reference)

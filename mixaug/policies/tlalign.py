@@ -121,7 +121,7 @@ class TLAlign(Policy):
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         self.needs = self.labeling.needs
-        self.patch_size = patch_size_option("TLAlign", patch_size)
+        self.patch_size = patch_size_option("TLAlign", patch_size, spatial=self.spatial)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)

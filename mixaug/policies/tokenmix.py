@@ -286,8 +286,8 @@ class TokenMix(Policy):
         if grid is not None and patch_size is not None:
             raise ValueError(f"TokenMix expects patch_size or grid, not both, got {patch_size!r} and {grid!r}")
         self.mode: Mode = mode
-        self.patch_size = patch_size_option("TokenMix", patch_size)
-        self.grid = patch_size_option("TokenMix", grid, "grid")
+        self.patch_size = patch_size_option("TokenMix", patch_size, spatial=self.spatial)
+        self.grid = patch_size_option("TokenMix", grid, "grid", self.spatial)
         self.minimum_tokens = (
             None if minimum_tokens is None else check_whole("TokenMix", "minimum_tokens", minimum_tokens, 0)
         )

@@ -21,11 +21,16 @@ from typing import TYPE_CHECKING
 from mixaug.checks import check_probability
 from mixaug.labeling import Attention
 from mixaug.policies.cutmix import CutMix
-from mixaug.policy import SharedOptions
 from mixaug.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mixaug.shared_options import TakesPairing, TakesPartners, TakesPer, TakesRatio
+
+    class Offered(TakesRatio, TakesPairing, TakesPer, TakesPartners, total=False):
+        """The shared options without those that ``not_offered`` names."""
+
 
 __all__ = ["TransMix"]
 
@@ -54,15 +59,14 @@ class TransMix(CutMix):
 
     needs = Attention.needs
     spatial = (2,)
-    not_offered = ("minmax", "labeling")
+    not_offered = ("minmax", "sources", "labeling")
 
     def __init__(
         self,
         alpha: float = 1.0,
         attention_share: float = 0.5,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         attention_share = check_probability("TransMix", "attention_share", attention_share)
-        shared["labeling"] = Attention(attention_share)
-        super().__init__(alpha, **shared)
+        super().__init__(alpha, labeling=Attention(attention_share), **shared)
         self.attention_share = attention_share

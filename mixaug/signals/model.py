@@ -204,8 +204,8 @@ class CleanSignals(Signals):
                 known = self._run_for_saliency(mode, False, self.wanted | reads)
             else:
                 wanted = frozenset((self.wanted | reads) - {"saliency"})
-                precision, gradients = callers_precision(self.images.device), torch.set_grad_enabled(grad)
-                with precision, in_mode(self.source.model, mode), gradients:
+                model = self.source.model
+                with callers_precision(self.images.device), in_mode(model, mode), torch.set_grad_enabled(grad):
                     known = _Pass(self.source, wanted, self._checked(self.images.detach()), grad)
                 self._passes[mode] = known
         return known.recorder

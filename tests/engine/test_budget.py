@@ -9,8 +9,9 @@ from torch import nn
 
 from mixaug.engine import budget, run
 from mixaug.engine.budget import settle, step_cost
-from mixaug.engine.config import compose, config_hash, epochs_at_equal_cost, plain
+from mixaug.engine.config import compose, config_hash, plain
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.lengths import epochs_at_equal_cost
 from mixaug.engine.train import train
 from mixaug.flops import Flops
 

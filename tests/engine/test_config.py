@@ -64,7 +64,7 @@ def test_hash_does_not_depend_on_how_a_value_was_set() -> None:
 
 def test_run_name_says_policy_model_data_and_seed() -> None:
     config = compose(["policy=mixup", "seed=4"])
-    assert run_name(config) == f"mixup-cifar_resnet8-digits-s4-{config_hash(config)}"
+    assert run_name(config) == f"mixup-cifar_resnet8-photos-s4-{config_hash(config)}"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_list_choices_knows_the_groups() -> None:
         [],
         [*CIFAR, "policy=cutmix", "policy.alpha=0.7", "seed=3"],
         ["experiment=diabetes", "policy=cmixup", "policy.stages=[layer1]", "schedule={sched:constant}"],
-        ["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=32", "++model.depth=1", "~data.per_class"],
+        ["model=timm", "model.name=vit_tiny_patch16_224", "+model.img_size=32", "++model.depth=1", "~data.valid_share"],
         ["experiment=guided", "mixer.schedule={min_lr:0.001}", "root=/elsewhere"],
     ],
 )

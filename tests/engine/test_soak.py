@@ -14,10 +14,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mixaug.engine import checkpoint, run
+import mixaug
+from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
 from mixaug.engine.config import compose
+from mixaug.passes import Wants
 
 SHARED = ("threads=1", "device=cpu", "progress=false", "checkpoint_every_steps=7", "ema.decay=0.9")
 # 20 epochs of 10 batches.
@@ -36,6 +39,18 @@ VIT = (
         "schedule=cosine_step",
     ),
     *("+model.embed_dim=24", "+model.depth=2", "+model.num_heads=2", "+model.drop_path_rate=0.2", "optimizer=adamw"),
+)
+
+VIEWS = ("views=[second]", "augment.crop_padding=1")
+OUTLIERS = (
+    "policy.partners={_target_: mixaug.partners.Stream, name: outliers, label: uniform}",
+    *("+streams.outliers.data.name=digits", "+streams.outliers.data.train_size=70"),
+)
+NETWORKS = (
+    "+networks.teacher=TEACHER",
+    "+networks.slow={_target_: mixaug.networks.Momentum, momentum: 0.9}",
+    "+networks.side={_target_: mixaug.networks.Auxiliary, network: {_target_: torch.nn.Sequential, _args_: "
+    "[{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: 10}]}}",
 )
 
 KINDS = {
@@ -58,9 +73,64 @@ KINDS = {
     "cmixup": (*NUMBERS, "policy=cmixup", "objective=squared_error"),
     "regmix": (*NUMBERS, "policy=regmix", "objective=absolute_error"),
     "mixup of numbers": (*NUMBERS, "policy=mixup", "objective=huber"),
+    # Objectives of several passes, with a teacher, a slow copy and a network that learns beside the model.
+    "regmixup": (*DIGITS, "policy=cutmix", "objective=regmixup"),
+    "rankmixup": (*DIGITS, "policy=mixup", "objective=rankmixup"),
+    "decoupled": (*DIGITS, "policy=puzzlemix", "objective=decoupled"),
+    "augmix": (*DIGITS, "policy=none", "objective=augmix", "objective.mean=[0.3]", "objective.std=[0.4]"),
+    "mixkd": (*DIGITS, "policy=mixup", "objective=mixkd", "+networks.teacher=TEACHER"),
+    "cutmixpick": (*DIGITS, "policy=cutmix", "policy.pairing=derangement", "objective=cutmixpick", *NETWORKS[:1]),
+    "three networks": (*DIGITS, "policy=cutmix", *NETWORKS, *VIEWS, "accumulate=2"),
+    # Partners from elsewhere, and what is made anew now and then.
+    "recursivemix": (*DIGITS, "policy=recursivemix"),
+    "previous batch": (*DIGITS, "policy=fmix", "policy.partners={_target_: mixaug.partners.PreviousBatch}"),
+    "memory": (*DIGITS, "policy=cutmix", "policy.partners={_target_: mixaug.partners.Memory, size: 60}"),
+    "another stream": (*DIGITS, "policy=mixup", *OUTLIERS, "objective=mixoe"),
+    "another view": (
+        *DIGITS,
+        "policy=cutmix",
+        "policy.partners={_target_: mixaug.partners.View, name: second}",
+        *VIEWS,
+    ),
+    "training set": (*DIGITS, "policy=resizemix", "pool=all", "augment.crop_padding=0"),
+    "refreshed": (
+        *DIGITS,
+        "policy=selmix",
+        "policy.refresh_every=13",
+        "policy.measure=min_recall",
+        "data.valid_share=0.3",
+    ),
     # Rows that pass through the transforms of files.
     "read": (*DIGITS, "policy=mixup", "data.transform=cifar10_train", "data.image_size=8", "augment.crop_padding=0"),
 }
+
+
+class Three(mixaug.Objective):
+    """The loss of the mixed pass, beside agreement with a frozen teacher, a slow copy and a network that learns."""
+
+    wants = Wants(views=("second",), networks=("teacher", "slow", "side"))
+
+    def forward(self, passes: mixaug.Passes) -> dict[str, Tensor]:
+        mixed = passes.run(passes.mixed)
+        teacher = passes.run(passes.mixed, network="teacher", grad=False)
+        slow = passes.run(passes.view("second"), network="slow", grad=False)
+        side = passes.run(passes.clean, network="side")
+        return {
+            "mixed": self.loss(mixed.outputs, mixed.batch),
+            "teacher": 0.1 * F.mse_loss(mixed.outputs, teacher.outputs),
+            "slow": 0.1 * F.mse_loss(mixed.outputs, slow.outputs),
+            "side": self.loss(side.outputs, side.batch),
+        }
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on digits."""
+    given = ("data=digits", "data.train_size=100", "batch_size=50", "epochs=1", *SHARED, "ema.decay=null")
+    config = compose([*given, f"root={tmp_path_factory.mktemp('teacher')}"])
+    engine.train(config)
+    return run.run_folder(config)
+
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
@@ -134,9 +204,13 @@ def same(one: Any, two: Any) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs fork and /proc")
 @pytest.mark.parametrize("kind", KINDS)
-def test_long_runs_with_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_long_runs_with_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path, kind: str) -> None:
     def make(root: str) -> DictConfig:
-        return compose([*SHARED, *KINDS[kind], f"root={tmp_path / root}"])
+        settings = [setting.replace("TEACHER", str(teacher)) for setting in KINDS[kind]]
+        return compose([*SHARED, *settings, f"root={tmp_path / root}"])
+
+    if kind == "three networks":
+        monkeypatch.setattr(build, "build_objective", lambda config: Three(mixaug.losses.MixedCrossEntropy()))
 
     whole, broken = make("whole"), make("broken")
     begun = time.monotonic()

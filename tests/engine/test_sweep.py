@@ -11,6 +11,7 @@ import pytest
 from mixaug.engine.run import read_json
 from processes import run_script
 
+JOBS = Path(__file__).resolve().parents[1] / "submitit_jobs.py"
 TINY = ("data=digits", "data.train_size=100", "epochs=1", "batch_size=50", "threads=1", "device=cpu", "progress=false")
 
 
@@ -50,6 +51,6 @@ def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, r
 )
 def test_the_submitit_launcher_runs_a_sweep_on_this_machine(tmp_path: Path, root: Path) -> None:
     launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.launcher.cpus_per_task=1")
-    done = call(root, tmp_path, "--multirun", *launcher, *TINY, "seed=3")
+    done = run_script(JOBS, "--multirun", *launcher, *TINY, "seed=3", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(tmp_path / "runs") == [("none", 3)]

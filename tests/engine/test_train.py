@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mixaug
 from helpers import assert_same, interrupt, timeless
 from mixaug.engine import build, checkpoint, run
+from mixaug.engine import train as engine
 from mixaug.engine.errors import CheckpointError, ConfigError, TrainingDiverged
 from mixaug.engine.train import train
 
@@ -80,12 +81,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny: Tiny
     assert not torch.equal(last(one)["model"]["conv1.weight"], last(other)["model"]["conv1.weight"])
 
 
-@pytest.mark.parametrize("batches", [0, 1, 7, 10, 13])
-def test_an_interrupted_run_ends_bit_identical(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
-) -> None:
-    whole, broken = tiny(*EVERYTHING, root=tmp_path / "whole"), tiny(*EVERYTHING, root=tmp_path / "broken")
+def test_an_interrupted_run_ends_bit_identical(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny(*EVERYTHING, root=tmp_path / "whole")
     train(whole)
+    for batches in (0, 1, 7, 10, 13):
+        broken = tiny(*EVERYTHING, root=tmp_path / f"broken after {batches}")
+        interrupted_and_finished(broken, monkeypatch, batches)
+        assert_same(timeless(last(whole)), timeless(last(broken)))
+        assert [record["epoch"] for record in lines(broken)] == [1, 2], f"interrupted after {batches} batches"
+
+
+def interrupted_and_finished(broken: DictConfig, monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     with monkeypatch.context() as patch:
         interrupt(patch, after=batches)
         with pytest.raises(KeyboardInterrupt):
@@ -94,8 +100,6 @@ def test_an_interrupted_run_ends_bit_identical(
     with (run.run_folder(broken) / "epochs.jsonl").open("a") as file:
         file.write('{"epoch": 7, "train_l')  # what a dying writer may leave
     train(broken)
-    assert_same(timeless(last(whole)), timeless(last(broken)))
-    assert [record["epoch"] for record in lines(broken)] == [1, 2]
 
 
 def test_a_damaged_last_checkpoint_costs_an_epoch_and_nothing_else(
@@ -256,6 +260,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, monkeypatch: pytest
     kept = checkpoint.load(folder / "last.pt")
     assert kept["epoch"] == 1
     assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_a_model_that_gives_no_numbers_any_more_has_diverged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step of an epoch broke it: every loss was finite, and an NLL that left the rest out would be 0."""
+    really = engine._train_epoch
+
+    def train_epoch(training: Any) -> None:
+        really(training)
+        with torch.no_grad():
+            next(training.state.step.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(engine, "_train_epoch", train_epoch)
+    config = tiny("policy=mixup")
+    with pytest.raises(TrainingDiverged, match="test_nll is inf after epoch 1, step 4: lower the learning rate"):
+        train(config)
+    folder = run.run_folder(config)
+    assert run.read_json(folder / "failure.json")["step"] == 4
+    assert not (folder / "result.json").exists() and not (folder / "best.pt").exists()
 
 
 def test_an_error_inside_a_run_is_recorded(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,9 +108,9 @@ def trained_alike(rank: int, root: Path) -> None:
     states: list[Any] = []
     result = engine._result
 
-    def kept(config: Any, state: Any, task: Any) -> dict[str, Any]:
+    def kept(config: Any, state: Any, *others: Any) -> dict[str, Any]:
         states.append(state)
-        return result(config, state, task)
+        return result(config, state, *others)
 
     for name, (samples, overrides, what, made) in CASES.items():
         with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 import torch
 
 from golden_adapters import adapter
+from golden_adapters.recorded import mixed_as_recorded
 from mixaug import MixedBatch
 from mixaug import functional as F
 
@@ -10,11 +11,14 @@ from mixaug import functional as F
 @adapter("mixup")
 def replay_mixup(arrays, stem):
     images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
-    lam = torch.from_numpy(arrays["lam"])
+    lam, own = torch.from_numpy(arrays["lam"]), torch.from_numpy(arrays["own_weight"])
     mixed = F.mixup(images, partner, lam)
+    policy = mixed_as_recorded("mixup", images, partner, recorded={}, ratio=lambda draws: lam)
     result = [
         ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 1e-6),
-        ("own_weight", lam, torch.from_numpy(arrays["own_weight"]), 1e-12),
+        ("mixed by the policy", policy.inputs, torch.from_numpy(arrays["mixed"]), 1e-6),
+        ("own weight of the policy", policy.lam, own.float().expand(len(images)), 1e-6),
+        ("own_weight", lam, own, 1e-12),
     ]
     if "target" in arrays:
         result.append(("target", dense_target(arrays, mixed, lam), torch.from_numpy(arrays["target"]), 1e-6))

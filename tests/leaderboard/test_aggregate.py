@@ -168,7 +168,7 @@ def test_settings_of_a_learned_mixer_are_the_policys_and_in_its_command(tmp_path
     assert found.difference.mean == pytest.approx(0.2)  # the baseline has no mixer to set
     assert not any("ran with" in note for note in found.notes)
     assert found.command == (
-        "mixaug benchmark policy=mixup model=cifar_resnet8 data=digits protocol=default "
+        "mixaug benchmark policy=mixup model=cifar_resnet8 data=photos protocol=default "
         "mixer.lr=0.2 mixer.momentum=0 mixer.schedule.min_lr=0.001 seed=0"
     )
     assert found.command in to_markdown(aggregate(collect(tmp_path)))

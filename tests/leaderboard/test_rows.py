@@ -203,7 +203,7 @@ def test_failures_have_a_column_and_one_that_always_fails_a_row(survivors: Path,
     }
     assert (table["fmix"]["mean"], table["fmix"]["std"], table["fmix"]["difference"]) == ("", "", "")
     assert table["fmix"]["command"].endswith(
-        "policy=fmix model=cifar_resnet8 data=digits protocol=default seed=0,1,2,3"
+        "policy=fmix model=cifar_resnet8 data=photos protocol=default seed=0,1,2,3"
     )
     page = to_markdown(leaderboard)
     assert "| vs none | seeds | failed |" in page

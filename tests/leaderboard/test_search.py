@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mixaug.engine.errors import ConfigError, RunHeld
 from mixaug.engine.lock import RunLock
 from mixaug.leaderboard import benchmark
 from mixaug.leaderboard.grid import Cell
-from mixaug.leaderboard.search import run_search
+from mixaug.leaderboard.search import halving, run_search
 from mixaug.leaderboard.search.journal import NAME, Job, Journal, Standing
 from mixaug.leaderboard.search.plan import (
     BudgetTooSmall,
@@ -135,6 +136,7 @@ def test_a_journal_is_read_as_it_was_written_and_hostile_lines_are_left_out(tmp_
 
 #: The shipped space with few trials: none, two of mixup and two of cutmix.
 FEW = (
+    "data=digits",
     *(f"~search.policies.{name}" for name in ("fmix", "resizemix", "manifoldmix", "deit", "saliencymix", "puzzlemix")),
     *("search.policies.mixup.alpha=[0.2,1.0]", "search.policies.cutmix.alpha=[0.5]", "search.eta=2"),
     *("search.probe_epochs=1", "search.last_seeds=2", "search.final_seeds=3"),
@@ -282,6 +284,8 @@ Searched = Callable[..., tuple[int, Pretended, Path]]
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
     """`search(budget)`: its exit code, what was started, and its folder. A command takes ten seconds."""
     monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
+    # Plots take a second, and are the leaderboard's.
+    monkeypatch.setattr(halving, "write", partial(halving.write, formats=["markdown"]))
 
     def run(budget: str, **options: Any) -> tuple[int, Pretended, Path]:
         launcher = Pretended(**options)
@@ -331,7 +335,7 @@ def test_the_same_command_starts_nothing_again_and_an_interrupted_one_goes_on(se
     for path in (folder / NAME, *(folder / "runs").glob("*/*.json*")):
         path.unlink()
     parts = []
-    for after in (2, 4, 5):
+    for after in (3, 8):
         code, launcher, _ = search("100m", dies_at=after)
         assert code == 130
         parts += launcher.started

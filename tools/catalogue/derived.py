@@ -35,8 +35,8 @@ def render(root: Path) -> dict[Path, str]:
     return {
         FUNCTIONAL: _functional(_text(root, FUNCTIONAL), modules),
         PACKAGE: _package(_text(root, PACKAGE), modules),
-        README: _between(README, _text(root, README), _readme_rows(grouped, common)),
-        INDEX: _between(INDEX, _text(root, INDEX), _index(grouped, common)),
+        README: between(README, _text(root, README), _readme_rows(grouped, common)),
+        INDEX: between(INDEX, _text(root, INDEX), _index(grouped, common)),
     }
 
 
@@ -106,7 +106,12 @@ def _isort_key(name: str) -> tuple[bool, list[tuple[int, str]]]:
     return not name[0].isupper(), [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _between(path: Path, text: str, content: str) -> str:
+def between(path: Path, text: str, content: str) -> str:
+    """A text with new content between its two markers.
+
+    Raises:
+        CatalogueError: it has lost one of them.
+    """
     before, first, rest = text.partition(FIRST)
     _, last, after = rest.partition(LAST)
     if not first or not last:
@@ -130,7 +135,7 @@ def _index(grouped: dict[str, list[Method]], common: dict[str, str]) -> str:
     for family, members in grouped.items():
         rows = [f"## {family.capitalize()}\n\n{common[family]}\n\n| policy | what it does | paper |\n|---|---|---|\n"]
         for m in members:
-            rows.append(f"| [{m.name}]({m.name}.md) | {_cell(m.summary)} | {_link(_cell(m.paper), m.url)} |\n")
+            rows.append(f"| [{m.name}]({m.name}.md) | {cell(m.summary)} | {_link(cell(m.paper), m.url)} |\n")
         parts.append("".join(rows))
     return "\n".join(parts)
 
@@ -139,7 +144,8 @@ def _link(text: str, url: str | None) -> str:
     return f"[{text}]({url})" if url else text
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

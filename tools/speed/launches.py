@@ -67,6 +67,8 @@ def cases() -> list[Case]:
             found.append(Case(name, name, (("channels", CHANNELS),)))
         else:
             found.append(Case(name, name))
+        if name in ("cutmix", "fmix", "mixup"):
+            found.append(Case(f"{name} of 4", name, (("sources", 4),)))
     return found
 
 

@@ -213,14 +213,19 @@ class Search:
         if not is_last and len(ranked) > 1:
             after = plan.rungs[number + 1]
             planned = ranked[: after.trials]
-            reserve = plan.final_seeds * sum(cost.of(self.space.epochs) for cost in self._final_costs(planned))
-            count, next_seeds = affordable(
-                [self.cost(label) for label in planned],
-                room=self.budget - self.journal.spent() - reserve,
-                epochs=after.epochs,
-                done=rung.epochs,
-                seeds=after.seeds,
-            )
+            a_final_seed = sum(cost.of(self.space.epochs) for cost in self._final_costs(planned))
+            count = 0
+            # Seeds of the final comparison go before trials: a choice by unfinished runs is the worse of both.
+            for finals in range(plan.final_seeds, 1, -1):
+                count, next_seeds = affordable(
+                    [self.cost(label) for label in planned],
+                    room=self.budget - self.journal.spent() - finals * a_final_seed,
+                    epochs=after.epochs,
+                    done=rung.epochs,
+                    seeds=after.seeds,
+                )
+                if count == len(planned):
+                    break
             if count < 2 <= len(planned):
                 note = "the budget has no room for the next rung: the choice was made here"
             else:

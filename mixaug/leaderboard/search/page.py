@@ -207,7 +207,7 @@ def _said_of(report: Report, leaderboard: Leaderboard, board: Board) -> str:
 
 
 def _budget(report: Report) -> list[Block]:
-    journal, space = report.journal, report.space
+    journal = report.journal
     stages = list(dict.fromkeys(job.stage for job in journal.jobs))
     rows = [
         [
@@ -236,17 +236,7 @@ def _budget(report: Report) -> list[Block]:
         ),
     ]
     if report.grid_seconds:
-        searched = spent - journal.spent("final")
-        mean = statistics.fmean(cost.epoch for cost in report.costs.values())
-        seeds = space.settings.last_seeds
-        found.append(
-            Paragraph(
-                f"The whole grid was not run. Computed from the measured times, {mean:.2f} s an epoch on average, each "
-                f"of the {len(report.costs)} trials once in full would have taken {report.grid_seconds:.0f} s, with "
-                f"{seeds} seeds each {seeds * report.grid_seconds:.0f} s; the search without its final comparison took "
-                f"{searched:.0f} s."
-            )
-        )
+        found.append(Paragraph(_grid(report)))
     plan = journal.plan
     if plan is not None:
         found.append(
@@ -257,6 +247,21 @@ def _budget(report: Report) -> list[Block]:
             )
         )
     return found
+
+
+def _grid(report: Report) -> str:
+    """What the whole grid would have cost, or that it was run."""
+    searched = report.journal.spent() - report.journal.spent("final")
+    mean = statistics.fmean(cost.epoch for cost in report.costs.values())
+    seeds, count, grid = report.space.settings.last_seeds, len(report.costs), report.grid_seconds
+    plan = report.journal.plan
+    is_grid = plan is not None and plan.rungs[0].epochs == report.space.epochs
+    run = "The first rung is the whole grid with one seed" if is_grid else "The whole grid was not run"
+    return (
+        f"{run}. Computed from the measured times, {mean:.2f} s an epoch on average, each of the {count} trials once "
+        f"in full takes {grid:.0f} s, with {seeds} seeds each {seeds * grid:.0f} s; the search without its final "
+        f"comparison took {searched:.0f} s."
+    )
 
 
 # -- the rungs --------------------------------------------------------------------------------------------------------

@@ -30,13 +30,17 @@ from mixaug.policies.learned.loop import LoopWatch
 from mixaug.policies.learned.momentum import MomentumNetwork, MomentumSchedule
 from mixaug.policies.learned.storage import as_bytes, load_mixer_state, mixer_state, of_bytes
 from mixaug.policy import Policy, SharedOptions, no_change
+from mixaug.shared_options import TakesLabeling, TakesPairing, TakesPer, TakesRatio
 from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    class Offered(TakesRatio, TakesPairing, TakesLabeling, TakesPer, total=False):
+        """The shared options without those that ``not_offered`` names."""
 
-class MixerOptions(SharedOptions, total=False):
+
+class MixerOptions(TakesRatio, TakesPairing, TakesLabeling, TakesPer, total=False):
     """Options that learned mixers share, beside ``alpha`` and those whose defaults differ between them."""
 
     stage: int | str | None
@@ -124,7 +128,7 @@ class LearnedMixer(Policy):
         encoder: nn.Module | None = None,
         frozen: bool | None = None,
         reference: bool = False,
-        **shared: Unpack[SharedOptions],
+        **shared: Unpack[Offered],
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         what = type(self).__name__

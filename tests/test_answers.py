@@ -1,0 +1,55 @@
+"""Every method as its answers to five questions, and the page that is made of them."""
+
+from __future__ import annotations
+
+import pytest
+
+import mixaug
+from catalogue import answers as page
+from helpers import ours
+from mixaug.answers import answers_of, answers_of_objective, objective_names
+
+
+def lines(root):
+    text = (root / page.PAGE).read_text(encoding="utf-8")
+    return {line[3 : line.index("]")]: line for line in text.splitlines() if line.startswith("| [")}
+
+
+def test_answers_come_from_the_parts_of_a_policy():
+    mixup, comixup, deit = map(answers_of, ("mixup", "comixup", "deit"))
+    assert mixup.who.startswith("A uniformly random permutation")
+    assert (mixup.how_much, mixup.needs, mixup.passes, mixup.cost) == ("Beta(1, 1)", (), 1.0, 1.0)
+    assert mixup.labels == "The share of pixels that each source really covers."
+    assert (comixup.who, comixup.needs) == ("the method's own rule", ("saliency",))
+    assert comixup.run == "the mixed batch, with saliency of the model"
+    assert deit.labels == "as Mixup or CutMix"
+
+
+def test_answers_of_an_objective():
+    regmixup, mixkd = map(answers_of_objective, ("RegMixup", "MixKD"))
+    assert regmixup.who == "as the policy, in its source create('mixup', alpha=10.0, per='batch')"
+    assert (regmixup.passes, regmixup.cost) == (2.0, pytest.approx(2.0))
+    assert mixkd.needs == ("networks: teacher",)
+    assert mixkd.passes == 2.0 and 1.3 < mixkd.cost < 1.4
+
+
+def test_the_page_has_every_method_and_no_other(root):
+    assert set(lines(root)) == {*ours(), *objective_names()}
+
+
+def test_rows_of_the_page_are_what_the_code_says(root):
+    shown = lines(root)
+    for name in ("mixup", "puzzlemix", "cmixup", "none"):
+        assert shown[name] == page.row(answers_of(name), f"policies/{name}.md")
+    assert shown["RegMixup"] == page.row(answers_of_objective("RegMixup"), "objectives/regmixup.md")
+
+
+@pytest.mark.slow
+def test_the_whole_page_is_up_to_date(root):
+    text = (root / page.PAGE).read_text(encoding="utf-8")
+    assert page.render(root, text) == text, "make policies"
+
+
+def test_a_filter_by_cost_and_the_card_agree():
+    assert "puzzlemix" not in mixaug.list_policies("p*mix", cost=1.5)
+    assert "puzzlemix" in mixaug.list_policies("p*mix", cost=2)
