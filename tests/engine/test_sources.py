@@ -52,9 +52,10 @@ class Beside(Objective):
 
 
 def ways(teacher: Path) -> tuple[str, ...]:
-    """The settings that bring what `Beside` wants; streams come from elsewhere."""
+    """The settings that bring what `Beside` wants, and the weights to start from; streams come from elsewhere."""
     slow = "+networks.slow={_target_: mixaug.networks.Momentum, momentum: 0.9}"
-    return ("policy=cutmix", "views=[second]", f"+networks.teacher={teacher}", slow, "ema.decay=0.9")
+    from_run = (f"+networks.teacher={teacher}", f"init_from={teacher}")
+    return ("policy=cutmix", "views=[second]", *from_run, slow, "ema.decay=0.9")
 
 
 @pytest.fixture(scope="module")
