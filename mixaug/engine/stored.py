@@ -143,7 +143,7 @@ def initialise(config: DictConfig, model: nn.Module) -> dict[str, str] | None:
         raise ConfigError(f"{what}: there is no {path}") from error
     except CheckpointError as error:
         raise ConfigError(f"{what}: {error}") from error
-    weights = state.get(_figured(state))
+    weights: Any = state.get(_figured(state))
     where = f"model={config.choices.model} on data={config.choices.data}"
     faults = _misfits(weights, model.state_dict())
     if faults:
