@@ -19,7 +19,7 @@ from mixaug.checks import check_whole, shown
 from mixaug.draws import Draws
 from mixaug.ops.layout import check_blends, deliver, take_rows
 from mixaug.ops.resample import cast_pixels
-from mixaug.pairing import Reversed, Shift
+from mixaug.pairing import Contradicting, Own, Reversed, Shift
 from mixaug.plan import Plan
 from mixaug.policy import Policy
 
@@ -27,6 +27,9 @@ __all__ = ["Regions", "WeightedSources"]
 
 #: Labelings that know how much each of many sources shows; the others are of pairs.
 LABELINGS = ("area", "ratio")
+
+#: These pairings give a sample the same partner whenever they are asked.
+SAME_AGAIN = (Contradicting, Own, Reversed, Shift)
 
 
 def check_sources(policy: Policy, sources: int, options: Mapping[str, Any]) -> int:
@@ -50,7 +53,7 @@ def check_sources(policy: Policy, sources: int, options: Mapping[str, Any]) -> i
         "per": policy.per == "pair" and "no two samples are each other's only partners",
         "partners": policy.partners is not None and "all come from the batch",
         "labeling": not (isinstance(labeling, str) and labeling in LABELINGS) and "other rules are for pairs",
-        "pairing": isinstance(policy.pairing, (Reversed, Shift)) and "it would give the same partner again",
+        "pairing": isinstance(policy.pairing, SAME_AGAIN) and "it would give the same partner again",
     }
     for option, reason in refused.items():
         if reason:
