@@ -174,8 +174,8 @@ class MixCollate:
             raise ValueError(
                 "MixCollate without num_classes makes a MixedBatch, but accelerate deals out batches that one process "
                 "reads (dispatch_batches=True, its default for an IterableDataset) and can cut tensors only: pass "
-                "accelerate.DataLoaderConfiguration(dispatch_batches=False), give num_classes for dense targets, or mix "
-                "in the loop"
+                "accelerate.DataLoaderConfiguration(dispatch_batches=False), give num_classes for dense targets, or "
+                "mix in the loop"
             )
 
     def __getstate__(self) -> dict[str, Any]:
