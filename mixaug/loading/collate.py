@@ -49,7 +49,7 @@ class MixCollate:
     Raises:
         ValueError: smoothing without ``num_classes`` or out of range, K < 1, a policy that needs the model or keeps
             earlier samples, an entry named for two purposes; when called, images of different sizes, entries that are
-            not there.
+            not there, an accelerate loader that would have to cut a ``MixedBatch``.
         TypeError: something other than a policy; when called, PIL images, nested inputs, labels that are no numbers.
     """
 
@@ -115,6 +115,7 @@ class MixCollate:
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate and mix one batch."""
+        self._refuse_dealing()
         generator = self._generator()
         if self._progress[0] >= 0:
             self.policy.set_progress(float(self._progress[0]))
@@ -167,7 +168,19 @@ class MixCollate:
             key = stream_key("collate", self.seed, rank, "no epoch", base, number)
         return torch.Generator().manual_seed(key)
 
+    def _refuse_dealing(self) -> None:
+        """Raise where accelerate would cut the batch into parts, which it can do to tensors alone."""
+        if self.num_classes is None and _accelerate_deals():
+            raise ValueError(
+                "MixCollate without num_classes makes a MixedBatch, but accelerate deals out batches that one process "
+                "reads (dispatch_batches=True, its default for an IterableDataset) and can cut tensors only: pass "
+                "accelerate.DataLoaderConfiguration(dispatch_batches=False), give num_classes for dense targets, or "
+                "mix in the loop"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker does not see who asks for its batches: what cannot work is refused before it starts.
+        self._refuse_dealing()
         # A spawned worker knows nothing of torch.distributed: it gets the rank of its parent.
         return {**self.__dict__, "_rank": process_rank() if self._rank is None else self._rank}
 
@@ -197,6 +210,21 @@ def _number_in_worker(otherwise: int) -> int:
             number = frame.f_locals.get("idx")
             return number if isinstance(number, int) else otherwise
     return otherwise
+
+
+def _accelerate_deals() -> bool:
+    """Whether accelerate's loader that reads in one process and deals out the batches is at work on this stack.
+
+    It tells a collate function nothing and only looks at what that has made; a forked worker has its parent's frames.
+    """
+    loaders = sys.modules.get("accelerate.data_loader")
+    if not hasattr(loaders, "DataLoaderDispatcher"):
+        return False
+    deals = loaders.DataLoaderDispatcher.__iter__.__code__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not deals:
+        frame = frame.f_back
+    return frame is not None
 
 
 def check_free_policy(what: str, policy: Any) -> None:
