@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mixaug
 from mixaug import MixStep, losses
@@ -73,11 +75,12 @@ def cases() -> list[Case]:
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that start a kernel, by name."""
+    """Counts the operators that start a kernel, by name, and the bytes of all that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.bytes = 0
 
     @property
     def total(self) -> int:
@@ -85,9 +88,17 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, name = func._schema.name.split("::")
+        result = func(*args, **(kwargs or {}))
         if name not in FREE and namespace != "prim":
             self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+            self.bytes += sum(_bytes(leaf) for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
+        return result
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of a tensor's values, those that an expanded axis repeats counted once."""
+    sides = [side for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(sides) * tensor.element_size()
 
 
 def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
