@@ -53,13 +53,13 @@ class Case:
 def cases() -> list[Case]:
     """Every policy as it is made without options; those that draw the size of their work once for each size.
 
-    SuperMix is not among them: each step of its search is a backward pass, which needs a device.
+    SuperMix searches in steps: with one and with two of them, so that the difference is what each further one takes.
     """
     found = []
     for name in mixaug.list_policies():
         if name == "supermix":
-            continue
-        if name == "puzzlemix":
+            found += [Case(f"{name} {steps}", name, (("max_iter", steps),)) for steps in (1, 2)]
+        elif name == "puzzlemix":
             found += [Case(f"{name} {blocks}", name, (("block_nums", blocks),)) for blocks in (2, 4, 8, 16)]
         elif name == "comixup":
             # Its default keeps the loss of the clean pass, which made-up signals have not.
@@ -103,6 +103,8 @@ def _bytes(tensor: Tensor) -> int:
 
 def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
     """What one call launches. Policies that mix inside a model, or have a network of their own, run that as well."""
+    if case.policy == "supermix":
+        return _of_search(case, side)
     with pretended_cuda():
         make = partial(mixaug.create, case.policy, **dict(case.options))
         subject = Subject(make, {}, None, None, torch.device("cuda"), (side, side), pretended=True)
@@ -111,6 +113,21 @@ def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
         signals = subject.signals(policy, images, labels)
         with Launches() as launches:
             policy(images, labels, signals=signals)
+    return launches
+
+
+def _of_search(case: Case, side: int, batch: int = 4) -> Launches:
+    """What a search by gradients launches, with a network of one layer.
+
+    A backward pass needs the device that its tensors say they are on, so these are on the CPU; under a mode that
+    watches operators nothing there is steered by values, and the operators are those of a GPU.
+    """
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, CLASSES))
+    policy = mixaug.create(case.policy, network=network, **dict(case.options))
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(batch, 3, side, side, generator=generator), torch.arange(batch)
+    with Launches() as launches:
+        policy(images, labels, generator=generator)
     return launches
 
 
