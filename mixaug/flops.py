@@ -11,7 +11,6 @@ from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Flops", "attention_by_products"]
 
@@ -39,13 +38,17 @@ class Flops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        # It brings triton where that is installed, which `import mixaug` is not to wait for.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()
         self.total = 0
+        self._formulas = flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         result = func(*args, **given)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self._formulas.get(func._overloadpacket)
         if formula is not None:
             self.total += int(formula(*args, **given, out_val=result))
         return result

@@ -217,7 +217,7 @@ SHARED = {"alpha": 1.0, "ratio": "beta", "pairing": None, "labeling": "area", "p
 
 class TestSharedOptions:
     def test_a_class_says_where_it_differs(self):
-        assert options_of(CutMix) == {"minmax": None, **SHARED}
+        assert options_of(CutMix) == {"minmax": None, "sources": 2, **SHARED}
         assert options_of(SnapMix) == {**SHARED, "alpha": 5.0, "mode": "train", "labeling": None, "per": "batch"}
         assert options_of(ResizeMix).keys() == {"rule", "scope", "interpolation", *SHARED} - {"ratio"}
         assert options_of(AutoMix).items() >= {"alpha": 2.0, "labeling": "ratio", "per": "batch"}.items()
@@ -230,7 +230,7 @@ class TestSharedOptions:
         (TransMix, {"minmax": None}, "TransMix has no option 'minmax'"),
         (MixPro, {"reference_labels": True}, "MixPro has no option 'reference_labels'"),
         (RegMix, {"pairing": "shift"}, "RegMix has no option 'pairing'"),
-        (CutMix, {"labelling": "area"}, r"CutMix has no option 'labelling'; its options are \['alpha', 'minmax', 'rat"),
+        (CutMix, {"labelling": "area"}, r"CutMix has no option 'labelling'; its options are \['alpha', 'minmax', '"),
         (AutoMix, {"epochs": 3}, "AutoMix has no option 'epochs'"),
         (mixaug.policies.NoMix, {"per": "batch"}, r"NoMix has no option 'per'; its options are \[\]"),
         (OneOf, {"alpha": 1.0}, "OneOf has no option 'alpha'"),
@@ -352,7 +352,9 @@ def test_type_checkers_know_what_is_not_offered():
     policies = [mixaug.Policy]
     for policy in policies:
         policies += policy.__subclasses__()
-        if not policy.__module__.startswith("mixaug.policies") or "__init__" not in vars(policy):
+        # Classes that another test has made from a template are in no file any more.
+        there = getattr(sys.modules.get(policy.__module__), policy.__name__, None) is policy
+        if not there or not policy.__module__.startswith("mixaug.policies") or "__init__" not in vars(policy):
             continue
         typed = typed_options(Path(inspect.getfile(policy)), policy.__name__)
         if typed is not None:

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     faults = (CheckpointError, OSError, ValueError, TypeError)
     try:
         for path in map(Path, chosen.runs):
-            if not path.exists():
+            # Of several, an absent one is counted at the end; the others are evaluated.
+            if chosen.suite is None and not path.exists():
                 raise ValueError(f"expected a run folder or a checkpoint, and there is nothing at {str(path)!r}")
             if chosen.suite is None and path.is_dir() and not (path / "config.yaml").is_file():
                 raise ValueError(f"{path} is no run folder: it has no config.yaml")

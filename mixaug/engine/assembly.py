@@ -13,7 +13,7 @@ from mixaug.engine import build
 from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.refreshes import Refreshes
-from mixaug.engine.stored import networks_of
+from mixaug.engine.stored import initialise, networks_of
 from mixaug.engine.tasks import Task
 from mixaug.policy import Policy
 from mixaug.step import MixStep
@@ -32,6 +32,7 @@ class Parts:
         batches: the data, read in batches.
         step: the whole training forward.
         refreshes: shows the policy the validation set, where it asks for that.
+        init_from: where the model's first weights came from, see `mixaug.engine.stored.initialise`.
     """
 
     data: Any
@@ -42,6 +43,7 @@ class Parts:
     policy: Policy
     step: MixStep
     refreshes: Refreshes
+    init_from: dict[str, str] | None
 
 
 def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
@@ -62,6 +64,8 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     task = build.checked_task(config, objective, data)
     model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))
     build.check_model(config, model, data)
+    # What copies the model or reads its weights, such as a slow copy, comes later.
+    init_from = initialise(config, model)
     told = getattr(objective, "normalised_by", None)
     if callable(told) and batches.mean is not None and batches.std is not None:
         told(batches.mean, batches.std)
@@ -70,4 +74,5 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
     build.check_mixer(config, step)
     batches.draw_evenly()
-    return Parts(data, task, objective, model, batches, policy, step, Refreshes(config, step, batches, world))
+    refreshes = Refreshes(config, step, batches, world)
+    return Parts(data, task, objective, model, batches, policy, step, refreshes, init_from)

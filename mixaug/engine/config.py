@@ -74,13 +74,14 @@ KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
     | {"accumulate", "augment", "batch_size", "channels_last", "choices", "clip_grad_norm", "compile"}
     | {"device", "drop_last", "ema", "epochs", "eval_batch_size", "evaluate_every", "measure", "mixer", "networks"}
-    | {"pool", "precision", "reshuffle", "sampling", "seed", "streams", "sync_batchnorm"}
+    | {"init_from", "pool", "precision", "reshuffle", "sampling", "seed", "streams", "sync_batchnorm"}
     | {"threads", "views", "world_size"}
 )
 
 #: These settings came later, and are as good as absent at these values: runs from before keep their folders.
 LATER: Mapping[str, Any] = {
     "evaluate_every": 1,
+    "init_from": None,
     "measure": None,
     "networks": {},
     "sampling": None,
@@ -373,6 +374,10 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(
             "networks must give each name the folder of a finished run, or what to build by its _target_, got "
             f"{networks!r}"
+        )
+    if config.init_from is not None and not (isinstance(config.init_from, str) and config.init_from.strip()):
+        raise ConfigError(
+            f"init_from must be the folder of a finished run, one of its checkpoints, or null, got {config.init_from!r}"
         )
     if config.evaluate_every > 1 and config.schedule.get("sched") == "plateau":
         raise ConfigError(

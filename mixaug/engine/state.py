@@ -328,6 +328,7 @@ class TrainingState:
         streams, position, meters: see their classes.
         history: one record per finished epoch, as in ``epochs.jsonl``.
         prepare_seconds: what the policy's preparation took when the run began.
+        init_from: source and fingerprint of the weights that the run began with; None for freshly drawn ones.
     """
 
     step: MixStep
@@ -341,6 +342,7 @@ class TrainingState:
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     prepare_seconds: float = 0.0
+    init_from: dict[str, str] | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -381,6 +383,7 @@ class TrainingState:
             "meters": self.meters.state_dict(self.streams.world),
             "history": self.history,
             "prepare_seconds": self.prepare_seconds,
+            "init_from": self.init_from,
             "kept": gather_objects(_kept(self.step), self.streams.world),
         }
 
@@ -397,6 +400,12 @@ class TrainingState:
         missing = [key for key in KEPT if key not in state]
         if missing:
             raise _of_another_version(f"it has no {', '.join(missing)}")
+        began = state.get("init_from")
+        if self.init_from is not None and began != self.init_from:
+            raise CheckpointError(
+                f"this run began with other weights of init_from={self.init_from['source']} than that holds now: "
+                f"SHA-256 {_sha256(began)}, now {_sha256(self.init_from)}; put those back, or remove the run's folder"
+            )
         self.step.model.load_state_dict(state["model"])
         self.step.policy.load_state_dict(state["policy"])
         if "kept" in state:
@@ -443,6 +452,11 @@ def _keeping(step: MixStep) -> Iterator[tuple[str, nn.Module]]:
         for name, part in module.named_modules() if isinstance(module, nn.Module) else ():
             if getattr(part, "keeps_state", False):
                 yield prefix + name, part
+
+
+def _sha256(began: Any) -> str:
+    """The start of a fingerprint, as messages show it."""
+    return f"{began['sha256'][:12]}..." if isinstance(began, dict) and "sha256" in began else "unknown"
 
 
 def _of_another_version(reason: str) -> CheckpointError:

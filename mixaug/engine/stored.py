@@ -1,17 +1,17 @@
-"""Scores of a stored checkpoint."""
+"""What comes from stored checkpoints: scores, models, networks beside a model, weights that a run starts from."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
-from mixaug.engine import checkpoint
+from mixaug.engine import checkpoint, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.build import build_model, build_network, load_data
 from mixaug.engine.config import plain
@@ -19,7 +19,9 @@ from mixaug.engine.distributed import start
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import task_of
-from mixaug.networks import Frozen
+from mixaug.networks import Frozen, fingerprint
+
+__all__ = ["evaluate_checkpoint", "initialise", "networks_of", "open_model"]
 
 
 def _warn(line: str) -> None:
@@ -90,7 +92,7 @@ def open_model(
     if state is None:
         raise FileNotFoundError(f"{path} has no checkpoint yet: a run writes its first one at the end of an epoch")
     if weights == "auto":
-        weights = "model" if state.get("ema") is None else "ema"
+        weights = _figured(state)
     if state.get(weights) is None:
         raise CheckpointError(f"{name} has no averaged weights: the run kept none (ema.decay is null)")
     data = load(config)
@@ -100,6 +102,75 @@ def open_model(
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{name} does not fit the model of its config: {error}") from error
     return model, config, data
+
+
+def _figured(state: Mapping[str, Any]) -> str:
+    """Which weights of a checkpoint the run's figures are of: the averaged ones where it kept them."""
+    return "model" if state.get("ema") is None else "ema"
+
+
+def initialise(config: DictConfig, model: nn.Module) -> dict[str, str] | None:
+    """Give a model the weights that the config's ``init_from`` names, and leave it as it is where that is null.
+
+    Nothing but the tensors of one checkpoint is read: neither the other run's config nor its data are needed. The
+    averaged weights are taken where that run kept them.
+
+    Args:
+        config: the run's config; ``init_from`` is the folder of a finished run, whose last checkpoint counts, or a
+            checkpoint file.
+        model: on the CPU; its weights are replaced, batch statistics included.
+
+    Returns:
+        ``source`` as the config has it and ``sha256``, the weights' `mixaug.networks.fingerprint`; None for null.
+
+    Raises:
+        ConfigError: a run that is not finished, a checkpoint that is missing or damaged, or weights that do not fit;
+            names the parameters.
+    """
+    source = config.init_from
+    if source is None:
+        return None
+    path, what = Path(source), f"init_from={source}"
+    if path.is_dir():
+        if run.status(path) != "finished":
+            raise ConfigError(
+                f"{what} is no finished run, since it has no result.json: finish that run, or name a checkpoint of it"
+            )
+        path = path / checkpoint.LAST
+    try:
+        state = checkpoint.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what}: there is no {path}") from error
+    except CheckpointError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    weights: Any = state.get(_figured(state))
+    where = f"model={config.choices.model} on data={config.choices.data}"
+    faults = _misfits(weights, model.state_dict())
+    if faults:
+        more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        raise ConfigError(f"{what} does not fit {where}: {', '.join(faults[:NAMED])}{more}")
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{what} does not fit {where}: {error}") from error
+    return {"source": source, "sha256": fingerprint(model)}
+
+
+NAMED = 3
+"""A message names so many of the parameters that do not fit."""
+
+
+def _misfits(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
+    """What keeps weights from taking the place of ours, a phrase for each parameter or buffer."""
+    if not isinstance(theirs, Mapping) or not all(isinstance(value, Tensor) for value in theirs.values()):
+        return ["it holds no weights of a model"]
+    faults = [
+        f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
+        for name, value in ours.items()
+        if name in theirs and theirs[name].shape != value.shape
+    ]
+    faults += [f"{name} is not there" for name in ours if name not in theirs]
+    return faults + [f"{name} is not here" for name in theirs if name not in ours]
 
 
 def networks_of(config: DictConfig, data: Any) -> dict[str, nn.Module]:

@@ -138,7 +138,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             prepared = perf_counter() - begun
             unused = world.size > 1 and build.leaves_parameters_out(parts.model, data)
             state, forward = _assemble(config, step, world, len(batches), find_unused_parameters=unused)
-            state.prepare_seconds = prepared
+            state.prepare_seconds, state.init_from = prepared, parts.init_from
             distributed.on_main(world, lambda: checkpoint.settle(folder, log.say))
             saved = checkpoint.load_latest(folder, log.say)
             if saved is not None:
@@ -184,7 +184,7 @@ def _stopped(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 
 
 def _agree(state: TrainingState, world: World) -> None:
-    """Make sure that all processes go on from one place; each has read the checkpoint by itself.
+    """Make sure that all processes go on from one place; each has read the checkpoints by itself.
 
     Raises:
         CheckpointError: in every process.
@@ -194,6 +194,12 @@ def _agree(state: TrainingState, world: World) -> None:
         raise CheckpointError(
             f"the processes read checkpoints of different steps, {', '.join(map(str, steps))}: some of them cannot "
             "read the newest one; give the same command again, or remove it from the run's folder"
+        )
+    sources = distributed.gather_objects(state.init_from, world)
+    if any(source != sources[0] for source in sources):
+        raise CheckpointError(
+            f"the processes read other weights from init_from, SHA-256 {', '.join(s['sha256'][:12] for s in sources)}: "
+            "all of them must see the same file"
         )
 
 

@@ -9,13 +9,12 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import Any
 
 from mixaug.engine.tasks import Task
 from mixaug.leaderboard import published, reruns
 from mixaug.leaderboard.collect import STATISTICS, Run
-from mixaug.leaderboard.command import departures, is_location, objective_defaults, processes_of, regenerate
+from mixaug.leaderboard.command import departures, objective_defaults, processes_of, regenerate
 from mixaug.leaderboard.grouping import (
     BASELINE,
     Group,
@@ -27,6 +26,7 @@ from mixaug.leaderboard.grouping import (
     key_of,
     shown,
     split_by_setting,
+    without_place,
 )
 from mixaug.leaderboard.statistics import (
     PairedDifference,
@@ -267,9 +267,7 @@ def _settings_shown(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         keys = differing([other.objective_options for other in alike])
         told |= {key: group.objective_options[key] for key in keys if key in group.objective_options}
     brought = {key: group.brought[key] for key in differing([o.brought for o in alike]) if key in group.brought}
-    # Of the run that a network is taken from, the folder's name is enough.
-    named = {key: PurePath(str(value)).name if is_location(key) else value for key, value in brought.items()}
-    return {**dict(sorted(told.items())), **named}
+    return {key: without_place(key, value) for key, value in {**dict(sorted(told.items())), **brought}.items()}
 
 
 def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str, confidence: float) -> Row:

@@ -232,10 +232,10 @@ def _hidden(override: str) -> str:
 
 
 def is_location(key: str) -> bool:
-    """Whether a setting by its dotted key says where something lies: the data, that of a stream, a run of a network."""
+    """Whether a setting by its dotted key says where something lies: data, also a stream's, or a run with weights."""
     group, _, inner = key.partition(".")
     is_data = group in ("data", "streams") and inner.rpartition(".")[2] in LOCATIONS
-    return is_data or (group == "networks" and inner != "" and "." not in inner)
+    return is_data or key == "init_from" or (group == "networks" and inner != "" and "." not in inner)
 
 
 def _mandatory(groups: Sequence[str], config: Mapping[str, Any], folders: Sequence[Path]) -> list[str]:

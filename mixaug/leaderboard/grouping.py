@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 from mixaug.engine.config import without_defaults
 from mixaug.engine.lengths import epochs_at_equal_cost, fault_of_budget
 from mixaug.engine.tasks import CLASSIFICATION, Task
 from mixaug.leaderboard.collect import Run
-from mixaug.leaderboard.command import brought_by, settings_of
+from mixaug.leaderboard.command import brought_by, is_location, settings_of
 from mixaug.leaderboard.published import LOCATIONS
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "key_of",
     "shown",
     "split_by_setting",
+    "without_place",
 ]
 
 BASELINE = "none"
@@ -199,7 +201,8 @@ def baseline_for(group: Group, groups: Sequence[Group]) -> tuple[Group | None, s
         return None, f"no {BASELINE} under these settings"
     [other] = baselines
     theirs = {**other.settings, **other.objective_options}
-    return other, f"{BASELINE} ran with " + ", ".join(f"{key}={shown(theirs.get(key))}" for key in _apart(group, other))
+    told = {key: without_place(key, theirs.get(key)) for key in _apart(group, other)}
+    return other, f"{BASELINE} ran with " + ", ".join(f"{key}={shown(value)}" for key, value in told.items())
 
 
 def _apart(group: Group, other: Group) -> list[str]:
@@ -220,6 +223,14 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
 def key_of(value: Mapping[str, Any] | None) -> str:
     """A mapping as text, the same for the same content."""
     return json.dumps(value or {}, sort_keys=True, default=str)
+
+
+def without_place(key: str, value: object) -> object:
+    """A setting; of a run that weights are taken from the folder's name, and the checkpoint's where one is named."""
+    if value is None or not is_location(key):
+        return value
+    parts = PurePath(str(value)).parts
+    return "/".join(parts[-2:] if parts[-1:] and parts[-1].endswith(".pt") else parts[-1:])
 
 
 def shown(value: object) -> str:

@@ -114,7 +114,7 @@ def test_the_validation_set_says_which_pairs_are_mixed(tiny: Tiny, monkeypatch: 
 
 def test_a_pool_is_read_and_augmented_as_batches_are() -> None:
     """Pixels of the rows as the generator's offsets say; from files the same images as from memory."""
-    base = ["batch_size=20", "data.train_size=100", "device=cpu", "threads=1"]
+    base = ["data=digits", "batch_size=20", "data.train_size=100", "device=cpu", "threads=1"]
     alone = World(0, 1, torch.device("cpu"))
 
     def pool_of(*overrides: str) -> tuple[Pool, Any]:

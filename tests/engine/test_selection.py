@@ -208,13 +208,13 @@ def test_a_plateau_wants_the_scores_of_every_epoch() -> None:
 
 @pytest.mark.parametrize("option", ["split_seed", "class_seed"])
 def test_a_seed_of_the_data_may_be_the_runs(option: str) -> None:
-    ways = ["data.classes=3", "data.per_class=5", "data.valid_share=0.1", f"data.{option}=by_seed"]
+    ways = ["data=digits", "data.classes=3", "data.per_class=5", "data.valid_share=0.1", f"data.{option}=by_seed"]
     found = [build.load_data(compose([*ways, f"seed={seed}"])) for seed in (1, 2, 3)]
     if option == "class_seed":
         assert len({data.class_names for data in found}) > 1
     else:
         assert len({str(data.valid.labels.tolist()) + str(data.train.images.sum()) for data in found}) == 3
-    given = compose([*ways[:3], f"data.{option}=2"])
+    given = compose([*ways[:4], f"data.{option}=2"])
     for split in ("train", "valid"):
         assert torch.equal(getattr(build.load_data(given), split).images, getattr(found[1], split).images)
 

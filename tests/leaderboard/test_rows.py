@@ -142,6 +142,26 @@ def test_what_an_objective_brings_along_is_no_other_setting(tmp_path: Path) -> N
     assert "/somewhere" not in to_markdown(leaderboard)
 
 
+def test_fine_tuned_runs_are_compared_with_the_baseline_from_the_same_weights(tmp_path: Path) -> None:
+    run(tmp_path, 70.0, "policy=none")
+    for source, base in (("/somewhere/small", 80.0), ("/somewhere/large/best.pt", 85.0)):
+        run(tmp_path, base, "policy=none", f"init_from={source}")
+        run(tmp_path, base + 1, "policy=mixup", f"init_from={source}")
+    leaderboard = aggregate(collect(tmp_path), hide_paths=True)
+    rows = {row.label: row for board in leaderboard.boards for row in board.rows}
+    assert sorted(rows) == [
+        "mixup (alpha=1, init_from=large/best.pt)",
+        "mixup (alpha=1, init_from=small)",
+        "none",
+        "none (init_from=large/best.pt)",
+        "none (init_from=small)",
+    ]
+    tuned = rows["mixup (alpha=1, init_from=small)"]
+    assert tuned.difference is not None and tuned.difference.mean == pytest.approx(1.0)
+    assert "init_from=<init_from>" in shlex.split(tuned.command)
+    assert "/somewhere" not in to_markdown(leaderboard)
+
+
 # -- failures and ranks -------------------------------------------------------------------------------------------
 
 

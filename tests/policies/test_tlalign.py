@@ -135,8 +135,8 @@ def test_known_by_name_and_bad_options():
     assert mixaug.describe("tlalign").needs == {"attention"}
     with pytest.raises(ValueError, match="as an integer >= 1"):
         mixaug.create("tlalign", patch_size=0)
-    with pytest.raises(ValueError, match="3 patch sizes"):
-        mixaug.create("tlalign", patch_size=(4, 4, 4))(torch.rand(2, 3, 8, 8), signals=GIVEN)
+    with pytest.raises(ValueError, match=r"patch_size as one number or one for each of 2 axes, got \(4, 4, 4\)"):
+        mixaug.create("tlalign", patch_size=(4, 4, 4))
     with pytest.raises(ValueError, match=r"token_boxes clipped to size \(2, 2\)"):
         functional.tlalign(torch.rand(1, 3, 8, 8), torch.tensor([0]), torch.tensor([[0, 0, 8, 8]]), 4)
     with pytest.raises(ValueError, match="TLAlign needs attention of the model"):
