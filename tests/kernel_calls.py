@@ -12,6 +12,7 @@ from mixaug.ops.fused import (
     cycle_kernel,
     gridcut_kernels,
     largest_kernel,
+    pixels_kernels,
     puzzle_kernels,
     saliency_kernels,
     tokens_kernel,
@@ -82,6 +83,21 @@ def calls():
             for dtype in (torch.float32, torch.bfloat16, torch.uint8)
         },
         "detector": partial(saliency_kernels.detect, (255 * images).byte(), GREY_WEIGHTS, SCALES),
+        **{
+            f"normalised windows {mode}": partial(
+                pixels_kernels.normalize, (255 * images).byte(), partner, partner[:, None].repeat(1, 2), partner > 1, 4,
+                mode == "reflect", torch.ones(3), torch.ones(1), torch.empty_like(images, dtype=torch.bfloat16),
+            )
+            for mode in ("zeros", "reflect")
+        },
+        "normalised batch": partial(
+            pixels_kernels.normalize, (255 * images).byte(), None, None, None, 0, False, torch.ones(3), torch.ones(3),
+            images.half().contiguous(memory_format=torch.channels_last),
+        ),
+        **{
+            f"mean of two {dtype}": partial(pixels_kernels.lerp, images.to(dtype), partner, torch.rand(4, 1, 32, 32))
+            for dtype in (torch.bfloat16, torch.float16, torch.uint8)
+        },
         "largest": partial(largest_kernel.largest, torch.rand(4, 50176, generator=seeded(4)), torch.full((4,), 9)),
         "blend copies": partial(puzzle_kernels.blend, images, partner, half > 0.5, moves, moves),
     }  # fmt: skip

@@ -11,7 +11,8 @@ import torch
 import golden
 import kernel_calls
 from helpers import seeded
-from mixaug.ops import borders, cells, fused, gridcut, puzzle, supermodular, transport
+from mixaug.loading import Normalize, crop_and_flip
+from mixaug.ops import blend, borders, cells, fused, gridcut, puzzle, supermodular, transport
 from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
@@ -171,6 +172,52 @@ def test_the_blend_of_moved_cells_is_the_torch_body_s(dtype, layout, copies, dev
     assert found.stride() == images.stride()
     close = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.uint8: 0}[dtype]
     torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0 if copies else close)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "layout", "mode"),
+    [
+        (torch.uint8, torch.float32, torch.channels_last, "reflect"),
+        (torch.uint8, torch.float16, None, "zeros"),
+        (torch.float16, None, torch.channels_last, None),
+        (torch.uint8, torch.bfloat16, torch.contiguous_format, None),
+    ],
+)
+def test_normalised_windows_are_the_torch_body_s(given, dtype, layout, mode, device):
+    images = (255 * torch.rand(5, 3, 18, 20, generator=seeded(0))).to(given)
+    normalize = Normalize((0.5, 0.4, 0.3), 0.2, dtype, layout)
+    windows = []
+    if mode is not None:
+        offsets = torch.randint(0, 7, (4, 2), generator=seeded(1))
+        windows = [torch.tensor([3, 0, 3, 4]), offsets, torch.tensor([True, False, False, True])]
+    elif layout != torch.contiguous_format:
+        images = images.to(memory_format=torch.channels_last)
+    source = crop_and_flip(images, *windows, padding=3, padding_mode=mode) if windows else images
+    wanted = normalize(source)
+    options = (3, mode == "reflect") if windows else ()
+    found = normalize._windows(images.to(device), wanted.dtype, *moved(windows, device), *options)
+    assert found.dtype == wanted.dtype
+    assert found.stride() == wanted.stride()
+    # The interpreter cuts bfloat16 off where a GPU rounds.
+    inexact = wanted.dtype == torch.bfloat16 and device.type == "cpu"
+    torch.testing.assert_close(found.cpu(), wanted, rtol=2**-7 if inexact else 0, atol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("weights", [(4, 1, 1, 1), (1, 1, 16, 22), (4, 1, 16, 22)])
+def test_means_of_two_are_the_torch_body_s(weights, dtype, layout, device):
+    images = torch.rand(4, 3, 16, 22, generator=seeded(0))
+    images = ((images * 255).to(dtype) if dtype == torch.uint8 else images.to(dtype)).to(memory_format=layout)
+    weight, partner = torch.rand(weights, generator=seeded(1)), torch.tensor([1, 3, 2, 0])
+    found = blend._lerp_by_kernel(*moved((images, partner, weight), device))
+    wanted = images[partner].float().lerp(images.float(), weight)
+    wanted = (wanted.round() if dtype == torch.uint8 else wanted).to(dtype)
+    assert found.stride() == images.stride()
+    # The interpreter cuts bfloat16 off where a GPU rounds, and rounds products before sums.
+    close = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.uint8: 0}[dtype]
+    torch.testing.assert_close(found.cpu(), wanted, rtol=close, atol=0)
+    assert (found.cpu() != wanted).float().mean() <= (0 if dtype != torch.bfloat16 else 0.6)
 
 
 def test_without_triton_the_torch_bodies_serve(monkeypatch):

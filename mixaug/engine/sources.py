@@ -25,7 +25,6 @@ from mixaug.draws import Draws
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
 from mixaug.loading import DeviceLoader, Normalize, ResidentLoader
-from mixaug.loading.crops import crop_and_flip
 from mixaug.loading.samples import explained_samples
 
 __all__ = ["EpochBatches", "SeededDraws", "Source", "collated", "end_reading", "leave_interrupts"]
@@ -420,8 +419,9 @@ class _Cropped:
         loader, padding = self.loader, self.loader.crop_padding
         offsets = draws.integers(0, 2 * padding + 1, (2,), per="sample") if padding else None
         flips = draws.uniform(per="sample") < 0.5 if loader.flip else None
-        images = crop_and_flip(loader.images, rows, offsets, flips, padding=padding, padding_mode=loader.padding_mode)
-        return loader.normalize(images)
+        return loader.normalize.cropped(
+            loader.images, rows, offsets, flips, padding=padding, padding_mode=loader.padding_mode
+        )
 
 
 class _FromFiles:

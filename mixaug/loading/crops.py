@@ -45,14 +45,7 @@ def crop_and_flip(
         ValueError: another shape, one that looks like (N, H, W, C), another padding mode, or a reflection longer than
             the image.
     """
-    if images.ndim != 4:
-        raise ValueError(f"crop_and_flip expects images (N, C, H, W), got shape {tuple(images.shape)}")
-    check_place_of_channels("crop_and_flip", images.shape, "(N, C, H, W)", PERMUTE)
-    check_padding("crop_and_flip", images.shape, padding, padding_mode)
-    if offsets is not None and offsets.shape != (len(rows), 2):
-        raise ValueError(f"crop_and_flip expects offsets ({len(rows)}, 2), got shape {tuple(offsets.shape)}")
-    if flips is not None and (flips.shape != (len(rows),) or flips.dtype != torch.bool):
-        raise ValueError(f"crop_and_flip expects flips ({len(rows)},) bool, got {tuple(flips.shape)} {flips.dtype}")
+    check_windows(images, rows, offsets, flips, padding, padding_mode)
     count, channels, height, width = images.shape
     batch = rows.shape[0]
     picked = images.reshape(count, channels, height * width).index_select(0, rows)
@@ -81,6 +74,20 @@ def crop_and_flip(
     if result.is_floating_point():
         return result.masked_fill_(~inside[:, None], 0)  # a product would turn inf at the edge into nan
     return result.mul_(inside[:, None])  # tens of times faster than masked_fill_ on a CPU
+
+
+def check_windows(
+    images: Tensor, rows: Tensor, offsets: Tensor | None, flips: Tensor | None, padding: int, padding_mode: str
+) -> None:
+    """Raise unless these are arguments of :func:`crop_and_flip`."""
+    if images.ndim != 4:
+        raise ValueError(f"crop_and_flip expects images (N, C, H, W), got shape {tuple(images.shape)}")
+    check_place_of_channels("crop_and_flip", images.shape, "(N, C, H, W)", PERMUTE)
+    check_padding("crop_and_flip", images.shape, padding, padding_mode)
+    if offsets is not None and offsets.shape != (len(rows), 2):
+        raise ValueError(f"crop_and_flip expects offsets ({len(rows)}, 2), got shape {tuple(offsets.shape)}")
+    if flips is not None and (flips.shape != (len(rows),) or flips.dtype != torch.bool):
+        raise ValueError(f"crop_and_flip expects flips ({len(rows)},) bool, got {tuple(flips.shape)} {flips.dtype}")
 
 
 def check_padding(what: str, shape: Sequence[int], padding: int, padding_mode: str) -> None:

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from mixaug.checks import check_dense
+from mixaug.loading.crops import check_windows, crop_and_flip
+from mixaug.ops import fused
+from mixaug.ops.layout import carries_gradient, channels_last_format
 
 __all__ = ["Normalize"]
+
+#: Dtypes that the kernel reads and, but for the first, writes.
+KERNEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
 class Normalize:
@@ -52,23 +58,96 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise images (B, C, ...). The argument is left as it is."""
+        self._check(images)
+        result = self._result_dtype(images)
+        if result is None:
+            return self._laid_out(images.to(self.dtype or images.dtype))
+        # Two bodies give one result: on a CUDA device one kernel, which reads every value once and writes it once.
+        if self._by_kernel(images, result):
+            return self._windows(images, result)
+        wide = torch.promote_types(images.dtype, torch.float32)
+        offset, scale = self._constants(images, wide)
+        # The first step copies, the next two work in the copy.
+        values = images.to(wide, copy=True)
+        if self.scales:
+            values.sub_(offset)
+        # The layout comes last: arithmetic with one number per channel is slow on channels_last in a CPU.
+        return self._laid_out(values.mul_(scale).to(result))
+
+    def cropped(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        offsets: Tensor | None = None,
+        flips: Tensor | None = None,
+        *,
+        padding: int = 0,
+        padding_mode: str = "zeros",
+    ) -> Tensor:
+        """Normalise what :func:`mixaug.loading.crop_and_flip` makes of its arguments; padding is black before that.
+
+        Args:
+            images: (N, C, H, W) uint8 or floating; (N, C, ...) where nothing is cropped or flipped.
+            rows, offsets, flips, padding, padding_mode: see :func:`mixaug.loading.crop_and_flip`.
+
+        Returns:
+            (B, C, ...), a copy.
+
+        Raises:
+            ValueError, TypeError: as the two raise them.
+        """
+        self._check(images)
+        moves = offsets is not None or flips is not None
+        if moves:
+            check_windows(images, rows, offsets, flips, padding, padding_mode)
+        result = self._result_dtype(images)
+        if result is not None and images.is_contiguous() and len(rows) and self._by_kernel(images, result):
+            return self._windows(images, result, rows, offsets, flips, padding, padding_mode == "reflect")
+        if not moves:
+            return self(images.index_select(0, rows))
+        return self(crop_and_flip(images, rows, offsets, flips, padding=padding, padding_mode=padding_mode))
+
+    def _check(self, images: Tensor) -> None:
         check_dense("Normalize", "images", images)
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
         if self.dtype == torch.uint8 and images.dtype != torch.uint8:
             raise TypeError(f"dtype=torch.uint8 keeps uint8 images, but these are {images.dtype}")
+
+    def _result_dtype(self, images: Tensor) -> torch.dtype | None:
+        """Dtype of normalised images; None where nothing is computed."""
         to_unit = images.dtype == torch.uint8 and self.dtype != torch.uint8 and (self.scales or self.dtype is not None)
         if not self.scales and not to_unit:
-            return self._laid_out(images.to(self.dtype or images.dtype))
-        own = torch.float32 if images.dtype == torch.uint8 else images.dtype
-        wide = torch.promote_types(images.dtype, torch.float32)
-        offset, scale = self._constants(images, wide)
-        # The first step copies, the next two work in the copy.
-        result = images.to(wide, copy=True)
-        if self.scales:
-            result.sub_(offset)
-        # The layout comes last: arithmetic with one number per channel is slow on channels_last in a CPU.
-        return self._laid_out(result.mul_(scale).to(self.dtype or own))
+            return None
+        return self.dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
+
+    def _by_kernel(self, images: Tensor, result: torch.dtype) -> bool:
+        known = images.ndim == 4 and images.dtype in KERNEL_DTYPES and result in KERNEL_DTYPES[1:]
+        layouts = (torch.contiguous_format, torch.channels_last)
+        lies = images.is_contiguous() or channels_last_format(images) is not None
+        fits = self.memory_format in layouts or (lies and self.memory_format in (None, torch.preserve_format))
+        # A compiler makes one kernel of the torch operators as well.
+        free = not torch.compiler.is_compiling() and not carries_gradient(images)
+        return known and fits and free and images.numel() > 0 and fused.serves(images)
+
+    def _windows(
+        self,
+        images: Tensor,
+        result: torch.dtype,
+        rows: Tensor | None = None,
+        corners: Tensor | None = None,
+        flips: Tensor | None = None,
+        padding: int = 0,
+        reflects: bool = False,
+    ) -> Tensor:
+        offset, scale = self._constants(images, torch.float32)
+        last = self.memory_format == torch.channels_last
+        if self.memory_format in (None, torch.preserve_format):
+            last = not images.is_contiguous()
+        normalised: Tensor = torch.ops.mixaug.normalize(
+            images.detach(), rows, corners, flips, padding, reflects, offset, scale, result, last
+        )
+        return normalised
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images if self.memory_format is None else images.contiguous(memory_format=self.memory_format)
@@ -92,6 +171,53 @@ class Normalize:
 
     def __repr__(self) -> str:
         return f"Normalize(mean={self.mean}, std={self.std}, dtype={self.dtype})"
+
+
+def _result(images: Tensor, rows: Tensor | None, dtype: torch.dtype, last: bool) -> Tensor:
+    shape = (len(images) if rows is None else len(rows), *images.shape[1:])
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
+
+
+def _normalized(
+    images: Tensor,
+    rows: Tensor | None,
+    corners: Tensor | None,
+    flips: Tensor | None,
+    padding: int,
+    reflects: bool,
+    offset: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    last: bool,
+) -> Tensor:
+    """Windows (B, C, H, W) of images, less ``offset``, times ``scale``, by one kernel."""
+    from mixaug.ops.fused import pixels_kernels
+
+    rows, corners, flips = (None if given is None else given.contiguous() for given in (rows, corners, flips))
+    out = _result(images, rows, dtype, last)
+    with fused.current(images.device):
+        pixels_kernels.normalize(images, rows, corners, flips, padding, reflects, offset, scale, out)
+    return out
+
+
+_operator = torch.library.custom_op("mixaug::normalize", _normalized, mutates_args=())
+
+
+@_operator.register_fake
+def _(
+    images: Tensor,
+    rows: Tensor | None,
+    corners: Tensor | None,
+    flips: Tensor | None,
+    padding: int,
+    reflects: bool,
+    offset: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    last: bool,
+) -> Tensor:
+    return _result(images, rows, dtype, last)
 
 
 def _numbers(name: str, values: float | Sequence[float] | Tensor) -> list[float]:

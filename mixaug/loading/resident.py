@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixaug.axes import check_place_of_channels
 from mixaug.checks import check_dense
-from mixaug.loading.crops import PERMUTE, check_padding, crop_and_flip
+from mixaug.loading.crops import PERMUTE, check_padding
 from mixaug.loading.normalize import Normalize
 from mixaug.streams import stream_key, world_of
 
@@ -224,18 +224,15 @@ class ResidentLoader:
             rows = torch.arange(place.start, place.stop, device=self.device)
         else:
             rows = order[place]
-        if offsets is None and flips is None:
-            images = self.images.index_select(0, rows)
-        else:
-            images = crop_and_flip(
-                self.images,
-                rows,
-                None if offsets is None else offsets[place],
-                None if flips is None else flips[place],
-                padding=self.crop_padding,
-                padding_mode=self.padding_mode,
-            )
-        batch = self.normalize(images), self.labels.index_select(0, rows)
+        images = self.normalize.cropped(
+            self.images,
+            rows,
+            None if offsets is None else offsets[place],
+            None if flips is None else flips[place],
+            padding=self.crop_padding,
+            padding_mode=self.padding_mode,
+        )
+        batch = images, self.labels.index_select(0, rows)
         return (*batch, rows) if self.with_rows else batch
 
     def _identity(self) -> dict[str, int]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mixaug.checks import check_images, check_out, check_partner, check_whole_numbers, shown
 from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import (
     SLICE_BYTES,
+    carries_gradient,
     channels_last_format,
     check_blends,
     deliver,
@@ -140,8 +140,7 @@ def _is_plain(images: Tensor, copies: bool) -> bool:
     """Whether a kernel takes these images: a shape and dtype that it knows, and no derivative."""
     known = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
     takes = images.dtype in (*known, torch.float64, torch.int64, torch.int32) if copies else images.dtype in known
-    derives = (torch.is_grad_enabled() and images.requires_grad) or forward_ad._current_level >= 0
-    return images.ndim == 4 and takes and not derives
+    return images.ndim == 4 and takes and not carries_gradient(images)
 
 
 def _blend_by_kernel(images: Tensor, partner: Tensor, blocks: Tensor, own: Tensor, other: Tensor) -> Tensor:

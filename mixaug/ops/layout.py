@@ -47,6 +47,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def carries_gradient(tensor: Tensor) -> bool:
+    """Whether what is computed of a tensor now has to be differentiable, forwards or backwards."""
+    return (torch.is_grad_enabled() and tensor.requires_grad) or forward_ad._current_level >= 0
+
+
 def reads_freely(*tensors: Tensor) -> bool:
     """Whether values may steer the work: on a CPU, neither traced nor transformed, and with no gradient recorded.
 

@@ -126,7 +126,7 @@ def snapmix_weights(
 def pasted_boxes(boxes: Tensor, partner_boxes: Tensor) -> Tensor:
     """``boxes``, empty also where the partner's box is: (R, 4), R the larger number of rows of the two."""
     empty = (partner_boxes[:, 2:] <= partner_boxes[:, :2]).any(1, keepdim=True)
-    return torch.where(empty, torch.zeros_like(boxes), boxes)
+    return boxes.masked_fill(empty, 0)
 
 
 def paste_box(
@@ -180,10 +180,19 @@ def _weights(cam: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor,
 def _paste_gather(
     images: Tensor, partner: Tensor, boxes: Tensor, partner_boxes: Tensor, size: Sequence[int], nearest: bool
 ) -> Tensor:
+    square = size[0] == size[1]
+
+    def sources_of(axes: Any, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = boxes[:, :2][:, axes], boxes[:, 2:][:, axes]
+        ends = partner_boxes.unflatten(1, (2, 2))[:, :, axes].movedim(1, -1)
+        place = torch.arange(side, device=images.device) - low[..., None]
+        return _sources(place, (high - low)[..., None], ends, side, nearest, images.dtype)
+
+    # Sides of one length are computed together: on a GPU the number of operations is the cost.
+    both = sources_of(slice(None), size[0]) if square else None
+
     def sources(d: int) -> Sources:
-        place = torch.arange(size[d], device=images.device) - boxes[:, d, None]
-        length = boxes[:, 2 + d, None] - boxes[:, d, None]
-        lower, upper, fraction = _sources(place, length, partner_boxes[:, d::2], size[d], nearest, images.dtype)
+        lower, upper, fraction = sources_of(d, size[d]) if both is None else [part[:, d] for part in both]
         return lower, upper, None if nearest else fraction
 
     return paste_sampled(images, partner, boxes, size, sources)
@@ -241,14 +250,14 @@ def _sources(
     """Where an axis of ``side`` pixels is read so that the ends of two boxes meet, by torch's own formulas.
 
     Args:
-        place: (R, N) int64 pixel of the box that is filled, any integer outside of it.
-        length: (R, 1) int64 sides of that box.
-        ends: (R, 2) int64 first and past-the-last pixel of the box that is read.
+        place: (R, ..., N) int64 pixel of the box that is filled, any integer outside of it.
+        length: (R, ..., 1) int64 sides of that box.
+        ends: (R, ..., 2) int64 first and past-the-last pixel of the box that is read.
 
     Returns:
-        Lower and upper pixel (R, N) int64, in the image everywhere, and the weight of the upper one.
+        Lower and upper pixel (R, ..., N) int64, in the image everywhere, and the weight of the upper one.
     """
-    low, last = ends[:, :1], (ends[:, 1:] - 1 - ends[:, :1]).clamp(min=0)
+    low, last = ends[..., :1], (ends[..., 1:] - 1 - ends[..., :1]).clamp(min=0)
     length = length.clamp(min=1)
     place = torch.minimum(place.clamp(min=0), length - 1)
     real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -287,7 +296,7 @@ class SnapPaste(Paste):
         else:
             shown = sum_inside(maps.index_select(0, self.partner), self.partner_boxes)
         # Where there is no place to paste nothing is shown.
-        return torch.where(self.area() < 1, shown, torch.zeros_like(shown))
+        return shown.masked_fill((self.boxes[:, 2:] <= self.boxes[:, :2]).any(1), 0)
 
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:
         return class_planes(self._paste(label_map, True), num_classes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mixaug
 from mixaug import MixStep, losses
@@ -51,13 +53,13 @@ class Case:
 def cases() -> list[Case]:
     """Every policy as it is made without options; those that draw the size of their work once for each size.
 
-    SuperMix is not among them: each step of its search is a backward pass, which needs a device.
+    SuperMix searches in steps: with one and with two of them, so that the difference is what each further one takes.
     """
     found = []
     for name in mixaug.list_policies():
         if name == "supermix":
-            continue
-        if name == "puzzlemix":
+            found += [Case(f"{name} {steps}", name, (("max_iter", steps),)) for steps in (1, 2)]
+        elif name == "puzzlemix":
             found += [Case(f"{name} {blocks}", name, (("block_nums", blocks),)) for blocks in (2, 4, 8, 16)]
         elif name == "comixup":
             # Its default keeps the loss of the clean pass, which made-up signals have not.
@@ -73,11 +75,12 @@ def cases() -> list[Case]:
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that start a kernel, by name."""
+    """Counts the operators that start a kernel, by name, and the bytes of all that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.bytes = 0
 
     @property
     def total(self) -> int:
@@ -85,13 +88,23 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, name = func._schema.name.split("::")
+        result = func(*args, **(kwargs or {}))
         if name not in FREE and namespace != "prim":
             self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+            self.bytes += sum(_bytes(leaf) for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
+        return result
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of a tensor's values, those that an expanded axis repeats counted once."""
+    sides = [side for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(sides) * tensor.element_size()
 
 
 def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
     """What one call launches. Policies that mix inside a model, or have a network of their own, run that as well."""
+    if case.policy == "supermix":
+        return _of_search(case, side)
     with pretended_cuda():
         make = partial(mixaug.create, case.policy, **dict(case.options))
         subject = Subject(make, {}, None, None, torch.device("cuda"), (side, side), pretended=True)
@@ -100,6 +113,21 @@ def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
         signals = subject.signals(policy, images, labels)
         with Launches() as launches:
             policy(images, labels, signals=signals)
+    return launches
+
+
+def _of_search(case: Case, side: int, batch: int = 4) -> Launches:
+    """What a search by gradients launches, with a network of one layer.
+
+    A backward pass needs the device that its tensors say they are on, so these are on the CPU; under a mode that
+    watches operators nothing there is steered by values, and the operators are those of a GPU.
+    """
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, CLASSES))
+    policy = mixaug.create(case.policy, network=network, **dict(case.options))
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(batch, 3, side, side, generator=generator), torch.arange(batch)
+    with Launches() as launches:
+        policy(images, labels, generator=generator)
     return launches
 
 
