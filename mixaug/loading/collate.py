@@ -217,10 +217,10 @@ def _accelerate_deals() -> bool:
 
     It tells a collate function nothing and only looks at what that has made; a forked worker has its parent's frames.
     """
-    loaders = sys.modules.get("accelerate.data_loader")
-    if not hasattr(loaders, "DataLoaderDispatcher"):
+    dispatcher = getattr(sys.modules.get("accelerate.data_loader"), "DataLoaderDispatcher", None)
+    if dispatcher is None:
         return False
-    deals = loaders.DataLoaderDispatcher.__iter__.__code__
+    deals = dispatcher.__iter__.__code__
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not deals:
         frame = frame.f_back
