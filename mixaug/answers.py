@@ -107,7 +107,7 @@ def answers_of_objective(name: str) -> Answers:
     target = getattr(objectives, name)
     policy, options = target.usual_policy
     told = ", ".join([repr(policy), *(f"{option}={value!r}" for option, value in options.items())])
-    wants = target.wants
+    wants = _instance(target).wants
     needs = {kind: getattr(wants, kind) for kind in ("networks", "streams", "views", "metadata")}
     passes, cost = _counted(name)
     as_policy = "as the policy"
@@ -137,14 +137,17 @@ def _counted(name: str) -> tuple[float | None, float | None]:
             objective = target()
             if callable(getattr(objective, "normalised_by", None)):
                 objective.normalised_by((0.0,), (1.0,))
-            beside = {network: Frozen(copy.deepcopy(model)) for network in target.wants.networks}
+            beside = {network: Frozen(copy.deepcopy(model)) for network in objective.wants.networks}
             step = MixStep(model, create(policy, **options), objective, networks=beside)
             batch = Batch(
                 images,
                 labels,
-                views=dict.fromkeys(target.wants.views, images),
-                streams={stream: Batch(images, labels) for stream in target.wants.streams},
+                views=dict.fromkeys(objective.wants.views, images),
+                streams={stream: Batch(images, labels) for stream in objective.wants.streams},
             )
+            # A first step that is not counted fills what keeps earlier samples, such as DualMix's memory.
+            step(batch)
+            model.counted.rows = 0
             with attention_by_products(), Flops() as flops:
                 loss, _ = step(batch)
                 loss.backward()
@@ -152,6 +155,14 @@ def _counted(name: str) -> tuple[float | None, float | None]:
             # It needs more than can be made up here.
             return None, None
         return model.counted.rows / SAMPLES, flops.total / plain_operations("classification")
+
+
+def _instance(target: Any) -> Any:
+    """An objective with its defaults, which says what it wants; the class where it cannot be made without arguments."""
+    try:
+        return target()
+    except TypeError:
+        return target
 
 
 def _is_objective(value: Any) -> bool:

@@ -116,6 +116,10 @@ def _operations(step: MixStep, batch: Batch) -> float:
     parts = [part for part in step.policy.modules() if isinstance(part, Policy)]
     count = STEPS_OF_A_CHOICE if any(len(part.members) > 1 for part in parts) else STEPS
     step.train()
+    # A first step that is not counted fills what keeps earlier samples, such as DualMix's memory.
+    step.set_progress(0.5 / count)
+    step(batch, generator=torch.Generator().manual_seed(count))
+    step.after_step()
     with attention_by_products(), Flops() as flops:
         for number in range(count):
             step.set_progress((number + 0.5) / count)

@@ -44,11 +44,15 @@ class Pair:
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The cells of each row, ranked as at equal epochs; rows that are there at equal cost alone come last."""
-        right = {_key(row): row for row in self.equal_cost.rows}
+        right: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.equal_cost.rows:
+            right.setdefault(_key(row), []).append(row)
         for row in self.equal_epochs.rows:
-            yield _cells(row, right.pop(_key(row), None))
-        for row in right.values():
-            yield _cells(None, row)
+            same = right.get(_key(row))
+            yield _cells(row, same.pop(0) if same else None)
+        for left_over in right.values():
+            for row in left_over:
+                yield _cells(None, row)
 
 
 def pairs_of(leaderboard: Leaderboard) -> list[Pair]:
@@ -63,7 +67,7 @@ def pairs_of(leaderboard: Leaderboard) -> list[Pair]:
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    options = (row.policy_options, row.objective_options)
+    options = (row.policy_options, row.objective_options, row.settings)
     return (row.policy, row.objective, *map(key_of, options))
 
 

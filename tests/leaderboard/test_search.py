@@ -182,6 +182,7 @@ def test_a_space_is_every_combination_of_a_policys_options(tmp_path: Path) -> No
         (["+search.policies.mixpu={}"], "mixpu"),
         (["search.usual=mixpu"], "mixpu"),
         (["data=diabetes", "model=mlp", "objective=squared_error", "data.split=by_seed"], "data.split=0"),
+        (["data=digits", "data.valid_share=0.2", "data.split_seed=by_seed"], "data.split_seed=0"),
     ],
 )
 def test_what_a_search_refuses(arguments: list[str], said: str) -> None:

@@ -98,6 +98,7 @@ def run_search(
     console = console or terminal()
     own = [] if config_dir is None else ["--config-dir", str(config_dir)]
     asked = [f"budget={budget}", *([] if clock == "wall" else [f"clock={clock}"])]
+    asked += [] if out is None else [f"out={out}"]
     command = " ".join(map(shlex.quote, ["mixaug", "search", *own, *arguments, *asked]))
     workers = Workers.of(space.config, len(space.trials), jobs=jobs, launch=launch)
     with RunLock(folder, lambda text: console.print(text, highlight=False, markup=False)) as lock:

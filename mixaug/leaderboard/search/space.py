@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mixaug.engine import build
 from mixaug.engine.config import (
     compose,
     composed_by_hydra,
@@ -143,6 +144,10 @@ def read_space(arguments: Sequence[str], config_dir: str | Path | None = None) -
     _refuse_several_values(fixed)
     beside = with_config_dir((), config_dir)
     base = compose([*beside, *fixed, "policy=none"])
+    if base.budget is not None:
+        # The lengths of an experiment's runs at equal cost are not those of a search, which has a budget of its own.
+        fixed = [*fixed, "budget=null"]
+        base = compose([*beside, *fixed, "policy=none"])
     _check_splits(base)
     if not any(_key(argument) == "search" for argument in own):
         usual = "regression" if task_named(str(base.data.name)).name == "regression" else "images"
@@ -214,7 +219,7 @@ def _values(policy: str, options: Any) -> dict[str, tuple[Any, ...]]:
 
 def _check_splits(config: DictConfig) -> None:
     """Raise where each seed has a test set of its own: the final one would hold rows that the choice has seen."""
-    for key in ("split", "class_seed"):
+    for key in build.SEEDED:
         if config.data.get(key) == "by_seed":
             raise ConfigError(
                 f"data.{key}=by_seed gives each seed a test set of its own, and rows of the final ones would have been "
