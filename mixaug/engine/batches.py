@@ -141,7 +141,8 @@ class Batches:
         among = labels if kind == "class" else groups_of(self.data.train)
         if among is None:
             raise ConfigError(f"{where} needs metadata {GROUP!r} of the training set, which {self.data.name} lacks")
-        among = among.to(self.world.device)
+        # Rows are drawn on the CPU, where the weights therefore stay.
+        among = among.cpu()
         weights = (1.0 / torch.bincount(among).clamp(min=1))[among]
         self.draw_by(lambda labels: weights)
 

@@ -270,7 +270,7 @@ def run_grid(
     cells = grid.cells
     config = cells[0].config
     for what, reason in grid.left_out.items():
-        say(f"left out: {what}: {reason}")
+        say(f"left out: {what}: {reason.removeprefix(f'{what}: ')}")
     for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:
         if statistic is not None and statistic not in task.figures:
             raise ValueError(

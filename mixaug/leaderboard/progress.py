@@ -73,16 +73,17 @@ class Outcome:
         if epochs:
             self.epoch = int(epochs[-1]["epoch"])
             # An epoch that was not scored leaves the number of the one before.
-            self.score = _score(epochs[-1], self.cell.shown) or self.score
+            self.score = _score(epochs[-1], self.cell) or self.score
         return True
 
 
-def _score(epoch: Mapping[str, Any], split: str) -> str:
-    """What a record says of a held-out set: ``"Top-1 93.20 %"``."""
-    for task in TASKS.values():
-        value = epoch.get(f"{split}_{task.measure}")
-        if isinstance(value, (int, float)):
-            return f"{task.title} {value:.{task.digits}f} {task.unit}".rstrip()
+def _score(epoch: Mapping[str, Any], cell: Cell) -> str:
+    """What a record says of the cell's held-out set, by the measure that counts: ``"Top-1 93.20 %"``."""
+    for every in TASKS.values():
+        for task in every.variants:
+            value = epoch.get(f"{cell.shown}_{task.measure}")
+            if task.measure == (cell.config.get("measure") or every.measure) and isinstance(value, (int, float)):
+                return f"{task.title} {value:.{task.digits}f} {task.unit}".rstrip()
     return ""
 
 

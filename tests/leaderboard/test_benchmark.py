@@ -12,8 +12,9 @@ import pytest
 
 from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard.benchmark import Benchmark, default_jobs, run_grid
-from mixaug.leaderboard.grid import expand
+from mixaug.leaderboard.grid import Cell, expand
 from mixaug.leaderboard.launch import CommandLauncher
+from mixaug.leaderboard.progress import Outcome
 from processes import Script, run_script
 
 # A stand-in for tools/train.py: it fails for seed 1 and writes a result for the others. It reads the folders of the
@@ -146,3 +147,10 @@ def test_interrupt_ends_the_children(tmp_path, root, number):
     assert done.returncode == 130
     assert "the same command continues" in done.stdout
     assert not writers(runs)
+
+
+def test_progress_shows_the_measure_that_counts(tmp_path: Path) -> None:
+    (tmp_path / "epochs.jsonl").write_text('{"epoch": 3, "test_top1": 90.0, "test_worst_group": 40.0}\n')
+    for measure, shown in ((None, "Top-1 90.00 %"), ("worst_group", "Worst group 40.00 %")):
+        outcome = Outcome(Cell("none", (), {"measure": measure, "epochs": 5}, tmp_path), tmp_path / "log")
+        assert outcome.look() and outcome.score == shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -116,8 +117,19 @@ def test_a_journal_is_read_as_it_was_written_and_hostile_lines_are_left_out(tmp_
     assert journal.cost("mixup alpha=1.0") == Cost(3.0, 2.0)
     assert (journal.spent(), journal.spent("probe"), journal.reached("mixup alpha=1.0", 0)) == (28.0, 5.0, 12)
     assert journal.on_rung(0)[0].figure == 51.0
+    # After a kill the run trained some epochs again: its seconds are for more than the epochs that they stand beside.
+    for job in (
+        ("probe", "cutmix", 0, 0, 4, 6.0, 1.5, "recovered"),
+        ("probe", "cutmix", 0, 4, 5, 9.0, 1.5, "finished"),
+    ):
+        journal.add_job(Job(*job))
+    assert journal.cost("cutmix") is None and journal.recovered_epoch("cutmix") == 1.5
+    assert journal.recovered_epoch("mixup alpha=1.0") is None
     hostile = [
         "[1]",
+        '{"event": "rung", "rung": 0, "kept": "none", "seeds": 1, "note": ""}',
+        '{"event": "rung", "rung": 0, "kept": ["none"], "seeds": 1000000000, "note": ""}',
+        '{"event": "plan", "rungs": [[3, 5, 0]], "final_seeds": 2, "ratio": 1, "rung_seconds": 1, "final_seconds": 1}',
         '{"event": "job"}',
         '{"event": "rung", "rung": 0, "kept": 3, "seeds": 1, "note": ""}',
         '{"event": "standing", "rung": 0, "trial": "x", "figures": ["<script>"], "failed": ""}',
@@ -333,6 +345,11 @@ def test_the_same_command_starts_nothing_again_and_an_interrupted_one_goes_on(se
     code, launcher, folder = search("100m")
     assert (code, launcher.started) == (0, [])
     page = (folder / "search.md").read_text()
+    # Without what was written of them the runs still stand, as those of commands that were killed.
+    (folder / NAME).unlink()
+    code, launcher, _ = search("100m")
+    assert (code, launcher.started) == (0, [])
+    assert re.findall("The winner is .*", (folder / "search.md").read_text())[0][:40] in page
     for path in (folder / NAME, *(folder / "runs").glob("*/*.json*")):
         path.unlink()
     parts = []

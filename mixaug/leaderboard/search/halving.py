@@ -25,7 +25,7 @@ from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.launch import cpu_seconds_of
 from mixaug.leaderboard.progress import Outcome
 from mixaug.leaderboard.render import terminal
-from mixaug.leaderboard.search.journal import Ended, Job, Journal, Standing
+from mixaug.leaderboard.search.journal import NAME, RECOVERED, Ended, Job, Journal, Standing
 from mixaug.leaderboard.search.page import Report, write_pages
 from mixaug.leaderboard.search.plan import BudgetTooSmall, Cost, affordable, make_plan, seconds_of, whole_grid
 from mixaug.leaderboard.search.space import Space, Trial, read_space
@@ -152,9 +152,13 @@ class Search:
             ended = self.journal.end_of(rung) or self._climb(rung, alive, seeds)
             self.write()
             alive, seeds = list(ended.kept), ended.seeds
+            if unknown := [label for label in alive if label not in self.trials]:
+                raise ConfigError(
+                    f"{self.folder / NAME}: rung {rung + 1} goes on with {unknown}, no trials of this search"
+                )
             if len(alive) < 2:
                 break
-        if not alive or alive[0] not in self.trials:
+        if not alive:
             self.say("every trial failed; the page says why")
             return 1
         self.winner = self.trials[alive[0]]
@@ -175,7 +179,9 @@ class Search:
             self.write()
 
     def _measured(self) -> list[str]:
-        return [label for label in self.trials if self.journal.cost(label) is not None]
+        """Trials of which an epoch was timed, be it by a command that was killed afterwards."""
+        journal = self.journal
+        return [t for t in self.trials if journal.cost(t) is not None or journal.recovered_epoch(t) is not None]
 
     def _plan(self, alive: Sequence[str]) -> None:
         if self.journal.plan is not None:
@@ -251,7 +257,8 @@ class Search:
                 batch = wanted[len(done) : len(done) + wave]
                 todo = [(trial, seed) for seed in batch for trial in rows]
                 if not all(self._cell(trial, seed, None).is_done() for trial, seed in todo):
-                    room = math.floor(max(0.0, self.budget - self.journal.spent()) / a_seed)
+                    left = max(0.0, self.budget - self.journal.spent())
+                    room = math.floor(left / a_seed) if a_seed > 0 else len(batch)
                     if room < len(batch):
                         batch = batch[:room]
                         note = f"the budget has room for {len(done) + room} seeds"
@@ -330,7 +337,7 @@ class Search:
             mean, known = _mean_epoch(epochs, begin, end), self.journal.cost(label)
             if self.clock == "cpu" and known is not None:
                 mean, seconds = known.epoch, known.epoch * (end - begin)
-            self.journal.add_job(Job(stage, label, seed, begin, end, seconds, mean, "recovered"))
+            self.journal.add_job(Job(stage, label, seed, begin, end, seconds, mean, RECOVERED))
 
     def _judged(
         self, rung: int, label: str, seeds: Sequence[int], epoch: int, failed: Mapping[tuple[str, int], str]
@@ -375,10 +382,14 @@ class Search:
         own = self.journal.cost(label)
         if own is not None:
             return own
-        policy = label.split(" ")[0]
+        policy, epoch = label.split(" ")[0], self.journal.recovered_epoch(label)
         every = {other: cost for other in self.trials if (cost := self.journal.cost(other)) is not None}
         alike = [cost for other, cost in every.items() if other.split(" ")[0] == policy] or list(every.values())
-        return Cost(sum(c.start for c in alike) / len(alike), sum(c.epoch for c in alike) / len(alike))
+        if not alike:
+            # Every command so far was killed: no start has been timed.
+            return Cost(0.0, epoch or 0.0)
+        mean = Cost(sum(c.start for c in alike) / len(alike), sum(c.epoch for c in alike) / len(alike))
+        return mean if epoch is None else dataclasses.replace(mean, epoch=epoch)
 
     def rows(self) -> list[Trial]:
         """Rows of the final comparison, each once."""

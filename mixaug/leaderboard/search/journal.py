@@ -15,11 +15,15 @@ from mixaug.engine.reading import DamagedFile, is_number, parse_json, read_text
 from mixaug.engine.run import append_line
 from mixaug.leaderboard.search.plan import Cost, Plan, Rung
 
-__all__ = ["NAME", "Job", "Journal", "Standing"]
+__all__ = ["NAME", "RECOVERED", "Job", "Journal", "Standing"]
 
 NAME = "search.jsonl"
 
+RECOVERED = "recovered"
+"""This state has a job whose command was killed: its epochs are in the run's folder, its start was timed by nobody."""
+
 MOST_BYTES = 16 * 2**20
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Journal:
         jobs, standings, ended: events in their order.
         plan: None before there is one.
         final_note: what should be said of the final comparison; None before it is over.
-        final_seeds: seeds of the final comparison that all rows have.
+        final_seeds: seeds of the final comparison, each tried with every row; its board counts runs that failed.
         problems: lines that could not be read.
     """
 
@@ -153,7 +157,9 @@ class Journal:
                 )
             )
         elif name == "plan":
-            rungs = tuple(Rung(*map(_whole, rung)) for rung in event["rungs"])
+            rungs = tuple(Rung(*map(_whole, rung)) for rung in _list(event["rungs"]))
+            if not all(1 <= rung.seeds <= MOST_SEEDS for rung in rungs):
+                raise ValueError("a rung without seeds, or with too many")
             numbers = [_seconds(event[key]) for key in ("ratio", "rung_seconds", "final_seconds")]
             if not rungs:
                 raise ValueError("a plan without rungs")
@@ -165,8 +171,10 @@ class Journal:
             self.standings = [s for s in self.standings if (s.rung, s.trial) != (standing.rung, standing.trial)]
             self.standings.append(standing)
         elif name == "rung":
-            kept = tuple(map(_text, event["kept"]))
-            self.ended.append(Ended(_whole(event["rung"]), kept, _whole(event["seeds"]), _text(event["note"])))
+            kept, seeds = tuple(map(_text, _list(event["kept"]))), _whole(event["seeds"])
+            if not 1 <= seeds <= MOST_SEEDS:
+                raise ValueError("a rung that goes on without seeds, or with too many")
+            self.ended.append(Ended(_whole(event["rung"]), kept, seeds, _text(event["note"])))
         elif name == "final":
             self.final_seeds, self.final_note = tuple(map(_whole, event["seeds"])), _text(event["note"])
         else:
@@ -199,7 +207,14 @@ class Journal:
 
         To start, what the first command took beside its epochs; for an epoch, what its longest command took for each.
         """
-        own = [job for job in self.jobs if job.trial == trial and job.state == "finished" and job.end > job.begin]
+        # One that went on after a kill trained some epochs again, which its seconds hold and its epochs do not.
+        killed = {(job.seed, job.end) for job in self.jobs if job.trial == trial and job.state == RECOVERED}
+        own = [
+            job
+            for job in self.jobs
+            if job.trial == trial and job.state == "finished" and job.end > job.begin
+            if (job.seed, job.begin) not in killed
+        ]
         if not own:
             return None
         first, longest = own[0], max(own, key=lambda job: job.end - job.begin)
@@ -210,11 +225,23 @@ class Journal:
             epoch = max(epoch, (longest.seconds - start) / (longest.end - longest.begin))
         return Cost(start, epoch)
 
+    def recovered_epoch(self, trial: str) -> float | None:
+        """Seconds an epoch of a trial by what killed commands left; None where none of its commands was killed."""
+        known = [job.epoch_seconds for job in self.jobs if job.trial == trial and job.state == RECOVERED]
+        return max(known, default=None)
+
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("expected text")
     return " ".join(value.split())
+
+
+def _list(value: Any) -> list[Any] | tuple[Any, ...]:
+    # A tuple before it is written, a list when it is read.
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("expected a list")
+    return value
 
 
 def _whole(value: Any) -> int:
