@@ -19,7 +19,7 @@ from mixaug import objectives
 from mixaug.batch import Batch
 from mixaug.flops import Flops, attention_by_products
 from mixaug.listing import CLASSES, SAMPLES, SIDE, SmallModel, apart, describe, plain_operations
-from mixaug.networks import Frozen
+from mixaug.networks import Auxiliary, Frozen
 from mixaug.passes import Objective
 from mixaug.registry import create
 from mixaug.step import MixStep
@@ -137,7 +137,11 @@ def _counted(name: str) -> tuple[float | None, float | None]:
             objective = target()
             if callable(getattr(objective, "normalised_by", None)):
                 objective.normalised_by((0.0,), (1.0,))
-            beside = {network: Frozen(copy.deepcopy(model)) for network in objective.wants.networks}
+            trained = objective.wants.trained
+            beside = {
+                name: (Auxiliary if name in trained else Frozen)(copy.deepcopy(model))
+                for name in objective.wants.networks
+            }
             step = MixStep(model, create(policy, **options), objective, networks=beside)
             batch = Batch(
                 images,

@@ -188,6 +188,12 @@ def _check_frozen(step: MixStep) -> None:
                 f"MixStep got networks[{name!r}] frozen, but it shares parameters with what is to be trained, which "
                 "are frozen with it: make it of a copy, networks.Frozen(copy.deepcopy(model))"
             )
+    for name in as_objective(step.objective).wants.trained:
+        if not any(parameter.requires_grad for parameter in step.networks[name].parameters()):
+            raise ValueError(
+                f"MixStep got networks[{name!r}] as {type(step.networks[name]).__name__}, which nothing trains, but "
+                f"{type(step.objective).__name__} trains it along: wrap it in networks.Auxiliary"
+            )
 
 
 def _parameters(part: Any) -> list[nn.Parameter]:

@@ -18,12 +18,14 @@ class Wants:
         streams: batches from other sources.
         networks: networks beside the model.
         metadata: per-sample tensors.
+        trained: those of the networks that a term of the objective trains; a frozen one is refused.
     """
 
     views: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     metadata: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
 
 
 def check_there(kind: str, name: str, there: Mapping[str, Any]) -> None:

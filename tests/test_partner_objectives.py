@@ -158,6 +158,11 @@ def test_samples_without_a_partner_can_be_left_out():
     torch.testing.assert_close(logs["mixed"], each[:7].sum().detach() / 8)
     with pytest.raises(ValueError, match="the policy does not look at it"):
         MixStep(linear(), mixaug.create("mixup"), SelecMix(), networks=beside)
+    # A frozen network would stay as it is without a word; with nothing to train it may be one.
+    frozen = {"biased": Frozen(linear(5, seed=1))}
+    with pytest.raises(ValueError, match=r"networks\['biased'\] as Frozen, which nothing trains.*networks.Auxiliary"):
+        MixStep(linear(), mixaug.create("selecmix"), SelecMix(), networks=frozen)
+    assert MixStep(linear(), mixaug.create("selecmix"), SelecMix(biased=0.0), networks=frozen)
 
 
 # -- CoWA --------------------------------------------------------------------------------------------------------------

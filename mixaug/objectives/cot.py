@@ -142,6 +142,7 @@ class CoT(Objective):
     """
 
     wants = Wants(networks=("composition",))
+    usual_policy = ("manifoldmix", {"alpha": 1.0})
 
     def __init__(self, temperature: float = 0.1, clean: float = 1.0, mixed: float = 1.0) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class SelecMix(Objective):
         ValueError: an option out of range; when the step is made, a policy that does not look at the network.
     """
 
-    wants = Wants(networks=("biased",))
+    wants = Wants(networks=("biased",), trained=("biased",))
     usual_policy = ("selecmix", {})
 
     def __init__(
@@ -62,6 +62,9 @@ class SelecMix(Objective):
         self.clean = check_not_negative("SelecMix", "clean", clean)
         self.mixed = check_not_negative("SelecMix", "mixed", mixed)
         self.biased = check_not_negative("SelecMix", "biased", biased)
+        if not self.biased:
+            # A network that has been trained before may then be frozen.
+            self.wants = Wants(networks=("biased",))
         self.temperature = check_positive("SelecMix", "temperature", temperature)
         self.q = check_positive_share("SelecMix", "q", q)
         self.alone = check_probability("SelecMix", "alone", alone)
