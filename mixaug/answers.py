@@ -20,7 +20,9 @@ from mixaug.batch import Batch
 from mixaug.flops import Flops, attention_by_products
 from mixaug.listing import CLASSES, SAMPLES, SIDE, SmallModel, apart, describe, plain_operations
 from mixaug.networks import Auxiliary, Frozen
+from mixaug.options import options_of
 from mixaug.passes import Objective
+from mixaug.policy import Policy
 from mixaug.registry import create
 from mixaug.step import MixStep
 
@@ -28,7 +30,7 @@ __all__ = ["QUESTIONS", "Answers", "answers_of", "answers_of_objective", "object
 
 #: The questions, in the order of the fields of :class:`Answers`.
 QUESTIONS = ("who with whom", "how much of each", "how the inputs", "how much of each label", "what is run")
-#: The answer where a method offers no part of that kind, because its own rule is the answer.
+#: The answer where a method offers no part of that kind, and its class does not say what it does instead.
 OWN_RULE = "the method's own rule"
 
 
@@ -67,16 +69,14 @@ def answers_of(name: str) -> Answers:
         ValueError: unknown name.
     """
     card, policy = describe(name), create(name)
-    members = [type(member).__name__ for member in policy.members]
-    if len(members) > 1:
-        who = how_much = labels = f"as {' or '.join(members)}"
+    members = policy.members
+    names = list(dict.fromkeys(type(member).__name__ for member in members))
+    if len(names) > 1:
+        who = how_much = labels = f"as {' or '.join(names)}"
     else:
-        who = _first_line(policy.pairing) if policy.has_partners else OWN_RULE
-        if policy.partners is not None:
-            who += f" {_first_line(policy.partners)}"
-        how_much = repr(policy.ratio) if {"alpha", "ratio"} & set(card.defaults) else OWN_RULE
-        is_preset = not inspect.isclass(card.target)
-        labels = _first_line(policy.labeling) if is_preset or "labeling" in card.defaults else OWN_RULE
+        # A preset that chooses between one policy with this and with that option gives the answers of both.
+        answers = zip(*map(_parts_of, members if len(members) > 1 else [policy]), strict=True)
+        who, how_much, labels = (" Or: ".join(dict.fromkeys(each)) for each in answers)
     learns = any(True for _ in policy.mixer_parameters())
     run = "the mixed batch" if not card.needs else f"the mixed batch, with {', '.join(sorted(card.needs))} of the model"
     return Answers(
@@ -91,6 +91,19 @@ def answers_of(name: str) -> Answers:
         passes=card.passes,
         cost=card.cost,
     )
+
+
+def _parts_of(policy: Policy) -> tuple[str, str, str]:
+    """What one policy answers to the first, the second and the fourth question."""
+    cls = type(policy)
+    own, options = {**cls.own_answers}, set(options_of(cls))
+    who = own.get("pairing") or (_first_line(policy.pairing) if policy.has_partners else OWN_RULE)
+    if policy.partners is not None:
+        brought = _first_line(policy.partners)
+        who = f"{who} {brought}" if policy.partners.asks_pairing else brought
+    how_much = own.get("ratio") or (repr(policy.ratio) if {"alpha", "ratio"} & options else OWN_RULE)
+    labels = own.get("labeling") or (_first_line(policy.labeling) if "labeling" in options else OWN_RULE)
+    return who, how_much, labels
 
 
 def objective_names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -94,6 +94,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     }
     #: Options of its bases that a class does not offer because they would have no effect.
     not_offered: ClassVar[tuple[str, ...]] = ()
+    #: What the class does in place of a "pairing", "ratio" or "labeling" that it does not offer, a sentence each.
+    own_answers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, *, alpha: float | Schedule = 1.0, **shared: Unpack[SharedOptions]) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import pytest
 import mixaug
 from catalogue import answers as page
 from helpers import ours
-from mixaug.answers import answers_of, answers_of_objective, objective_names
+from mixaug.answers import OWN_RULE, answers_of, answers_of_objective, objective_names
 
 
 def lines(root):
@@ -20,7 +20,7 @@ def test_answers_come_from_the_parts_of_a_policy():
     assert mixup.who.startswith("A uniformly random permutation")
     assert (mixup.how_much, mixup.needs, mixup.passes, mixup.cost) == ("Beta(1, 1)", (), 1.0, 1.0)
     assert mixup.labels == "The share of pixels that each source really covers."
-    assert (comixup.who, comixup.needs) == ("the method's own rule", ("saliency",))
+    assert (comixup.who, comixup.needs) == ("All samples of a part of the batch, chosen jointly.", ("saliency",))
     assert comixup.run == "the mixed batch, with saliency of the model"
     assert deit.labels == "as Mixup or CutMix"
 
@@ -42,6 +42,20 @@ def test_rows_of_the_page_are_what_the_code_says(root):
     for name in ("mixup", "puzzlemix", "cmixup", "none"):
         assert shown[name] == page.row(answers_of(name), f"policies/{name}.md")
     assert shown["RegMixup"] == page.row(answers_of_objective("RegMixup"), "objectives/regmixup.md")
+
+
+def test_no_method_leaves_a_question_open(root):
+    assert [name for name, line in lines(root).items() if OWN_RULE in line] == []
+
+
+def test_a_preset_that_chooses_between_two_pairings_of_one_policy_says_which():
+    lisa = answers_of("lisa")
+    assert lisa.who.startswith("A partner of the same or of another class")
+    assert lisa.how_much == "Beta(2, 2)"
+
+
+def test_a_source_that_chooses_itself_answers_who():
+    assert answers_of("recursivemix").who.startswith("Row i of the batch before")
 
 
 @pytest.mark.slow

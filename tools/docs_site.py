@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from catalogue.methods import families, methods_of, read_modules  # noqa: E402
 
+#: Pages that are one wide table: the list of their headings leaves its place to them.
+WIDE = ("answers.md", "combinations.md", "backbones.md")
 #: Pages that lie above docs/.
 ABOVE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
@@ -50,6 +52,8 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """Mend links that lead above docs/, and head each card with its source and its use."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     markdown = re.sub(rf"\]\((?:\.\./)((?:\.\./)*(?:{'|'.join(map(re.escape, ABOVE))}))", r"](\1", markdown)
     found = re.fullmatch(r"policies/(\w+)\.md", page.file.src_uri)
     if found is None or found[1] == "README":

@@ -22,8 +22,9 @@ import contextlib
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -274,6 +275,10 @@ class AdaMixUp(Policy):
     needs = frozenset({"pooled"})
     spatial = (2,)
     not_offered = ("alpha", "ratio", "labeling", "per", "partners")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "Uniform in a range that a network learns for every pair.",
+        "labeling": "As the inputs.",
+    }
 
     def __init__(
         self,

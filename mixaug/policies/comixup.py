@@ -14,8 +14,9 @@ on the device: :func:`mixaug.ops.potts.potts_labels`.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -217,6 +218,11 @@ class CoMixup(SaliencyPolicy):
     """
 
     has_partners = False
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "pairing": "All samples of a part of the batch, chosen jointly.",
+        "ratio": "As saliency and the differences between outputs have it.",
+        "labeling": "The share of pixels that each source really covers.",
+    }
 
     def __init__(
         self,

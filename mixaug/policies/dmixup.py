@@ -9,6 +9,7 @@ where classes overlap, and that more points constrain them between.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -95,6 +96,10 @@ class DMixup(Policy):
     spatial = None
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("ratio", "labeling", "partners")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "Dirichlet(alpha) over the samples of a mixture.",
+        "labeling": "As the inputs.",
+    }
 
     def __init__(self, alpha: float = 1.0, points: int = 3, **shared: Unpack[Offered]) -> None:
         super().__init__(alpha=alpha, **shared)

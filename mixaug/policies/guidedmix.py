@@ -16,8 +16,9 @@ maps are zero theirs divides 0 by 0; here both images show alike.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -315,6 +316,9 @@ class GuidedMix(SaliencyPolicy):
     """
 
     not_offered = ("alpha", "ratio", "per", "partners")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "At each pixel, the own part of the saliency of both.",
+    }
 
     def __init__(
         self,

@@ -16,8 +16,8 @@ weights to the batch's mean loss; both are not copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mixaug.checks import check_choice, check_probability
 from mixaug.labeling import Progressive
@@ -62,6 +62,9 @@ class MixPro(MaskMix):
     needs = Progressive.needs
     spatial = (2,)
     not_offered = ("reference_labels", "labeling")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "labeling": "From the area to the share of the attention, as predictions improve.",
+    }
 
     def __init__(
         self,

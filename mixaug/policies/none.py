@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
 from mixaug.batch import Batch
@@ -19,6 +22,11 @@ class NoMix(Policy):
 
     spatial = None
     has_partners = False
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "pairing": "Nobody.",
+        "ratio": "All of the own sample.",
+        "labeling": "The own label.",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -244,6 +244,9 @@ class PatchUp(StagePolicy):
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered = ("labeling",)
     relabels = True
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "labeling": "The share of the values of the feature map.",
+    }
 
     def __init__(
         self,

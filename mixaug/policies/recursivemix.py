@@ -15,6 +15,7 @@ labels of batches further back than ``PreviousBatch.depth`` go to the oldest one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -74,6 +75,9 @@ class RecursiveMix(Policy):
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch", "partners": "previous"}
     not_offered = ("ratio", "labeling")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "labeling": "The share of pixels that each source covers, also of those within the pasted image.",
+    }
 
     def __init__(
         self,

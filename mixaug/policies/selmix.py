@@ -14,6 +14,7 @@ and keeps its own label. The estimate is made anew every ``refresh_every`` steps
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -124,6 +125,9 @@ class SelMix(Policy):
     not_offered = ("alpha", "ratio", "pairing", "per")
 
     pairs: Tensor | None
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "Uniform in [0.6, 1].",
+    }
 
     def __init__(
         self,

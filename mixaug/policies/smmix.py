@@ -19,7 +19,7 @@ the class token's attention instead, and lets gradients flow to the target of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -279,6 +279,9 @@ class SMMix(Policy):
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
     not_offered: ClassVar[tuple[str, ...]] = ("alpha", "ratio", "partners")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "A square of uniform side, between a quarter and three quarters of the image's.",
+    }
 
     def __init__(
         self,

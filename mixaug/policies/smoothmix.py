@@ -15,8 +15,8 @@ only; the closed form here needs neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -134,6 +134,9 @@ class SmoothMix(Policy):
     """
 
     not_offered = ("alpha", "ratio")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "What a bump of random place and width leaves.",
+    }
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -209,6 +210,9 @@ class SUMix(Policy):
     reads = frozenset({"outputs", "pooled"})
     spatial = None
     not_offered = ("ratio", "labeling", "partners")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "labeling": "That of the policy it mixes by, corrected by how both images are seen in the mixture.",
+    }
 
     def __init__(
         self,

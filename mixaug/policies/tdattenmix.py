@@ -14,6 +14,7 @@ of the class token of the model in training, our substitute, which no label has 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -164,6 +165,10 @@ class TdAttenMix(NetworkPolicy, SMMix):
 
     needs = frozenset({"attention", "outputs"})
     not_offered: ClassVar[tuple[str, ...]] = ("labeling",)
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "ratio": "A square of uniform side, between a quarter and three quarters of the image's.",
+        "labeling": "Half the area, half the attention that is seen of each.",
+    }
 
     def __init__(
         self,

@@ -16,7 +16,8 @@ configuration means to blend every fifth batch by Mixup instead, ``OneOf([create
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from mixaug.checks import check_probability
 from mixaug.labeling import Attention
@@ -60,6 +61,9 @@ class TransMix(CutMix):
     needs = Attention.needs
     spatial = (2,)
     not_offered = ("minmax", "sources", "labeling")
+    own_answers: ClassVar[Mapping[str, str]] = {
+        "labeling": "Half the area, half the attention that is seen of each.",
+    }
 
     def __init__(
         self,
