@@ -238,6 +238,9 @@ def run_grid(
 ) -> int:
     """Expand the grid, run it, print and write its leaderboard.
 
+    Finished runs that lie beside those of the grid, in the same root and of the same setting (data, model, protocol,
+    length), are rows of it too: a baseline that was trained before need not be named again.
+
     Args:
         arguments: overrides of ``mixaug train``, any of them with several values.
         jobs: runs at a time; None takes one per GPU, or one per core.
@@ -256,6 +259,7 @@ def run_grid(
     """
     from mixaug.engine.config import with_config_dir
     from mixaug.leaderboard import STATISTICS, aggregate, collect, write
+    from mixaug.leaderboard.aggregate import on_the_same_boards
     from mixaug.leaderboard.grid import grid_of
     from mixaug.leaderboard.render import print_tables, terminal
 
@@ -290,7 +294,13 @@ def run_grid(
         return 130
 
     folders = [outcome.cell.folder for outcome in outcomes if outcome.cell.folder.is_dir()]
-    leaderboard = aggregate(collect(folders, config_dir=config_dir), statistic=statistic)
+    runs = collect(folders, config_dir=config_dir)
+    # Rows that an earlier command trained in the same place belong to the comparison, a baseline above all.
+    places = {cell.folder.parent for cell in cells if cell.folder.parent.is_dir()}
+    beside = on_the_same_boards(runs, collect(places, config_dir=config_dir), statistic)
+    leaderboard = aggregate([*runs, *beside], statistic=statistic)
+    if beside:
+        say(f"with {len(beside)} finished runs of the same setting that were there before")
     print_tables(leaderboard, console)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
