@@ -64,9 +64,9 @@ MOST_WAYS = 64
 def mean_over_choices(run: Callable[[], Sequence[float]]) -> tuple[float, ...]:
     """The expectation of numbers over the choices that policies leave to the host, each by its declared chance.
 
-    Every way in which the choices of a run can fall (:meth:`Draws.host_choice`) is run once. Where there are more than 64
-    ways, such as those of many draws of a batch, 64 are drawn at random, and the result is their mean. Which of several
-    grids or stages is taken (:meth:`Draws.host_integer`) is drawn each time.
+    Every way in which the choices of a run can fall (:meth:`Draws.host_choice`) is run once. Where there are more than
+    64 ways, such as those of many draws of a batch, 64 are drawn at random, and the result is their mean. Which of
+    several grids or stages is taken (:meth:`Draws.host_integer`) is drawn each time.
 
     Args:
         run: does the same each time, its choices apart, and gives the numbers. All other draws are its own affair.
@@ -95,7 +95,7 @@ def mean_over_choices(run: Callable[[], Sequence[float]]) -> tuple[float, ...]:
 
 
 def makes_choices(run: Callable[[], object]) -> bool:
-    """Run something once, and say whether a policy left a choice to the host in it; the first of what can happen is made."""
+    """Run something once, and say whether a policy left a choice to the host; the first that can happen is made."""
     choices = _Choices([])
     _run_with(choices, run)
     return bool(choices.made)
