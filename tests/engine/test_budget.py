@@ -105,6 +105,9 @@ def test_a_policy_that_chooses_costs_what_its_chances_say():
     assert cost(mixaug.Sometimes("guidedmix", 0.3)) == pytest.approx(plain + 0.3 * look)
     inner = mixaug.Sometimes(mixaug.OneOf(["guidedmix", "none", "mixup"], [1, 2, 3]), 0.5)
     assert cost(inner) == pytest.approx(plain + look / 12)
+    # Of three passes the first two run the replayed samples too, of which there are none before a first step.
+    replayed = cost(mixaug.create("mixup"), mixaug.objectives.DualMix(size=100))
+    assert replayed == pytest.approx(5 * plain)
     assert cost(mixaug.Sometimes("guidedmix", until=0.3)) == pytest.approx(plain + 0.3 * look)
     # Three draws of a batch choose one by one, and one pass serves all that look at the clean batch.
     rank = cost(mixaug.Sometimes("guidedmix", 0.3), mixaug.objectives.RankMixup())
