@@ -17,8 +17,8 @@ import torch
 
 from mixaug import objectives
 from mixaug.batch import Batch
-from mixaug.flops import Flops, attention_by_products
-from mixaug.listing import CLASSES, SAMPLES, SIDE, SmallModel, apart, describe, plain_operations
+from mixaug.draws import mean_over_choices
+from mixaug.listing import CLASSES, SAMPLES, SIDE, SmallModel, apart, counted_step, describe, plain_operations
 from mixaug.networks import Auxiliary, Frozen
 from mixaug.options import options_of
 from mixaug.passes import Objective
@@ -143,35 +143,36 @@ def _counted(name: str) -> tuple[float | None, float | None]:
     """Passes and cost of a step of an objective with the policy of its source; networks are copies of the model."""
     target = getattr(objectives, name)
     policy, options = target.usual_policy
-    with apart():
+
+    def run() -> tuple[float, float]:
         model, images = SmallModel(CLASSES), torch.rand(SAMPLES, 3, SIDE, SIDE)
         labels = torch.arange(SAMPLES) % CLASSES
+        objective = target()
+        if callable(getattr(objective, "normalised_by", None)):
+            objective.normalised_by((0.0,), (1.0,))
+        trained = objective.wants.trained
+        beside = {
+            name: (Auxiliary if name in trained else Frozen)(copy.deepcopy(model)) for name in objective.wants.networks
+        }
+        step = MixStep(model, create(policy, **options), objective, networks=beside)
+        batch = Batch(
+            images,
+            labels,
+            rows=torch.arange(SAMPLES),
+            views=dict.fromkeys(objective.wants.views, images),
+            streams={stream: Batch(images, labels) for stream in objective.wants.streams},
+        )
+        # A first step that is not counted fills what keeps earlier samples, such as DualMix's memory.
+        counted_step(step, model, batch)
+        return counted_step(step, model, batch)
+
+    with apart():
         try:
-            objective = target()
-            if callable(getattr(objective, "normalised_by", None)):
-                objective.normalised_by((0.0,), (1.0,))
-            trained = objective.wants.trained
-            beside = {
-                name: (Auxiliary if name in trained else Frozen)(copy.deepcopy(model))
-                for name in objective.wants.networks
-            }
-            step = MixStep(model, create(policy, **options), objective, networks=beside)
-            batch = Batch(
-                images,
-                labels,
-                views=dict.fromkeys(objective.wants.views, images),
-                streams={stream: Batch(images, labels) for stream in objective.wants.streams},
-            )
-            # A first step that is not counted fills what keeps earlier samples, such as DualMix's memory.
-            step(batch)
-            model.counted.rows = 0
-            with attention_by_products(), Flops() as flops:
-                loss, _ = step(batch)
-                loss.backward()
+            passes, operations = mean_over_choices(run)
         except (ValueError, TypeError, RuntimeError):
             # It needs more than can be made up here.
             return None, None
-        return model.counted.rows / SAMPLES, flops.total / plain_operations("classification")
+        return passes, operations / plain_operations("classification")
 
 
 def _instance(target: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import random
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +17,7 @@ from mixaug.ops.layout import wide_dtype
 from mixaug.streams import rank_generator
 
 Per = Literal["sample", "batch", "pair"]
+T = TypeVar("T")
 
 # Gamma(0.5) falls below the smallest float32, which devices without float64 compute in, once in 1e19 draws.
 SMALLEST_DIRECT_SHAPE = 0.5
@@ -52,6 +55,94 @@ def host_choices(*numbers: float) -> Iterator[None]:
         yield
     finally:
         _given.numbers = before
+
+
+#: Ways that are tried one by one; of more, as many are drawn.
+MOST_WAYS = 64
+
+
+def mean_over_choices(run: Callable[[], Sequence[float]]) -> tuple[float, ...]:
+    """The expectation of numbers over the choices that policies leave to the host, each by its declared chance.
+
+    Every way in which the choices of a run can fall (:meth:`Draws.host_choice`) is run once. Where there are more than
+    64 ways, such as those of many draws of a batch, 64 are drawn at random, and the result is their mean. Which of
+    several grids or stages is taken (:meth:`Draws.host_integer`) is drawn each time.
+
+    Args:
+        run: does the same each time, its choices apart, and gives the numbers. All other draws are its own affair.
+
+    Returns:
+        As many numbers as ``run`` gives.
+
+    Example:
+        >>> import torch
+        >>> mean_over_choices(lambda: [10.0 * Draws(2, torch.device("cpu"), None).host_choice([0.25, 0.75])])
+        (7.5,)
+    """
+    shares: list[float] = []
+    found: list[Sequence[float]] = []
+    script: list[int] | None = []
+    while script is not None and len(found) < MOST_WAYS:
+        choices = _Choices(script)
+        found.append(_run_with(choices, run))
+        shares.append(choices.chance)
+        script = choices.next()
+    if script is not None:
+        drawn = random.Random(0)
+        found = [_run_with(_Choices([], drawn), run) for _ in range(MOST_WAYS)]
+        shares = [1 / MOST_WAYS] * MOST_WAYS
+    return tuple(sum(map(operator.mul, shares, values)) for values in zip(*found, strict=True))
+
+
+def makes_choices(run: Callable[[], object]) -> bool:
+    """Run something once, and say whether a policy left a choice to the host; the first that can happen is made."""
+    choices = _Choices([])
+    _run_with(choices, run)
+    return bool(choices.made)
+
+
+class _Choices:
+    """The choices of one run: those of a script, and behind it the first of what can happen, or one at random."""
+
+    def __init__(self, script: Sequence[int], drawn: random.Random | None = None) -> None:
+        self.script, self.drawn = script, drawn
+        self.chance = 1.0
+        self.made: list[tuple[int, Sequence[float]]] = []
+
+    def choose(self, chances: Sequence[float]) -> int:
+        place = len(self.made)
+        if place < len(self.script):
+            index = self.script[place]
+        elif self.drawn is not None:
+            index = self.drawn.choices(range(len(chances)), chances)[0]
+        else:
+            index = next(i for i, chance in enumerate(chances) if chance > 0)
+        self.chance *= chances[index]
+        self.made.append((index, chances))
+        return index
+
+    def next(self) -> list[int] | None:
+        """The script of the next way, None behind the last one."""
+        for place in range(len(self.made) - 1, -1, -1):
+            index, chances = self.made[place]
+            for other in range(index + 1, len(chances)):
+                if chances[other] > 0:
+                    return [*(made for made, _ in self.made[:place]), other]
+        return None
+
+
+def _choices_given() -> _Choices | None:
+    # What belongs to a thread breaks the graph of a compiled step, in which nobody gives choices.
+    return None if torch.compiler.is_compiling() else getattr(_given, "choices", None)
+
+
+def _run_with(choices: _Choices, run: Callable[[], T]) -> T:
+    before = _choices_given()
+    _given.choices = choices
+    try:
+        return run()
+    finally:
+        _given.choices = before
 
 
 @contextlib.contextmanager
@@ -175,9 +266,26 @@ class Draws:
         torch.rand(1, **self._given, device=self.device)
         return random.Random(f"{seed} {offset}").random()
 
+    def host_choice(self, chances: Sequence[float]) -> int:
+        """The number of one of several things that Python code may branch on, each with its chance.
+
+        Args:
+            chances: not negative, of sum 1; see :meth:`host_uniform`, of which this takes one.
+        """
+        choices = _choices_given()
+        if choices is not None:
+            return choices.choose(chances)
+        unit = self.host_uniform()
+        return sum(unit >= passed for passed in itertools.accumulate(chances[:-1]))
+
     def host_integer(self, high: int) -> int:
         """One integer in 0, ..., high - 1 that Python code may branch on; see :meth:`host_uniform`."""
         return min(int(self.host_uniform() * high), high - 1)
+
+    @property
+    def choices_are_given(self) -> bool:
+        """Whether :func:`mean_over_choices` makes the choices of whole batches, which are then asked for."""
+        return _choices_given() is not None
 
     def pixels(self, size: Sequence[int]) -> Tensor:
         """(R, D) int64, a pixel position uniform over an image of the given spatial size."""

@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug import registry
+from mixaug.batch import Batch
+from mixaug.draws import mean_over_choices
 from mixaug.flops import Flops, attention_by_products
 from mixaug.losses import MixedCrossEntropy, MixedSquaredError
+from mixaug.refreshing import Sets, asking, looks_a_sample
 from mixaug.registry import PolicyInfo, create
 from mixaug.signals import ModelSignals
 from mixaug.step import MixStep
@@ -33,6 +36,9 @@ NO_NEEDS = "nothing of the model"
 CARD_WIDTH = 120
 #: Samples, classes, and the side of the square images of the steps that are run.
 SAMPLES, CLASSES, SIDE = 8, 4, 32
+#: The run that looks at whole sets are spread over: as many images as CIFAR has, in batches of 128, a tenth of them for
+#: validation.
+RUN = Sets({"train": 50_000, "valid": 5_000}, None, epoch=391, trained=50_000 / 391)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +48,16 @@ class Card(PolicyInfo):
     @property
     def passes(self) -> float | None:
         """Forward passes of a batch in one training step with the default options, those of copies of the model
-        included; None where no step could be run."""
+        included; None where no step could be run. Of a policy that chooses for a whole batch the expectation; of one
+        that looks at a whole set now and then, its share of that: of 5,000 validation images, or 50,000 for training,
+        in batches of 128."""
         return _seen(self.name).passes
 
     @property
     def cost(self) -> float | None:
         """Floating-point operations of one training step with the default options, forward and backward, as a multiple
-        of those of a step that mixes nothing; of a small vision transformer. None where no step could be run."""
+        of those of a step that mixes nothing; of a small vision transformer. None where no step could be run. Choices
+        and looks count as in :attr:`passes`."""
         return _seen(self.name).cost
 
     @property
@@ -208,19 +217,34 @@ def plain_operations(task: str) -> float:
 
 
 def _step_of(name: str, task: str) -> tuple[float, float]:
-    """Forward passes and operations of one training step."""
-    if task == "classification":
-        model, labels = SmallModel(CLASSES), torch.arange(SAMPLES) % CLASSES
-        step = MixStep(model, create(name), MixedCrossEntropy())
-    else:
-        model, labels = SmallModel(1), torch.linspace(-1, 1, SAMPLES)[:, None]
-        step = MixStep(model, create(name), MixedSquaredError(), ModelSignals(model, loss=F.mse_loss))
+    """Forward passes and operations of one training step, over all choices for a whole batch."""
+
+    def run() -> tuple[float, float]:
+        if task == "classification":
+            model, labels = SmallModel(CLASSES), torch.arange(SAMPLES) % CLASSES
+            step = MixStep(model, create(name), MixedCrossEntropy())
+        else:
+            model, labels = SmallModel(1), torch.linspace(-1, 1, SAMPLES)[:, None]
+            step = MixStep(model, create(name), MixedSquaredError(), ModelSignals(model, loss=F.mse_loss))
+            if asking(step):
+                raise ValueError(f"{name} looks at whole sets of classes")
+        return counted_step(step, model, Batch(torch.rand(SAMPLES, 3, SIDE, SIDE), labels))
+
+    passes, operations = mean_over_choices(run)
+    return passes, operations
+
+
+def counted_step(step: MixStep, model: SmallModel, batch: Batch) -> tuple[float, float]:
+    """Forward passes of the batch and operations in one training step, with its share of looks at whole sets."""
+    looks, operations = looks_a_sample(step, batch.inputs, batch.labels, RUN)
     step.set_progress(0.5)
+    model.counted.rows = 0
     with attention_by_products(), Flops() as flops:
-        loss, _ = step(torch.rand(SAMPLES, 3, SIDE, SIDE), labels)
+        loss, _ = step(batch)
         loss.backward()
         step.after_step()
-    return model.counted.rows / SAMPLES, float(flops.total)
+    count = len(batch)
+    return model.counted.rows / count + looks, float(flops.total) + operations * count
 
 
 class _Counted:

@@ -441,6 +441,9 @@ class Policy(TakesPartners, Offering, nn.Module):
     def on_progress(self, fraction: float) -> None:
         """Hook for policies that change during training. Does nothing by default."""
 
+    #: Whether it does another thing later in training, schedules of its options apart.
+    changes_later: bool = False
+
     def after_step(self, model: nn.Module) -> None:
         """To be called after every optimizer step, with the trained model. By default tells the policies inside."""
         for policy in _inside(self):

@@ -33,6 +33,16 @@ def test_answers_of_an_objective():
     assert mixkd.passes == 2.0 and 1.3 < mixkd.cost < 1.4
 
 
+def test_looks_at_a_whole_set_count():
+    selmix, cowa = answers_of("selmix"), answers_of_objective("CoWA")
+    # 5,000 images every 50 steps of 128, and 50,000 an epoch of as many; a pass alone is what a teacher's is.
+    passes = 5000 / 50 / (50_000 / 391)
+    alone = answers_of_objective("MixKD").cost - 1
+    assert selmix.passes == pytest.approx(1 + passes) and selmix.tasks == ("classification",)
+    assert selmix.cost == pytest.approx(1 + passes * alone, rel=1e-3)
+    assert cowa.passes == 2.0 and 1 + alone < cowa.cost < 1.02 + alone
+
+
 def test_the_page_has_every_method_and_no_other(root):
     assert set(lines(root)) == {*ours(), *objective_names()}
 

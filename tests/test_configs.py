@@ -22,6 +22,8 @@ from helpers import ours
 from mixaug.engine import build
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
+from mixaug.leaderboard.grid import expand
+from mixaug.networks import Frozen
 from mixaug.objectives import Composition
 from mixaug.passes import as_objective
 from mixaug.preparation import Inspection
@@ -539,7 +541,24 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
     base = [f"experiment={name}"]
     if name in ("cifar100_coarse", "exchange_rate", "regression"):
         base.append("data.root=/nowhere")
+    base += {
+        "distillation": ["networks.teacher=/nowhere"],
+        "ferkd": ["networks.teacher=/nowhere"],
+        "mixoe": ["streams.outliers.data.root=/nowhere"],
+    }.get(name, [])
     grid: Any = compose(base).grid
+    if name in ("distillation", "ferkd", "mixoe"):
+        # Systems with networks or streams of their own: the policy and the objective of every cell go together.
+        cells = expand([*base, "root=/nowhere"])
+        assert len({cell.folder for cell in cells}) == len(cells) == (10 if name == "distillation" else 5)
+        for cell in {cell.config["choices"]["objective"]: cell for cell in cells}.values():
+            config = compose(cell.overrides)
+            policy, objective = build.build_policy(config), build.build_objective(config)
+            beside = {name: Frozen(nn.Identity()) for name in config.networks}
+            step = MixStep(built_model(config), policy, objective, networks=beside)
+            assert set(as_objective(step.objective).wants.streams) <= set(config.streams)
+            assert set(as_objective(step.objective).wants.views) <= set(config.views)
+        return
     if OmegaConf.is_list(grid):
         # A union of grids over all there is; what of it can be trained is found by trying, in test_side_by_side.
         assert {key for part in grid for key, values in part.items() if values == "all"} == {"policy", "objective"}

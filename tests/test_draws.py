@@ -10,7 +10,7 @@ import mixaug
 from helpers import seeded
 from mixaug import pairing, ratio
 from mixaug.batch import Batch
-from mixaug.draws import Draws, as_default_stream, host_choices
+from mixaug.draws import Draws, as_default_stream, host_choices, makes_choices, mean_over_choices
 
 ROWS = 20_000
 
@@ -181,3 +181,31 @@ def test_a_generator_stands_in_for_the_default_stream(device):
         torch.rand(1, device=device)
         raise OSError("broken")
     assert torch.equal(default.get_state(), before)
+
+
+def test_mean_over_choices_is_the_expectation_of_a_tree():
+    def run():
+        draws = Draws(2, torch.device("cpu"), torch.Generator().manual_seed(0))
+        if draws.host_choice((0.2, 0.0, 0.8)) == 0:
+            return 1.0, 10.0
+        # The second choice is there behind one branch of the first alone.
+        return 2.0 + draws.host_choice((0.25, 0.75)), 20.0
+
+    assert mean_over_choices(run) == pytest.approx((0.2 * 1 + 0.8 * (0.25 * 2 + 0.75 * 3), 0.2 * 10 + 0.8 * 20))
+    assert makes_choices(run) and not makes_choices(lambda: (1.0,))
+
+
+def test_mean_over_too_many_choices_is_that_of_draws():
+    draws = Draws(2, torch.device("cpu"), torch.Generator().manual_seed(0))
+    (mean,) = mean_over_choices(lambda: [float(sum(draws.host_choice((0.3, 0.7)) for _ in range(20)))])
+    assert abs(mean - 14) < 4 * (20 * 0.21 / 64) ** 0.5
+    # Afterwards choices come from the generator again.
+    assert len({draws.host_choice((0.5, 0.5)) for _ in range(20)}) == 2
+
+
+def test_a_choice_takes_the_number_that_a_comparison_took():
+    first, second = (Draws(2, torch.device("cpu"), torch.Generator().manual_seed(4)) for _ in range(2))
+    chances = (0.1, 0.4, 0.5)
+    for _ in range(50):
+        unit = first.host_uniform()
+        assert second.host_choice(chances) == (0 if unit < 0.1 else 1 if unit < 0.5 else 2)

@@ -29,6 +29,7 @@ LAYERS = [
     ["networks"],
     ["passes"],
     ["functional", "step", "objectives"],
+    ["refreshing"],
     ["listing"],
     ["answers"],
     ["loading"],

@@ -101,6 +101,9 @@ def start(device: str = "auto") -> World:
 def stream_seed(seed: int, purpose: str, rank: int = 0) -> int:
     """A seed for one random stream; streams of other purposes and ranks are unrelated.
 
+    :func:`mixaug.streams.stream_key` does the same for loaders outside of the engine, from another hash. Neither can
+    take the place of the other, for runs that are resumed or repeated would draw other numbers.
+
     Args:
         seed: the run's seed.
         purpose: what the stream is for, e.g. "mixing".

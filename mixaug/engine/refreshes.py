@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, gather_objects
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.evaluate import autocast
-from mixaug.passes import as_objective
 from mixaug.policy import Policy
 from mixaug.preparation import Inspection
+from mixaug.refreshing import asking, classifier_of, every, look
 from mixaug.step import MixStep
 
 __all__ = ["Refreshes"]
 
-#: Words of ``refresh_split`` and ``refresh_every``.
-TRAIN, EPOCH = "train", "epoch"
+#: Word of ``refresh_split`` for the training set.
+TRAIN = "train"
 
 
 class Refreshes:
@@ -41,7 +41,7 @@ class Refreshes:
         #: Optimizer steps of an epoch.
         self.epoch = -(-len(batches) // config.accumulate)
         policies = [part for part in step.policy.modules() if isinstance(part, Policy)]
-        self.asking: list[Any] = [part for part in (*policies, as_objective(step.objective)) if _every(part)]
+        self.asking = asking(step)
         for part in self.asking:
             self._check(config, "policy" if isinstance(part, Policy) else "objective", part)
         draws = [policy for policy in policies if type(policy).sampling is not Policy.sampling]
@@ -60,7 +60,7 @@ class Refreshes:
 
     def before(self, update: int) -> None:
         """Show what is due before an optimizer step; the first one is 0. Every process must ask."""
-        due = [part for part in self.asking if update % (self.epoch if _every(part) == EPOCH else _every(part)) == 0]
+        due = [part for part in self.asking if update % every(part, self.epoch) == 0]
         for split in sorted({part.refresh_split for part in due}):
             inspection = self._inspect(split)
             for part in due:
@@ -87,22 +87,21 @@ class Refreshes:
 
     def _inspect(self, split: str) -> Inspection:
         source = self.step.signals()
-        outputs, pooled, labels = [], [], []
+        try:
+            classifier = classifier_of(source)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        seen = []
         with torch.no_grad(), autocast(self.world.device, self.precision):
             for inputs, some in self.batches.held_out(split):
-                signals = source.of(inputs, some, frozenset({"pooled", "outputs"}))
-                pooled.append(signals.pooled().float())
-                outputs.append(signals.outputs().float())
-                labels.append(some)
-        classifier = source.inner.get_submodule(source.classifier())
-        if not isinstance(classifier, nn.Linear):
-            raise ConfigError(f"a linear classifier is looked at, the model has {type(classifier).__name__}")
+                seen.append((*look(source, inputs, some), some))
+        outputs, pooled, labels = (self._of_all(list(parts)) for parts in zip(*seen, strict=True))
         bias = classifier.bias
         return Inspection(
             split=split,
-            outputs=self._of_all(outputs),
-            pooled=self._of_all(pooled),
-            labels=self._of_all(labels),
+            outputs=outputs,
+            pooled=pooled,
+            labels=labels,
             weight=classifier.weight.detach(),
             bias=None if bias is None else bias.detach(),
         )
@@ -117,8 +116,3 @@ class Refreshes:
         for rank, share in enumerate(shares):
             whole[rank :: self.world.size] = share
         return whole.to(self.world.device)
-
-
-def _every(part: Any) -> Any:
-    """How often a policy or an objective asks; None for one that does not."""
-    return getattr(part, "refresh_every", None)

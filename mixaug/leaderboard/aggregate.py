@@ -50,6 +50,7 @@ MATCHES = {"classification": published.match, "regression": reruns.match}
 class Row:
     """One policy and objective under one setting, over its seeds."""
 
+    key: str  # the same on every board on which the row stands, see `mixaug.leaderboard.grouping.Group.key`
     policy: str
     policy_options: Mapping[str, Any]
     objective: str  # empty for the plain one of the task
@@ -353,6 +354,7 @@ def _row(setting: Setting, group: Group, groups: Sequence[Group], statistic: str
     if found.figure is not None:
         notes += _told_of_processes(every[0])
     return Row(
+        key=group.key,
         policy=policy,
         policy_options=group.policy_options,
         objective=group.objective,

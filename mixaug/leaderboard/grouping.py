@@ -81,6 +81,12 @@ class Group:
     is_baseline: bool = False
 
     @property
+    def key(self) -> str:
+        """All that tells the row from others: the same on every board on which it stands."""
+        told = (self.policy_options, self.objective_options, self.brought, self.settings)
+        return json.dumps([self.policy, self.objective, *map(key_of, told)])
+
+    @property
     def runs(self) -> list[Run]:
         """Finished and failed ones, sorted by seed."""
         return sorted([*self.finished, *self.failed], key=lambda run: int(run.identity["seed"]))
@@ -167,8 +173,7 @@ def groups_of(setting: Setting, runs: Sequence[Run], problems: list[str]) -> lis
             brought=brought_by(run),
             settings={key: value for key, value in settings.items() if key not in options},
         )
-        told = (group.policy_options, group.objective_options, group.brought, group.settings)
-        group = groups.setdefault(json.dumps([group.policy, group.objective, *map(key_of, told)]), group)
+        group = groups.setdefault(group.key, group)
         (group.finished if run.status == "finished" else group.failed).append(run)
     for group in groups.values():
         group.finished = _one_per_seed(group.finished, problems)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
 from mixaug.leaderboard.cells import difference, score
-from mixaug.leaderboard.grouping import key_of
 
 __all__ = ["Pair", "pairs_of"]
 
@@ -44,15 +43,11 @@ class Pair:
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The cells of each row, ranked as at equal epochs; rows that are there at equal cost alone come last."""
-        right: dict[tuple[str, ...], list[Row]] = {}
-        for row in self.equal_cost.rows:
-            right.setdefault(_key(row), []).append(row)
+        right = {row.key: row for row in self.equal_cost.rows}
         for row in self.equal_epochs.rows:
-            same = right.get(_key(row))
-            yield _cells(row, same.pop(0) if same else None)
+            yield _cells(row, right.pop(row.key, None))
         for left_over in right.values():
-            for row in left_over:
-                yield _cells(None, row)
+            yield _cells(None, left_over)
 
 
 def pairs_of(leaderboard: Leaderboard) -> list[Pair]:
@@ -64,11 +59,6 @@ def pairs_of(leaderboard: Leaderboard) -> list[Pair]:
         if setting.at_equal_cost and other is not None:
             found.append(Pair(other, board))
     return found
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    options = (row.policy_options, row.objective_options, row.settings)
-    return (row.policy, row.objective, *map(key_of, options))
 
 
 def _cells(left: Row | None, right: Row | None) -> tuple[str, ...]:

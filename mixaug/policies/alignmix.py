@@ -316,7 +316,7 @@ class AlignMix(Policy):
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         chance = self.input_probability
-        at_input = chance == 1 or (chance > 0 and draws.host_uniform() < chance)
+        at_input = chance == 1 or (chance > 0 and draws.host_choice((chance, 1 - chance)) == 0)
         lam = self.ratio(draws).float()
         if at_input:
             return Blend(partner=partner, lam=lam)

@@ -123,9 +123,9 @@ class OneOf(Policy):
             partner = self.pairing(batch, draws)
         if partner is not None:
             draws.pair_with(partner, batch)
-        if self.needs and self.per == "batch":
+        if self.per == "batch" and (self.needs or draws.choices_are_given):
             # A policy that was not chosen must not cost a pass of the model.
-            return self._chosen(self._index(draws.host_uniform()), batch, generator, partner)
+            return self._chosen(draws.host_choice(self.probabilities), batch, generator, partner)
         unit = draws.uniform()
         choice = torch.zeros_like(unit, dtype=torch.int64)
         for passed in self._borders():
@@ -196,9 +196,6 @@ class OneOf(Policy):
     def _borders(self) -> list[float]:
         return list(itertools.accumulate(self.probabilities[:-1]))
 
-    def _index(self, unit: float) -> int:
-        return sum(unit >= passed for passed in self._borders())
-
     def _chosen(self, index: int, batch: Batch, generator: Generator | None, partner: Tensor | None) -> Plan:
         plan = self.members[index].plan(batch, generator, partner)
         return dataclasses.replace(plan, route=(index, *plan.route))
@@ -240,6 +237,7 @@ class Sometimes(OneOf):
         super().__init__([made("Sometimes", "policy", policy), "none"], [start, 1.0 - start], **shared)
         self.probability = self.scheduled("probability", probability, check_probability)
         self.until = None if until is None else check_positive_share("Sometimes", "until", until)
+        self.changes_later = until is not None
         self.active: bool | None = None if until is not None else True
 
     def on_progress(self, fraction: float) -> None:

@@ -296,7 +296,8 @@ class PuzzleMix(SaliencyPolicy):
         lam = self.ratio(draws)
         noisy = (False, False)
         if self.adv_p > 0:
-            noisy = (draws.host_uniform() < self.adv_p, draws.host_uniform() < self.adv_p)
+            chances = (self.adv_p, 1 - self.adv_p)
+            noisy = (draws.host_choice(chances) == 0, draws.host_choice(chances) == 0)
         noise: tuple[Tensor, ...] = ()
         if any(noisy):
             noise = (self._perturbation(batch, draws),)

@@ -7,13 +7,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from mixaug.engine import budget, run
+import mixaug
+from mixaug import Batch
+from mixaug.engine import budget, build, run
 from mixaug.engine.budget import settle, step_cost
 from mixaug.engine.config import compose, config_hash, plain
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.lengths import epochs_at_equal_cost
 from mixaug.engine.train import train
 from mixaug.flops import Flops
+from mixaug.losses import MixedCrossEntropy
+from mixaug.objectives.cowa import mixture_confidence
 
 
 def test_operations_of_a_convolution_and_its_gradients_by_hand():
@@ -46,6 +50,68 @@ def test_cost_of_a_step(tiny, overrides, expected):
         assert 1 + 1 / 3 < cost < 1.4
     else:
         assert cost == pytest.approx(expected)
+
+
+#: Operations of a pass of the model without gradients over those of a plain step with as many samples, by hand: a
+#: backward pass is twice a forward pass, but for the first layer, which needs no gradient of its input.
+def forward_share(config, samples=8):
+    data = build.load_data(config)
+    model = build.build_model(config, data)
+    images = data.train.images[:samples].float() / 255
+    with Flops() as forward, torch.no_grad():
+        model.eval()(images)
+    with Flops() as plain:
+        model.train()(images).sum().backward()
+    return forward.total / plain.total
+
+
+def test_looks_at_the_training_set_count_once_an_epoch(tiny):
+    config = tiny("policy=mixup", "objective=cowa")
+    data = build.load_data(config)
+    told = torch.randn(100, 64), torch.randn(100, data.outputs).softmax(1)
+    with Flops() as mixture:
+        mixture_confidence(*told)
+    with Flops() as plain:
+        build.build_model(config, data)(data.train.images[:8].float()).sum().backward()
+    # In an epoch all 100 samples are trained on, and looked at once; the mixture is made of all of them.
+    expected = 1 + forward_share(config) + mixture.total / (100 * plain.total / 8)
+    assert step_cost(config) == pytest.approx(expected, rel=1e-6)
+    # Every second step: 100 samples are looked at for 2 * 25 that are trained on.
+    expected = 1 + 2 * (expected - 1)
+    assert step_cost(tiny("policy=mixup", "objective=cowa", "objective.refresh_every=2")) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_looks_at_the_validation_set_count_by_the_steps_between(tiny):
+    options = ("policy=selmix", "data.valid_share=0.3", "data.train_size=100")
+    rare, often = (step_cost(tiny(*options, f"policy.refresh_every={every}")) for every in (50, 1))
+    # 30 samples are looked at before every step, or before every 50th one; the other 70 are an epoch of three steps.
+    looks = 30 / (70 / 3) * forward_share(tiny(*options))
+    assert often - 1 == pytest.approx(50 * (rare - 1))
+    # What follows from a look are products of prototypes and classes, little beside the passes.
+    assert looks < often - 1 < 1.02 * looks
+
+
+def test_a_policy_that_chooses_costs_what_its_chances_say():
+    batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
+
+    def cost(policy, objective=None):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        return budget._operations(mixaug.MixStep(model, policy, objective or MixedCrossEntropy()), batch)
+
+    plain = cost(mixaug.create("none"))
+    look = cost(mixaug.create("guidedmix")) - plain
+    assert look > 0.5 * plain
+    assert cost(mixaug.Sometimes("guidedmix", 0.3)) == pytest.approx(plain + 0.3 * look)
+    inner = mixaug.Sometimes(mixaug.OneOf(["guidedmix", "none", "mixup"], [1, 2, 3]), 0.5)
+    assert cost(inner) == pytest.approx(plain + look / 12)
+    # Of three passes the first two run the replayed samples too, of which there are none before a first step.
+    replayed = cost(mixaug.create("mixup"), mixaug.objectives.DualMix(size=100))
+    assert replayed == pytest.approx(5 * plain)
+    assert cost(mixaug.Sometimes("guidedmix", until=0.3)) == pytest.approx(plain + 0.3 * look)
+    # Three draws of a batch choose one by one, and one pass serves all that look at the clean batch.
+    rank = cost(mixaug.Sometimes("guidedmix", 0.3), mixaug.objectives.RankMixup())
+    assert rank == pytest.approx(4 * plain + (1 - 0.7**3) * look)
 
 
 def test_equal_cost_shortens_a_run_which_is_then_the_one_of_that_length(tiny):

@@ -215,6 +215,16 @@ def test_data_without_a_validation_set_and_a_search_that_is_at_work_are_refused(
             run_search([*told, "data.valid_share=0.2"], budget="1m", out=tmp_path / "out")
 
 
+def test_the_budget_of_an_experiment_is_not_that_of_a_search() -> None:
+    # Runs at equal cost would be shortened by what a step costs, which a search measures in seconds.
+    space = read_space(["experiment=photos_all"])
+    assert {(trial.config.budget, trial.config.epochs) for trial in (*space.trials, space.none, space.usual)} == {
+        (None, 60)
+    }
+    again = compose(space.trials[-1].overrides)
+    assert (again.budget, config_hash(again)) == (None, config_hash(space.trials[-1].config))
+
+
 @pytest.mark.parametrize("name", list_choices("search"))
 def test_the_shipped_spaces_compose(name: str) -> None:
     data = ["data=diabetes", "model=mlp", "objective=squared_error"] if name == "regression" else ["data=photos"]
@@ -333,6 +343,8 @@ def test_a_search_climbs_chooses_on_the_validation_set_and_compares_with_fresh_s
     assert "| mixup (alpha=0.2) (winner) | 39.00 ± 1.00 | -10.00" in page
     assert "| mixup (alpha=1) (usual) | 44.00 ± 1.00 | -5.00" in page
     assert "The winner against mixup (alpha=1): -5.00 \\[-5.00, -5.00\\]" in page
+    # The command that the page prints goes on in the same folder.
+    assert f" budget=100m clock=cpu out={folder}" in page
     assert {path.name for path in folder.iterdir()} >= {"search.md", "search.html", "search.csv", NAME, "final"}
     lines = list(csv.DictReader((folder / "search.csv").read_text().splitlines()))
     assert {line["trial"] for line in lines if line["goes_on"] == "yes" and line["rung"] == "1"} == {

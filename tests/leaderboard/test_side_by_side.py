@@ -12,10 +12,11 @@ from mixaug.leaderboard.side_by_side import pairs_of
 from .fabricate import config, result, write_run
 
 
-def write(root, policy, seed, top1, epochs, rule, cost, asked=30):
+def write(root, policy, seed, top1, epochs, rule, cost, asked=30, name="", **settings):
     told = result(policy, seed, top1, epochs=epochs)
     budget = {"rule": rule, "epochs": asked, "cost": cost}
-    write_run(root, told, configured=config(told, budget=budget), name=f"{policy}-{epochs}-{seed}")
+    configured = config(told, budget=budget, **settings)
+    write_run(root, told, configured=configured, name=f"{policy}{name}-{epochs}-{seed}")
 
 
 @pytest.fixture
@@ -45,6 +46,37 @@ def test_the_table_has_both_halves_in_one_row(boards):
     assert (score[:5], difference[:5], at_cost[:5], difference_at_cost[:5]) == ("93.25", "+3.00", "89.25", "-1.00")
     assert rows["none"][:1] + rows["none"][2:4] == ("1.00×", "", "30")
     assert "equal epochs and equal cost" in to_markdown(boards) and "equal epochs and equal cost" in to_html(boards)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        # What is brought beside the batch, and a setting in which the rows of one board alone differ.
+        [{"networks": {"teacher": f"runs/{name}"}} for name in ("good", "bad")],
+        [{"streams": {"outliers": {"data": {"name": "digits", "per_class": n}}}} for n in (5, 10)],
+        [{"optimizer": {"opt": "momentum", "lr": lr, "weight_decay": 1e-4}} for lr in (0.1, 0.3)],
+    ],
+)
+def test_rows_pair_by_all_that_tells_them_apart(tmp_path, told):
+    first, second = told
+    write(tmp_path, "none", 0, 90, 30, "equal_epochs", 1.0)
+    write(tmp_path, "mixup", 0, 91, 30, "equal_epochs", 2.0, name="a", **first)
+    write(tmp_path, "mixup", 0, 92, 30, "equal_epochs", 2.0, name="b", **second)
+    # At equal cost the order of both is another one, and of a third the half at equal epochs is not there.
+    write(tmp_path, "mixup", 0, 81, 15, "equal_cost", 2.0, name="a", **second)
+    write(tmp_path, "mixup", 0, 82, 15, "equal_cost", 2.0, name="b", **first)
+    [pair] = pairs_of(aggregate(collect(tmp_path)))
+    halves = {(cells[2][:2], cells[5][:2]) for cells in pair.rows() if cells[0].startswith("mixup")}
+    assert halves == {("91", "82"), ("92", "81")}
+
+
+def test_a_row_with_one_half_has_no_other(tmp_path):
+    write(tmp_path, "none", 0, 90, 30, "equal_epochs", 1.0)
+    write(tmp_path, "mixup", 0, 91, 30, "equal_epochs", 2.0, networks={"teacher": "runs/good"})
+    write(tmp_path, "mixup", 0, 81, 15, "equal_cost", 2.0, networks={"teacher": "runs/bad"})
+    [pair] = pairs_of(aggregate(collect(tmp_path)))
+    halves = [(cells[2][:2], cells[5][:2]) for cells in pair.rows() if cells[0].startswith("mixup")]
+    assert halves == [("91", "–"), ("–", "81")]
 
 
 def test_a_grid_of_equal_cost_alone_has_one_board(tmp_path):

@@ -21,4 +21,4 @@ def block_learns(probability: float, draws: Draws, *, frozen: bool) -> bool:
     """Whether the block learns in this step; draws where that is left to chance."""
     if frozen or probability >= 1:
         return not frozen
-    return draws.host_uniform() < probability
+    return draws.host_choice((probability, 1 - probability)) == 0
