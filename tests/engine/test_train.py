@@ -382,9 +382,7 @@ def one_graph_each(monkeypatch: pytest.MonkeyPatch, backend: Any = None) -> list
     return names
 
 
-def test_a_compiled_policy_goes_on_bit_identical(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_policy_goes_on_bit_identical(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("policy=mixup", "policy.per=sample", "data.train_size=50", "checkpoint_every_steps=1")
     plain, whole, broken = (
         tiny(*settings, f"compile={way}", root=tmp_path / name)
@@ -409,7 +407,13 @@ def test_a_compiled_run_goes_on_bit_identical(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     # The last batch of an epoch is smaller: from then on, the whole run has graphs for any size.
-    settings = (f"policy={policy}", "policy.per=sample", "compile=true", "data.train_size=90", "checkpoint_every_steps=1")
+    settings = (
+        f"policy={policy}",
+        "policy.per=sample",
+        "compile=true",
+        "data.train_size=90",
+        "checkpoint_every_steps=1",
+    )
     compiled = one_graph_each(monkeypatch)
     whole = tiny(*settings, root=tmp_path / "whole")
     train(whole)

@@ -1,8 +1,8 @@
 """Kernels that Inductor generates for a compiled policy on a GPU, counted where there is none.
 
 The policy is traced on pretended CUDA tensors, and Inductor writes its code for a made-up device; nothing is compiled
-or run. `generated.csv` holds the most kernels that each policy may take; a test compares. What Inductor asks of a device
-is patched by private names: another release of torch may need others.
+or run. `generated.csv` holds the most kernels that each policy may take; a test compares. What Inductor asks of a
+device is patched by private names: another release of torch may need others.
 """
 
 from __future__ import annotations
