@@ -1,7 +1,9 @@
 """The prepared run on a machine with a GPU: rehearsed on the CPU, and what it makes of its figures."""
 
+import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,17 +84,35 @@ def setting(tmp_path, *earlier):
 @pytest.mark.parametrize(
     ("times", "expected"),
     [
-        ([4.0, 4.5, 4.7], (3, "bfloat16", True)),
-        ([4.0, 4.5, 5.1], (2, "bfloat16", True)),
-        ([9.0, 9.0, 9.0], (1, "bfloat16", True)),
+        ([3.0, 3.3, 3.7], (3, "bfloat16", True, 200)),
+        ([3.0, 3.7, 3.9], (2, "bfloat16", True, 200)),
+        # Two that end before the time is over, and eager code where it is faster.
+        ([3.7, 7.6, 11.0], (2, "bfloat16", True, 100)),
+        ([90.0, 95.0, 99.0], (2, "float32", False, 40)),
     ],
 )
 def test_as_many_runs_are_packed_as_fit(times, expected, tmp_path):
-    # 200 epochs of 500 steps in 480 s: 4.8 ms a step.
+    # 200 epochs of 500 steps in 480 - 60 - 40 s: 3.8 ms a step.
     names = ("1 process", "2 processes", "3 processes")
     rows = [Row("step", "bfloat16, compiled", name, value, "ms") for name, value in zip(names, times, strict=True)]
-    slower = Row("step", "float32", "1 process", 20.0, "ms")
+    slower = Row("step", "float32", "2 processes", 20.0, "ms")
     assert protocol.chosen(setting(tmp_path, slower, *rows)) == expected
+    assert protocol.chosen(setting(tmp_path)) == (2, "bfloat16", True, 200)
+
+
+def test_epochs_that_were_not_scored_do_not_count(tmp_path):
+    assert protocol._figure(tmp_path, "none") == (None, 0)
+    (tmp_path / "none-x").mkdir()
+    lines = [{"epoch": n, **({"test_top1": float(n)} if n % 2 == 0 or n > 10 else {})} for n in range(1, 17)]
+    (tmp_path / "none-x" / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # 4, 6, 8, 10, 11, ..., 16
+    assert protocol._figure(tmp_path, "none") == (11.5, 16)
+
+
+def test_processes_that_time_steps_do_not_wait_for_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "_stepping", lambda *_: lambda number: 1 / 0)
+    with pytest.raises(RuntimeError, match="a process that timed steps ended with"):
+        protocol._at_once(setting(tmp_path), 2, "float32", False)
 
 
 def _hangs(_):
@@ -114,7 +134,8 @@ def test_what_a_section_gave_before_it_ended_stays(run, seconds, ended, tmp_path
     monkeypatch.setattr(command, "CONTEXT", protocol.FORK)
     monkeypatch.setattr(command, "SECTIONS", (section,))
     with (tmp_path / "log.txt").open("w") as log:
-        rows, how = command.run_section(section, setting(tmp_path), seconds, log)
+        given = replace(setting(tmp_path), seconds=seconds)
+        rows, how = command.end_section(command.start_section(section, given, log))
     assert how.startswith(ended)
     assert [row.what for row in rows] == ["begun", "seconds"]
     if run is _fails:

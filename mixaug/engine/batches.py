@@ -22,7 +22,7 @@ from mixaug.engine.config import AUGMENT_KEYS
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
 from mixaug.engine.sources import Pool, SeededDraws, Source, collated, end_reading, leave_interrupts
-from mixaug.loading import DeviceLoader, Normalize
+from mixaug.loading import DeviceLoader, Normalize, ResidentLoader
 
 __all__ = ["GROUP", "Batches", "groups_of"]
 
@@ -68,6 +68,8 @@ class Batches:
         if config.channels_last and len(data.input_shape) != 3:
             raise ConfigError(f"channels_last=true is for images; {data.name} has inputs {tuple(data.input_shape)}")
         self._scoring: list[Any] = []
+        self._resident: dict[str, ResidentLoader | None] = {}
+        self._groups: dict[str, Tensor | None] = {}
         self._train = Source(
             data,
             config.batch_size,
@@ -176,14 +178,22 @@ class Batches:
     def held_out(self, split: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of a held-out set, ``"test"`` or, where there is one, ``"valid"``.
 
-        Each sample is on exactly one process: rank, rank + size, rank + 2 size, ... on this one.
+        Each sample is on exactly one process: rank, rank + size, rank + 2 size, ... on this one. A set held in memory
+        is brought to the device once, when it is first asked for, and stays there.
         """
-        samples = getattr(self.data, split)
-        return self._held_in_memory(samples) if self.data.in_memory else self._held_from_files(samples)
+        if not self.data.in_memory:
+            return self._held_from_files(getattr(self.data, split))
+        if split not in self._resident:
+            self._resident[split] = self._share_on_device(getattr(self.data, split))
+        share = self._resident[split]
+        return iter(()) if share is None else iter(share)
 
     def groups(self, split: str) -> Tensor | None:
-        """(N,) int64 group of every row of a set, None where the data has no groups."""
-        return groups_of(getattr(self.data, split))
+        """(N,) int64 group of every row of a set, on the device; None where the data has no groups."""
+        if split not in self._groups:
+            groups = groups_of(getattr(self.data, split))
+            self._groups[split] = None if groups is None else groups.to(self.world.device)
+        return self._groups[split]
 
     def whole(self, split: str) -> tuple[Tensor, Tensor]:
         """All inputs and labels of a set as batches have them, on the device.
@@ -243,14 +253,16 @@ class Batches:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
-    def _held_in_memory(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        normalize = self._normalize()
+    def _share_on_device(self, samples: Any) -> ResidentLoader | None:
+        """This process's rows of a set, on its device; None where none of them is its own."""
         inputs = samples.inputs[self.world.rank :: self.world.size]
         labels = samples.labels[self.world.rank :: self.world.size]
-        device, size = self.world.device, self.config.eval_batch_size
-        for first in range(0, len(labels), size):
-            place = slice(first, first + size)
-            yield normalize(inputs[place].to(device)), labels[place].to(device)
+        if not len(labels):
+            return None
+        # The rows are this process's already.
+        alone: dict[str, Any] = {"shuffle": False, "rank": 0, "world_size": 1}
+        size = self.config.eval_batch_size
+        return ResidentLoader(inputs, labels, size, device=self.world.device, **self._form, **alone)
 
     def _held_from_files(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(self.world.rank, len(samples), self.world.size)

@@ -100,6 +100,7 @@ def evaluate(
     nll, count = SumMetric().set_dtype(torch.float64).to(device), SumMetric().to(device)
     recalls = GroupAccuracy(num_classes).to(device)
     of_groups = None if groups is None else GroupAccuracy(num_groups).to(device)
+    groups = None if groups is None else groups.to(device)
     place = 0
 
     was_training = model.training
@@ -119,7 +120,7 @@ def evaluate(
             is_right = logits.argmax(1) == labels
             recalls.update(is_right, labels)
             if of_groups is not None and groups is not None:
-                of_groups.update(is_right, groups[place : place + len(labels)].to(device))
+                of_groups.update(is_right, groups[place : place + len(labels)])
             place += len(labels)
     finally:
         model.train(was_training)

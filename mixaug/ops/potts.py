@@ -8,8 +8,8 @@ from torch import Tensor
 # Numbers of columns that are solved jointly and of joint states of a row that are compared bound time and memory.
 STRIP = 4
 STATES = 625
-# Axis of (Q, rows, columns, L) that a message goes along, and whether it goes backwards.
-DIRECTIONS = ((1, False), (1, True), (2, False), (2, True))
+# Axis of (rows, columns, L, Q) that a message goes along, and whether it goes backwards.
+DIRECTIONS = ((0, False), (0, True), (1, False), (1, True))
 
 
 def potts_energy(unary: Tensor, distance: Tensor, weight: float, labels: Tensor) -> Tensor:
@@ -61,18 +61,25 @@ def potts_labels(unary: Tensor, distance: Tensor, weight: float, *, rounds: int 
 
 def _beliefs(unary: Tensor, distance: Tensor, weight: float, rounds: int) -> Tensor:
     """(Q, rows, columns, L) costs of each label with what the neighbours say of it: min-sum messages."""
+    unary, apart = _problems_last(unary), weight * _problems_last(distance)
     beliefs = unary
     outgoing = unary.unsqueeze(0)
     for step in range(rounds):
         # The best choice of the sending block costs this much for each label of the receiving one.
-        messages = (outgoing.unsqueeze(-1) + weight * distance[:, None, None]).amin(-2)
-        messages = messages - messages.amin(-1, keepdim=True)
+        messages = (outgoing.unsqueeze(-2) + apart).amin(-3)
+        messages = messages - messages.amin(-2, keepdim=True)
         incoming = [_shifted(messages[d % len(messages)], axis, turn) for d, (axis, turn) in enumerate(DIRECTIONS)]
         beliefs = unary + incoming[0] + incoming[1] + incoming[2] + incoming[3]
         if step + 1 < rounds:
             # A message to a neighbour leaves out what came from it, the message of the other turn on the same axis.
             outgoing = beliefs - torch.stack([incoming[1], incoming[0], incoming[3], incoming[2]])
-    return beliefs
+    return beliefs.movedim(-1, 0).contiguous()
+
+
+def _problems_last(values: Tensor) -> Tensor:
+    """(Q, ...) to (..., Q), laid out so: operators are slow along axes of a few labels that are broadcast, and along the
+    problems nothing is."""
+    return values.movedim(0, -1).contiguous()
 
 
 def _shifted(values: Tensor, axis: int, backwards: bool) -> Tensor:
@@ -97,46 +104,43 @@ def _exact(unary: Tensor, distance: Tensor, weight: float, candidates: Tensor) -
         (Q, R, W) int64 labels.
     """
     problems, rows, width, kept = candidates.shape
-    cost = unary.gather(3, candidates)
-    energy = _spread(cost)
+    energy = _spread(_problems_last(unary.gather(3, candidates)))
     if width > 1:
         across = weight * _distances(distance, candidates[:, :, :-1, :, None], candidates[:, :, 1:, None, :])
+        across = _problems_last(across)
         for column in range(width - 1):
-            table = across[:, :, column]
             before, after = kept**column, kept ** (width - column - 2)
-            energy = energy.reshape(problems, rows, before, kept * kept, after) + table.reshape(
-                problems, rows, 1, kept * kept, 1
-            )
-        energy = energy.reshape(problems, rows, -1)
-    best = [energy[:, 0]]
+            table = across[:, column].reshape(rows, 1, kept * kept, 1, problems)
+            energy = energy.reshape(rows, before, kept * kept, after, problems) + table
+        energy = energy.reshape(rows, -1, problems)
+    best = [energy[0]]
     if rows > 1:
         down = weight * _distances(distance, candidates[:, :-1, :, :, None], candidates[:, 1:, :, None, :])
+        down = _problems_last(down)
     for row in range(1, rows):
         passed = best[-1]
         for column in range(width):
-            # The first axis is this row's state in the column; it leaves, and the next row's state comes in last.
-            passed = passed.reshape(problems, kept, -1, 1) + down[:, row - 1, column].unsqueeze(2)
-            passed = passed.amin(1)
-        best.append(passed.reshape(problems, -1) + energy[:, row])
-    places = torch.arange(width - 1, -1, -1, device=unary.device)
-    powers = kept**places
+            # The first axis is this row's state in the column; it leaves, and the next row's state comes in.
+            passed = (passed.reshape(kept, -1, 1, problems) + down[row - 1, column].unsqueeze(1)).amin(0)
+        best.append(passed.reshape(-1, problems) + energy[row])
+    powers = kept ** torch.arange(width - 1, -1, -1, device=unary.device)[:, None]
     chosen = []
     total = best[-1]
     for row in range(rows - 1, -1, -1):
-        digits = total.argmin(1, keepdim=True) // powers % kept
+        digits = total.argmin(0) // powers % kept
         chosen.append(digits)
         if row:
-            picked = down[:, row - 1].gather(3, digits[:, :, None, None].expand(-1, -1, kept, 1)).squeeze(3)
+            picked = down[row - 1].gather(2, digits[:, None, None].expand(-1, kept, 1, -1)).squeeze(2)
             total = best[row - 1] + _spread(picked)
-    states = torch.stack(chosen[::-1], 1)
+    states = torch.stack(chosen[::-1]).movedim(-1, 0)
     return candidates.gather(3, states[..., None]).squeeze(3)
 
 
 def _spread(values: Tensor) -> Tensor:
-    """(..., W, K) values of each column's states to (..., K ** W), the sums over all joint states of a row."""
-    total = values[..., 0, :]
-    for column in range(1, values.shape[-2]):
-        total = (total.unsqueeze(-1) + values[..., column, :].unsqueeze(-2)).flatten(-2)
+    """(..., W, K, Q) values of each column's states to (..., K ** W, Q), the sums over all joint states of a row."""
+    total = values[..., 0, :, :]
+    for column in range(1, values.shape[-3]):
+        total = (total.unsqueeze(-2) + values[..., column, None, :, :]).flatten(-3, -2)
     return total
 
 

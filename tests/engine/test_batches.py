@@ -9,6 +9,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from mixaug.engine import build
@@ -119,3 +121,50 @@ def test_test_samples_are_on_exactly_one_process(tiny: Tiny, transform: str | No
     whole = Batches(config, data, World(0, 1, torch.device("cpu"))).held_out()
     assert torch.equal(counts, torch.cat([part for _, part in whole]).bincount(minlength=10))
     assert max(map(len, labels)) - min(map(len, labels)) <= 1
+
+
+class Brought(TorchDispatchMode):
+    """Counts the values that come from the CPU to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and any(made.device != leaf.device for leaf in given):
+                self.values += made.numel()
+        return result
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_held_out_set_comes_to_the_device_once(tiny: Tiny, rank: int) -> None:
+    config = tiny("eval_batch_size=64")
+    data = build.load_data(config)
+    data.test.metadata["group"] = torch.arange(len(data.test)) % 3
+    # Tensors of this device have no values, so that a GPU is not needed.
+    batches = Batches(config, data, World(rank, 2, torch.device("meta")))
+    for expected in (len(data.test.inputs[rank::2].flatten()) + len(data.test.labels[rank::2]), 0, 0):
+        with Brought() as brought:
+            sizes = [len(images) for images, _ in batches.held_out()]
+        assert sum(sizes) == len(data.test.labels[rank::2])
+        # Mean and std of the channels come along at first.
+        assert expected <= brought.values <= expected + (8 if expected else 0)
+    with Brought() as brought:
+        of_samples = [batches.groups("test") for _ in range(3)]
+    assert brought.values == len(data.test)
+    assert all(groups is not None and groups.device.type == "meta" for groups in of_samples)
+
+
+def test_a_held_out_set_is_read_as_it_is_from_its_beginning(tiny: Tiny) -> None:
+    config = tiny("eval_batch_size=100")
+    data = build.load_data(config)
+    batches = Batches(config, data, World(0, 1, torch.device("cpu")))
+    wanted = (data.test.inputs / 255 - batches.mean[0]) / batches.std[0]  # type: ignore[index]
+    next(batches.held_out())
+    for _ in range(2):
+        found = list(batches.held_out())
+        torch.testing.assert_close(torch.cat([images for images, _ in found]), wanted)
+        assert torch.equal(torch.cat([labels for _, labels in found]), data.test.labels)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import mixaug
 from helpers import assert_same, interrupt, timeless
@@ -361,6 +362,66 @@ def test_a_model_that_lacks_what_a_policy_asks_is_refused_at_once(tiny: Tiny, ov
     with pytest.raises(ConfigError, match=f"policy={config.choices.policy} with model=.*{said}"):
         train(config)
     assert not run.run_folder(config).exists()
+
+
+def one_graph_each(monkeypatch: pytest.MonkeyPatch, backend: Any = None) -> list[str]:
+    """Names of the policies that are compiled from now on: as one graph, so that a break of it is an error.
+
+    With a backend policies alone are compiled, by that; else all is, as the engine asks.
+    """
+    really, names = torch.compile, []
+
+    def whole(function: Any, **given: Any) -> Any:
+        part = function.__self__
+        if not isinstance(part, mixaug.Policy):
+            return really(function, **given) if backend is None else function
+        names.append(type(part).__name__)
+        return really(function, fullgraph=True, **(given if backend is None else {"backend": backend}))
+
+    monkeypatch.setattr(torch, "compile", whole)
+    return names
+
+
+def test_a_compiled_policy_goes_on_bit_identical(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("policy=mixup", "policy.per=sample", "data.train_size=50", "checkpoint_every_steps=1")
+    plain, whole, broken = (
+        tiny(*settings, f"compile={way}", root=tmp_path / name)
+        for name, way in (("plain", "false"), ("whole", "true"), ("broken", "true"))
+    )
+    train(plain)
+    counter = CompileCounterWithBackend("eager")
+    compiled = one_graph_each(monkeypatch, counter)
+    train(whole)
+    assert (compiled, counter.frame_count) == (["Mixup"], 1)
+    interrupted_and_finished(broken, monkeypatch, 3)
+    # Each beginning compiles anew, and its graph serves every step.
+    assert (compiled, counter.frame_count) == (["Mixup"] * 3, 3)
+    for other in (broken, plain):
+        saved = timeless(last(other))
+        assert_same(timeless(last(whole)), {**saved, "config_hash": last(whole)["config_hash"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixup", "cutmix"])
+def test_a_compiled_run_goes_on_bit_identical(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    # The last batch of an epoch is smaller: from then on, the whole run has graphs for any size.
+    settings = (
+        f"policy={policy}",
+        "policy.per=sample",
+        "compile=true",
+        "data.train_size=90",
+        "checkpoint_every_steps=1",
+    )
+    compiled = one_graph_each(monkeypatch)
+    whole = tiny(*settings, root=tmp_path / "whole")
+    train(whole)
+    for batches in (4, 5):
+        broken = tiny(*settings, root=tmp_path / f"broken after {batches}")
+        interrupted_and_finished(broken, monkeypatch, batches)
+        assert_same(timeless(last(whole)), timeless(last(broken)))
+    assert len(compiled) == 5
 
 
 @pytest.mark.slow

@@ -28,6 +28,11 @@ from mixaug.testing.subject import CHANNELS, Subject
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("test_contract.py", "test_ops.py", "test_golden.py", "test_losses.py", "loading")
 FEW = ("none", "cutmix", "puzzlemix")
+#: These come first, for what comes last may not be reached.
+FIRST = (
+    *("none", "mixup", "cutmix", "resizemix", "fmix", "saliencymix", "puzzlemix", "comixup", "tokenmix", "guidedmix"),
+    *("gridmix", "smoothmix", "manifoldmix", "snapmix", "transmix", "automix", "samix"),
+)
 
 
 def tests(setting: Setting) -> Iterator[Row]:
@@ -50,12 +55,14 @@ def _pytest(setting: Setting, section: str, chosen: list[str]) -> Iterator[Row]:
     import pytest
 
     os.chdir(ROOT)
-    workers = ["-n", "8"] if importlib.util.find_spec("xdist") and not setting.rehearse else []
-    options = ["-q", "-p", "no:cacheprovider", "--device", str(setting.device), "-m", "not slow", *workers]
+    workers = ["-n", "6"] if importlib.util.find_spec("xdist") and not setting.rehearse else []
+    # Plug-ins of pytest that the machine has of its own, and that would speak up, are left out.
+    without = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:cov"]
+    options = ["-q", *without, "--device", str(setting.device), "-m", "not slow", *workers]
     shown = io.StringIO()
     begun = perf_counter()
     with redirect_stdout(shown):
-        code = pytest.main([*options, *chosen])
+        code = pytest.main([*options, *chosen], plugins=[Until(begun + 0.9 * setting.seconds)])
     print(shown.getvalue())
     for outcome in ("passed", "failed", "error", "skipped"):
         found = re.search(rf"(\d+) {outcome}", shown.getvalue())
@@ -63,6 +70,23 @@ def _pytest(setting: Setting, section: str, chosen: list[str]) -> Iterator[Row]:
     for line in re.findall(r"^(?:FAILED|ERROR) (.*)$", shown.getvalue(), flags=re.MULTILINE):
         yield Row(section, "failed", line.split(" - ")[0], "", "", line.partition(" - ")[2][:200])
     yield Row(section, "seconds", "", perf_counter() - begun, "s")
+
+
+class Until:
+    """Ends a run of tests early, so that what was found by then is told before the section is ended."""
+
+    def __init__(self, moment: float) -> None:
+        self.moment = moment
+        self.session: Any = None
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        self.session = session
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if perf_counter() > self.moment and self.session is not None:
+            # Where xdist hands tests to several processes, its own loop is the one to end.
+            dealt = self.session.config.pluginmanager.getplugin("dsession")
+            (self.session if dealt is None else dealt).shouldstop = "the section's time is over"
 
 
 def steps(setting: Setting) -> Iterator[Row]:
@@ -105,16 +129,21 @@ def _no_waiting(setting: Setting, attempt: int) -> Iterator[None]:
 
 def launches(setting: Setting) -> Iterator[Row]:
     """Kernels and their time for every policy, as the profiler sees them."""
-    for name in _policies(setting):
-        for side in (setting.pick(32, 8), setting.pick(224, 16)):
-            try:
-                count, milliseconds = _profiled(setting, _mixing(setting, name, setting.pick(128, 4), side))
-            except Exception as error:
-                yield Row("launches", name, f"{side} pixels", "", "launches", _said(error))
-                continue
-            unit = "launches" if setting.device.type == "cuda" else "operators of a CPU"
-            yield Row("launches", name, f"{side} pixels", count, unit)
-            yield Row("device time", name, f"{side} pixels", milliseconds, "ms")
+    small, large = setting.pick(32, 8), setting.pick(224, 16)
+    names = _policies(setting)
+    first = [name for name in names if name in FIRST]
+    # How many there are does not depend on the size, so that the time of large images is taken of the first alone.
+    for name, side in (
+        [(n, small) for n in first] + [(n, large) for n in first] + [(n, small) for n in names[len(first) :]]
+    ):
+        try:
+            count, milliseconds = _profiled(setting, _mixing(setting, name, setting.pick(128, 4), side))
+        except Exception as error:
+            yield Row("launches", name, f"{side} pixels", "", "launches", _said(error))
+            continue
+        unit = "launches" if setting.device.type == "cuda" else "operators of a CPU"
+        yield Row("launches", name, f"{side} pixels", count, unit)
+        yield Row("device time", name, f"{side} pixels", milliseconds, "ms")
 
 
 def _profiled(setting: Setting, call: Callable[[], object]) -> tuple[int, float]:
@@ -159,17 +188,21 @@ def mixing(setting: Setting) -> Iterator[Row]:
     """Mixing against timm, torchvision and kornia, eager and compiled, as ratios to the floor."""
     from speed.command import main as speed
 
-    size = ["--shapes", "128,3,32,32", "64,3,224,224", "--rounds", "5", "--compiled"]
+    size = ["--shapes", "128,3,32,32", "64,3,224,224", "--rounds", "5"]
+    jobs = ["mixup", "cutmix", "resizemix", "fmix"]
     if setting.rehearse:
-        size = ["--shapes", "2,3,4,4", "--rounds", "1", "--per", "batch"]
-    jobs = ["--jobs", *(("mixup",) if setting.rehearse else ("mixup", "cutmix", "resizemix", "fmix"))]
-    with tempfile.TemporaryDirectory() as folder:
-        place = ["--device", str(setting.device), "--sections", "mixing", "--out", folder]
-        speed([*place, *jobs, *size])
-        with (Path(folder) / "speed.csv").open() as file:
-            for row in csv.DictReader(file):
-                variant = f"{row['regime']}, per {row['per']}, {row['library']} {row['output']}"
-                yield Row("mixing", row["job"], variant, float(row["x_floor"]), "x floor", f"{row['ms']} ms")
+        size, jobs = ["--shapes", "2,3,4,4", "--rounds", "1", "--per", "batch"], ["mixup"]
+    place = ["--device", str(setting.device), "--sections", "mixing", *size]
+    # One at a time, for a table comes at the end; compiling takes longest.
+    for job, more in [(job, []) for job in jobs] + [(job, ["--compiled"]) for job in jobs[:2] if not setting.rehearse]:
+        with tempfile.TemporaryDirectory() as folder:
+            speed([*place, "--jobs", job, *more, "--out", folder])
+            with (Path(folder) / "speed.csv").open() as file:
+                for row in csv.DictReader(file):
+                    if more and row["output"] != "compiled":
+                        continue
+                    variant = f"{row['regime']}, per {row['per']}, {row['library']} {row['output']}"
+                    yield Row("mixing", row["job"], variant, float(row["x_floor"]), "x floor", f"{row['ms']} ms")
 
 
 def processes(setting: Setting) -> Iterator[Row]:
@@ -193,7 +226,8 @@ def _distributed(setting: Setting) -> None:
 
 
 def _policies(setting: Setting) -> list[str]:
-    return list(FEW) if setting.rehearse else mixaug.list_policies()
+    names = mixaug.list_policies()
+    return list(FEW) if setting.rehearse else [*FIRST, *(name for name in names if name not in FIRST)]
 
 
 def _batch(setting: Setting, count: int, side: int = 32) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter, process_time
+from typing import Any
 
 import torch
 
@@ -26,14 +28,14 @@ CARRY = ROOT / "gpu_day"
 #: Seconds that a whole part may take.
 PARTS = {1: 150.0, 2: 520.0}
 SECTIONS = (
-    Section("processes", 1, 20, checks.processes),
-    Section("kernels", 1, 30, checks.kernels),
-    Section("steps", 1, 30, checks.steps),
-    Section("graphs", 1, 15, checks.graphs),
-    Section("launches", 1, 20, checks.launches),
-    Section("step", 1, 60, protocol.step_times),
-    Section("mixing", 1, 40, checks.mixing),
-    Section("tests", 1, 60, checks.tests),
+    Section("processes", 1, 50, checks.processes, timed=False),
+    Section("kernels", 1, 50, checks.kernels, timed=False),
+    Section("steps", 1, 50, checks.steps, timed=False),
+    Section("graphs", 1, 50, checks.graphs, timed=False),
+    Section("tests", 1, 50, checks.tests, timed=False),
+    Section("step", 1, 75, protocol.step_times),
+    Section("launches", 1, 12, checks.launches),
+    Section("mixing", 1, 20, checks.mixing),
     Section("protocol", 2, 510, protocol.train),
 )
 #: What runs need beside torch, torchvision, timm and Triton, which a machine with a GPU is taken to have.
@@ -74,41 +76,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # A busy machine without a GPU may take its time.
+    patience = 10 if options.rehearse else 1
+    deadline = monotonic() + patience * (sum(PARTS.values()) if options.rehearse else PARTS[options.part])
     options.out.mkdir(parents=True, exist_ok=True)
     if options.rehearse:
         # Before the server starts that all sections come from, so that kernels run in the interpreter.
         os.environ["TRITON_INTERPRET"] = "1"
+    _start_server()
     device = torch.device("cpu" if options.rehearse else "cuda")
     known = environment(str(device))
     where, versions = known.pop("device"), ", ".join(f"{name} {version}" for name, version in known.items())
     kept = options.data.parent / "gpu_day_part1.csv"
     figures = options.figures or (kept if kept.exists() else None)
     earlier = report.read_rows(figures)[0] if figures is not None and options.part == 2 else []
+    chosen = [
+        section
+        for section in SECTIONS
+        if (section.name in options.sections if options.sections else options.rehearse or section.part == options.part)
+    ]
     rows: list[Row] = []
     failed = []
-    # The imports of the server are nobody's time.
-    CONTEXT.set_forkserver_preload(["gpu.command", "timm.optim", "mixaug.engine.train"])
-    first = CONTEXT.Process(target=int)
-    first.start()
-    first.join()
-    # A busy machine without a GPU may take its time.
-    patience = 10 if options.rehearse else 1
-    deadline = monotonic() + patience * (sum(PARTS.values()) if options.rehearse else PARTS[options.part])
-    log = (options.out / "log.txt").open("w")
-    for section in SECTIONS:
-        wanted = (
-            section.name in options.sections if options.sections else options.rehearse or section.part == options.part
-        )
-        if not wanted:
-            continue
-        setting = Setting(device, options.rehearse, options.out, options.data, (*earlier, *rows))
-        found, ended = run_section(section, setting, min(patience * section.seconds, deadline - monotonic()), log)
-        rows += found
-        failed += [] if ended == "ended" else [section.name]
-        print(f"{section.name}: {ended}, {len(found)} figures", flush=True)
-        # A later section that hangs the machine must not cost what is known already.
-        report.write_rows(options.out / "gpu_day.csv", rows, where, versions)
-    log.close()
+    at_once = [section for section in chosen if not section.timed]
+    groups = [*([at_once] if at_once else []), *([section] for section in chosen if section.timed)]
+    with (options.out / "log.txt").open("w") as log:
+        for group in groups:
+            running = []
+            for section in group:
+                seconds = min(patience * section.seconds, deadline - monotonic())
+                setting = Setting(device, options.rehearse, options.out, options.data, (*earlier, *rows), seconds)
+                running.append(start_section(section, setting, log))
+            for started in running:
+                found, ended = end_section(started)
+                rows += found
+                failed += [] if ended == "ended" else [started.section.name]
+                print(f"{started.section.name}: {ended}, {len(found)} figures", flush=True)
+                # A later section that hangs the machine must not cost what is known already.
+                report.write_rows(options.out / "gpu_day.csv", rows, where, versions)
     if options.part == 1 and not options.rehearse:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(options.out / "gpu_day.csv", kept)
@@ -116,17 +120,58 @@ def _run(options: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def run_section(section: Section, setting: Setting, seconds: float, log: object) -> tuple[list[Row], str]:
-    """Its rows, also those of before it was ended or failed, and how it ended."""
+def _start_server() -> None:
+    """Start the process that sections are forked from, which imports once what takes seconds."""
+    # The server itself does not get this process's path, and leaves out without a word what it cannot import.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        CONTEXT.set_forkserver_preload(["gpu.command", "timm.optim", "mixaug.engine.train", "pytest"])
+        first = CONTEXT.Process(target=int)
+        first.start()
+        first.join()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@dataclass
+class Started:
+    """A section at work.
+
+    Attributes:
+        section: which one.
+        worker: its process.
+        part: the file that its rows go to.
+        begun, until: when it was started, and when it is ended, by the clocks of this process.
+    """
+
+    section: Section
+    worker: Any
+    part: Path
+    begun: float
+    until: float
+
+
+def start_section(section: Section, setting: Setting, log: Any) -> Started:
+    """Start a section in a process of its own."""
     part = setting.out / f"{section.name}.rows"
     part.write_text("")
-    begun = perf_counter()
     worker = CONTEXT.Process(target=_section, args=(section.name, setting, str(part), log.name))
+    begun = perf_counter()
     worker.start()
-    worker.join(max(seconds, 0.1))
+    return Started(section, worker, part, begun, monotonic() + setting.seconds)
+
+
+def end_section(started: Started) -> tuple[list[Row], str]:
+    """Its rows, also those of before it was ended or failed, and how it ended."""
+    worker, name = started.worker, started.section.name
+    worker.join(max(started.until - monotonic(), 0.1))
     ended = "ended"
     if worker.is_alive():
-        ended = f"stopped after {perf_counter() - begun:.0f} s"
+        ended = f"stopped after {perf_counter() - started.begun:.0f} s"
         # Its own group: what it has started goes with it.
         try:
             os.killpg(worker.pid, signal.SIGKILL)
@@ -135,10 +180,11 @@ def run_section(section: Section, setting: Setting, seconds: float, log: object)
         worker.join()
     elif worker.exitcode:
         ended = f"failed with exit code {worker.exitcode}, see log.txt"
-    with part.open(newline="") as file:
-        rows = [Row(*line) for line in csv.reader(file)]
-    part.unlink()
-    return [*rows, Row(section.name, "seconds", "section", f"{perf_counter() - begun:.2f}", "s", ended)], ended
+    with started.part.open(newline="") as file:
+        # The last line of a process that was ended may be half a line.
+        rows = [Row(*line) for line in csv.reader(file) if len(line) == len(Row._fields)]
+    started.part.unlink()
+    return [*rows, Row(name, "seconds", "section", f"{perf_counter() - started.begun:.2f}", "s", ended)], ended
 
 
 def _section(name: str, setting: Setting, part: str, log: str) -> None:

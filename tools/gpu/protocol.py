@@ -8,7 +8,7 @@ import multiprocessing
 import runpy
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
@@ -28,8 +28,8 @@ POLICIES = {"none": "Vanilla", "cutmix": "CutMix", "resizemix": "ResizeMix"}
 #: Two single runs agree when they lie no further apart, in percent.
 AGREEMENT = 0.7
 EPOCHS, STEPS_AN_EPOCH = 200, 500
-#: Seconds of part 2 that training may take.
-SECONDS = 480.0
+#: Seconds of part 2 that training may take; of those, what compiling takes, and reading the data and the evaluations.
+SECONDS, COMPILING, BESIDE = 480.0, 60.0, 40.0
 
 
 def published() -> dict[str, float]:
@@ -47,43 +47,62 @@ def published() -> dict[str, float]:
 
 def step_times(setting: Setting) -> Iterator[Row]:
     """The published step, in float32 with TF32 and in bfloat16, eager and compiled, in several processes at once."""
-    single: dict[tuple[str, bool], float] = {}
-    for dtype in ("float32", "bfloat16"):
-        for compiled in (False, True):
-            if compiled and setting.rehearse:
-                continue
-            (milliseconds,) = _at_once(setting, 1, dtype, compiled)
-            single[dtype, compiled] = milliseconds
-            yield Row("step", _variant(dtype, compiled), "1 process", milliseconds, "ms")
-    dtype, compiled = min(single, key=single.__getitem__)
-    for number in (2,) if setting.rehearse else (2, 3):
-        every = _at_once(setting, number, dtype, compiled)
-        yield Row("step", _variant(dtype, compiled), f"{number} processes", max(every), "ms")
+    # The forms that part 2 most likely takes come first: compiling takes up to a minute.
+    forms = [("bfloat16", False), ("bfloat16", True), ("float32", False), ("float32", True)]
+    for dtype, compiled in forms[::2] if setting.rehearse else forms:
+        for number, milliseconds in _at_once(setting, setting.pick(3, 2), dtype, compiled).items():
+            yield Row("step", _variant(dtype, compiled), _processes(number), milliseconds, "ms")
 
 
 def _variant(dtype: str, compiled: bool) -> str:
     return f"{dtype}{', compiled' if compiled else ''}"
 
 
-def _at_once(setting: Setting, number: int, dtype: str, compiled: bool) -> list[float]:
-    """Milliseconds of a step in each of some processes that run at the same time."""
-    answers, barrier = FORK.SimpleQueue(), FORK.Barrier(number)
+def _processes(number: int) -> str:
+    return f"{number} process{'es' * (number > 1)}"
+
+
+def _at_once(setting: Setting, most: int, dtype: str, compiled: bool) -> dict[int, float]:
+    """Milliseconds of a step in the slowest of 1, 2, ... processes that run at the same time."""
+    answers, barrier = FORK.SimpleQueue(), FORK.Barrier(most)
     arguments = (str(setting.device), setting.rehearse, dtype, compiled, barrier, answers)
-    workers = [FORK.Process(target=_time_steps, args=arguments) for _ in range(number)]
+    workers = [FORK.Process(target=_time_steps, args=(rank, most, *arguments)) for rank in range(most)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
         raise RuntimeError(f"a process that timed steps ended with {[worker.exitcode for worker in workers]}")
-    return [answers.get() for _ in workers]
+    every = [answers.get() for number in range(1, most + 1) for _ in range(number)]
+    return {number: max(time for count, time in every if count == number) for number in range(1, most + 1)}
 
 
-def _time_steps(device: str, rehearse: bool, dtype: str, compiled: bool, barrier: Any, answers: Any) -> None:
+def _time_steps(
+    rank: int, most: int, device: str, rehearse: bool, dtype: str, compiled: bool, barrier: Any, answers: Any
+) -> None:
+    try:
+        some = _stepping(device, rehearse, dtype, compiled)
+        some(1 if rehearse else 10)
+        count = 1 if rehearse else 100
+        for number in range(1, most + 1):
+            # Those that do not take part in this number wait for the next.
+            barrier.wait()
+            if rank < number:
+                begun = perf_counter()
+                some(count)
+                answers.put((number, (perf_counter() - begun) / count * 1000))
+    except Exception:
+        # The others would wait for this one.
+        barrier.abort()
+        raise
+
+
+def _stepping(device: str, rehearse: bool, dtype: str, compiled: bool) -> Callable[[int], None]:
+    """A function that takes a number of steps of the published training, and waits for the device."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(1)
-    name, batch, count = ("cifar_resnet8", 4, 1) if rehearse else ("cifar_resnet18", 100, 100)
+    name, batch = ("cifar_resnet8", 4) if rehearse else ("cifar_resnet18", 100)
     where = torch.device(device)
     model = models.create(name, num_classes=100).to(where, memory_format=torch.channels_last)
     step = MixStep(model, mixaug.create("cutmix", per="batch"), losses.MixedCrossEntropy())
@@ -102,37 +121,46 @@ def _time_steps(device: str, rehearse: bool, dtype: str, compiled: bool, barrier
         if where.type == "cuda":
             torch.cuda.synchronize()
 
-    some(1 if rehearse else 10)
-    barrier.wait()
-    begun = perf_counter()
-    some(count)
-    answers.put((perf_counter() - begun) / count * 1000)
+    return some
 
 
-def chosen(setting: Setting) -> tuple[int, str, bool]:
-    """How many runs fit side by side into the time, and the faster form of the step, from the times taken before."""
+def chosen(setting: Setting) -> tuple[int, str, bool, int]:
+    """How many runs side by side, the form of their step, and the epochs, by the times that were taken before.
+
+    As many runs as fit with all epochs, in the fastest form. Where not even two fit, two with fewer epochs: their
+    learning rate then ends all the same, and what the policy gains can be seen.
+    """
     times = {(row.what, row.variant): float(row.value) for row in setting.earlier if row.section == "step"}
     if not times:
-        return 2, "bfloat16", True
-    what, _ = min(times, key=lambda key: (key[1] != "1 process", times[key]))
-    fitting = [
-        number
-        for number in (1, 2, 3)
-        for milliseconds in [times.get((what, f"{number} process{'es' * (number > 1)}"))]
-        if milliseconds is not None and milliseconds * EPOCHS * STEPS_AN_EPOCH / 1000 <= SECONDS
-    ]
-    return max(fitting, default=1), what.split(",")[0], "compiled" in what
+        return 2, "bfloat16", True, EPOCHS
+    forms = {what for what, _ in times}
+
+    def epochs(form: str, number: int) -> float:
+        milliseconds = times.get((form, _processes(number)))
+        if milliseconds is None:
+            return 0
+        ready = SECONDS - (COMPILING if "compiled" in form else 0) - BESIDE
+        return ready * 1000 / (milliseconds * STEPS_AN_EPOCH)
+
+    for number in (3, 2, 1):
+        form = max(forms, key=lambda form: epochs(form, number))
+        possible = epochs(form, number)
+        if possible >= EPOCHS or (number == 2 and possible >= 10):
+            # Two runs that are cut short say more than a whole one beside which there is nothing.
+            whole = min(EPOCHS, int(possible) // 10 * 10)
+            return number, form.split(",")[0], "compiled" in form, whole
+    return 1, form.split(",")[0], "compiled" in form, EPOCHS
 
 
 def train(setting: Setting) -> Iterator[Row]:
     """The published protocol without mixing and with CutMix, and with ResizeMix where three runs fit."""
-    number, precision, compiled = (2, "float32", False) if setting.rehearse else chosen(setting)
+    number, precision, compiled, length = (2, "float32", False, 1) if setting.rehearse else chosen(setting)
     policies, known = list(POLICIES)[:number], published()
-    yield Row("protocol", "runs at once", _variant(precision, compiled), number, "runs")
+    yield Row("protocol", "runs at once", _variant(precision, compiled), number, "runs", f"{length} epochs")
     root = setting.out / "runs" if setting.rehearse else setting.data.parent / "gpu_day_runs"
     workers = {}
     for policy in policies:
-        arguments = _arguments(setting, policy, root, precision, compiled)
+        arguments = _arguments(setting, policy, root, precision, compiled, length)
         workers[policy] = FORK.Process(target=_train, args=(arguments, str(root / f"{policy}.log")))
     root.mkdir(parents=True, exist_ok=True)
     deadline = monotonic() + setting.pick(int(SECONDS), 600)
@@ -164,13 +192,16 @@ def train(setting: Setting) -> Iterator[Row]:
             yield Row("protocol", policy, "gain over none", gain, "points", said)
 
 
-def _arguments(setting: Setting, policy: str, root: Path, precision: str, compiled: bool) -> list[str]:
+def _arguments(setting: Setting, policy: str, root: Path, precision: str, compiled: bool, epochs: int) -> list[str]:
     common = ["protocol=openmixup_cifar", f"policy={policy}", f"root={root}", f"precision={precision}", "seed=0"]
+    common.append(f"epochs={epochs}")
     if setting.rehearse:
-        tiny = ["data=digits", "data.train_size=100", "model=cifar_resnet8", "epochs=1", "augment.crop_padding=0"]
+        tiny = ["data=digits", "data.train_size=100", "model=cifar_resnet8", "augment.crop_padding=0"]
         tiny += ["augment.mean=[0.5]", "augment.std=[0.5]"]
         return [*common, *tiny, "device=cpu", "threads=1", "progress=false", "tensorboard=false"]
     real = ["data=image_sheets", f"data.root={setting.data}", "model=cifar_resnet18", "channels_last=true"]
+    # Scoring and writing at every epoch would take a fifth of the time; the last ten epochs are scored anyway.
+    real += ["evaluate_every=20", "checkpoint_every_epochs=20"]
     return [*common, *real, f"compile={str(compiled).lower()}", "progress=false", "tensorboard=false", "device=cuda"]
 
 
@@ -187,5 +218,6 @@ def _figure(root: Path, policy: str) -> tuple[float | None, int]:
     for file in root.glob(f"{policy}-*/epochs.jsonl"):
         records = [json.loads(line) for line in file.read_text().splitlines()]
         if records:
-            return statistics.median(record["test_top1"] for record in records[-10:]), len(records)
+            scored = [record["test_top1"] for record in records if record.get("test_top1") is not None]
+            return (statistics.median(scored[-10:]) if scored else None), len(records)
     return None, 0

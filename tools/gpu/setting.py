@@ -31,6 +31,7 @@ class Setting:
         out: folder for figures and logs.
         data: folder with CIFAR-100 as sheets.
         earlier: figures of the sections before, of this call or of an earlier one.
+        seconds: after which the section is ended.
     """
 
     device: torch.device
@@ -38,6 +39,7 @@ class Setting:
     out: Path
     data: Path
     earlier: tuple[Row, ...] = ()
+    seconds: float = 600.0
 
     def pick(self, real: int, tiny: int) -> int:
         """A size for a GPU, or one for a rehearsal."""
@@ -56,9 +58,11 @@ class Section:
     Attributes:
         part: 1 or 2, the call it belongs to.
         seconds: after which it is ended; what it has given by then stays.
+        timed: whether it takes times, and so runs alone. Those that do not run at once, before all others.
     """
 
     name: str
     part: int
     seconds: float
     run: Callable[[Setting], Iterator[Row]]
+    timed: bool = True

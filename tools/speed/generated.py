@@ -1,14 +1,17 @@
 """Kernels that Inductor generates for a compiled policy on a GPU, counted where there is none.
 
 The policy is traced on pretended CUDA tensors, and Inductor writes its code for a made-up device; nothing is compiled
-or run. What Inductor asks of a device is patched by private names: another release of torch may need others.
+or run. `generated.csv` holds the most kernels that each policy may take; a test compares. What Inductor asks of a
+device is patched by private names: another release of torch may need others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,6 +21,7 @@ import torch
 import mixaug
 from mixaug.testing.surface import pretended_cuda
 
+BOUNDS = Path(__file__).parent / "generated.csv"
 #: What Inductor reads of a device: those of an H100.
 DEVICE = SimpleNamespace(
     name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, warp_size=32, total_memory=80 << 30,
@@ -55,7 +59,9 @@ def made_up_device(codes: list[str]) -> Iterator[None]:
         for name, value in patches.items():
             stack.enter_context(mock.patch(name, value))
         stack.enter_context(mock.patch.object(graph.GraphLowering, "compile_to_module", end))
-        stack.enter_context(config.patch(fx_graph_cache=False, compile_threads=1))
+        # Inductor would fold constants by making them on the device, which is not there; a kernel takes them in anyway.
+        folding = {"joint_graph_constant_folding": False}
+        stack.enter_context(config.patch(fx_graph_cache=False, compile_threads=1, **folding))
         stack.enter_context(pretended_cuda())
         yield
 
@@ -78,3 +84,9 @@ def of_policy(name: str, shape: tuple[int, int, int, int] = (128, 3, 32, 32)) ->
                 raise RuntimeError(f"no code was written for {name}: {error}") from error
     torch.compiler.reset()
     return CALL.findall(codes[0])
+
+
+def read_bounds(path: Path = BOUNDS) -> dict[str, int]:
+    """The most kernels that a call of each compiled policy may launch, on 128x3x32x32 float32."""
+    with path.open() as file:
+        return {row["policy"]: int(row["most"]) for row in csv.DictReader(file)}
