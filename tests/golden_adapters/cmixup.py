@@ -1,15 +1,17 @@
 """cmixup_*: label kernels, draws from them, one training step with input and hidden mixing, and metrics."""
 
+import itertools
+
 import torch
 from torch import nn
 
 import mixaug
 from golden_adapters import adapter
 from golden_adapters.inside import RecordedRatio
-from golden_adapters.partners import InOrder
+from golden_adapters.objectives import InOrder
 from golden_adapters.recorded import RecordedDraws
-from mixaug import losses, regression_metrics
 from mixaug import functional as F
+from mixaug import losses, regression_metrics
 
 
 @adapter("cmixup")
@@ -83,7 +85,7 @@ def replay_step(arrays):
     inputs, labels = (torch.cat([arrays[f"{v}1"], arrays[f"{v}2"]]) for v in "xy")
     partner = torch.cat([own + count, own])
     sizes = [arrays["x1"].shape[1], *(len(arrays[f"b{index}"]) for index in (1, 2, 3))]
-    layers = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
     for index, layer in enumerate(layers, start=1):
         layer.weight.data, layer.bias.data = arrays[f"W{index}"], arrays[f"b{index}"]
     model = nn.Sequential(layers[0], nn.LeakyReLU(0.1), layers[1], nn.LeakyReLU(0.1), layers[2])

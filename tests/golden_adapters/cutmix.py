@@ -1,9 +1,11 @@
 """cutmix_*: a draw of (lam, centre) to a box, and the paste itself; cutmix_boxes_* hold draws alone."""
 
+import contextlib
+
 import torch
 
 from golden_adapters import adapter
-from golden_adapters.recorded import draws_of_boxes, given, mixed_as_recorded
+from golden_adapters.recorded import boxes_as_recorded, given, mixed_as_recorded
 from mixaug import functional as F
 
 
@@ -17,16 +19,20 @@ def replay_cutmix(arrays, stem):
         # Draws alone: any images show the boxes.
         images, partner = torch.zeros(count, 1, int(a["height"]), int(a["width"])), torch.arange(count).roll(1)
     size = images.shape[2:]
+    result = []
     if "lam" in a:
         lam, centers = a["lam"], torch.stack([a["cy"], a["cx"]], 1)
+        result.append(("boxes of the function", F.cutmix_boxes(lam, centers, size), a["box"], 0.0))
+        drawing = contextlib.nullcontext((lam, centers))
     else:
-        # torchvision's file has boxes and centres, but not what was drawn for the side.
-        lam, centers = draws_of_boxes(a["box"], size)
-    recorded = {"pixels": [centers]}
-    mixed = mixed_as_recorded("cutmix", images, partner, a.get("labels"), recorded=recorded, ratio=given(lam))
-    result = [
+        # torchvision's file does not say what was drawn for the side.
+        drawing = boxes_as_recorded("cutmix", a["box"])
+    with drawing as (lam, centers):
+        mixed = mixed_as_recorded(
+            "cutmix", images, partner, a.get("labels"), recorded={"pixels": [centers]}, ratio=given(lam)
+        )
+    result += [
         ("boxes", mixed.plan.boxes, a["box"], 0.0),
-        ("boxes of the function", F.cutmix_boxes(lam, centers, size), a["box"], 0.0),
         ("own_weight", mixed.lam, a["own_weight"], 1e-6),
     ]
     if "mixed" in a:

@@ -10,9 +10,7 @@ from mixaug import functional as F
 @adapter("mixup")
 def replay_mixup(arrays, stem):
     a = {name: torch.from_numpy(values) for name, values in arrays.items()}
-    mixed = mixed_as_recorded(
-        "mixup", a["images"], a["partner"], a.get("labels"), recorded={}, ratio=given(a["lam"])
-    )
+    mixed = mixed_as_recorded("mixup", a["images"], a["partner"], a.get("labels"), recorded={}, ratio=given(a["lam"]))
     result = [
         ("mixed", mixed.inputs, a["mixed"], 1e-6),
         ("own_weight", mixed.lam, a["own_weight"], 1e-6),

@@ -1,14 +1,14 @@
 """A policy's own code with the authors' draws: what it would draw is handed to it."""
 
+import contextlib
 import dataclasses
-import math
+from unittest import mock
 
 import torch
 
 import mixaug
 from mixaug.batch import Batch, MixedBatch
 from mixaug.draws import Draws
-from mixaug.ops.boxes import cutmix_boxes
 from mixaug.signals import Signals
 from mixaug.signals.recorder import BlockAttention
 
@@ -40,7 +40,7 @@ class RecordedDraws(Draws):
 
 
 class Seen(Signals):
-    """What a mixed pass showed, as recorded: signals of the mixed images, and those of the unmixed ones as ``clean``."""
+    """What a mixed pass showed, as recorded: signals of the mixed images, and of the unmixed ones as ``clean``."""
 
     def __init__(self, *, clean=None, attentions=None, **signals):
         super().__init__(**signals)
@@ -91,42 +91,18 @@ def given(lam):
     return lambda draws: lam
 
 
-def centre_of_side(low, high, cut, side):
-    """A centre whose interval of ``cut`` pixels, cut off at the borders, is [low, high); None where there is none."""
-    half = cut // 2
-    fitting = [place for place in range(side) if (max(place - half, 0), min(place + half, side)) == (low, high)]
-    return fitting[0] if fitting else None
-
-
-def draws_of_boxes(boxes, size, lam=None):
-    """Shares and centres from which CutMix makes these boxes, where the draws themselves were not recorded.
+@contextlib.contextmanager
+def boxes_as_recorded(module, *boxes):
+    """A policy's boxes where these were recorded, and not the shares and centres that gave them.
 
     Args:
-        boxes: (R, 4) int64 y0, x0, y1, x1.
-        size: (H, W).
-        lam: (R,) float64 where it was recorded; the centre of an image that stays whole does not matter.
+        module: of :mod:`mixaug.policies`, in which the policy makes them.
+        boxes: (R, 4) int64 of one call after the other.
 
-    Returns:
-        lam (R,) float64 and centres (R, 2) int64.
-
-    Raises:
-        AssertionError: a box that no share and centre give.
+    Yields:
+        What to draw for each call: a share (R,), and a place for ``pixels``. Neither says anything.
     """
-    # Between two of these side ratios neither side changes.
-    borders = sorted({0.0, 1.0} | {i / side for side in size for i in range(side + 1)})
-    ratios = [(low + high) / 2 for low, high in zip(borders, borders[1:], strict=False)] + [1.0]
-    shares, centers = [], []
-    for row, box in enumerate(boxes.tolist()):
-        for ratio in ratios if lam is None else [math.sqrt(1 - float(lam[row]))]:
-            cuts = [int(side * ratio) for side in size]
-            centre = [centre_of_side(box[i], box[i + 2], cuts[i], size[i]) for i in (0, 1)]
-            if None not in centre or (lam is not None and float(lam[row]) == 1):
-                break
-        else:
-            raise AssertionError(f"no share and centre give the box {box} in an image of {size}")
-        shares.append(1 - ratio**2 if lam is None else float(lam[row]))
-        centers.append([0 if place is None else place for place in centre])
-    shares, centers = torch.tensor(shares, dtype=torch.float64), torch.tensor(centers)
-    kept = shares < 1
-    assert torch.equal(cutmix_boxes(shares, centers, size)[kept], boxes[kept])
-    return shares, centers
+    with mock.patch(f"mixaug.policies.{module}.cutmix_boxes", side_effect=list(boxes)) as made:
+        count = len(boxes[0])
+        yield torch.full((count,), 0.5, dtype=torch.float64), torch.zeros(count, 2, dtype=torch.int64)
+        assert made.call_count == len(boxes), f"the policy made {made.call_count} of {len(boxes)} boxes"

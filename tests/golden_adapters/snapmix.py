@@ -4,7 +4,7 @@ import torch
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.recorded import draws_of_boxes, mixed_as_recorded
+from golden_adapters.recorded import boxes_as_recorded, given, mixed_as_recorded
 from mixaug import functional as F
 
 
@@ -21,24 +21,22 @@ def replay_snapmix(arrays, stem):
     a = {name: torch.from_numpy(values) for name, values in arrays.items()}
     images, labels, partner = a["images"], a["labels"], a["perm"]
     own, other = a["box_dst"].reshape(-1, 4), a["box_src"].reshape(-1, 4)
-    size = tuple(images.shape[2:])
-    cam = F.class_activation_map(a["features"], a["fc_weight"], labels, size)
+    cam = F.class_activation_map(a["features"], a["fc_weight"], labels, images.shape[2:])
     expected = torch.stack([a["lam_a"], a["lam_b"]], 1)
     result = with_gaps("cam", cam, a["cam"], 1e-6)
     for source, maps in (("our maps", cam), ("the recorded maps", a["cam"])):
         # Boxes were recorded, not the shares and centres that gave them; the policy draws both twice.
-        (first, centers), (second, other_centers) = (draws_of_boxes(boxes, size) for boxes in (own, other))
-        shares = iter([first, second])
-        mixed = mixed_as_recorded(
-            "snapmix",
-            images,
-            partner,
-            labels,
-            mixaug.Signals(cam=maps),
-            recorded={"pixels": [centers, other_centers]},
-            ratio=lambda draws, shares=shares: next(shares),
-            per="batch",
-        )
+        with boxes_as_recorded("snapmix", own, other) as (share, centers):
+            mixed = mixed_as_recorded(
+                "snapmix",
+                images,
+                partner,
+                labels,
+                mixaug.Signals(cam=maps),
+                recorded={"pixels": [centers, centers]},
+                ratio=given(share),
+                per="batch",
+            )
         result += [
             (f"box, {source}", mixed.plan.boxes, own, 0.0),
             (f"box of the partner, {source}", mixed.plan.partner_boxes, other, 0.0),

@@ -1,4 +1,4 @@
-"""sumix_*: semantic distances, corrected weights, uncertainty and the whole loss, through a step of recorded features."""
+"""sumix_*: distances, corrected weights, uncertainty and the loss, through a step whose features are recorded."""
 
 import torch
 from torch import nn

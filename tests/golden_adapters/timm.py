@@ -6,7 +6,7 @@ import torch
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.recorded import RecordedDraws, draws_of_boxes
+from golden_adapters.recorded import RecordedDraws
 from mixaug.batch import Batch, MixedBatch
 
 
@@ -19,10 +19,12 @@ def replay_timm(arrays, stem):
         rest = torch.arange(len(images) - count, len(images))
         partner, lam = torch.cat([partner, rest]), torch.cat([lam, torch.ones(len(rest), dtype=lam.dtype)])
     if "box" in a:
+        # The box was recorded, not the centre that gave it: timm's keeps odd sides, ours are even as the authors'.
         policy, recorded = switched(a, lam, "minmax" in stem)
+        with mock.patch("mixaug.policies.cutmix.cutmix_boxes", lambda *_: a["box"]):
+            mixed = drawn_in_turn(policy, images, a["labels"], partner, recorded)
     else:
-        policy, recorded = mixaug.create("mixup"), [{"beta": [lam]}]
-    mixed = drawn_in_turn(policy, images, a["labels"], partner, recorded)
+        mixed = drawn_in_turn(mixaug.create("mixup"), images, a["labels"], partner, [{"beta": [lam]}])
     target = mixed.targets(int(a["num_classes"]), label_smoothing=float(a["smoothing"]))
     return [
         ("mixed", mixed.inputs[:count], a["mixed"], 0.0 if count < len(images) else 1e-6),
@@ -44,11 +46,8 @@ def switched(a, lam, minmax):
         of_cutmix = {"integers": [sides[:, 0], sides[:, 1]], "uniform": places}
         policy = mixaug.OneOf(["mixup", mixaug.create("cutmix", minmax=(0.1, 0.9))], per="sample")
         return policy, [choice, {"beta": [lam]}, of_cutmix]
-    shares = torch.where(cut, lam, torch.ones_like(lam))
-    _, centers = draws_of_boxes(boxes, size, shares)
-    # Where nothing is cut the switch takes the other member's sample.
     policy = mixaug.create("deit", cutmix_alpha=0.5, per="sample")
-    return policy, [choice, {"beta": [lam]}, {"beta": [shares], "pixels": [centers]}]
+    return policy, [choice, {"beta": [lam]}, {"beta": [lam], "pixels": [torch.zeros(len(boxes), 2, dtype=torch.int64)]}]
 
 
 def drawn_in_turn(policy, images, labels, partner, recorded):

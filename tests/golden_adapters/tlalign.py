@@ -3,7 +3,7 @@
 import torch
 
 from golden_adapters import adapter
-from golden_adapters.recorded import Seen, draws_of_boxes, given, mixed_as_recorded
+from golden_adapters.recorded import Seen, boxes_as_recorded, given, mixed_as_recorded
 from mixaug import functional as F
 from mixaug.batch import MixedBatch
 
@@ -16,32 +16,24 @@ def replay_tlalign(arrays, stem):
     top, bottom, left, right = a["box_tokens_yyxx"].tolist()
     box, partner = torch.tensor([[top, left, bottom, right]]), torch.arange(count).flip(0)
     grid = F.patch_grid(patch, images.shape[2:])
-    # The box was recorded, not the share and the centre that gave it.
-    lam, centers = draws_of_boxes(box, grid)
-    recorded = {"pixels": [centers]}
-    mixed = mixed_as_recorded(
-        "tlalign",
-        images,
-        partner,
-        labels,
-        Seen(attentions=[]),
-        recorded=recorded,
-        ratio=given(lam),
-        patch_size=patch,
-        per="batch",
-    )
-    final = mixed_as_recorded(
-        "tlalign",
-        images,
-        partner,
-        labels,
-        Seen(attentions=[]),
-        recorded=recorded,
-        seen=ClassTokens(attentions=list(a["attention"])),
-        ratio=given(lam),
-        patch_size=patch,
-        per="batch",
-    )
+
+    def made(seen=None):
+        # The box was recorded, not the share and the centre that gave it.
+        with boxes_as_recorded("tlalign", box) as (share, centers):
+            return mixed_as_recorded(
+                "tlalign",
+                images,
+                partner,
+                labels,
+                Seen(attentions=[]),
+                recorded={"pixels": [centers]},
+                seen=seen,
+                ratio=given(share),
+                patch_size=patch,
+                per="batch",
+            )
+
+    mixed, final = made(), made(ClassTokens(attentions=list(a["attention"])))
     tokens = F.mask_at_tokens(mixed.mask[:1], grid)
 
     def targets(own):

@@ -4,7 +4,7 @@ import torch
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.recorded import Seen, draws_of_boxes, given, mixed_as_recorded
+from golden_adapters.recorded import Seen, boxes_as_recorded, given, mixed_as_recorded
 from mixaug.batch import MixedBatch
 from mixaug.plan import MaskBlend
 
@@ -41,22 +41,22 @@ def of_box(a, seen):
     top, bottom, left, right = a["box_yyxx"].tolist()
     size, labels = tuple(a["image_hw"].tolist()), a["labels"]
     count, classes, smoothing = len(labels), int(a["num_classes"]), float(a["smoothing"])
-    # The box was recorded, not the share and the centre that gave it.
-    lam, centers = draws_of_boxes(torch.tensor([[top, left, bottom, right]]), size)
     partner = torch.arange(count).flip(0)
 
     def mixed(seen=None):
-        return mixed_as_recorded(
-            "transmix",
-            torch.zeros(count, 1, *size),
-            partner,
-            labels,
-            mixaug.Signals(),
-            recorded={"pixels": [centers]},
-            seen=seen,
-            ratio=given(lam),
-            per="batch",
-        )
+        # The box was recorded, not the share and the centre that gave it.
+        with boxes_as_recorded("cutmix", torch.tensor([[top, left, bottom, right]])) as (share, centers):
+            return mixed_as_recorded(
+                "transmix",
+                torch.zeros(count, 1, *size),
+                partner,
+                labels,
+                mixaug.Signals(),
+                recorded={"pixels": [centers]},
+                seen=seen,
+                ratio=given(share),
+                per="batch",
+            )
 
     before, after = mixed(), mixed(seen)
 
