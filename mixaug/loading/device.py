@@ -248,6 +248,6 @@ def _each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _death_of_a_worker(error: ConnectionError) -> RuntimeError:
     """What a broken connection to a worker means; torch says so itself only where its signal comes first."""
     return RuntimeError(
-        "DataLoader worker exited unexpectedly while it handed over a batch: killed, for want of memory for example, or "
+        "DataLoader worker exited unexpectedly while it handed over a batch: killed, for want of memory say, or "
         f"ended by a crash of its own ({type(error).__name__}: {error})"
     )

@@ -288,8 +288,8 @@ class PatchUp(StagePolicy):
         for stage in self.hidden_stages(signals):
             if any(block.startswith(f"{stage}.") for block in backbone.attention_blocks(model)):
                 raise ValueError(
-                    f"PatchUp mixes blocks of maps, but module {stage!r} of {type(model).__name__} puts out tokens: name "
-                    f"modules whose outputs are (B, C, *size), or mix the images alone with stages=[{INPUT!r}]"
+                    f"PatchUp mixes blocks of maps, but module {stage!r} of {type(model).__name__} puts out tokens: "
+                    f"name modules whose outputs are (B, C, *size), or mix the images alone with stages=[{INPUT!r}]"
                 )
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:

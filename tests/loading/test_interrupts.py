@@ -133,7 +133,7 @@ def test_a_connection_that_a_dead_worker_breaks_is_named() -> None:
 
     batches = iter(DeviceLoader(broken(), "cpu"))
     next(batches)
-    with pytest.raises(RuntimeError, match="worker exited unexpectedly .*ConnectionResetError"):
+    with pytest.raises(RuntimeError, match=r"worker exited unexpectedly .*ConnectionResetError"):
         next(batches)
 
 
