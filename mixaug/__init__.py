@@ -1,4 +1,4 @@
-"""mixaug: every published way to mix training samples, as drop-in policies for PyTorch.
+"""mixaug: more than forty published ways to mix training samples, as drop-in policies for PyTorch.
 
 >>> import mixaug, torch
 >>> policy = mixaug.create("cutmix", alpha=1.0)

@@ -68,7 +68,7 @@ def overview() -> str:
         [
             "usage: mixaug COMMAND ...",
             "",
-            "Every published way to mix training samples: train with them, compare them, look at them.",
+            "More than forty published ways to mix training samples: train with them, compare them, look at them.",
             "",
             *rows,
             "",

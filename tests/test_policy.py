@@ -61,6 +61,11 @@ def test_batch_entries_must_be_named_and_fit():
     policy = CutMix()
     with pytest.raises(ValueError, match=r"name the entries to mix, images first, as in keys=\['image'\]"):
         policy({"image": IMAGES})
+    with pytest.raises(ValueError, match=r"as in keys=\['image'\]"):
+        policy({"id": ["a"] * 8, "image": IMAGES})
+    for nested in ({"inputs": {"image": IMAGES}}, [[IMAGES, LABELS], [IMAGES, LABELS]]):
+        with pytest.raises(TypeError, match=r"expects a tensor, dict, list or tuple of tensors, got .*; nested inputs"):
+            policy(nested)
     with pytest.raises(ValueError, match=r"keys names 'x', but the batch has \['image'\]"):
         policy({"image": IMAGES}, keys=["x"])
     with pytest.raises(TypeError, match="expects entry 'id' as a tensor, got list"):

@@ -60,7 +60,13 @@ def main(arguments: Sequence[str]) -> int:
         if needless:
             reader.error(f"--{needless[0]} does nothing without --suite")
         if len(chosen.runs) > 1:
-            reader.error("several runs take --suite")
+            # Of the command's siblings one knows settings as name=value.
+            settings = [name for name in chosen.runs if "=" in name and not Path(name).exists()]
+            reader.error(
+                f"{settings[0]!r} is no run folder: options are written as --device cpu"
+                if settings
+                else "several runs take --suite"
+            )
     from mixaug.engine.errors import CheckpointError
     from mixaug.engine.explained import on_one_line
 

@@ -140,11 +140,17 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Any]:
         number, self._first = self._first, 0
         if self._stream is None:
-            for batch in self.loader:
+            batches = iter(self.loader)
+            while True:
+                try:
+                    batch = next(batches, _END)
+                except ConnectionError as error:
+                    raise _death_of_a_worker(error) from error
+                if batch is _END:
+                    return
                 self._seed(number)
                 yield self._prepare(batch)
                 number += 1
-            return
         yield from self._ahead(self._stream, number)
 
     def _ahead(self, stream: torch.cuda.Stream, number: int) -> Iterator[Any]:
@@ -161,6 +167,8 @@ class DeviceLoader:
                 with torch.cuda.device(self.device), torch.cuda.stream(stream):
                     self._seed(number)
                     ready = self._prepare(batch)
+            except ConnectionError as error:
+                failure = _death_of_a_worker(error)
             except Exception as error:
                 failure = error
             else:
@@ -235,3 +243,11 @@ class DeviceLoader:
 def _each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``change`` applied to every tensor of a batch, also of a MixedBatch."""
     return batch.map_tensors(change) if isinstance(batch, MixedBatch) else map_tensors(batch, change)
+
+
+def _death_of_a_worker(error: ConnectionError) -> RuntimeError:
+    """What a broken connection to a worker means; torch says so itself only where its signal comes first."""
+    return RuntimeError(
+        "DataLoader worker exited unexpectedly while it handed over a batch: killed, for want of memory say, or "
+        f"ended by a crash of its own ({type(error).__name__}: {error})"
+    )

@@ -96,7 +96,14 @@ def entries(what: str, inputs: Any, keys: Sequence[Any] | None) -> dict[Any, Ten
         raise TypeError(f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__}")
     known = list(inputs) if isinstance(inputs, Mapping) else list(range(len(inputs)))
     if not keys or isinstance(keys, str):
-        raise ValueError(f"{what}: name the entries to mix, images first, as in keys={known[:1]}; got keys={keys!r}")
+        tensors = [key for key in known if isinstance(inputs[key], Tensor)]
+        if not tensors:
+            held = sorted({type(inputs[key]).__name__ for key in known})
+            raise TypeError(
+                f"{what} expects a tensor, dict, list or tuple of tensors, got {type(inputs).__name__} of "
+                f"{' and '.join(held) or 'nothing'}; nested inputs are not supported"
+            )
+        raise ValueError(f"{what}: name the entries to mix, images first, as in keys={tensors[:1]}; got keys={keys!r}")
     missing = [key for key in keys if key not in known]
     if missing:
         raise ValueError(f"{what}: keys names {missing[0]!r}, but the batch has {known}")

@@ -7,7 +7,7 @@ the pixels, and is clipped at the border; lam' counts the pixels really kept. Th
 batch: ``per="batch"``. With one or three spatial axes the side is the first or third root.
 
 ``minmax`` is timm's other box: sides uniform between two fractions of the image's sides, always inside
-(timm never lets such a box touch the far border; here every place is equally likely).
+(older versions of timm never let such a box touch the far border; here every place is equally likely).
 
 ``sources=k`` pastes a box of each of k - 1 samples, of side sqrt(w) for its share w ~ Dirichlet(alpha, ..., alpha).
 Later boxes cover earlier ones, and the label shares count the pixels that each sample really shows.

@@ -40,7 +40,7 @@ from mixaug.plan import Plan
 from mixaug.policies.stages import INPUT, Staged, StagePolicy
 from mixaug.registry import register
 from mixaug.shared_options import SharedOptions
-from mixaug.signals import MixedSignals, backbone
+from mixaug.signals import MixedSignals, ModelSignals, backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -282,6 +282,18 @@ class PatchUp(StagePolicy):
                 f"stages={[INPUT, *sorted(names)[:2]]}"
             )
         return INPUT, stem, "layer1"
+
+    def on_attach(self, signals: ModelSignals) -> None:
+        # Which stage is drawn is a coin: one of tokens shall be known before the first step.
+        model = signals.inner
+        if backbone.prefix_tokens(model) == 0 and not backbone.is_plain(model):
+            return
+        for stage in self.hidden_stages(signals):
+            if any(block.startswith(f"{stage}.") for block in backbone.attention_blocks(model)):
+                raise ValueError(
+                    f"PatchUp mixes blocks of maps, but module {stage!r} of {type(model).__name__} puts out tokens: "
+                    f"name modules whose outputs are (B, C, *size), or mix the images alone with stages=[{INPUT!r}]"
+                )
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         stage, eligible = self.draw_stage(batch, draws)

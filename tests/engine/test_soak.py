@@ -102,6 +102,15 @@ KINDS = {
         "data.train_size=300",
         "data.valid_share=0.3",
     ),
+    # An auxiliary network that finds partners, pseudo-labels of a whole set, a memory of the objective's own.
+    "selecmix": (
+        *(*DIGITS, "policy=selecmix", "objective=selecmix"),
+        "+networks.biased={_target_: mixaug.networks.Auxiliary, network: "
+        "{_target_: mixaug.models.projector, dim: 8, hidden: 8, in_chans: 1}}",
+    ),
+    "cowa": (*DIGITS, "policy=mixup", "objective=cowa"),
+    "dualmix": (*DIGITS, "policy=mixup", "objective=dualmix", "objective.size=60"),
+    "ferkd": (*DIGITS, "policy=selfmix", "policy.view=second", *VIEWS, "objective=ferkd", NETWORKS[0]),
     # Rows that pass through the transforms of files.
     "read": (*DIGITS, "policy=mixup", "data.transform=cifar10_train", "data.image_size=8", "augment.crop_padding=0"),
 }

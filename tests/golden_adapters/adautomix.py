@@ -8,7 +8,6 @@ from golden_adapters.automix import Recorded, TwoStages, gradients, heads_and_bl
 from mixaug import functional as F
 from mixaug.batch import MixedBatch
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies.adautomix import AdaptiveMask
 
 BLOCK = {
     f"conv_{theirs}_conv_{part}": f"{ours}.{part}"
@@ -25,14 +24,19 @@ def replay_adautomix(arrays, stem):
 
 def replay_masks(a, stem):
     count, batch, channels = a["features"].shape[:3]
-    block = AdaptiveMask(channels, a["w_conv_v_weight"].shape[1] > channels)
-    load({f"w_{name}": block.get_parameter(ours) for name, ours in BLOCK.items()}, a)
     lam = a["lam"].float()
+    policy = mixaug.create(
+        "adautomix",
+        n_images=count,
+        channels=channels,
+        lam_channel=a["w_conv_v_weight"].shape[1] > channels,
+        upsampling="bilinear" if "bilinear" in stem else "nearest",
+    )
+    load({f"w_{name}": policy.block.get_parameter(ours) for name, ours in BLOCK.items()}, a)
     shares = lam[None] if lam.ndim else torch.stack([lam, 1 - lam])[None]
     sources = torch.arange(count * batch).reshape(count, batch).T
     size = [side * int(a["scale_factor"]) for side in a["features"].shape[3:]]
-    logits = block(a["features"].flatten(0, 1), sources, shares)
-    masks = F.adautomix_masks(logits, size, "bilinear" if "bilinear" in stem else "nearest")
+    masks = policy.masks(a["features"].flatten(0, 1), sources, shares, size)
     return [("masks", masks, a["mask"], 1e-5)]
 
 

@@ -8,9 +8,7 @@ from torch import nn
 import mixaug
 from golden_adapters import adapter
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies.automix import MixBlock
-from mixaug.policies.learned.blocks import attended, learned_mask, tokens
-from mixaug.policies.learned.momentum import momentum_at
+from mixaug.policies.learned.blocks import attended, tokens
 from mixaug.policies.learned.pairs import mask_loss
 
 
@@ -88,7 +86,8 @@ def replay_schedule(a):
     result = []
     for kind in ("cifar", "vit"):
         scope, end = a[f"scope_{kind}"].tolist(), float(a[f"end_{kind}"])
-        got = [momentum_at(i / int(a["max_iters"]), float(a["base"]), end, scope) for i in a["iters"].tolist()]
+        policy = mixaug.create("automix", momentum=float(a["base"]), momentum_end=end, scope=scope)
+        got = [policy.schedule.at(i / int(a["max_iters"])) for i in a["iters"].tolist()]
         result.append((f"momentum, {kind}", torch.tensor(got, dtype=torch.float64), a[f"m_{kind}"], 1e-12))
     return result
 
@@ -98,16 +97,28 @@ BLOCK = {"value_weight": "value.weight", "value_bias": "value.bias"} | {
 }
 
 
+def mask_of(policy, a, lam):
+    """(B, H, W) own shares of a batch whose features are recorded, as a policy with a learned block draws them."""
+    # The classifier's pairs and the block's own are the same here.
+    policy.ratio, policy.pairing = Recorded(lam, lam), Recorded(a["index"], a["index"])
+    size = [side * int(a["scale_factor"]) for side in a["features"].shape[2:]]
+    images = torch.zeros(len(a["features"]), 3, *size)
+    return policy(images, signals=mixaug.Signals(features=a["features"])).mask[:, 0]
+
+
 def replay_block(a, stem):
-    features, size = a["features"], [side * int(a["scale_factor"]) for side in a["features"].shape[2:]]
+    features = a["features"]
     lam_channel = a["w_value_weight"].shape[1] > features.shape[1]
-    block = MixBlock(features.shape[1], lam_channel)
+    upsampling = "bilinear" if "bilinear" in stem else "nearest"
+    policy = mixaug.create(
+        "automix", channels=features.shape[1], lam_channel=lam_channel, upsampling=upsampling, per="batch"
+    )
+    block, result = policy.block, []
     load({f"w_{name}": block.get_parameter(ours) for name, ours in BLOCK.items()}, a)
-    result = []
     other = features[a["index"]]
     for number, value in enumerate(a["lam"]):
         lam = value[None].float()
-        mask = learned_mask(block(features, other, lam), size, "bilinear" if "bilinear" in stem else "nearest")
+        mask = mask_of(policy, a, lam)
         own, partner = features, other
         if lam_channel:
             plane = torch.ones_like(features[:, :1])

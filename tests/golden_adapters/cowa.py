@@ -5,8 +5,8 @@ from torch import nn
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.objectives import compared
-from golden_adapters.partners import InOrder, recorded
+from golden_adapters.objectives import InOrder, compared
+from golden_adapters.partners import recorded
 from mixaug import Batch
 from mixaug.objectives import CoWA
 from mixaug.objectives.cowa import mixture_confidence

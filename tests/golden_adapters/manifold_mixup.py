@@ -1,26 +1,25 @@
-"""manifold_mixup_*: features, partner, lam -> mixed features, through a hook on a module; and the dense target."""
+"""manifold_mixup_*: features, partner, lam -> mixed features, behind a stage of a model; and the dense target."""
 
 import torch
-from torch import nn
 
+import mixaug
 from golden_adapters import adapter
-from golden_adapters.mixup import dense_target
-from mixaug import MixedBatch, create
-from mixaug.plan import Hidden
+from golden_adapters.inside import STAGE, RecordedPairing, RecordedRatio, mixed_inside
 
 
 @adapter("manifold_mixup")
 def replay_manifold_mixup(arrays, stem):
-    features, partner = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["partner"])
-    lam = torch.from_numpy(arrays["lam"])
-    plan = Hidden(partner=partner, lam=lam, stage=torch.zeros(1, dtype=torch.int64), eligible=("0",))
-    weights = torch.stack([lam, 1 - lam], 1).float()
-    batch = MixedBatch(inputs=features, labels=None, sources=plan.sources, weights=weights, plan=plan)
-    model = nn.Sequential(nn.Identity())
-    with create("manifoldmix", stages=["0"]).tap(model, batch):
-        mixed = model(features)
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    policy = mixaug.create(
+        "manifoldmix",
+        stages=[STAGE],
+        pairing=RecordedPairing(arrays["partner"]),
+        ratio=RecordedRatio(arrays["lam"]),
+        per="sample",
+    )
+    output, mixed = mixed_inside(policy, a["features"], a["labels"])
     return [
-        ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 1e-6),
-        ("own_weight", lam, torch.from_numpy(arrays["own_weight"]), 1e-12),
-        ("target", dense_target(arrays, mixed, lam), torch.from_numpy(arrays["target"]), 1e-6),
+        ("mixed", output, a["mixed"], 1e-6),
+        ("own_weight", mixed.lam, a["own_weight"], 1e-6),
+        ("target", mixed.targets(int(a["num_classes"])), a["target"], 1e-6),
     ]

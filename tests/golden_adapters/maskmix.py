@@ -3,18 +3,24 @@
 import torch
 
 from golden_adapters import adapter
-from mixaug import functional as F
+from golden_adapters.recorded import given, mixed_as_recorded
 
 
 @adapter("maskmix")
 def replay_maskmix(arrays, stem):
-    images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
-    own = torch.from_numpy(arrays["own_patches"]) == 1
-    drawn = F.random_cells(own.double().squeeze(1), torch.from_numpy(arrays["lam"]))
-    mixed, share = F.maskmix(images, partner, own, int(arrays["patch_size"]))
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    own, side = a["own_patches"].double(), int(a["patch_size"])
+
+    def mixed(**options):
+        # Cells go by the order of random numbers; how many do is the policy's to say.
+        recorded = {"uniform": [own.squeeze(1)]}
+        options |= {"ratio": given(a["lam"]), "patch_size": side}
+        return mixed_as_recorded("maskmix", a["images"], a["partner"], recorded=recorded, **options)
+
+    by_pixels, by_cells = mixed(), mixed(reference_labels=True)
     return [
-        ("cells", drawn, own, 0.0),
-        ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 0.0),
-        ("own_weight", drawn.flatten(1).double().mean(1), torch.from_numpy(arrays["own_weight"]), 1e-7),
-        ("own_weight_pixels", share, torch.from_numpy(arrays["own_weight_pixels"]), 1e-7),
+        ("cells", by_pixels.mask[:, :, ::side, ::side], own, 0.0),
+        ("mixed", by_pixels.inputs, a["mixed"], 0.0),
+        ("own_weight", by_cells.lam, a["own_weight"], 1e-7),
+        ("own_weight_pixels", by_pixels.lam, a["own_weight_pixels"], 1e-7),
     ]

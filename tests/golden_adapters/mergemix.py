@@ -1,9 +1,14 @@
 """mergemix_*: merged tokens, scores, masks, labels; mergemix_vlm_*: whole groups, and the loss that ranks answers."""
 
+from unittest import mock
+
 import torch
 
+import mixaug
 from golden_adapters import adapter
+from golden_adapters.recorded import given, mixed_as_recorded
 from mixaug import functional as F
+from mixaug.functional import mergemix_shares as of_shares
 
 
 def token_maps(a):
@@ -32,9 +37,25 @@ def replay_mergemix(arrays, stem):
     own = F.mergemix_tokens(scores, lam)
     # Which members of a group stay is nobody's rule: their scores are.
     kept = [scores.masked_fill(~chosen.bool(), 0.0).sort(1).values for chosen in (own, a["own_tokens"])]
-    mixed, share = F.mergemix(a["images"], a["partner"], a["own_tokens"].bool().unflatten(1, (side, side)))
+    merged = float(a["merge_counts"].sum() / side**2)
     spread = (a["normal_draw"] - a["merge_counts"].sum() / side**2) / a["own_weight"]
-    scaled = F.mergemix_shares(spread, a["own_weight"], float(a["merge_counts"].sum() / side**2))
+
+    def mixed(**options):
+        # The maps were recorded after the merging, which the policy then leaves out; among members of a group the
+        # recorded ones go first, by less than any two scores differ.
+        signals = mixaug.Signals(attention=(scores * (1 + 1e-5 * a["own_tokens"])).unflatten(1, (side, side)))
+        return mixed_as_recorded(
+            mixaug.create("mergemix", merged=0.0, ratio=given(lam), per="batch", **options),
+            a["images"],
+            a["partner"],
+            None,
+            signals,
+            recorded={"normal": [spread]} if options else {},
+        )
+
+    policy = mixed()
+    with mock.patch("mixaug.policies.mergemix.mergemix_shares", lambda normal, own, _: of_shares(normal, own, merged)):
+        scaled = mixed(scaled_labels=True).lam
     return [
         *((f"token_map_{layer}", found, a[f"token_map_{layer}"], 0.0) for layer, found in enumerate(maps)),
         ("source_map", joined, a["source_map"], 0.0),
@@ -43,8 +64,8 @@ def replay_mergemix(arrays, stem):
         ("token_score", scores, a["token_score"], 1e-5),
         ("kept_tokens", own.sum(1), a["kept_tokens"].expand(len(own)), 0.0),
         ("scores of own tokens", kept[0], kept[1], 1e-6),
-        ("mixed", mixed, a["mixed"], 0.0),
-        ("own_weight", share, a["own_weight"], 1e-6),
+        ("mixed", policy.inputs, a["mixed"], 0.0),
+        ("own_weight", policy.lam, a["own_weight"], 1e-6),
         ("lam_scaled", scaled, a["lam_scaled"], 1e-5),
     ]
 
@@ -54,7 +75,26 @@ def vision_language(a, joined):
     scores, lam = a["attention"].sum(1)[:, 0, 1:], a["lam"].reshape(1)
     own = F.mergemix_groups(scores, joined[:, 1:] - 1, lam)
     groups = F.mergemix_tokens(scores, lam)
-    mixed, share = F.mergemix(a["images"], a["partner"], own.unflatten(1, (side, side)))
+    # The groups are found by the recorded rounds; what the policy makes of them follows.
+    joined_groups = joined[:, 1:] - 1
+    with (
+        mock.patch("mixaug.policies.mergemix.merge_rounds", lambda *_: (joined_groups, scores.shape[1])),
+        mock.patch("mixaug.policies.mergemix.merge_tokens", lambda values, *_: (scores[..., None], None)),
+    ):
+        policy = mixed_as_recorded(
+            "mergemix",
+            a["images"],
+            a["partner"],
+            None,
+            mixaug.Signals(
+                attention=scores.gather(1, joined_groups).unflatten(1, (side, side)),
+                features=torch.zeros(len(scores), 1, side, side),
+            ),
+            recorded={},
+            ratio=given(lam),
+            count="groups",
+            per="batch",
+        )
     clean, answer = a["logits_clean"].clone().requires_grad_(), a["answer"]
     rank = F.mergemix_ranking(clean, a["logits_mixed"], answer, float(a["lam"]))
     tells = torch.nn.functional.cross_entropy(clean[:, :-1].flatten(0, 1), answer[:, 1:].flatten())
@@ -63,9 +103,10 @@ def vision_language(a, joined):
     return [
         ("token_map", joined, a["token_map"], 0.0),
         ("kept_groups", groups.nonzero()[:, 1], a["kept_groups"].sort(1).values.flatten(), 0.0),
-        ("own_tokens", own, a["own_tokens"], 0.0),
-        ("own_share", share, a["own_share"], 1e-6),
-        ("mixed", mixed, a["mixed"], 0.0),
+        ("own_tokens of the function", own, a["own_tokens"], 0.0),
+        ("own_tokens", F.mask_at_tokens(policy.mask, (side, side)).flatten(1), a["own_tokens"], 0.0),
+        ("own_share", policy.lam, a["own_share"], 1e-6),
+        ("mixed", policy.inputs, a["mixed"], 0.0),
         ("logp_clean", F.answer_log_probability(a["logits_clean"], answer), a["logp_clean"], 1e-5),
         ("logp_mixed", F.answer_log_probability(a["logits_mixed"], answer), a["logp_mixed"], 1e-5),
         ("loss_rank", rank.detach(), a["loss_rank"], 1e-5),

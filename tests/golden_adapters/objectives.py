@@ -9,24 +9,25 @@ from golden_adapters import adapter
 from mixaug.batch import MixedBatch
 from mixaug.losses import DecoupledCrossEntropy, MixedBinaryCrossEntropy, MixedCrossEntropy
 from mixaug.objectives import MixKD, RankMixup, RegMixup
-from mixaug.plan import Blend
 
 
-class Recorded(mixaug.Policy):
-    """A policy whose draws are recorded: (partner, lam) for one call after the other."""
+class InOrder:
+    """Recorded values, one for one call after the other: those of a pairing or of a ratio."""
 
-    spatial = None
+    involution = False
 
-    def __init__(self, draws):
-        super().__init__()
-        self.left = list(draws)
+    def __init__(self, *values):
+        self.left = [torch.as_tensor(value) for value in values]
 
-    def sample(self, batch, partner, draws):
-        partner, lam = self.left.pop(0)
-        lam = torch.as_tensor(lam, dtype=torch.float32).reshape(-1)
-        return Blend(
-            partner=torch.as_tensor(partner), lam=lam, weights=torch.stack([lam, 1 - lam], 1).expand(len(batch), 2)
-        )
+    def __call__(self, *_):
+        return self.left.pop(0)
+
+
+def mixup_of(draws):
+    """Mixup whose draws are recorded: (partner, lam) for one call after the other."""
+    partners, shares = zip(*draws, strict=True)
+    shares = [torch.as_tensor(lam).float().reshape(-1) for lam in shares]
+    return mixaug.create("mixup", pairing=InOrder(*partners), ratio=InOrder(*shares))
 
 
 class Given(nn.Module):
@@ -80,7 +81,7 @@ def decoupled(a, stem):
 def regmixup(a, stem):
     model = nn.Linear(a["weight"].shape[1], a["weight"].shape[0], bias=False)
     model.weight.data = torch.tensor(a["weight"])
-    step = mixaug.MixStep(model, Recorded([(a["index"], a["lam"])]), RegMixup(reference=True))
+    step = mixaug.MixStep(model, mixup_of([(a["index"], a["lam"])]), RegMixup(reference=True))
     loss, terms = step(torch.tensor(a["x"]), torch.tensor(a["y"]))
     loss.backward()
     return compared(
@@ -99,7 +100,7 @@ def rankmixup(a, stem):
     model = Given(a["logits"], a["logits_mixed"])
     form = {"form": "margin", "margin": float(a["margin"])} if margin else {"form": "ndcg", "draws": len(lams)}
     objective = RankMixup(weight=float(a["weight"]), reference=True, **form)
-    step = mixaug.MixStep(model, Recorded(zip(indices, lams, strict=True)), objective)
+    step = mixaug.MixStep(model, mixup_of(zip(indices, lams, strict=True)), objective)
     loss, terms = step(torch.zeros(count, 2), torch.tensor(a["y"]))
     loss.backward()
     rank = a["loss_rank"] if margin else a["loss_ndcg"]

@@ -1,63 +1,48 @@
 """Methods that are made of a choice of partners: d-mixup, LISA, SelfMix, Mixture Outlier Exposure, CutMixPick."""
 
+import contextlib
+from unittest import mock
+
 import torch
 from torch import nn
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.objectives import Given, compared
+from golden_adapters.objectives import Given, InOrder, compared
+from golden_adapters.recorded import boxes_as_recorded
 from mixaug import Batch
+from mixaug.draws import Draws
 from mixaug.losses import MixedCrossEntropy
 from mixaug.objectives import MixOE
 from mixaug.objectives.cutmixpick import pick, pick_scores
 from mixaug.partners import Stream
-from mixaug.plan import Paste
-from mixaug.policies import DMixup
-from mixaug.policies.cutmix import cutmix_boxes
 
 
-class InOrder:
-    """A pairing whose choices are recorded, one for one call after the other."""
+def cutmix_of(lam, centers, **options):
+    """CutMix whose draws are recorded: own shares (R,), and centres (R, 2) of the boxes, and where they are drawn."""
+    policy = mixaug.create("cutmix", ratio=recorded(lam), **options)
 
-    involution = False
+    def pixels(draws, size):
+        # Partners from outside stand behind the batch's own rows, and get a box too.
+        return centers.repeat(draws.batch_size // len(centers), 1)
 
-    def __init__(self, *partners):
-        self.left = [torch.as_tensor(partner) for partner in partners]
-
-    def __call__(self, batch, draws):
-        return self.left.pop(0)
-
-
-class Boxes(mixaug.Policy):
-    """CutMix with recorded boxes, (R, 4) y0, x0, y1, x1, and, for ``labeling="ratio"``, shares (R,)."""
-
-    def __init__(self, boxes, lam=None, **shared):
-        super().__init__(**shared)
-        self.boxes = torch.as_tensor(boxes)
-        self.lam = torch.ones(len(self.boxes)) if lam is None else lam.float()
-
-    def sample(self, batch, partner, draws):
-        boxes, lam = self.boxes, self.lam
-        if len(boxes) > 1:
-            # Partners from outside stand behind the batch's own rows, and get a box too.
-            boxes, lam = (values.repeat(len(batch) // len(boxes), *[1] * (values.ndim - 1)) for values in (boxes, lam))
-        return Paste(partner=partner, lam=lam, size=batch.size, boxes=boxes)
+    return policy, mock.patch.object(Draws, "pixels", pixels)
 
 
 def recorded(lam):
     """A ratio whose values are recorded, for a batch alone and with partners behind it."""
-    lam = torch.as_tensor(lam).float().reshape(-1)
+    lam = torch.as_tensor(lam).reshape(-1)
     return lambda draws: lam.repeat(draws.batch_size // len(lam))
 
 
 @adapter("dmixup")
 def dmixup(a, stem):
     shares = torch.tensor(a["weights"]).float()[None]
-    policy = DMixup(points=shares.shape[1], pairing=InOrder(*a["index"]))
-    policy.draw_shares = lambda draws: shares
+    policy = mixaug.create("dmixup", points=shares.shape[1], pairing=InOrder(*a["index"]))
     model = nn.Linear(a["head_weight"].shape[1], a["head_weight"].shape[0], bias=False)
     model.weight.data = torch.tensor(a["head_weight"])
-    loss, _ = mixaug.MixStep(model, policy, MixedCrossEntropy())(torch.tensor(a["x"]), torch.tensor(a["y"]))
+    with mock.patch.object(Draws, "dirichlet", lambda draws, alpha, count: shares):
+        loss, _ = mixaug.MixStep(model, policy, MixedCrossEntropy())(torch.tensor(a["x"]), torch.tensor(a["y"]))
     loss.backward()
     return compared(("loss", loss, a["loss"], 1e-5), ("grad_weight", model.weight.grad, a["grad_weight"], 1e-5))
 
@@ -73,13 +58,14 @@ def mixoe(a, stem):
     box = [top, left, max(top, bottom), max(left, right)]
     forms = {
         "linear": mixaug.create("mixup", ratio=float(a["lam"]), per="batch", partners=source),
-        "cut": Boxes(torch.tensor([box]), torch.tensor([float(a["lam_cut"])]), labeling="ratio", partners=source),
+        "cut": mixaug.create("cutmix", ratio=float(a["lam_cut"]), per="batch", labeling="ratio", partners=source),
     }
     found = []
     for form, policy in forms.items():
-        mixed = policy(batch)
         model = Given(a["logits_clean"], a["logits_mixed"])
-        loss, terms = mixaug.MixStep(model, policy, MixOE(float(a["beta"])))(batch)
+        with contextlib.nullcontext() if form == "linear" else boxes_as_recorded("cutmix", *[torch.tensor([box])] * 2):
+            mixed = policy(batch)
+            loss, terms = mixaug.MixStep(model, policy, MixOE(float(a["beta"])))(batch)
         found += [
             (f"mixed_{form}", mixed.inputs, a[f"mixed_{form}"], 1e-6),
             (f"targets_{form}", mixed.targets(a["logits_clean"].shape[1]), a[f"soft_targets_{form}"], 1e-6),
@@ -114,15 +100,14 @@ def lisa_groups(a, stem):
         for form in ("mixup", "cutmix"):
             key = f"{kept}_{form}"
             own, partner = torch.tensor(a[f"{key}_own"]), torch.tensor(a[f"{key}_partner"])
-            size, lam = images.shape[2:], torch.tensor(a[f"{key}_lam"])
+            lam = torch.tensor(a[f"{key}_lam"])
             source = Stream("partners")
-            policy = (
-                mixaug.create("mixup", ratio=recorded(lam), partners=source)
-                if form == "mixup"
-                else Boxes(cutmix_boxes(lam, torch.tensor(a[f"{key}_centre_yx"]), size), partners=source)
-            )
+            policy, drawing = mixaug.create("mixup", ratio=recorded(lam), partners=source), contextlib.nullcontext()
+            if form == "cutmix":
+                policy, drawing = cutmix_of(lam, torch.tensor(a[f"{key}_centre_yx"]), partners=source)
             streams = {"partners": Batch(images[partner], labels[partner])}
-            mixed = policy(Batch(images[own], labels[own], streams=streams))
+            with drawing:
+                mixed = policy(Batch(images[own], labels[own], streams=streams))
             # The pairs are such as the pairing of the preset draws.
             chosen = mixaug.pairing.Selective(pairing[0], ("domain", pairing[1]))
             every = torch.arange(len(labels))
@@ -161,16 +146,25 @@ def lisa_pairs(a, stem):
 @adapter("selfmix")
 def selfmix(a, stem):
     partner, image_id = torch.tensor(a["partner"]), torch.tensor(a["image_id"])
-    pairing = InOrder(partner)
-    policy = (
-        mixaug.create("mixup", pairing=pairing, ratio=recorded(a["lam"]))
-        if "mixup" in stem
-        else Boxes(a["box"], pairing=pairing)
-    )
-    mixed = policy(torch.tensor(a["images"]), torch.tensor(a["soft_labels"]))
+    images, pairing = torch.tensor(a["images"]), InOrder(partner)
+    if "mixup" in stem:
+        policy, drawing = mixaug.create("mixup", pairing=pairing, ratio=recorded(a["lam"])), contextlib.nullcontext()
+    else:
+        # The box was recorded, not the share and the centre that gave it.
+        policy = mixaug.create("cutmix", pairing=pairing)
+        drawing = boxes_as_recorded("cutmix", torch.tensor(a["box"]))
+    with drawing:
+        mixed = policy(images, torch.tensor(a["soft_labels"]))
+    # The pairs are such as the pairing of the preset draws, but that the authors' permutation may leave a crop alone.
+    batch = Batch(images, metadata={"image_id": image_id})
+    chosen = mixaug.create("selfmix").pairing
+    drawn = torch.stack([
+        chosen(batch, Draws(len(images), images.device, torch.Generator().manual_seed(seed))) for seed in range(200)
+    ])  # fmt: skip
+    possible = (drawn == partner).any(0) | (partner == torch.arange(len(images)))
     return compared(
         ("mixed", mixed.inputs, a["mixed"], 1e-6),
         ("own weight", mixed.lam, a["own_weight"], 1e-6),
         ("target", mixed.targets(), a["target"], 1e-6),
-        ("partners are of the same image", image_id[partner], image_id, 0),
+        ("drawn by the pairing", possible, torch.ones(len(images), dtype=torch.bool), 0),
     )

@@ -3,19 +3,25 @@
 import torch
 
 from golden_adapters import adapter
-from mixaug import functional as F
+from golden_adapters.recorded import given, mixed_as_recorded
 
 
 @adapter("patchmix")
 def replay_patchmix(arrays, stem):
-    images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
-    recorded = torch.from_numpy(arrays["partner_patches"])
-    own = recorded == 0  # the files' convention is the partner's, share and patches
-    lam = 1 - torch.from_numpy(arrays["partner_fraction"])
-    drawn = F.random_cells(own.double().squeeze(1), lam)
-    mixed, share = F.patchmix(images, partner, own, int(arrays["patch_size"]))
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    own = 1 - a["partner_patches"].double()  # the files' convention is the partner's, share and patches
+    mixed = mixed_as_recorded(
+        "patchmix",
+        a["images"],
+        a["partner"],
+        # Patches go by the order of random numbers, here their own names; how many do is the policy's to say.
+        recorded={"uniform": [own.squeeze(1)]},
+        ratio=given(1 - a["partner_fraction"]),
+        patch_size=int(a["patch_size"]),
+    )
+    side = int(a["patch_size"])
     return [
-        ("patches", drawn, own, 0.0),
-        ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 0.0),
-        ("own_weight", share, torch.from_numpy(arrays["own_weight"]), 1e-7),
+        ("patches", mixed.mask[:, :, ::side, ::side], own, 0.0),
+        ("mixed", mixed.inputs, a["mixed"], 0.0),
+        ("own_weight", mixed.lam, a["own_weight"], 1e-7),
     ]

@@ -1,10 +1,15 @@
 """puzzlemix_*: costs, energy, both solvers' minima, and, from the recorded mask, moves, mixed images and share."""
 
+from unittest import mock
+
 import torch
 
+import mixaug
 from golden_adapters import adapter
+from golden_adapters.recorded import given, mixed_as_recorded
 from mixaug import functional as F
 from mixaug.ops import gridcut
+from mixaug.policies import PuzzleMix
 from mixaug.signals import ModelSignals
 
 #: Samples for which our cut is not the recorded one, by file: with many blocks several cuts are nearly as good.
@@ -51,7 +56,6 @@ def replay_puzzlemix(arrays, stem):
     ]
 
     blocks = torch.from_numpy(arrays["mask_blocks"])
-    found.append(("ratio", blocks.mean((1, 2)), torch.from_numpy(arrays["ratio"]), 1e-6))
     moves = None
     if bool(arrays["transport"]):
         both, seen = [], []
@@ -65,44 +69,53 @@ def replay_puzzlemix(arrays, stem):
             # Where the mask hides a place, nothing or anything may lie there.
             found.append((f"plan{name}", both[-1][seen[-1]], source[seen[-1]], 0.0))
         moves = both[0], both[1]
-    noise = {}
-    if "noise" in arrays:
-        noise = {"noise": torch.from_numpy(arrays["noise"])}
-    shown = F.perturbed_images(images, noise["noise"], mean=mean, std=std) if noise else images
+    noise = torch.from_numpy(arrays["noise"]) if "noise" in arrays else None
+    shown = images if noise is None else F.perturbed_images(images, noise, mean=mean, std=std)
     mixed = F.puzzlemix_blend(shown, partner, blocks, moves)
-    found.append(("mixed", mixed, torch.from_numpy(arrays["mixed"]), 2e-6))
-    whole = F.puzzlemix(
-        images,
-        partner,
-        lam,
-        saliency,
-        block_num=n,
-        n_labels=labels,
-        beta=beta,
-        gamma=gamma,
-        eta=eta,
-        neigh_size=int(arrays["neigh_size"]),
-        transport=bool(arrays["transport"]),
-        t_size=int(arrays["t_size"]) if int(arrays["t_size"]) > 0 else None,
-        t_eps=float(arrays["t_eps"]),
-        mean=mean,
-        std=std,
-        **noise,
-    )
+    found.append(("mixed from the recorded mask", mixed, torch.from_numpy(arrays["mixed"]), 2e-6))
+    options = {
+        "block_nums": (n,),
+        "n_labels": labels,
+        "beta": beta,
+        "gamma": gamma,
+        "eta": eta,
+        "neigh_size": int(arrays["neigh_size"]),
+        "transport": bool(arrays["transport"]),
+        "t_size": int(arrays["t_size"]) if int(arrays["t_size"]) > 0 else None,
+        "t_eps": float(arrays["t_eps"]),
+        "mean": mean,
+        "std": std,
+    }
+    draws = {}
+    if noise is not None:
+        # Own images and partners are perturbed alike: both coins fall below the chance.
+        options["adv_p"], draws = 1.0, {"host_uniform": [0.5, 0.5]}
+    with mock.patch.object(PuzzleMix, "_perturbation", lambda policy, batch, draws: noise):
+        whole = mixed_as_recorded(
+            "puzzlemix",
+            images,
+            partner,
+            None,
+            mixaug.Signals(saliency=saliency),
+            recorded=draws,
+            ratio=given(lam),
+            **options,
+        )
     # Samples whose cut is the recorded one are compared from end to end. The others have another cut of nearly the same
     # energy, which is compared above; how many they are is stated for each file.
     cut = gridcut.grid_cut(*energy)
     same = (cut == torch.from_numpy(arrays["cut_labels"])).flatten(1).all(1)
-    # Those are taken from our own cut on: what the whole function makes of it, in single steps.
+    # Those are taken from our own cut on: what the policy makes of it, in single steps.
     other = 1 - cut.to(blocks.dtype) / (labels - 1)
     blocks = torch.where(same[:, None, None], blocks, other)
+    of_all = f"{int(same.sum())} of {len(same)} samples"
     found += [
-        # A file that is new here has no number yet.
-        ("samples with another cut", (~same).sum(), torch.tensor(OTHER_CUT.get(stem, int((~same).sum()))), 0),
-        ("whole", whole[0][same], torch.from_numpy(arrays["mixed"])[same], 2e-6),
-        ("lam", whole[1][same], torch.from_numpy(arrays["ratio"])[same], 1e-6),
-        ("lam of the other cuts", whole[1][~same], blocks.mean((1, 2))[~same].to(whole[1].dtype), 1e-6),
+        (f"mixed, {of_all}", whole.inputs[same], torch.from_numpy(arrays["mixed"])[same], 2e-6),
+        (f"ratio, {of_all}", whole.lam[same], torch.from_numpy(arrays["ratio"])[same], 1e-6),
+        ("ratio of the other cuts", whole.lam[~same], blocks.mean((1, 2))[~same].to(whole.lam.dtype), 1e-6),
     ]
+    if stem in OTHER_CUT:
+        found.append(("samples with another cut", (~same).sum(), torch.tensor(OTHER_CUT[stem]), 0))
     return found
 
 
@@ -123,7 +136,7 @@ class SmallNet(torch.nn.Module):
 def replay_saliency(arrays):
     images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     signals = ModelSignals(SmallNet(arrays)).of(images, labels, frozenset({"saliency"}))
-    saliency = signals.saliency(mode="train", keep_loss=True)
+    saliency = mixaug.create("puzzlemix", clean_weight=1.0).saliency_of(mixaug.Batch(images, labels, signals))
     return [
         ("saliency", saliency, torch.from_numpy(arrays["saliency"]), 1e-6),
         ("loss", signals.clean_loss().detach(), torch.from_numpy(arrays["loss"]), 1e-6),

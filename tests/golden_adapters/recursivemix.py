@@ -1,5 +1,7 @@
 """RecursiveMix: a sequence of batches, with the authors' boxes."""
 
+from unittest import mock
+
 import torch
 from torch import nn
 
@@ -30,23 +32,20 @@ def fill(layer, a, name):
     layer.bias.data = torch.tensor(a[f"{name}_bias"])
 
 
-class Recorded(RecursiveMix):
-    """The policy with recorded boxes."""
-
-    boxes: list
-
-    def draw_boxes(self, draws, size):
-        area, center = self.boxes.pop(0)
-        return centred_boxes(center, shares_of_sides(area.sqrt(), size), size)
-
-
 @adapter("recursivemix")
 def recursivemix(a, stem):
     interpolation = {"nearest": "nearest", "bilinear": "bilinear_corners"}[str(a["interpolation"])]
-    policy = Recorded(float(a["alpha"]), float(a["omega"]), interpolation)
+    policy = mixaug.create(
+        "recursivemix", alpha=float(a["alpha"]), omega=float(a["omega"]), interpolation=interpolation
+    )
     steps = range(len(a["area"]))
-    centers = torch.stack([torch.tensor(a["cy"]), torch.tensor(a["cx"])], 1)
-    policy.boxes = [(torch.tensor(a["area"])[t : t + 1], centers[t : t + 1]) for t in steps[1:]]
+    centers, areas = torch.stack([torch.tensor(a["cy"]), torch.tensor(a["cx"])], 1), torch.tensor(a["area"])
+    boxes = [(areas[t : t + 1], centers[t : t + 1]) for t in steps[1:]]
+
+    def drawn(policy, draws, size):
+        area, center = boxes.pop(0)
+        return centred_boxes(center, shares_of_sides(area.sqrt(), size), size)
+
     model = Network(a)
     step = mixaug.MixStep(
         model, policy, MixedCrossEntropy(), mixaug.ModelSignals(model, features="relu", classifier="fc")
@@ -56,7 +55,8 @@ def recursivemix(a, stem):
     # What the step mixed is what its model was run on.
     model.register_forward_pre_hook(lambda module, inputs: mixed.update(images=inputs[0]))
     for t in steps:
-        loss, terms = step(torch.tensor(a[f"images_{t}"]), torch.tensor(a[f"labels_{t}"]))
+        with mock.patch.object(RecursiveMix, "draw_boxes", drawn):
+            loss, terms = step(torch.tensor(a[f"images_{t}"]), torch.tensor(a[f"labels_{t}"]))
         kept = policy.partners.kept
         labels, weights = kept["labels"].reshape(kept["weights"].shape), kept["weights"]
         one_hot = torch.nn.functional.one_hot(labels, int(a["num_classes"])).float()

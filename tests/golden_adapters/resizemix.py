@@ -3,20 +3,28 @@
 import torch
 
 from golden_adapters import adapter
-from mixaug import functional as F
+from golden_adapters.recorded import mixed_as_recorded
 
 
 @adapter("resizemix")
 def replay_resizemix(arrays, stem):
-    images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
-    expected_boxes = torch.from_numpy(arrays["box"])
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
     interpolation = "bilinear" if "bilinear" in stem else "nearest"
-    centers = torch.stack([torch.from_numpy(arrays["cy"]), torch.from_numpy(arrays["cx"])], 1)
-    boxes = F.resizemix_boxes(torch.from_numpy(arrays["tau"]), centers, images.shape[2:])
-    mixed, lam = F.resizemix(images, partner, expected_boxes, interpolation=interpolation)
-    tolerance = 5e-5 if interpolation == "bilinear" else 0.0
+    recorded = {"pixels": [torch.stack([a["cy"], a["cx"]], 1)]}
+    # Files of mmpretrain draw the own area, within bounds that the recorded share has gone through; those of OpenMixup
+    # the side.
+    recorded |= {"beta": [a["lam"]]} if "lam" in a else {"uniform": [a["tau"]]}
+    mixed = mixed_as_recorded(
+        "resizemix",
+        a["images"],
+        a["partner"],
+        recorded=recorded,
+        rule="area" if "lam" in a else "uniform",
+        scope=(0.0, 1.0),
+        interpolation=interpolation,
+    )
     return [
-        ("boxes", boxes, expected_boxes, 0.0),
-        ("mixed", mixed, torch.from_numpy(arrays["mixed"]), tolerance),
-        ("own_weight", lam, torch.from_numpy(arrays["own_weight"]), 1e-7),
+        ("boxes", mixed.plan.boxes, a["box"], 0.0),
+        ("mixed", mixed.inputs, a["mixed"], 5e-5 if interpolation == "bilinear" else 0.0),
+        ("own_weight", mixed.lam, a["own_weight"], 1e-7),
     ]

@@ -4,12 +4,12 @@ import re
 
 import torch
 
+import mixaug
 from golden_adapters import adapter
-from golden_adapters.automix import load, of_array
+from golden_adapters.automix import load, mask_of, of_array
 from mixaug import functional
-from mixaug.policies.learned.blocks import attended, learned_mask, tokens
+from mixaug.policies.learned.blocks import attended, tokens
 from mixaug.policies.learned.pairs import mask_loss
-from mixaug.policies.samix import SAMixBlock
 
 BLOCK = {
     "value_conv_0_conv_weight": "value.0.weight",
@@ -35,14 +35,16 @@ def replay_samix(arrays, stem):
             (f"lam rescaled, k = {k:g}", functional.rescaled_lam(a["lam"], k), expected, 1e-12)
             for k, expected in zip(a["k"].tolist(), a["rescaled"], strict=True)
         ]
-    features, size = a["features"], [side * int(a["scale_factor"]) for side in a["features"].shape[2:]]
-    block = SAMixBlock(features.shape[1], k_of(stem)).train("train" in stem)
-    state = block.state_dict()
+    features = a["features"]
+    policy = mixaug.create("samix", channels=features.shape[1], k=k_of(stem), mask_adjust=0.0, per="batch").train(
+        "train" in stem
+    )
+    block, state = policy.block, policy.block.state_dict()
     load({f"w_{name}": state[ours] for name, ours in BLOCK.items()}, a)
     other, result = features[a["index"]], []
     for number, value in enumerate(a["lam"]):
         lam = value[None].float()
-        mask = learned_mask(block(features, other, lam), size, "bilinear")
+        mask = mask_of(policy, a, lam)
         share = functional.rescaled_lam(lam, block.k)
         both = torch.cat([features * (1 + share), other * (2 - share)], 1)
         query, key = tokens(block.query(both)), tokens(block.key(both))

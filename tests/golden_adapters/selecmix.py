@@ -4,8 +4,8 @@ import torch
 
 import mixaug
 from golden_adapters import adapter
-from golden_adapters.objectives import compared
-from golden_adapters.partners import InOrder, recorded
+from golden_adapters.objectives import InOrder, compared
+from golden_adapters.partners import recorded
 from mixaug import Batch
 from mixaug.draws import Draws
 from mixaug.losses import supervised_contrastive_loss

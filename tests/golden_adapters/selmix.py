@@ -1,10 +1,34 @@
 """SelMix: gradients of measures, gains of pairs of classes, and the distribution over pairs."""
 
-import torch
+from unittest import mock
 
+import torch
+from torch import nn
+
+import mixaug
 from golden_adapters import adapter
 from mixaug.functional import selmix_gains, selmix_pairs
 from mixaug.ops.confusion import MEASURES, measure_gradient
+from mixaug.preparation import Inspection
+
+
+def refreshed(a, measure, confusion, gradient):
+    """Pairs that the policy draws from, once it was told of a set with this confusion and these prototypes."""
+    prototypes, weight = torch.tensor(a["prototypes"]), torch.tensor(a["head_weight"])
+    classes, width = weight.shape
+    policy = mixaug.create(
+        "selmix", measure=measure, factor=float(a["lambda_min"]), temperature=float(a["temperature"])
+    )
+    policy.attach(nn.Sequential(nn.Linear(width, classes)))
+    told = Inspection(
+        "valid", torch.zeros(classes, classes), prototypes, torch.arange(classes), weight, torch.tensor(a["head_bias"])
+    )
+    with (
+        mock.patch("mixaug.policies.selmix.confusion_matrix", lambda *_: confusion),
+        mock.patch("mixaug.policies.selmix.measure_gradient", lambda *_: (gradient, None)),
+    ):
+        policy.on_refresh(told)
+    return policy.current_pairs().double()
 
 
 @adapter("selmix")
@@ -32,7 +56,9 @@ def selmix(a, stem):
         found += [
             (f"{measure} gradient", gradient, a[f"{measure}_dM_dA"], 1e-6 * scale(f"{measure}_dM_dA")),
             (f"{measure} gains", gains, recorded, 1e-4 * scale(f"{measure}_gain")),
-            (f"{measure} pairs", pairs, a[f"{measure}_P"], 1e-6),
+            (f"{measure} pairs of the recorded gains", pairs, a[f"{measure}_P"], 1e-6),
+            # The policy's own gains are in float64, and the temperature makes more of the difference.
+            (f"{measure} pairs", refreshed(a, measure, confusion, gradient), a[f"{measure}_P"], 1e-4),
         ]
         if f"{measure}_lambdas" in a and multipliers is not None:
             name = f"{measure}_lambdas"

@@ -3,20 +3,30 @@
 import torch
 
 from golden_adapters import adapter
+from golden_adapters.recorded import mixed_as_recorded
 from mixaug import functional as F
 
 
 @adapter("smoothmix")
 def replay_smoothmix(arrays, stem):
-    images, partner = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["partner"])
-    centers = torch.stack([torch.from_numpy(arrays["centre_y"]), torch.from_numpy(arrays["centre_x"])], 1)
-    # The reference has one sigma for square images; ours has one for each axis.
-    sigma = torch.from_numpy(arrays["sigma"])[:, None].expand(-1, 2)
-    mask, _ = F.smoothmix_mask(centers, sigma, images.shape[2:])
-    mixed, lam = F.smoothmix(images, partner, centers, sigma)
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    size = a["images"].shape[2:]
+    # The reference has one sigma, in pixels, for square images; ours is a share of each side.
+    assert size[0] == size[1], "the recording knows square images alone"
+    centers = torch.stack([a["centre_y"], a["centre_x"]], 1)
+
+    def mixed(**options):
+        # The policy draws a pixel, whose lower corner is the centre.
+        recorded = {"pixels": [centers + 0.5], "uniform": [a["sigma"] / size[0]]}
+        return mixed_as_recorded("smoothmix", a["images"], a["partner"], recorded=recorded, **options)
+
+    meant, released = mixed(), mixed(reference_labels=True)
+    by_function, share = F.smoothmix(a["images"], a["partner"], centers, a["sigma"][:, None].expand(-1, 2))
     return [
-        ("partner_mask", 1 - mask, torch.from_numpy(arrays["partner_mask"]), 1e-5),
-        ("mixed", mixed, torch.from_numpy(arrays["mixed"]), 1e-5),
-        ("own_weight", lam, torch.from_numpy(arrays["own_weight"]), 1e-5),
-        ("reference_lam", 1 - lam, torch.from_numpy(arrays["reference_lam"]), 1e-5),
+        ("partner_mask", 1 - meant.mask, a["partner_mask"], 1e-5),
+        ("mixed", meant.inputs, a["mixed"], 1e-5),
+        ("mixed by the function", by_function, a["mixed"], 1e-5),
+        ("own_weight", meant.lam, a["own_weight"], 1e-5),
+        ("own_weight of the function", share, a["own_weight"], 1e-5),
+        ("reference_lam", released.lam, a["reference_lam"], 1e-5),
     ]

@@ -1,8 +1,10 @@
-"""snapmix_*: class activation maps, and from the recorded maps and boxes the weights and the mixed images."""
+"""snapmix_*: class activation maps, and from them and the boxes the weights and the mixed images."""
 
 import torch
 
+import mixaug
 from golden_adapters import adapter
+from golden_adapters.recorded import boxes_as_recorded, given, mixed_as_recorded
 from mixaug import functional as F
 
 
@@ -22,17 +24,29 @@ def replay_snapmix(arrays, stem):
     cam = F.class_activation_map(a["features"], a["fc_weight"], labels, images.shape[2:])
     expected = torch.stack([a["lam_a"], a["lam_b"]], 1)
     result = with_gaps("cam", cam, a["cam"], 1e-6)
-    for source, maps in (("own", cam), ("recorded", a["cam"])):
-        mixed, weights = F.snapmix(images, partner, own, other, maps, labels)
+    for source, maps in (("our maps", cam), ("the recorded maps", a["cam"])):
+        # Boxes were recorded, not the shares and centres that gave them; the policy draws both twice.
+        with boxes_as_recorded("snapmix", own, other) as (share, centers):
+            mixed = mixed_as_recorded(
+                "snapmix",
+                images,
+                partner,
+                labels,
+                mixaug.Signals(cam=maps),
+                recorded={"pixels": [centers, centers]},
+                ratio=given(share),
+                per="batch",
+            )
         result += [
-            (f"mixed, {source} maps", mixed, a["mixed"], 1e-5),
-            (f"weights, {source} maps", weights, expected, 1e-5),
+            (f"box, {source}", mixed.plan.boxes, own, 0.0),
+            (f"box of the partner, {source}", mixed.plan.partner_boxes, other, 0.0),
+            (f"mixed, {source}", mixed.inputs, a["mixed"], 1e-5),
+            (f"weights, {source}", mixed.weights, expected, 1e-5),
         ]
     each = [boxes.expand(len(images), 4).contiguous() for boxes in (own, other)]
     mixed, weights = F.snapmix(images, partner, *each, cam, labels)
     return [
         *result,
-        ("labels of the partners", labels[partner], a["labels_b"], 0.0),
-        ("mixed, boxes per sample", mixed, a["mixed"], 1e-5),
-        ("weights, boxes per sample", weights, expected, 1e-5),
+        ("mixed by the function, boxes per sample", mixed, a["mixed"], 1e-5),
+        ("weights of the function, boxes per sample", weights, expected, 1e-5),
     ]

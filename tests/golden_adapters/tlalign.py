@@ -3,40 +3,61 @@
 import torch
 
 from golden_adapters import adapter
+from golden_adapters.recorded import Seen, boxes_as_recorded, given, mixed_as_recorded
 from mixaug import functional as F
 from mixaug.batch import MixedBatch
 
 
 @adapter("tlalign")
 def replay_tlalign(arrays, stem):
-    given = {name: torch.from_numpy(values) for name, values in arrays.items()}
-    images, labels, count = given["images"], given["labels"], len(given["labels"])
-    patch, classes, smoothing = int(arrays["patch_size"]), int(arrays["num_classes"]), float(arrays["smoothing"])
-    top, bottom, left, right = arrays["box_tokens_yyxx"].tolist()
-    box = torch.tensor([[top, left, bottom, right]])
-    partner = torch.arange(count).flip(0)
-    mixed, area = F.tlalign(images, partner, box, patch)
-    lam = given["lam"].reshape(1).float().expand(count)
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    images, labels, count = a["images"], a["labels"], len(a["labels"])
+    patch, classes, smoothing = int(a["patch_size"]), int(a["num_classes"]), float(a["smoothing"])
+    top, bottom, left, right = a["box_tokens_yyxx"].tolist()
+    box, partner = torch.tensor([[top, left, bottom, right]]), torch.arange(count).flip(0)
+    grid = F.patch_grid(patch, images.shape[2:])
 
-    # Ones pasted over with zeros show which tokens are own, at the pixel that is read of each.
-    ones = torch.ones_like(images[:2, :1])
-    ones[1] = 0
-    pixels, _ = F.tlalign(ones, torch.tensor([1, 0]), box, patch)
-    tokens = F.mask_at_tokens(pixels[:1], F.patch_grid(patch, images.shape[2:]))
+    def made(seen=None):
+        # The box was recorded, not the share and the centre that gave it.
+        with boxes_as_recorded("tlalign", box) as (share, centers):
+            return mixed_as_recorded(
+                "tlalign",
+                images,
+                partner,
+                labels,
+                Seen(attentions=[]),
+                recorded={"pixels": [centers]},
+                seen=seen,
+                ratio=given(share),
+                patch_size=patch,
+                per="batch",
+            )
 
-    sources = torch.stack([torch.arange(count), partner], 1)
+    mixed, final = made(), made(ClassTokens(attentions=list(a["attention"])))
+    tokens = F.mask_at_tokens(mixed.mask[:1], grid)
 
     def targets(own):
         """Smoothed targets (B, K) of own shares (B,)."""
-        return MixedBatch(images, labels, sources, torch.stack([own, 1 - own], 1)).targets(classes, smoothing)
+        shares = torch.stack([own, 1 - own], 1)
+        return MixedBatch(images, labels, mixed.sources, shares).targets(classes, smoothing)
 
-    attentions = list(given["attention"].mean(2))
-    behind = [F.token_label_shares(attentions[:depth], tokens, lam) for depth in range(len(attentions) + 1)]
+    attentions = list(a["attention"].mean(2))
+    behind = [F.token_label_shares(attentions[:depth], tokens, mixed.lam) for depth in range(len(attentions) + 1)]
     rows = torch.stack([torch.stack([targets(own) for own in shares.unbind(1)], 1) for shares in behind])
     return [
-        ("mixed", mixed, given["mixed"], 0.0),
-        ("lam", area, lam, 1e-7),
-        ("token_labels0", rows[0], given["token_labels0"], 1e-5),
-        ("token_labels", rows, given["token_labels"], 1e-5),
-        ("cls_label", targets(F.token_label_share(attentions, tokens, lam)), given["cls_label"], 1e-5),
+        ("mixed", mixed.inputs, a["mixed"], 0.0),
+        ("lam", mixed.lam, a["lam"].expand(count), 1e-6),
+        ("token_labels0", rows[0], a["token_labels0"], 1e-5),
+        ("token_labels", rows, a["token_labels"], 1e-5),
+        ("cls_label", final.targets(classes, smoothing), a["cls_label"], 1e-5),
     ]
+
+
+class ClassTokens(Seen):
+    """A mixed pass of a model whose classifier reads the class token."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.model = torch.nn.Module()
+        self.model.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 1))
+        self.model.global_pool = "token"

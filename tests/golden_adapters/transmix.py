@@ -2,44 +2,72 @@
 
 import torch
 
+import mixaug
 from golden_adapters import adapter
-from mixaug import functional as F
+from golden_adapters.recorded import Seen, boxes_as_recorded, given, mixed_as_recorded
 from mixaug.batch import MixedBatch
+from mixaug.plan import MaskBlend
 
 
 @adapter("transmix")
 def replay_transmix(arrays, stem):
-    rows = torch.from_numpy(arrays["cls_attention_rows"])
-    attention = rows.mean(1)[:, 1:]
-    area = torch.from_numpy(arrays["lam_area"]).reshape(1)
-    if "mask" in arrays:
-        mask = 1 - torch.from_numpy(arrays["mask"])  # recorded as 1 where the partner shows
-        lam = F.attention_lam(attention, mask, area)
-        return [
-            ("area", mask.double().mean((1, 2, 3)), area.expand(len(mask)), 1e-6),
-            ("lam", lam, torch.from_numpy(arrays["lam"]), 1e-6),
-        ]
-    top, bottom, left, right = arrays["box_yyxx"].tolist()
-    size = tuple(arrays["image_hw"].tolist())
-    box = torch.tensor([[top, left, bottom, right]])
-    labels, count = torch.from_numpy(arrays["labels"]), len(rows)
-    partner, classes, smoothing = torch.arange(count).flip(0), int(arrays["num_classes"]), float(arrays["smoothing"])
-    # An image of ones into which zeros are pasted is its own mask.
-    ones = torch.ones(2, 1, *size)
-    ones[1] = 0
-    pasted, kept = F.cutmix(ones, torch.tensor([1, 0]), box)
-    mask = pasted[:1]
+    a = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    # The heads' mean of what the class token gives to the image tokens, which the signals of a pass are.
+    seen = Seen(attention=a["cls_attention_rows"].mean(1)[:, 1:])
+    return of_mask(a, seen) if "mask" in a else of_box(a, seen)
 
-    def targets(own):
-        weights = torch.stack([own, 1 - own], 1)
-        sources = torch.stack([torch.arange(count), partner], 1)
-        return MixedBatch(rows, labels, sources, weights).targets(classes, smoothing)
+
+def of_mask(a, seen):
+    """OpenMixup weighs masks of any method by attention: the labeling of TransMix on a recorded mask."""
+    count, mask = len(a["mask"]), 1 - a["mask"]  # recorded as 1 where the partner shows
+    size = tuple(mask.shape[2:])
+    area = a["lam_area"].float().expand(count)
+    plan = MaskBlend(
+        partner=torch.arange(count).roll(1),
+        lam=area,
+        mask=mask[:, 0].bool(),
+        size=size,
+        weights=torch.stack([area, 1 - area], 1),
+    )
+    policy = mixaug.create("cutmix", labeling=mixaug.create("transmix").labeling)
+    mixed = MixedBatch(torch.zeros(count, 1, *size), None, plan.sources, plan.weights, plan)
+    return [
+        ("area", plan.area(), area, 1e-6),
+        ("lam", policy.relabel(mixed, seen).lam, a["lam"], 1e-6),
+    ]
+
+
+def of_box(a, seen):
+    top, bottom, left, right = a["box_yyxx"].tolist()
+    size, labels = tuple(a["image_hw"].tolist()), a["labels"]
+    count, classes, smoothing = len(labels), int(a["num_classes"]), float(a["smoothing"])
+    partner = torch.arange(count).flip(0)
+
+    def mixed(seen=None):
+        # The box was recorded, not the share and the centre that gave it.
+        with boxes_as_recorded("cutmix", torch.tensor([[top, left, bottom, right]])) as (share, centers):
+            return mixed_as_recorded(
+                "transmix",
+                torch.zeros(count, 1, *size),
+                partner,
+                labels,
+                mixaug.Signals(),
+                recorded={"pixels": [centers]},
+                seen=seen,
+                ratio=given(share),
+                per="batch",
+            )
+
+    before, after = mixed(), mixed(seen)
+
+    def alone(column):
+        weights = torch.eye(2)[column].expand(count, 2)
+        return MixedBatch(before.inputs, labels, before.sources, weights).targets(classes, smoothing)
 
     return [
-        ("attn_mean", attention, torch.from_numpy(arrays["attn_mean"]), 1e-6),
-        ("lam_area", kept[:1].double(), area, 1e-6),
-        ("y1", targets(torch.ones(count)), torch.from_numpy(arrays["y1"]), 1e-6),
-        ("y2", targets(torch.zeros(count)), torch.from_numpy(arrays["y2"]), 1e-6),
-        ("target_area", targets(kept[:1].expand(count)), torch.from_numpy(arrays["target_area"]), 1e-6),
-        ("target", targets(F.attention_lam(attention, mask, area)), torch.from_numpy(arrays["target"]), 1e-6),
+        ("lam_area", before.lam, a["lam_area"].expand(count), 1e-6),
+        ("y1", alone(0), a["y1"], 1e-6),
+        ("y2", alone(1), a["y2"], 1e-6),
+        ("target_area", before.targets(classes, smoothing), a["target_area"], 1e-6),
+        ("target", after.targets(classes, smoothing), a["target"], 1e-6),
     ]

@@ -126,6 +126,17 @@ def test_a_killed_worker_is_named_and_the_next_pass_is_whole(undisturbed: list[T
     assert_same([images for images, _ in again], undisturbed)
 
 
+def test_a_connection_that_a_dead_worker_breaks_is_named() -> None:
+    def broken() -> Iterator[Any]:
+        yield torch.zeros(2, 1, 2, 2), torch.zeros(2)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    batches = iter(DeviceLoader(broken(), "cpu"))
+    next(batches)
+    with pytest.raises(RuntimeError, match=r"worker exited unexpectedly .*ConnectionResetError"):
+        next(batches)
+
+
 def test_a_resident_loader_goes_on_behind_the_batch_that_was_interrupted() -> None:
     def make() -> ResidentLoader:
         images = torch.randint(256, (50, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

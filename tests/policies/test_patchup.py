@@ -206,9 +206,12 @@ def test_one_of_several_and_sometimes_relabel_too():
 
 
 def test_tokens_and_vectors_are_refused():
-    model = tiny("vit")
-    step = mixaug.MixStep(model, mixaug.create("patchup", stages=["blocks.0"]), MixedCrossEntropy())
-    with pytest.raises(ValueError, match=r"PatchUp mixes blocks of maps, but module 'blocks.0' puts out \(6, 17, 16\)"):
+    # The default draws the input in one of three batches: the step must not wait for the two others.
+    for stages in (None, ["input", "blocks.0"]):
+        with pytest.raises(ValueError, match=r"PatchUp mixes blocks of maps, but module 'blocks.0' .* puts out tokens"):
+            mixaug.MixStep(tiny("vit"), mixaug.create("patchup", stages=stages), MixedCrossEntropy())
+    step = mixaug.MixStep(tiny("vit"), mixaug.create("patchup", stages=["norm"]), MixedCrossEntropy())
+    with pytest.raises(ValueError, match=r"PatchUp mixes blocks of maps, but module 'norm' puts out \(6, 17, 16\)"):
         step(IMAGES, LABELS)
     with pytest.raises(ValueError, match="nothing was mixed behind module 'layer1'"):
         policy = mixaug.create("patchup", stages=["layer1"])
