@@ -8,6 +8,8 @@ RUNS ?= runs
 # One thread per process: pytest-xdist and the benchmark already use all cores, and results do not depend on their number.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+# Tests start many processes: what one of them has compiled, the others read.
+unexport PYTHONDONTWRITEBYTECODE
 
 CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m mypy mixaug
 

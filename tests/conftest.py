@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-import helpers
-
-# Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# The process that hands out the tests to others imports no torch.
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # A package of its own, with tests of its own: tests/test_packaging.py installs it and runs them.
@@ -29,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hands_out(config) and config.getoption("--device") == "cpu":
+        return
+    # Collection makes hundreds of thousands of objects that live to the end: to look for garbage among them is in vain.
+    if not hands_out(config):
+        gc.disable()
+    import torch
+
+    # Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # Tests run in parallel processes, and sums over several threads would depend on the machine.
     torch.set_num_threads(1)
     device = torch.device(config.getoption("--device"))
@@ -36,7 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device {device}: this machine or this build of torch has no CUDA device")
 
 
+def hands_out(config: pytest.Config) -> bool:
+    """Whether this process runs no test itself: pytest-xdist's other processes do."""
+    return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     # Tests that start processes come first: they are long, and one worker's fork server serves most of them.
     items.sort(key=lambda item: not starts_processes(getattr(item, "module", None)))
     if torch.cuda.is_available():
@@ -55,9 +70,10 @@ def starts_processes(module: ModuleType | None) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Hundreds of thousands of objects of torch, timm and the tests live to the end; no collection need look at them.
+    # No later collection need look at them either.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,18 +93,24 @@ def quick_compose() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device named on the command line."""
+    import torch
+
     return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture
 def generator(device: torch.device) -> torch.Generator:
     """A generator with seed 0 on the device under test."""
+    import helpers
+
     return helpers.seeded(0, device)
 
 
 @pytest.fixture
 def seeded() -> Callable[..., torch.Generator]:
     """`seeded(seed, device="cpu")`, for tests that need several streams."""
+    import helpers
+
     return helpers.seeded
 
 
