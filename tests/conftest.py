@@ -78,15 +78,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_compose() -> Iterator[None]:
-    """Configs are composed from files that are merged once."""
+    """Configs are composed from files that are merged once and read by libyaml; git and the digits are asked once."""
     config = sys.modules.get("mixaug.engine.config")
     if config is None:
         yield
         return
+    import omegaconf
+    import sklearn.datasets
+
+    from mixaug.engine import reading, run
     from quick_compose import quick
 
+    loader = reading.yaml_loader()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "_hydra_compose", quick)
+        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: loader)
+        patch.setattr(run, "_git_commit", cache(run._git_commit))
+        patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))
         yield
 
 
