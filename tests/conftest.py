@@ -37,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+        # For a GPU that may come, `torch.manual_seed` would write down each time where it was called from.
+        for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
+            module._lazy_call = lambda call, **kinds: None
     # Tests run in parallel processes, and sums over several threads would depend on the machine.
     torch.set_num_threads(1)
     device = torch.device(config.getoption("--device"))
@@ -77,7 +80,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_compose() -> Iterator[None]:
+def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Configs are composed from files that are merged once and read by libyaml; git and the digits are asked once."""
     config = sys.modules.get("mixaug.engine.config")
     if config is None:
@@ -87,10 +90,14 @@ def quick_compose() -> Iterator[None]:
     import sklearn.datasets
 
     from mixaug.engine import reading, run
-    from quick_compose import quick
+    from quick_compose import FOLDER, quick
 
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "composed"
+    folder.mkdir(exist_ok=True)
     loader = reading.yaml_loader()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
         patch.setattr(config, "_hydra_compose", quick)
         patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: loader)
         patch.setattr(run, "_git_commit", cache(run._git_commit))
