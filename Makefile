@@ -26,6 +26,8 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	@echo "Installing mixaug and its tools into .venv (once; a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# pip compiles what it installs, but no checkout; processes that start at once would all do it.
+	@$(BIN)/python -m compileall -q mixaug tools
 	@touch $@
 
 demo: $(STAMP)  ## compare mixing policies on photographs and on diabetes data, a few minutes on two cores

@@ -73,10 +73,28 @@ def starts_processes(module: ModuleType | None) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # No later collection need look at them either.
+    keep_out_of_collections()
+    # Tensors do not wait for a collection, and each one looks at all that tests have made since they began.
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    # A library that a test has imported lives to the end as well, and some training loops collect garbage at every step.
+    if len(sys.modules) > kept_out[0] + 100:
+        keep_out_of_collections()
+
+
+kept_out = [0]
+"""How many modules there were when garbage was looked for among all objects for the last time."""
+
+
+def keep_out_of_collections() -> None:
+    """No later collection of garbage looks at what there is now."""
     gc.collect()
     gc.freeze()
-    gc.enable()
+    kept_out[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)

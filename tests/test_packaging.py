@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import mixaug
+from helpers import imports_and_classes
 from processes import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +70,7 @@ def declared(section: str = "options", option: str = "install_requires") -> set[
 def imported(path: Path) -> set[str]:
     """Top-level names of all absolute imports in a file, those inside functions included."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_and_classes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
