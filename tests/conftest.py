@@ -81,7 +81,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    # A library that a test has imported lives to the end as well, and some training loops collect garbage at every step.
+    # A library that a test has imported lives to the end as well, and some training loops often collect garbage.
     if len(sys.modules) > kept_out[0] + 100:
         keep_out_of_collections()
 
