@@ -8,6 +8,8 @@ RUNS ?= runs
 # One thread per process: pytest-xdist and the benchmark already use all cores, and results do not depend on their number.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+# Tests start many processes: what one of them has compiled, the others read.
+unexport PYTHONDONTWRITEBYTECODE
 
 CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m mypy mixaug
 
@@ -24,6 +26,8 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	@echo "Installing mixaug and its tools into .venv (once; a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# pip compiles what it installs, but no checkout; processes that start at once would all do it.
+	@$(BIN)/python -m compileall -q mixaug tools
 	@touch $@
 
 demo: $(STAMP)  ## compare mixing policies on photographs and on diabetes data, a few minutes on two cores

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-import helpers
-
-# Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# The process that hands out the tests to others imports no torch.
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # A package of its own, with tests of its own: tests/test_packaging.py installs it and runs them.
@@ -29,6 +27,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hands_out(config) and config.getoption("--device") == "cpu":
+        return
+    # Collection makes hundreds of thousands of objects that live to the end: to look for garbage among them is in vain.
+    if not hands_out(config):
+        gc.disable()
+    import torch
+
+    # Without a GPU, Triton's kernels are run by its interpreter. The variable is read when Triton is first imported.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        # For a GPU that may come, `torch.manual_seed` would write down each time where it was called from.
+        for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
+            module._lazy_call = lambda call, **kinds: None
     # Tests run in parallel processes, and sums over several threads would depend on the machine.
     torch.set_num_threads(1)
     device = torch.device(config.getoption("--device"))
@@ -36,7 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device {device}: this machine or this build of torch has no CUDA device")
 
 
+def hands_out(config: pytest.Config) -> bool:
+    """Whether this process runs no test itself: pytest-xdist's other processes do."""
+    return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     # Tests that start processes come first: they are long, and one worker's fork server serves most of them.
     items.sort(key=lambda item: not starts_processes(getattr(item, "module", None)))
     if torch.cuda.is_available():
@@ -55,40 +73,77 @@ def starts_processes(module: ModuleType | None) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Hundreds of thousands of objects of torch, timm and the tests live to the end; no collection need look at them.
+    keep_out_of_collections()
+    # Tensors do not wait for a collection, and each one looks at all that tests have made since they began.
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    # A library that a test has imported lives to the end as well, and some training loops often collect garbage.
+    if len(sys.modules) > kept_out[0] + 100:
+        keep_out_of_collections()
+
+
+kept_out = [0]
+"""How many modules there were when garbage was looked for among all objects for the last time."""
+
+
+def keep_out_of_collections() -> None:
+    """No later collection of garbage looks at what there is now."""
     gc.collect()
     gc.freeze()
+    kept_out[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_compose() -> Iterator[None]:
-    """Configs are composed from files that are merged once."""
+def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Configs are composed from files that are merged once and read by libyaml; git and the digits are asked once."""
     config = sys.modules.get("mixaug.engine.config")
     if config is None:
         yield
         return
-    from quick_compose import quick
+    import omegaconf
+    import sklearn.datasets
 
+    from mixaug.engine import reading, run
+    from quick_compose import FOLDER, quick
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "composed"
+    folder.mkdir(exist_ok=True)
+    loader = reading.yaml_loader()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
         patch.setattr(config, "_hydra_compose", quick)
+        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: loader)
+        patch.setattr(run, "_git_commit", cache(run._git_commit))
+        patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))
         yield
 
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device named on the command line."""
+    import torch
+
     return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture
 def generator(device: torch.device) -> torch.Generator:
     """A generator with seed 0 on the device under test."""
+    import helpers
+
     return helpers.seeded(0, device)
 
 
 @pytest.fixture
 def seeded() -> Callable[..., torch.Generator]:
     """`seeded(seed, device="cpu")`, for tests that need several streams."""
+    import helpers
+
     return helpers.seeded
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,20 @@ def index_images(count: int, *shape: int, dtype: torch.dtype = torch.float32) ->
     """Images (count, *shape) whose every value is the image's index: a mixed pixel names its parent."""
     ramp = torch.arange(count, dtype=dtype).view(count, *(1,) * len(shape))
     return ramp.expand(count, *shape).contiguous()
+
+
+@cache
+def imports_and_classes(path: Path) -> list[ast.Import | ast.ImportFrom | ast.ClassDef]:
+    """The imports and classes of a Python file, those inside functions included; each file is read once."""
+    found, waiting = [], [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            # Expressions, nine tenths of a file, hold none.
+            if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+                waiting.append(node)
+            if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef):
+                found.append(node)
+    return found
 
 
 def ours(names: Iterable[str] | None = None) -> list[str]:

@@ -67,6 +67,9 @@ class Pixels(nn.Module):
 MODELS = {"supermix": Pixels}
 #: Policies that run a backward pass, which tensors that only pretend to lie on a GPU cannot.
 BACKWARD = {"supermix"}
+#: Half of a contract's time goes into tensors that pretend to lie on a GPU. test_launches.py runs every policy on such
+#: tensors, where a value that is read back raises and a loop over samples passes the bound: here a third of them do.
+PRETENDED = set(POLICIES[::3]) - BACKWARD
 MEANING = ["form", "pixels", "labels", "per", "options", "repeats", "autocast"]
 
 
@@ -77,16 +80,25 @@ def maker(name, **options):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_contract(name, device):
-    skipped = {"compiled", *(["device"] if name in BACKWARD and not torch.cuda.is_available() else [])}
-    broken = []
-    for promise in (promise for promise in PROMISES if promise not in skipped):
-        try:
-            check_policy(maker(name), promises=[promise], device=device, model=MODELS.get(name))
-        except ContractError as error:
-            broken.append(error)
-    if broken:
+    skipped = {"compiled", *(["device"] if device.type != "cuda" and name not in PRETENDED else [])}
+    promises = [promise for promise in PROMISES if promise not in skipped]
+    try:
+        check_policy(maker(name), promises=promises, device=device, model=MODELS.get(name))
+    except ContractError as first:
         # All that is broken is told; the traceback is that of the first.
-        raise ContractError("\n".join(map(str, broken))) from broken[0]
+        broken = []
+        for promise in promises:
+            try:
+                check_policy(maker(name), promises=[promise], device=device, model=MODELS.get(name))
+            except ContractError as error:
+                broken.append(error)
+        raise ContractError("\n".join(map(str, broken or [first]))) from first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in PRETENDED | BACKWARD])
+def test_nothing_waits_for_a_gpu_that_is_pretended(name):
+    check_policy(maker(name), promises=["device"], model=MODELS.get(name))
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda case: case if isinstance(case, str) else "")

@@ -35,11 +35,14 @@ LABELS = {
 every_label_set = pytest.mark.parametrize("kind", LABELS)
 
 
-@pytest.fixture(params=["rows", "strips"], autouse=True)
+@pytest.fixture(params=["rows", "strips"])
 def body(request, monkeypatch):
-    """Small sets are drawn from by whole rows of the kernel; every test also runs with the body for large ones."""
+    """Small sets are drawn from by whole rows of the kernel; tests of draws also run with the body for large ones."""
     if request.param == "strips":
         monkeypatch.setattr("mixaug.ops.kernels.SMALL", 0)
+
+
+both_bodies = pytest.mark.usefixtures("body")
 
 
 def slow_kernel(labels, bandwidth, kernel="gaussian", include_self=True):
@@ -150,6 +153,7 @@ def test_the_rule_of_thumb(shared):
 # --- draws follow it ----------------------------------------------------------------------------------------------
 
 
+@both_bodies
 @every_label_set
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
 @pytest.mark.parametrize("include_self", [True, False])
@@ -162,6 +166,7 @@ def test_label_kernel_draws_follow_the_matrix(kind, kernel, include_self):
     assert follows(over_set(pairing, labels, rows=torch.arange(len(labels))), expected)
 
 
+@both_bodies
 def test_the_check_of_frequencies_can_fail():
     labels, bandwidth = LABELS["line"]
     for counts, off in [
@@ -172,6 +177,7 @@ def test_the_check_of_frequencies_can_fail():
         assert not follows(counts, slow_kernel(labels, bandwidth * off))
 
 
+@both_bodies
 @pytest.mark.parametrize("units", ["raw", "standardised"])
 def test_units_and_rule_in_batch_and_over_a_set(units):
     labels = torch.randn(15, generator=seeded(8)) * 30 + 100
@@ -184,6 +190,7 @@ def test_units_and_rule_in_batch_and_over_a_set(units):
         assert follows(over_set(pairing, labels), expected)
 
 
+@both_bodies
 @every_label_set
 @pytest.mark.parametrize("include_self", [True, False])
 def test_local_by_labels_is_the_tophat(kind, include_self):
@@ -280,6 +287,7 @@ def sampled(sampler, query, count, seed=0):
     return torch.bincount(drawn, minlength=len(sampler))[None]
 
 
+@both_bodies
 @pytest.mark.parametrize("bandwidth", [0.001, 0.05, 0.6, 5.0, 100.0])
 @pytest.mark.parametrize("dims", [1, 2, 8])
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
@@ -292,6 +300,7 @@ def test_sampler_against_exact_rows(dims, bandwidth, kernel):
         assert follows(sampled(sampler, points[row : row + 1], 6_000, row + 1), expected[row : row + 1])
 
 
+@both_bodies
 @pytest.mark.parametrize("chunk", [1 << 23, 700])
 def test_sampler_with_the_row_computed_in_full(chunk, monkeypatch):
     # Spread over eight columns, narrow kernel: proposals fail nearly always.
@@ -309,6 +318,7 @@ def test_sampler_with_the_row_computed_in_full(chunk, monkeypatch):
     assert follows(counts, expected[[3, 50, 199]])
 
 
+@both_bodies
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
 def test_queries_that_are_not_of_the_set(dims, kernel):
@@ -327,6 +337,7 @@ def test_queries_that_are_not_of_the_set(dims, kernel):
         assert follows(sampled(sampler, query, 4000), expected[None])
 
 
+@both_bodies
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])
 def test_a_query_far_from_all_takes_its_nearest_row(dims, kernel):
@@ -339,6 +350,7 @@ def test_a_query_far_from_all_takes_its_nearest_row(dims, kernel):
     assert (sampler.draw(query - 1e6, seeded(0)) == 0).all()
 
 
+@both_bodies
 @pytest.mark.parametrize(("kernel", "bandwidth"), [("gaussian", 1.0), ("gaussian", 0.01), ("tophat", 1.0)])
 def test_a_class_that_the_set_does_not_have(kernel, bandwidth):
     sampler = KernelSampler(torch.tensor([4, 1, 1, 4, 2, 2]), bandwidth, kernel)
@@ -347,6 +359,7 @@ def test_a_class_that_the_set_does_not_have(kernel, bandwidth):
         assert follows(counts, torch.full((1, 6), 1 / 6, dtype=torch.float64))
 
 
+@both_bodies
 def test_leaving_out_rows():
     points = torch.tensor([[0.0], [0.0], [1.0], [50.0]], dtype=torch.float64)
     sampler = KernelSampler(points, 0.3, "tophat")
@@ -361,6 +374,7 @@ def test_leaving_out_rows():
         assert drawn[3] == 2
 
 
+@both_bodies
 def test_the_class_sampler_and_its_extremes():
     classes = torch.tensor([3] * 5 + [1] * 3 + [8])
     for bandwidth in (0.02, 0.7, 1e6):
@@ -369,6 +383,7 @@ def test_the_class_sampler_and_its_extremes():
             assert follows(sampled(sampler, classes[row : row + 1], 5000), expected[row : row + 1])
 
 
+@both_bodies
 def test_float32_labels_are_told_apart_as_float64():
     # Neighbouring float32 numbers near 1e6 lie 1/16 apart: a product form of distances would not see it.
     labels = torch.tensor([1e6, 1e6 + 0.0625, 1e6 + 0.125, 1e6 + 10])
@@ -389,6 +404,7 @@ def test_draw_index_takes_the_column_of_the_level():
     assert draw_index(weights, torch.ones(1)).tolist() == [3]
 
 
+@both_bodies
 @pytest.mark.parametrize("dims", [1, 4])
 def test_no_matrix_over_a_large_set(dims):
     count = 200_000
@@ -408,6 +424,7 @@ def test_no_matrix_over_a_large_set(dims):
 # --- options, errors, warnings ------------------------------------------------------------------------------------
 
 
+@both_bodies
 @pytest.mark.parametrize("made", [LabelKernel, Local, Nearest])
 def test_draws_come_from_the_generator_alone(made):
     pairing = made() if made is LabelKernel else made(by="labels")
@@ -471,6 +488,7 @@ def test_a_fitted_pairing_knows_its_columns_and_its_rows():
         strict.draw(Batch(torch.zeros(3, 1), torch.zeros(3)), draws)
 
 
+@both_bodies
 def test_constant_labels_with_a_raw_bandwidth_make_any_row_a_partner():
     counts = over_set(LabelKernel(1.0, include_self=True), torch.full((2,), 3.0))
     assert follows(counts, torch.full((2, 2), 0.5, dtype=torch.float64))
@@ -554,6 +572,7 @@ def test_neighbours_of_a_known_row_are_searched_once(monkeypatch):
     assert torch.equal(draw(fitted, rows), first)
 
 
+@both_bodies
 def test_rows_as_wide_as_images_need_no_covariance():
     images = torch.randn(40, 3 * 96 * 96, generator=seeded(60))
     fitted = Local("auto").fit(torch.zeros(40, 1), images)

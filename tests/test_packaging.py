@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import mixaug
+from helpers import imports_and_classes
 from processes import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +70,7 @@ def declared(section: str = "options", option: str = "install_requires") -> set[
 def imported(path: Path) -> set[str]:
     """Top-level names of all absolute imports in a file, those inside functions included."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_and_classes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -184,35 +185,51 @@ def test_wheel_holds_every_module_and_every_data_file_and_the_configs(installati
     assert {"mixaug/py.typed", "mixaug/configs/train.yaml", "mixaug/configs/policy/cutmix.yaml"} <= shipped
 
 
-def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
-    def mixaug_says(*arguments: str) -> str:
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        done = subprocess.run(
-            [str(installation / "venv" / "bin" / "mixaug"), *arguments],
-            cwd=tmp_path,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+DIGITS = ("data=digits", "data.train_size=50", "batch_size=50", "eval_batch_size=2000")
+ONE_EPOCH = ("policy=cutmix", *DIGITS, "epochs=1", "device=cpu", "threads=1")
 
-    assert mixaug_says("--version") == f"mixaug {mixaug.__version__}\n"
-    assert "_target_: mixaug.policies.CutMix" in mixaug_says("train", "--cfg", "job", "policy=cutmix")
-    assert list(tmp_path.iterdir()) == []
-    # launch=command: each run of the grid is a `mixaug train` of its own.
-    digits = ("data=digits", "data.train_size=50", "batch_size=50", "eval_batch_size=2000")
-    tiny = (*digits, "epochs=1", "device=cpu", "threads=1")
-    said = mixaug_says("benchmark", "policy=cutmix", *tiny, "launch=command")
-    assert "finished cutmix" in said
-    assert sorted(path.name for path in (tmp_path / "runs" / "leaderboard").iterdir()) == [
-        *("leaderboard.csv", "leaderboard.html", "leaderboard.md")
-    ]
-    (folder,) = (tmp_path / "runs").glob("cutmix-*")
+
+def installed_says(installation: Path, where: Path, *arguments: str) -> str:
+    """What the installed command prints in an empty folder; of a checkout it must not know."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(installation / "venv" / "bin" / "mixaug"), *arguments],
+        cwd=where,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(ROOT) not in done.stdout
+    return done.stdout
+
+
+def left_by_a_run(where: Path) -> None:
+    (folder,) = (where / "runs").glob("cutmix-*")
     assert json.loads((folder / "result.json").read_text())["policy"] == "cutmix"
-    # Nothing of the checkout was used.
-    assert str(ROOT) not in (folder / "environment.json").read_text() + said
+    assert str(ROOT) not in (folder / "environment.json").read_text()
+    pages = sorted(path.name for path in (where / "runs" / "leaderboard").iterdir())
+    assert pages == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
+
+
+def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
+    assert installed_says(installation, tmp_path, "--version") == f"mixaug {mixaug.__version__}\n"
+    assert list(tmp_path.iterdir()) == []
+    installed_says(installation, tmp_path, "train", *ONE_EPOCH)
+    installed_says(installation, tmp_path, "leaderboard", "runs", "--out", "runs/leaderboard")
+    left_by_a_run(tmp_path)
+
+
+# Two more interpreters that import torch and what is around it.
+@pytest.mark.slow
+def test_an_installed_benchmark_starts_commands_of_its_own(installation, tmp_path):
+    assert "_target_: mixaug.policies.CutMix" in installed_says(
+        installation, tmp_path, "train", "--cfg", "job", "policy=cutmix"
+    )
+    # launch=command: each run of the grid is a `mixaug train` of its own.
+    assert "finished cutmix" in installed_says(installation, tmp_path, "benchmark", *ONE_EPOCH, "launch=command")
+    left_by_a_run(tmp_path)
 
 
 def test_plugin_package_is_found_once_installed(tmp_path):

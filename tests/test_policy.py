@@ -226,7 +226,7 @@ class TestMixStep:
         torch.compiler.reset()
         model = nn.Sequential(nn.Flatten(), nn.Linear(240, 6))
         step = mixaug.MixStep(model, mixaug.create("deit"), mixaug.losses.MixedCrossEntropy(label_smoothing=0.1))
-        loss, logs = torch.compile(step, fullgraph=True, backend="aot_eager")(IMAGES, LABELS)
+        loss, logs = torch.compile(step, fullgraph=True, backend="eager")(IMAGES, LABELS)
         loss.backward()
         assert model[1].weight.grad.isfinite().all()
         torch.testing.assert_close(loss.detach(), logs["loss"])

@@ -221,13 +221,32 @@ def compiled_in_place(model):
     return model
 
 
+def traced_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def traced_wrapped(model):
+    return torch.compile(model, backend="eager")
+
+
 @pytest.mark.parametrize(
-    # Wrapped, only the place of the model differs: that is Dynamo's matter, and its eager backend is the quick one.
-    "wrap",
-    [compiled_in_place, lambda m: torch.compile(m, backend="eager")],
-    ids=["in_place", "wrapped"],
+    ("kind", "wrap"),
+    [
+        # A graph of its own for the backward pass, where the model is mixed inside and where it is asked before.
+        *(("one_hidden", compiled_in_place), ("clean", compiled_in_place)),
+        # What else differs is Dynamo's matter, and its eager backend is the quick one.
+        *(("labels", traced_in_place), ("hidden", traced_in_place)),
+        *(("hidden", traced_wrapped), ("clean", traced_wrapped)),
+        *(
+            pytest.param(kind, wrap, marks=pytest.mark.slow)
+            for kind, wrap in (
+                *(("labels", compiled_in_place), ("hidden", compiled_in_place)),
+                *(("labels", traced_wrapped), ("one_hidden", traced_wrapped)),
+            )
+        ),
+    ],
 )
-@pytest.mark.parametrize("kind", ["labels", "hidden", "one_hidden", "clean"])
 def test_compiled_models_give_the_same(kind, wrap):
     torch.compiler.reset()
     make = {

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import imports_and_classes
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Layers from the ground up. A module imports from its own layer and those before it.
 LAYERS = [
@@ -60,7 +62,7 @@ def imported(name: str) -> set[str]:
     """Every module of mixaug that a module imports, wherever in the file the import stands."""
     found = set()
     package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in imports_and_classes(FILES[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -113,7 +115,7 @@ def test_the_core_imports_torch_and_numpy_alone():
         # These are imported when a kernel is first run on a GPU.
         if name.startswith("mixaug.ops.fused."):
             continue
-        for node in ast.walk(ast.parse(FILES[name].read_text())):
+        for node in imports_and_classes(FILES[name]):
             # Type checkers bring it themselves, and torch needs it: nothing runs what stands under TYPE_CHECKING.
             if isinstance(node, ast.ImportFrom) and node.module == "typing_extensions":
                 continue
@@ -138,7 +140,7 @@ def test_no_file_and_no_class_grows_into_a_world_of_its_own():
     crowded = {
         f"{name}.{node.name}": methods
         for name, path in FILES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in imports_and_classes(path)
         if isinstance(node, ast.ClassDef)
         and (methods := sum(isinstance(item, ast.FunctionDef) for item in node.body)) > 25
     }

@@ -12,9 +12,15 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 __all__ = ["main", "run"]
+
+#: What `_check_points` has composed for a single run, by its overrides: it is not composed a second time.
+_checked: dict[tuple[str, ...], DictConfig] = {}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         options.remove(override)
     # Hydra reads the command line of the process, and would end it with a trace of its own.
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    _checked.clear()
     try:
         _check(given)
         # Hydra would print the config before the rules of its protocol.
@@ -91,6 +98,9 @@ def _check_points(overrides: Sequence[str]) -> None:
     parsed = read_overrides(overrides)
     if any((o.is_sweep_override() and not o.is_discrete_sweep()) or o.key_or_group == "hydra/sweeper" for o in parsed):
         return
+    if not any(o.is_sweep_override() for o in parsed):
+        _checked[tuple(overrides)] = compose(overrides)
+        return
     values = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [given]
         for given, o in zip(overrides, parsed, strict=True)
@@ -115,8 +125,11 @@ def run(_: Any) -> float | None:
     hydra = HydraConfig.get()
     given = [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if o.startswith(SEARCH_PATH))]
     own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    # Composed once more, because a protocol's rules need to know what the command line has set.
-    config = compose(with_config_dir(given, own[0] if own else None))
+    # Not what Hydra composed, because a protocol's rules need to know what the command line has set. Points of a
+    # sweep are not kept from the check, which may be thousands, and a launcher may run them in another process.
+    overrides = tuple(with_config_dir(given, own[0] if own else None))
+    config = _checked.pop(overrides, None)
+    config = compose(overrides) if config is None else config
 
     from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train

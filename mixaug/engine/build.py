@@ -12,7 +12,7 @@ from torch import nn
 
 from mixaug.batch import MixedBatch
 from mixaug.engine.batches import GROUP, Batches, groups_of
-from mixaug.engine.config import mixer_settings, plain
+from mixaug.engine.config import mixer_settings, plain_section
 from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
@@ -47,7 +47,7 @@ __all__ = [
 
 def _instantiate(config: DictConfig, section: str, *arguments: Any, **keywords: Any) -> Any:
     """Build the object that a section of the config names; the error of a wrong value names the section."""
-    return _built(section, plain(config)[section], *arguments, **keywords)
+    return _built(section, plain_section(config, section), *arguments, **keywords)
 
 
 def _built(section: str, settings: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -77,7 +77,7 @@ def load_data(config: DictConfig) -> Any:
 
 def data_settings(config: DictConfig) -> dict[str, Any]:
     """All that decides the data set of a run, the run's seed where an option stands for it."""
-    return _settled(config, plain(config)["data"])
+    return _settled(config, plain_section(config, "data"))
 
 
 def load_streams(config: DictConfig) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def load_streams(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: names the stream.
     """
-    streams = plain(config)["streams"]
+    streams = plain_section(config, "streams")
     return {
         name: _built(f"streams.{name}.data", _settled(config, {"_target_": "mixaug.data.load", **stream["data"]}))
         for name, stream in streams.items()
@@ -425,7 +425,7 @@ def build_scheduler(config: DictConfig, optimizer: torch.optim.Optimizer, update
         length = {"num_epochs": config.epochs, "updates_per_epoch": updates_per_epoch}
         return _instantiate(config, "schedule", groups, **length, **own)[0]
 
-    own = {key: value for key, value in plain(config)["mixer"]["schedule"].items() if value is not None}
+    own = {key: value for key, value in plain_section(config, "mixer")["schedule"].items() if value is not None}
     model, mixer = Part(optimizer, mixer=False), Part(optimizer, mixer=True)
     if not own or not mixer.param_groups:
         return schedule(optimizer)

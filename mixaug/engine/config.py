@@ -41,6 +41,7 @@ __all__ = [
     "list_choices",
     "mixer_settings",
     "plain",
+    "plain_section",
     "protocol_models",
     "validate",
     "with_config_dir",
@@ -279,22 +280,32 @@ def _literal(value: Any) -> str:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as nested dicts and lists, interpolations resolved."""
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"the configuration is incomplete: give {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
+    container = _resolved(config)
     if not isinstance(container, dict):
         raise ConfigError(f"the configuration must be a mapping, got {type(container).__name__}")
     return {str(key): value for key, value in container.items()}
 
 
+def plain_section(config: DictConfig, name: str) -> Any:
+    """``plain(config).get(name)``, for which the other sections are not gone through."""
+    section = config.get(name)
+    return _resolved(section) if OmegaConf.is_config(section) else section
+
+
+def _resolved(config: Any) -> Any:
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"the configuration is incomplete: give {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
+
+
 def mixer_settings(config: DictConfig) -> dict[str, Any]:
     """What is set for a learned mixer apart from the model, by dotted keys: ``{"mixer.lr": 0.1}``."""
-    return told_of_mixer(plain(config).get("mixer") or {})
+    return told_of_mixer(plain_section(config, "mixer") or {})
 
 
 def told_of_mixer(mixer: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,7 +319,7 @@ def config_hash(config: DictConfig) -> str:
     content = {key: value for key, value in plain(config).items() if key not in NEUTRAL_KEYS}
     content["protocol"] = {k: v for k, v in content["protocol"].items() if k != "applied"}
     content["choices"] = {k: v for k, v in content["choices"].items() if k != "experiment"}
-    if not mixer_settings(config):
+    if not told_of_mixer(content.get("mixer") or {}):
         # A section of nulls changes nothing, and runs from before there was one keep their folders.
         content.pop("mixer", None)
     content = {key: value for key, value in content.items() if key not in LATER or value != LATER[key]}
@@ -385,7 +396,7 @@ def validate(config: DictConfig) -> None:
             "evaluate_every=1"
         )
     _check_streams(config)
-    if fault := fault_of_budget(plain(config)["budget"]):
+    if fault := fault_of_budget(plain_section(config, "budget")):
         raise ConfigError(fault)
     check_choice_of(config, "precision", PRECISIONS)
     check_choice_of(config, "pool", (None, *POOLS))

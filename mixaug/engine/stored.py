@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixaug.engine import checkpoint, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.build import build_model, build_network, load_data
-from mixaug.engine.config import plain
+from mixaug.engine.config import plain_section
 from mixaug.engine.distributed import start
 from mixaug.engine.errors import CheckpointError, ConfigError
 from mixaug.engine.targets import open_config
@@ -184,7 +184,7 @@ def networks_of(config: DictConfig, data: Any) -> dict[str, nn.Module]:
         ConfigError: a folder without a checkpoint, a network of another number of outputs, one that cannot be built.
     """
     networks: dict[str, nn.Module] = {}
-    for name, source in plain(config).get("networks", {}).items():
+    for name, source in (plain_section(config, "networks") or {}).items():
         if not isinstance(source, str):
             networks[name] = build_network(config, name, source)
             continue

@@ -339,7 +339,7 @@ def device(s: Subject) -> None:
             counts[count] = operators.count
         others = [other for _, other in fake.each_per() if other.per != policy.per]
         for other in others or [policy]:
-            mixed = fake.mix(other, *_pretended_batch(4, s.size, torch.uint8), seed=None)
+            mixed = fake.mix(other, *_pretended_batch(24, s.size, torch.uint8), seed=None)
             for what, tensor in (("inputs", mixed.inputs), ("weights", mixed.weights), ("sources", mixed.sources)):
                 where = tensor.device.type
                 s.require(where == "cuda", f"{what} on {where} for images on a GPU", "the images' device")

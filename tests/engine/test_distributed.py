@@ -23,8 +23,11 @@ MODEL = (
 TINY = (*MODEL, "epochs=3", "data=digits", "data.train_size=110", "threads=1", "device=cpu", "progress=false")
 
 
-def two_processes(checkout: Path, *overrides: str) -> str:
-    return run_ranks(checkout / "tools" / "train.py", *overrides)
+SCRIPT = Path(__file__).parents[1] / "train_directly.py"
+
+
+def two_processes(*overrides: str) -> str:
+    return run_ranks(SCRIPT, *overrides)
 
 
 def state_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, object]:
@@ -34,11 +37,9 @@ def state_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, obje
         return checkpoint.load(run.run_folder(compose(overrides)) / "last.pt")
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = (*TINY, "batch_size=10", f"root={tmp_path}")
-    said = two_processes(root, *two)
+    said = two_processes(*two)
     assert said.count("epoch 3/3") == 1  # one process speaks
     one = compose([*TINY, "batch_size=20", f"root={tmp_path}"])
     result = train(one)
@@ -54,12 +55,10 @@ def test_two_processes_train_as_one_with_the_doubled_batch(
     assert result["ece_last"] > 0
 
 
-def test_each_process_mixes_from_its_own_stream_and_resumes_it(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_mixes_from_its_own_stream_and_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = (*TINY, "policy=mixup", "batch_size=10", "+model.drop_rate=0.1")
     whole, broken = (*shared, f"root={tmp_path / 'whole'}"), (*shared, f"root={tmp_path / 'broken'}")
-    two_processes(root, *whole)
+    two_processes(*whole)
     expected = state_of(monkeypatch, *whole)
     mixing = expected["streams"]["mixing"]
     assert mixing.shape[0] == 2
@@ -72,7 +71,7 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
         source, target = run.run_folder(compose(whole)), run.run_folder(compose(broken))
     target.mkdir(parents=True)
     (target / "last.pt").write_bytes((source / "previous.pt").read_bytes())
-    assert "resumed at epoch 2" in two_processes(root, *broken)
+    assert "resumed at epoch 2" in two_processes(*broken)
     got = state_of(monkeypatch, *broken)
     assert torch.equal(got["streams"]["mixing"], mixing)
     for name, value in expected["model"].items():
@@ -80,13 +79,13 @@ def test_each_process_mixes_from_its_own_stream_and_resumes_it(
 
 
 def test_two_processes_score_every_row_of_a_regression_set_once(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mixaug.engine.stored import evaluate_checkpoint
 
     overrides = ("experiment=diabetes", "policy=cmixup", "epochs=2", "device=cpu", "progress=false", "data.split=0")
     two = (*overrides, "policy.stages=[layer1]", f"root={tmp_path}")
-    assert two_processes(root, *two).count("epoch 2/2") == 1
+    assert two_processes(*two).count("epoch 2/2") == 1
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         folder = run.run_folder(compose(two))
@@ -101,7 +100,7 @@ def test_two_processes_score_every_row_of_a_regression_set_once(
 def test_torchrun_starts_the_two_processes(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = (*TINY, "policy=mixup", "batch_size=10", "epochs=1")
     by_hand, by_torchrun = ((*overrides, f"root={tmp_path / name}") for name in ("hand", "torchrun"))
-    two_processes(root, *by_hand)
+    two_processes(*by_hand)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(root / "tools" / "train.py"), *by_torchrun]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

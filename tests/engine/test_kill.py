@@ -21,8 +21,11 @@ OVERRIDES = (
 )
 
 
-def started(root: Path, checkout: Path) -> Script:
-    return Script(checkout / "tools" / "train.py", *OVERRIDES, f"root={root}")
+SCRIPT = Path(__file__).parents[1] / "train_directly.py"
+
+
+def started(root: Path) -> Script:
+    return Script(SCRIPT, *OVERRIDES, f"root={root}")
 
 
 def inode(path: Path) -> int:
@@ -33,11 +36,11 @@ def inode(path: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path) -> None:
+def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path) -> None:
     folder = run.run_folder(compose([*OVERRIDES, f"root={tmp_path / 'killed'}"]))
     # The kills come right after the start, in the middle of things, and while a checkpoint is being replaced.
     for writes, delay in ((0, 0.0), (2, 0.004), (9, 0.001), (4, 0.02)):
-        process = started(tmp_path / "killed", root)
+        process = started(tmp_path / "killed")
         last, seen, known = folder / "last.pt", 0, inode(folder / "last.pt")
         deadline = time.monotonic() + 300
         while seen < writes or (writes == 0 and not folder.exists()):
@@ -50,7 +53,7 @@ def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path, root: Path
         process.send_signal(signal.SIGKILL)
         assert process.wait().returncode == -signal.SIGKILL
         assert run.status(folder) == "unfinished"
-    process = started(tmp_path / "killed", root)
+    process = started(tmp_path / "killed")
     done = process.wait()
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in done.stdout

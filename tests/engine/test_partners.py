@@ -77,7 +77,14 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+#: What these keep is kept by others, too: rows of the pool by "pool of files", a stream of the objective by "mixoe", a
+#: second view and a momentum network by test_sources.py.
+OF_A_KIND_SEEN = ("pool", "dualmix", "ferkd")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in OF_A_KIND_SEEN else ()) for kind in SETTINGS]
+)
 def test_a_run_resumes_to_the_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     overrides = [*SETTINGS[kind], "checkpoint_every_steps=1"]
     whole, broken = tiny(*overrides), tiny(*overrides, root=tmp_path / "broken")

@@ -74,9 +74,10 @@ def shown(config: DictConfig) -> list[Tensor]:
     "overrides",
     [
         ("policy=snapmix", "+model.drop_rate=0.2", "ema.decay=0.9"),  # asks the model in training mode
-        ("policy=puzzlemix", "policy.clean_weight=0.5"),
+        # Saliency is asked for in evaluation mode; attention is read as SnapMix reads its maps.
+        pytest.param(("policy=puzzlemix", "policy.clean_weight=0.5"), marks=pytest.mark.slow),
         ("policy=cutmix", "data.transform=uint8", "augment.crop_padding=0"),  # read sample by sample
-        ("policy=smmix", *VIT),
+        pytest.param(("policy=smmix", *VIT), marks=pytest.mark.slow),
         ("policy=automix",),
     ],
     ids=["snapmix", "puzzlemix", "from_files", "smmix", "automix"],
@@ -226,7 +227,8 @@ def tool(request: pytest.FixtureRequest) -> Any:
     [
         (("policy=puzzlemix", "ema.decay=0.9"), "test"),
         (("policy=mixup", "pool=all", "augment.crop_padding=0"), "train"),
-        (("policy=smmix", *VIT), "test"),
+        # Attention goes the way of the saliency, and transmix has both attention and files.
+        pytest.param(("policy=smmix", *VIT), "test", marks=pytest.mark.slow),
         (("policy=transmix", *VIT, "data.transform=uint8", "augment.crop_padding=0"), "train"),
         (("policy=automix",), "train"),
     ],
