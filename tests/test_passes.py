@@ -212,6 +212,24 @@ def test_any_policy_under_any_objective(cells, task, every):
     assert sum(whole) > len(whole) / 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_all_three_at_once(cells, task):
+    """Whole steps of every policy, objective and source of partners that two pairs allow, against the page."""
+    refused = tool.refused_at_once(task, cells)
+    assert tool.all_three(task, cells, refused) in tool.PAGE.read_text(encoding="utf-8")
+
+
+def test_few_of_all_three(cells):
+    """A policy that mixes the inputs goes with all, one that mixes inside the model not with passes that are joined."""
+    of_inputs = [one for one in tool.allowed_twice("classification", cells) if one[0] == "mixup"]
+    assert len(of_inputs) == 8 * 6
+    assert not any(tool.why_not(*one) for one in of_inputs[::7])
+    refused = tool.why_not("manifoldmix", "rankmixup", "memory")
+    assert "hands partners from outside on into the model" in refused
+    assert "| [manifoldmix](policies/manifoldmix.md) | regmixup, rankmixup, augmix, pixmix |" in tool.PAGE.read_text()
+
+
 def test_regmixup_by_hand():
     model = Counted()
     mixed = mixaug.create("mixup")(IMAGES, LABELS, generator=seeded(8))

@@ -1,8 +1,9 @@
 """Which policies, objectives and sources of partners combine: writes the tables of docs/combinations.md.
 
-    python tools/combine.py    # half a minute on a quiet core
+    python tools/combine.py    # three minutes on a quiet core
 
-Every combination runs a whole training step of a small network, with finite losses and gradients.
+Every combination runs a whole training step of a small network, with finite losses and gradients. The tables are of
+pairs, policies with objectives and policies with partners; what two pairs allow is then run with all three at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ OBJECTIVES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
         "regmixup": lambda: objectives.RegMixup(loss=losses.MixedSquaredError()),
     },
 }
+
+#: The objective of each task without anything beside the loss of the mixed batch.
+PLAIN = {"classification": "cross_entropy", "regression": "squared_error"}
 
 #: Sources of partners by the title of their column; each makes one for labels (N, ...).
 PARTNERS: Mapping[str, Callable[[torch.Tensor], PartnerSource | None]] = {
@@ -172,7 +176,7 @@ def cell(policy: str, column: str, task: str) -> str:
         every = [name for name in OBJECTIVES[task] if name != "mixoe"]
         missing = [name for name in every if why_not(policy, name, task=task)]
         return "all but " + ", ".join(missing) if missing else "all"
-    plain = "cross_entropy" if task == "classification" else "squared_error"
+    plain = PLAIN[task]
     asked = [plain, "mixoe"] if column == "outliers" else [plain]
     return "–" if any(why_not(policy, name, column, task) for name in asked) else "✓"
 
@@ -183,6 +187,50 @@ def columns(task: str) -> list[str]:
         "objectives",
         *(name for name in PARTNERS if name != "batch" and (task, name) != ("regression", "outliers")),
     ]
+
+
+def allowed_twice(task: str, cells: Mapping[tuple[str, str, str], str]) -> list[tuple[str, str, str]]:
+    """Policy, objective and source of every combination of three that both of its pairs allow.
+
+    Args:
+        task: of the labels.
+        cells: what :func:`written` gives. The plain objective with a source, and ``mixoe``, stand there already.
+    """
+    plain = PLAIN[task]
+    found = []
+    for policy in policies(task):
+        missing = cells[task, policy, "objectives"].removeprefix("all but ").split(", ")
+        others = [name for name in OBJECTIVES[task] if name not in (plain, "mixoe", *missing)]
+        sources = [source for source in columns(task)[1:] if cells[task, policy, source] == "✓"]
+        found += [(policy, objective, source) for source in sources for objective in others]
+    return found
+
+
+def refused_at_once(task: str, cells: Mapping[tuple[str, str, str], str]) -> list[tuple[str, str, str]]:
+    """Those of :func:`allowed_twice` that do not train."""
+    return [one for one in allowed_twice(task, cells) if why_not(*one, task)]
+
+
+def table_of_refused(task: str, refused: Sequence[tuple[str, str, str]]) -> str:
+    """Combinations of three that do not train, a line for each policy and set of sources, as Markdown."""
+    sources: dict[tuple[str, str], list[str]] = {}
+    for policy, objective, source in refused:
+        sources.setdefault((policy, objective), []).append(source)
+    lines: dict[tuple[str, str], list[str]] = {}
+    for (policy, objective), named in sources.items():
+        told = ", ".join(source for source in columns(task) if source in named)
+        lines.setdefault((policy, told), []).append(objective)
+    rows = [
+        f"| [{policy}](policies/{policy}.md) | {', '.join(names)} | {told} |" for (policy, told), names in lines.items()
+    ]
+    return "\n".join(["| policy | not with the objectives | and partners from |", "|---|---|---|", *rows])
+
+
+def all_three(task: str, cells: Mapping[tuple[str, str, str], str], refused: Sequence[tuple[str, str, str]]) -> str:
+    """The part of the page on combinations of a policy, an objective and a source."""
+    count = len(allowed_twice(task, cells))
+    told = f"Of {count} combinations of three that the table of pairs allows, {count - len(refused)} train."
+    return f"{told} The others are refused:\n\n{table_of_refused(task, refused)}" if refused else told
 
 
 def table(task: str) -> str:
@@ -210,10 +258,20 @@ def written(text: str) -> dict[tuple[str, str, str], str]:
 
 def main() -> None:
     """Write the tables anew."""
-    text = PAGE.read_text(encoding="utf-8")
     tables = "\n\n".join(f"### {task.title()}\n\n{table(task)}" for task in OBJECTIVES)
+    cells = written(tables)
+    write(tables, cells, {task: refused_at_once(task, cells) for task in OBJECTIVES})
+
+
+def write(
+    tables: str, cells: Mapping[tuple[str, str, str], str], refused: Mapping[str, Sequence[tuple[str, str, str]]]
+) -> None:
+    """Put the tables of pairs, and what is said of combinations of three, into the page."""
+    parts = [f"### {task.title()}, all three\n\n{all_three(task, cells, refused[task])}" for task in OBJECTIVES]
+    text = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(START)}.*{re.escape(END)}", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda _: f"{START}\n\n{tables}\n\n{END}", text), encoding="utf-8")
+    whole = "\n\n".join([START, tables, *parts, END])
+    PAGE.write_text(pattern.sub(lambda _: whole, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
