@@ -77,8 +77,7 @@ def _beliefs(unary: Tensor, distance: Tensor, weight: float, rounds: int) -> Ten
 
 
 def _problems_last(values: Tensor) -> Tensor:
-    """(Q, ...) to (..., Q), laid out so: operators are slow along axes of a few labels that are broadcast, and along the
-    problems nothing is."""
+    """(Q, ...) to (..., Q), laid out so: operators are slow along axes of a few labels, which are broadcast."""
     return values.movedim(0, -1).contiguous()
 
 
