@@ -542,7 +542,7 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
     if name in ("cifar100_coarse", "exchange_rate", "regression"):
         base.append("data.root=/nowhere")
     base += {
-        **dict.fromkeys(("cutmixpick", "ferkd", "mixkd"), ["networks.teacher=/nowhere"]),
+        **{system: ["networks.teacher=/nowhere"] for system in ("cutmixpick", "ferkd", "mixkd")},
         "mixoe": ["streams.outliers.data.root=/nowhere"],
     }.get(name, [])
     grid: Any = compose(base).grid
