@@ -186,7 +186,7 @@ class Batches:
         if split not in self._resident:
             self._resident[split] = self._share_on_device(getattr(self.data, split))
         share = self._resident[split]
-        return iter(()) if share is None else iter(share)
+        return iter(()) if share is None else ((inputs, labels) for inputs, labels in share)
 
     def groups(self, split: str) -> Tensor | None:
         """(N,) int64 group of every row of a set, on the device; None where the data has no groups."""
