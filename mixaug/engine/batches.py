@@ -162,12 +162,13 @@ class Batches:
         if isinstance(error, LoadingError) and said.startswith("Caught "):
             # From a worker, with a traceback of several pages before its message.
             return LoadingError(said.rpartition("LoadingError: ")[2].strip())
+        # A worker that dies while it hands a batch over is missed by the pipe first, and by the loader later.
+        lost = error.__cause__ if isinstance(error.__cause__, ConnectionError) else error
         died = isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", said)
         if died:
             what = f"(pid {died[1]}) {died[2].strip().rstrip('.')}"
-        elif self.config.workers and isinstance(error, ConnectionError | EOFError):
-            # A worker that dies while it hands a batch over is missed by the pipe first, and by the loader later.
-            what = f"ended while it handed a batch over ({type(error).__name__})"
+        elif self.config.workers and isinstance(lost, ConnectionError | EOFError):
+            what = f"ended while it handed a batch over ({type(lost).__name__})"
         else:
             return error
         return LoadingError(
