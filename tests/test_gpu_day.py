@@ -100,13 +100,20 @@ def test_as_many_runs_are_packed_as_fit(times, expected, tmp_path):
     assert protocol.chosen(setting(tmp_path)) == (2, "bfloat16", True, 200)
 
 
-def test_epochs_that_were_not_scored_do_not_count(tmp_path):
-    assert protocol._figure(tmp_path, "none") == (None, 0)
+def test_a_run_that_was_cut_short_has_its_newest_score_and_no_median(tmp_path):
+    assert protocol._figure(tmp_path, "none") == (protocol.TITLE, None, 0)
     (tmp_path / "none-x").mkdir()
-    lines = [{"epoch": n, **({"test_top1": float(n)} if n % 2 == 0 or n > 10 else {})} for n in range(1, 17)]
-    (tmp_path / "none-x" / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    # 4, 6, 8, 10, 11, ..., 16
-    assert protocol._figure(tmp_path, "none") == (11.5, 16)
+    file = tmp_path / "none-x" / "epochs.jsonl"
+
+    def ended(last, scored):
+        lines = [{"epoch": n, **({"test_top1": float(n)} if scored(n) else {})} for n in range(1, last + 1)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return protocol._figure(tmp_path, "none")
+
+    # Every fourth epoch is scored, and of a whole run of 24 the last ten.
+    assert ended(24, lambda n: n % 4 == 0 or n > 14) == (protocol.TITLE, 19.5, 24)
+    assert ended(19, lambda n: n % 4 == 0) == ("top-1 at epoch 16", 16.0, 19)
+    assert ended(3, lambda n: n % 4 == 0) == (protocol.TITLE, None, 3)
 
 
 def test_processes_that_time_steps_do_not_wait_for_one_that_failed(tmp_path, monkeypatch):

@@ -177,13 +177,16 @@ class Batches:
         )
 
     def held_out(self, split: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of a held-out set, ``"test"`` or, where there is one, ``"valid"``.
+        """This process's share of a held-out set, ``"test"`` or, where there is one, ``"valid"``; or of ``"train"``.
 
         Each sample is on exactly one process: rank, rank + size, rank + 2 size, ... on this one. A set held in memory
-        is brought to the device once, when it is first asked for, and stays there.
+        is brought to the device once, when it is first asked for, and stays there; the training set, which lies there
+        for training already, passes through batch by batch.
         """
         if not self.data.in_memory:
             return self._held_from_files(getattr(self.data, split))
+        if split == "train":
+            return self._passing(self.data.train)
         if split not in self._resident:
             self._resident[split] = self._share_on_device(getattr(self.data, split))
         share = self._resident[split]
@@ -264,6 +267,15 @@ class Batches:
         alone: dict[str, Any] = {"shuffle": False, "rank": 0, "world_size": 1}
         size = self.config.eval_batch_size
         return ResidentLoader(inputs, labels, size, device=self.world.device, **self._form, **alone)
+
+    def _passing(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's rows of a set in memory, of which nothing stays on the device."""
+        normalize, device, size = self._normalize(), self.world.device, self.config.eval_batch_size
+        inputs = samples.inputs[self.world.rank :: self.world.size]
+        labels = samples.labels[self.world.rank :: self.world.size]
+        for first in range(0, len(labels), size):
+            place = slice(first, first + size)
+            yield normalize(inputs[place].to(device)), labels[place].to(device)
 
     def _held_from_files(self, samples: Any) -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(self.world.rank, len(samples), self.world.size)

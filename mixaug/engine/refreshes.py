@@ -81,6 +81,11 @@ class Refreshes:
             raise ConfigError(
                 f"{who} looks at the whole training set as it is, but data={config.choices.data} is read file by file"
             )
+        if len(samples) < self.batches.world.size:
+            raise ConfigError(
+                f"{who} looks at the {split} set on every process, but its {len(samples)} samples are fewer than the "
+                f"{self.batches.world.size} processes"
+            )
         labels = getattr(samples, "labels", None)
         if isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
             raise ConfigError(f"{who} looks at classes, but data={config.choices.data} has numbers as labels")

@@ -38,7 +38,7 @@ from mixaug.leaderboard.statistics import (
     summarise,
 )
 
-__all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate", "on_the_same_boards"]
+__all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate"]
 
 ORDER = ("data", "data_options", "model", "protocol", "epochs", "at_equal_cost")
 """Boards are sorted by these."""
@@ -218,31 +218,6 @@ def aggregate(
         boards.append(Board(setting, tuple(rows), statistic or usual, usual))
     left_out = tuple(run for run in runs if run.status != "finished")
     return Leaderboard(tuple(boards), confidence, left_out, tuple(problems))
-
-
-def on_the_same_boards(runs: Iterable[Run], others: Iterable[Run], statistic: str | None = None) -> list[Run]:
-    """Those of the other finished runs that stand on a board with some of the runs and can be scored as they are.
-
-    Args:
-        runs: whose boards are meant.
-        others: where to look; those among ``runs`` do not count.
-        statistic: as in :func:`aggregate`.
-    """
-    runs = list(runs)
-    folders = {run.folder.resolve() for run in runs}
-    beside = [run for run in others if run.status == "finished" and run.folder.resolve() not in folders]
-    ids = set(map(id, beside))
-    boards, found = split_by_setting(runs), dict[int, Run]()
-    for setting, members in split_by_setting([*runs, *beside]).items():
-        if setting in boards:
-            usual = _usual_statistic(setting.task, boards[setting])
-            key = setting.task.result_key(statistic or usual)
-            for run in members:
-                # A run of another figure would change which one the board shows.
-                same = statistic is not None or _usual_statistic(setting.task, [run]) == usual
-                if id(run) in ids and same and run.result.get(key) is not None:
-                    found[id(run)] = run
-    return list(found.values())
 
 
 def _usual_statistic(task: Task, members: Sequence[Run]) -> str:

@@ -238,7 +238,7 @@ def run_grid(
 ) -> int:
     """Expand the grid, run it, print and write its leaderboard.
 
-    Finished runs that lie beside those of the grid, in the same root and of the same setting (data, model, protocol,
+    Runs that lie beside those of the grid, directly in the same root and of the same setting (data, model, protocol,
     length), are rows of it too: a baseline that was trained before need not be named again.
 
     Args:
@@ -258,9 +258,10 @@ def run_grid(
         ValueError: an option that cannot work.
     """
     from mixaug.engine.config import with_config_dir
-    from mixaug.leaderboard import STATISTICS, aggregate, collect, write
-    from mixaug.leaderboard.aggregate import on_the_same_boards
+    from mixaug.leaderboard import STATISTICS, collect, write
+    from mixaug.leaderboard.collect import is_run
     from mixaug.leaderboard.grid import grid_of
+    from mixaug.leaderboard.neighbours import with_neighbours
     from mixaug.leaderboard.render import print_tables, terminal
 
     if statistic is not None and statistic not in STATISTICS:
@@ -294,13 +295,13 @@ def run_grid(
         return 130
 
     folders = [outcome.cell.folder for outcome in outcomes if outcome.cell.folder.is_dir()]
-    runs = collect(folders, config_dir=config_dir)
     # Rows that an earlier command trained in the same place belong to the comparison, a baseline above all.
-    places = {cell.folder.parent for cell in cells if cell.folder.parent.is_dir()}
-    beside = on_the_same_boards(runs, collect(places, config_dir=config_dir), statistic)
-    leaderboard = aggregate([*runs, *beside], statistic=statistic)
-    if beside:
-        say(f"with {len(beside)} finished runs of the same setting that were there before")
+    root = cells[0].folder.parent
+    beside = [folder for folder in root.iterdir() if is_run(folder)] if root.is_dir() else []
+    runs, others = (collect(some, config_dir=config_dir) for some in (folders, beside))
+    leaderboard, neighbours, why_none = with_neighbours(runs, others, statistic=statistic)
+    if neighbours or why_none:
+        say(why_none or f"with {neighbours} runs of the same setting that were there before")
     print_tables(leaderboard, console)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:

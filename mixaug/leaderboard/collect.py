@@ -120,6 +120,11 @@ def collect(roots: str | Path | Iterable[str | Path], *, config_dir: str | Path 
     return [replace(read_run(folder), config_dir=own) for folder in sorted(folders)]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return any((folder / marker).is_file() for marker in MARKERS)
+
+
 def _run_folders(root: Path) -> Iterator[Path]:
     for current, inner, files in os.walk(root):
         inner.sort()

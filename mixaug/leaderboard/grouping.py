@@ -25,6 +25,7 @@ __all__ = [
     "differing",
     "groups_of",
     "key_of",
+    "row_and_seed",
     "shown",
     "split_by_setting",
     "without_place",
@@ -185,6 +186,12 @@ def groups_of(setting: Setting, runs: Sequence[Run], problems: list[str]) -> lis
     for group in plain or unmixed:
         group.is_baseline = True
     return list(groups.values())
+
+
+def row_and_seed(run: Run) -> tuple[str, int]:
+    """The key of the row that a finished or failed run is of, on whichever board, and its seed."""
+    (group,) = groups_of(_setting_of(run), [run], [])
+    return group.key, int(run.identity["seed"])
 
 
 def baseline_for(group: Group, groups: Sequence[Group]) -> tuple[Group | None, str]:

@@ -142,10 +142,7 @@ class DeviceLoader:
         if self._stream is None:
             batches = iter(self.loader)
             while True:
-                try:
-                    batch = next(batches, _END)
-                except ConnectionError as error:
-                    raise _death_of_a_worker(error) from error
+                batch = self._next(batches)
                 if batch is _END:
                     return
                 self._seed(number)
@@ -160,15 +157,13 @@ class DeviceLoader:
         failure: Exception | None = None
         while failure is None:
             try:
-                batch = next(batches, _END)
+                batch = self._next(batches)
                 if batch is _END:
                     break
                 self._consumer = torch.cuda.current_stream(self.device)
                 with torch.cuda.device(self.device), torch.cuda.stream(stream):
                     self._seed(number)
                     ready = self._prepare(batch)
-            except ConnectionError as error:
-                failure = _death_of_a_worker(error)
             except Exception as error:
                 failure = error
             else:
@@ -180,6 +175,20 @@ class DeviceLoader:
             yield self._hand_over(*entry)
         if failure is not None:
             raise failure
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The loader's next batch, or ``_END``."""
+        try:
+            return next(batches, _END)
+        except ConnectionError as error:
+            # A worker's own error has torch's heading; without workers a connection is the data set's own affair.
+            if not getattr(self.loader, "num_workers", 0) or str(error).startswith("Caught "):
+                raise
+            # torch names a dead worker only where the signal of its death comes first, and the broken pipe later.
+            raise RuntimeError(
+                "DataLoader worker exited unexpectedly while it handed over a batch: killed, for want of memory say, "
+                f"or ended by a crash of its own ({type(error).__name__}: {error})"
+            ) from error
 
     def _hand_over(self, batch: Any, ready: torch.cuda.Event) -> Any:
         """Let the consumer's stream wait for the batch, and the allocator for the consumer's stream."""
@@ -243,11 +252,3 @@ class DeviceLoader:
 def _each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``change`` applied to every tensor of a batch, also of a MixedBatch."""
     return batch.map_tensors(change) if isinstance(batch, MixedBatch) else map_tensors(batch, change)
-
-
-def _death_of_a_worker(error: ConnectionError) -> RuntimeError:
-    """What a broken connection to a worker means; torch says so itself only where its signal comes first."""
-    return RuntimeError(
-        "DataLoader worker exited unexpectedly while it handed over a batch: killed, for want of memory say, or "
-        f"ended by a crash of its own ({type(error).__name__}: {error})"
-    )

@@ -152,6 +152,11 @@ def test_a_held_out_set_comes_to_the_device_once(tiny: Tiny, rank: int) -> None:
         assert sum(sizes) == len(data.test.labels[rank::2])
         # Mean and std of the channels come along at first.
         assert expected <= brought.values <= expected + (8 if expected else 0)
+    # The training set lies on the device for training; a second copy does not stay.
+    for _ in range(2):
+        with Brought() as brought:
+            assert sum(len(images) for images, _ in batches.held_out("train")) == len(data.train.labels[rank::2])
+        assert brought.values >= len(data.train.inputs[rank::2].flatten())
     with Brought() as brought:
         of_samples = [batches.groups("test") for _ in range(3)]
     assert brought.values == len(data.test)

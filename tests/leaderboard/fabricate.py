@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mixaug.engine.build import options
+from mixaug.engine.config import compose, mixer_settings, plain
 
 # Each policy has (gain in points, ms per step, MB).
 POLICIES = {
@@ -166,3 +170,26 @@ def realistic(root: Path, *, seeds: int = 5, epochs: int = 200, policies: dict[s
                 fail(folder, "loss became nan at step 1203 (epoch 7) under policy resizemix")
             if (policy, seed) == ("fmix", 2):
                 (folder / "result.json").write_text('{"status": "fin')
+
+
+@cache
+def composed(*overrides: str) -> Any:
+    return compose(overrides)
+
+
+def run(root: Path, top1: float, *overrides: str, seed: int = 0, **changes: Any) -> Path:
+    """A finished run of a real config."""
+    configured = {**plain(composed(*overrides)), "seed": seed}
+    told = result(
+        configured["choices"]["policy"],
+        seed,
+        top1,
+        model=configured["model"]["name"],
+        data=configured["data"]["name"],
+        data_options=options(configured["data"]),
+        policy_options={**options(configured["policy"]), **mixer_settings(composed(*overrides))},
+        protocol=configured["protocol"]["name"],
+        epochs=configured["epochs"],
+        **changes,
+    )
+    return write_run(root, told, configured=configured, name=f"run{len(list(root.iterdir())) if root.exists() else 0}")

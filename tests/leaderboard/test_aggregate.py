@@ -6,7 +6,6 @@ import io
 import pytest
 
 from mixaug.leaderboard import aggregate, collect, write
-from mixaug.leaderboard.aggregate import on_the_same_boards
 from mixaug.leaderboard.page import to_html
 from mixaug.leaderboard.render import to_csv, to_markdown
 
@@ -191,26 +190,6 @@ def test_without_a_baseline_there_is_no_difference(tmp_path):
     assert found.difference is None
     assert found.time_ratio is None
     assert found.notes == ("no finished run of none",)
-
-
-def test_earlier_runs_of_the_same_setting_are_rows_of_a_later_grid(tmp_path):
-    mine = [write_run(tmp_path, result("mixup", seed, 81.0 + seed)) for seed in (0, 1)]
-    beside = [write_run(tmp_path, result("none", seed, 80.0)) for seed in (0, 1, 2)]
-    # None of these belongs to the board, or can be scored as it is.
-    write_run(tmp_path, result("none", epochs=60))
-    write_run(tmp_path, result("none", data="photos"))
-    fail(write_run(tmp_path, result("cutmix")), "nan")
-    other_figure = config(result("cutmix", 1), protocol={"name": "default", "figure": "best"})
-    write_run(tmp_path, result("cutmix", 1), configured=other_figure)
-    unscored = write_run(tmp_path, result("fmix", 0, top1_best10=None))
-
-    runs = collect(mine)
-    found = on_the_same_boards(runs, collect(tmp_path))
-    assert {run.folder for run in found} == {*beside, unscored}
-    assert unscored not in {run.folder for run in on_the_same_boards(runs, collect(tmp_path), "best10")}
-    (board,) = aggregate([*runs, *found]).boards
-    assert row(board, "mixup").difference.mean == pytest.approx(1.5)
-    assert row(board, "none").seeds == (0, 1, 2)
 
 
 def test_one_common_seed_gives_no_interval(tmp_path):

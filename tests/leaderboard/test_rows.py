@@ -5,44 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixaug.engine.build import options
-from mixaug.engine.config import compose, config_hash, mixer_settings, plain
+from mixaug.engine.config import compose, config_hash
 from mixaug.leaderboard import aggregate, collect, write
 from mixaug.leaderboard.aggregate import Leaderboard, Row
 from mixaug.leaderboard.evaluation_page import write_evaluations
 from mixaug.leaderboard.page import to_html
 from mixaug.leaderboard.render import print_tables, terminal, to_csv, to_markdown
 
-from .fabricate import fail, result, write_run
-
-
-@cache
-def composed(*overrides: str) -> Any:
-    return compose(overrides)
-
-
-def run(root: Path, top1: float, *overrides: str, seed: int = 0, **changes: Any) -> Path:
-    """A finished run of a real config."""
-    configured = {**plain(composed(*overrides)), "seed": seed}
-    told = result(
-        configured["choices"]["policy"],
-        seed,
-        top1,
-        model=configured["model"]["name"],
-        data=configured["data"]["name"],
-        data_options=options(configured["data"]),
-        policy_options={**options(configured["policy"]), **mixer_settings(composed(*overrides))},
-        protocol=configured["protocol"]["name"],
-        epochs=configured["epochs"],
-        **changes,
-    )
-    return write_run(root, told, configured=configured, name=f"run{len(list(root.iterdir())) if root.exists() else 0}")
+from .fabricate import fail, run
 
 
 def rows_of(root: Path) -> dict[str, Row]:

@@ -126,15 +126,33 @@ def test_a_killed_worker_is_named_and_the_next_pass_is_whole(undisturbed: list[T
     assert_same([images for images, _ in again], undisturbed)
 
 
-def test_a_connection_that_a_dead_worker_breaks_is_named() -> None:
-    def broken() -> Iterator[Any]:
-        yield torch.zeros(2, 1, 2, 2), torch.zeros(2)
-        raise ConnectionResetError(104, "Connection reset by peer")
+class Broken:
+    """Stands for a loader whose connection breaks at its second batch."""
 
-    batches = iter(DeviceLoader(broken(), "cpu"))
+    def __init__(self, num_workers: int, said: str) -> None:
+        self.num_workers, self.said = num_workers, said
+
+    def __iter__(self) -> Iterator[Any]:
+        yield torch.zeros(2, 1, 2, 2), torch.zeros(2)
+        raise ConnectionResetError(self.said)
+
+
+@pytest.mark.parametrize(
+    ("workers", "said", "is_a_death"),
+    [
+        (1, "Connection reset by peer", True),
+        (0, "the store closed the connection", False),
+        (1, "Caught ConnectionResetError in DataLoader worker process 0.", False),
+    ],
+)
+def test_a_connection_that_a_dead_worker_breaks_is_named_and_no_other(
+    workers: int, said: str, is_a_death: bool
+) -> None:
+    batches = iter(DeviceLoader(Broken(workers, said), "cpu"))
     next(batches)
-    with pytest.raises(RuntimeError, match=r"worker exited unexpectedly .*ConnectionResetError"):
+    with pytest.raises(RuntimeError if is_a_death else ConnectionResetError, match=said) as caught:
         next(batches)
+    assert str(caught.value).startswith("DataLoader worker exited unexpectedly") == is_a_death
 
 
 def test_a_resident_loader_goes_on_behind_the_batch_that_was_interrupted() -> None:
