@@ -94,13 +94,6 @@ def mean_over_choices(run: Callable[[], Sequence[float]]) -> tuple[float, ...]:
     return tuple(sum(map(operator.mul, shares, values)) for values in zip(*found, strict=True))
 
 
-def makes_choices(run: Callable[[], object]) -> bool:
-    """Run something once, and say whether a policy left a choice to the host; the first that can happen is made."""
-    choices = _Choices([])
-    _run_with(choices, run)
-    return bool(choices.made)
-
-
 class _Choices:
     """The choices of one run: those of a script, and behind it the first of what can happen, or one at random."""
 

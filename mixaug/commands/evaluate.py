@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         if needless:
             reader.error(f"--{needless[0]} does nothing without --suite")
         if len(chosen.runs) > 1:
-            # Of the command's siblings one knows settings as name=value.
+            # The other commands take settings as name=value, so that they are tried here too.
             settings = [name for name in chosen.runs if "=" in name and not Path(name).exists()]
             reader.error(
                 f"{settings[0]!r} is no run folder: options are written as --device cpu"

@@ -7,7 +7,7 @@ backward pass is three times one without, so a further pass without gradients ad
 objectives look at again and again while a run goes on (:mod:`mixaug.refreshing`) is spread over the steps between.
 
 Steps are run to find it, on a few samples of the run's own data. Nothing is declared but the chances of policies that
-choose for a whole batch: every choice is run, and counts by its chance.
+choose for a whole batch: every choice among policies is run, and counts by its chance, as long as they are at most 64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.batch import Batch
 from mixaug.data.splits import labels_of
-from mixaug.draws import makes_choices, mean_over_choices
+from mixaug.draws import mean_over_choices
 from mixaug.engine import build
 from mixaug.engine.assembly import assemble
 from mixaug.engine.config import plain
@@ -146,7 +146,7 @@ def _operations(step: MixStep, batch: Batch) -> float:
     count = STEPS_OF_A_CHANGE if any(part.schedules or part.changes_later for part in parts) else STEPS
     step.train()
     # A first step that is not counted fills what keeps earlier samples, such as DualMix's memory.
-    chooses = makes_choices(lambda: _one_step(step, batch, 0.5 / count, seed=count))
+    _one_step(step, batch, 0.5 / count, seed=count)
     total = 0.0
     for number in range(count):
         start, tried = step, step
@@ -156,7 +156,7 @@ def _operations(step: MixStep, batch: Batch) -> float:
         ) -> list[float]:
             nonlocal tried
             # Each of several choices finds the step as it was.
-            tried = copy.deepcopy(start) if chooses else start
+            tried = copy.deepcopy(start)
             with attention_by_products(), Flops() as flops:
                 _one_step(tried, batch, progress, seed)
             return [float(flops.total)]

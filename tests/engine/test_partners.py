@@ -77,9 +77,9 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
 
 
-#: What these keep is kept by others, too: rows of the pool by "pool of files", a stream of the objective by "mixoe", a
-#: second view and a momentum network by test_sources.py.
-OF_A_KIND_SEEN = ("pool", "dualmix", "ferkd")
+#: What these keep is kept by others, too: rows of the pool by "pool of files", a second view and a momentum network by
+#: test_sources.py.
+OF_A_KIND_SEEN = ("pool", "ferkd")
 
 
 @pytest.mark.parametrize(
