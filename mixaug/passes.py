@@ -414,8 +414,8 @@ def check_joins(what: str, step: Any) -> None:
     """Raise a ValueError where the policy's batch cannot share a pass with another one, as ``what`` would have it."""
     if step.policy.partners is not None and "hidden" in step.policy.needs:
         raise ValueError(
-            f"{what} joins or changes what the model gets, but {type(step.policy).__name__} hands partners from outside "
-            "on into the model, where it mixes them: choose partners of the batch, or a policy that mixes the inputs"
+            f"{what} joins or changes what the model gets, but {type(step.policy).__name__} hands partners from "
+            "outside on into the model, which mixes them: choose partners of the batch, or a policy that mixes inputs"
         )
 
 
