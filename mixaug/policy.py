@@ -257,7 +257,8 @@ class Policy(TakesPartners, Offering, nn.Module):
         primary = next(iter(tensors.values()))
         if self.partners is not None:
             check_one_new_tensor(what, tensors, inplace or out is not None)
-        batch = dataclasses.replace(batch, inputs=primary)
+        if batch.inputs is not primary:
+            batch = dataclasses.replace(batch, inputs=primary)
         drawn = self.drawn(batch, signals, generator, layout)
         if drawn.further is None:
             _check_same_batch(what, tensors, primary, drawn.plan)

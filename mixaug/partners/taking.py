@@ -151,7 +151,10 @@ class TakesPartners:
         what, source = type(self).__name__, self.partners
         first = self._channels_first(batch.inputs, layout)
         form = Form(tuple(first.shape[1:]), first.dtype, layout)
-        batch = dataclasses.replace(batch, inputs=first, labels=whole_ids(batch.labels))
+        labels = whole_ids(batch.labels)
+        # Making a batch anew takes longer than many a policy's draws.
+        if first is not batch.inputs or labels is not batch.labels:
+            batch = dataclasses.replace(batch, inputs=first, labels=labels)
         if source is not None and layout is not None and layout.index("C") != 1:
             raise ValueError(f"{what} expects inputs with the channels second, like 'NCHW', got layout={layout!r}")
         drawn = self._drawn(batch, signals, generator)
