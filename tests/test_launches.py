@@ -1,5 +1,7 @@
 """Launches on a GPU, counted without one, stay within tools/speed/launches.csv."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from helpers import ours, seeded
 from mixaug import MixStep, losses
 from mixaug.loading import ResidentLoader
 from mixaug.losses import MixedCrossEntropy, mixed_accuracy, mixed_cross_entropy
+from mixaug.policies import NoMix
 from speed import launches
 
 BOUNDS = launches.read_bounds()
@@ -120,3 +123,10 @@ def test_no_label_is_ignored_where_none_can_be():
         with launches.Launches() as counted:
             step(torch.empty(24, 64), torch.empty(24, dtype=torch.int64))
     assert counted.total <= 29, counted.counts
+
+
+def test_a_result_that_does_not_lie_with_the_images_is_told(monkeypatch):
+    really, weights = NoMix.forward, torch.ones(launches.BATCH, 2)
+    monkeypatch.setattr(NoMix, "forward", lambda *a, **o: dataclasses.replace(really(*a, **o), weights=weights))
+    with pytest.raises(RuntimeError, match=r"none leaves tensors of its result on \['cpu', 'cuda'\]"):
+        launches.of_policy(launches.Case("none", "none"), SIDE)

@@ -102,7 +102,11 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
-    """What one call launches. Policies that mix inside a model, or have a network of their own, run that as well."""
+    """What one call launches. Policies that mix inside a model, or have a network of their own, run that as well.
+
+    Raises:
+        RuntimeError: a tensor of the result that is not on the device of the images.
+    """
     if case.policy == "supermix":
         return _of_search(case, side)
     with pretended_cuda():
@@ -112,7 +116,16 @@ def of_policy(case: Case, side: int, batch: int = BATCH) -> Launches:
         images, labels = torch.empty(batch, 3, side, side), torch.empty(batch, dtype=torch.int64)
         signals = subject.signals(policy, images, labels)
         with Launches() as launches:
-            policy(images, labels, signals=signals)
+            mixed = policy(images, labels, signals=signals)
+        found: set[str] = set()
+
+        def look(tensor: torch.Tensor) -> torch.Tensor:
+            found.add(tensor.device.type)
+            return tensor
+
+        mixed.map_tensors(look)
+    if found != {"cuda"}:
+        raise RuntimeError(f"{case.policy} leaves tensors of its result on {sorted(found)}, images are on a GPU")
     return launches
 
 
