@@ -28,7 +28,7 @@ from mixaug.leaderboard.identity import identity_of, objective_of
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
 
-__all__ = ["STATISTICS", "Run", "collect", "read_epochs", "read_run"]
+__all__ = ["STATISTICS", "Run", "collect", "is_run", "read_epochs", "read_run"]
 
 STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in task.figures))
 """Ways of taking one number from a run; each task has some of these."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -205,18 +206,8 @@ _operator = torch.library.custom_op("mixaug::normalize", _normalized, mutates_ar
 
 
 @_operator.register_fake
-def _(
-    images: Tensor,
-    rows: Tensor | None,
-    corners: Tensor | None,
-    flips: Tensor | None,
-    padding: int,
-    reflects: bool,
-    offset: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype,
-    last: bool,
-) -> Tensor:
+def _(images: Tensor, rows: Tensor | None, *others: Any) -> Tensor:
+    dtype, last = others[-2:]
     return _result(images, rows, dtype, last)
 
 
