@@ -212,7 +212,7 @@ def resident(
 
 
 class _Update:
-    """One SGD step of a model under a job's policy: forward, backward, update."""
+    """One SGD step of a model under a job's policy: forward, backward, update, gradients back to None."""
 
     def __init__(
         self, model: nn.Module, job: Job, autocast: AbstractContextManager[Any], *, compiled: bool = False
@@ -238,6 +238,7 @@ class _Update:
             loss, _ = self.forward(*given)
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self.optimizer.zero_grad(set_to_none=True)
         self.step.after_step()
 
