@@ -30,6 +30,7 @@ from mixaug.data.reading import (
 )
 from mixaug.data.sets import ArrayData, DataSet, FileData, RegressionSet
 from mixaug.data.splits import Classes, chosen_classes
+from mixaug.labeling.object import OBJECT_MASK
 
 # The test part of `digits` is drawn once, with this seed; the pool is what is left for training.
 _DIGITS_TEST_SEED = 0
@@ -55,7 +56,7 @@ def digits(
         train_size: training images, drawn from the pool by class share, 10..1000; 500 is the low-data split.
         split_seed: which draw from the pool, >= 0; the test part does not depend on it.
 
-    `mean` and `std` are those of the training images.
+    `mean` and `std` are those of the training images. Metadata: "object_mask", (N, 8, 8) bool, where there is ink.
     """
     from sklearn.datasets import load_digits
 
@@ -68,6 +69,7 @@ def digits(
     source = load_digits()
     images = torch.from_numpy(source.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(source.target).long()
+    ink = images[:, 0] > 0
 
     test = stratified_rows(labels, _DIGITS_TEST_SIZE, torch.Generator().manual_seed(_DIGITS_TEST_SEED))
     in_pool = torch.ones(len(labels), dtype=torch.bool)
@@ -80,8 +82,8 @@ def digits(
     mean, std = channel_statistics(images[train])
     return in_memory_set(
         "digits",
-        ArrayData(images[train], labels[train]),
-        ArrayData(images[test], labels[test]),
+        ArrayData(images[train], labels[train], {OBJECT_MASK: ink[train]}),
+        ArrayData(images[test], labels[test], {OBJECT_MASK: ink[test]}),
         mean,
         std,
         [str(name) for name in source.target_names],

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mixaug.axes import check_place_of_channels
 from mixaug.data.images import read_rgb
+from mixaug.labeling.object import OBJECT_MASK
 
 __all__ = ["ArrayData", "DataSet", "FileData", "MappedData", "RegressionData", "RegressionSet"]
 
@@ -94,8 +95,8 @@ class MappedData(Dataset[tuple[Any, int]]):
 
     @property
     def metadata(self) -> Mapping[str, Tensor]:
-        """Those of the split."""
-        return self.data.metadata
+        """Those of the split, but for masks of objects, which do not go through the transform."""
+        return {name: values for name, values in self.data.metadata.items() if name != OBJECT_MASK}
 
     def take(self, rows: Tensor, labels: Tensor | None = None) -> MappedData:
         """The samples of these rows (n,) int64, with other labels (n,) where they are given."""

@@ -17,6 +17,7 @@ from mixaug.engine.distributed import stream_seed
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.state import Part, Schedules
 from mixaug.engine.tasks import REGRESSION, Task, held_out_splits, task_of
+from mixaug.labeling.object import OBJECT_MASK
 from mixaug.passes import Wants, as_objective
 from mixaug.policies.pooled import with_training_set
 from mixaug.policy import Policy
@@ -311,6 +312,8 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
         for kind, (there, way_out) in brought.items():
             for name in getattr(wants, kind):
                 if name not in there:
+                    if name == OBJECT_MASK and name in getattr(batches.data.train, "metadata", {}):
+                        way_out = "masks do not follow crops and flips: augment.crop_padding=0 augment.flip=false"
                     raise ConfigError(
                         f"{who}={config.choices[who]}: the {who} wants {name!r} of {kind}, there are "
                         f"{sorted(map(str, there))}: {way_out.format(name)}"

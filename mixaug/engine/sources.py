@@ -24,6 +24,7 @@ from mixaug.data.splits import labels_of
 from mixaug.draws import Draws
 from mixaug.engine.distributed import World, stream_seed
 from mixaug.engine.errors import ConfigError, LoadingError
+from mixaug.labeling.object import OBJECT_MASK
 from mixaug.loading import DeviceLoader, Normalize, ResidentLoader
 from mixaug.loading.samples import explained_samples
 
@@ -280,6 +281,9 @@ class Source:
             )
         # The tensors lie on the device once: a batch knows its rows.
         self.metadata = {name: values.to(world.device) for name, values in getattr(data.train, "metadata", {}).items()}
+        if augments:
+            # Masks stay where they are when images are cropped and flipped, so they would name other pixels.
+            self.metadata.pop(OBJECT_MASK, None)
         # A DataLoader draws a number from the global generator for every pass, unless it has one of its own. The global
         # one belongs to the model's dropout and is in every checkpoint.
         self._loading = torch.Generator()

@@ -11,13 +11,14 @@ import torch
 from omegaconf import DictConfig
 
 from helpers import interrupt, seeded
+from mixaug.data import load
 from mixaug.draws import Draws
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.sources import Pool
+from mixaug.engine.sources import Pool, Source
 from mixaug.engine.train import train
 from mixaug.loading import ResidentLoader
 from mixaug.policies import SelMix
@@ -195,6 +196,8 @@ def test_batches_follow_the_weights_as_they_are() -> None:
     (["policy=mixup", "policy.partners={_target_: mixaug.partners.Stream, name: outliers}"],
      r"policy=mixup: the policy wants 'outliers' of streams, there are \[\]: \+streams.outliers.data.name"),
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
+    (["policy=cutmix", "policy.labeling=object", "augment.flip=true"],
+     r"the policy wants 'object_mask' of metadata, there are \[\]: masks do not follow crops and flips: augment.crop"),
     (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
     (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
     (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of"),
@@ -209,6 +212,20 @@ def test_what_nobody_brings_is_named_before_the_folder_is_made(
     with pytest.raises(ConfigError, match=message):
         train(tiny(*overrides))
     assert not (tmp_path / "runs").exists()
+
+
+def test_masks_of_objects_go_where_the_images_go() -> None:
+    data = load("digits", train_size=20)
+    for split in (data.train, data.test):
+        assert torch.equal(split.metadata["object_mask"], split.images[:, 0] != 0)
+    moved = load("digits", train_size=20, transform=lambda image: image.flip(-1), test_transform=lambda image: image)
+    assert "object_mask" not in moved.train.metadata
+    plain = {"crop_padding": 0, "padding_mode": "zeros", "flip": False}
+    options: Any = {"seed": 0, "form": {"mean": 0.0, "std": 1.0}, "workers": 0}
+    source = Source(data, 5, World(0, 1, torch.device("cpu")), augment=plain, **options)
+    batch = next(source.epoch(0))
+    assert torch.equal(batch.metadata["object_mask"], batch.inputs[:, 0] != 0)
+    assert not Source(data, 5, World(0, 1, torch.device("cpu")), augment={**plain, "flip": True}, **options).metadata
 
 
 def two_processes(rank: int, root: Path) -> None:
