@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,9 @@ def overrides_of(config: Mapping[str, Any], config_dir: Path | None = None) -> l
             and choices[group] != usual[group]
         ]
         groups += _mandatory(groups, config, folders)
-        base = flatten(_composed((*beside, *groups))[1])
-        target = flatten(config)
+        base = _composed((*beside, *groups))[1]
+        # Where one config has a mapping and the other a value, the whole of it is set.
+        target, base = flatten(config, whole=_values(base)), flatten(base, whole=_values(config))
         skipped = (*NEUTRAL_KEYS, "seed", "choices", "protocol.applied", "world_size")
         later = ("mixer", *LATER, *(f"data.{option}" for option in LATER_OF_DATA))
         changed = []
@@ -298,15 +299,20 @@ def brought_by(run: Run) -> dict[str, Any]:
     }
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one level with dotted keys; lists and empty mappings stay values."""
+def flatten(config: Mapping[str, Any], prefix: str = "", *, whole: Container[str] = ()) -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; lists, empty mappings and those at ``whole`` keys stay values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in whole:
+            flat.update(flatten(value, f"{prefix}{key}.", whole=whole))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _values(config: Mapping[str, Any]) -> set[str]:
+    """Dotted keys of what is no mapping."""
+    return {key for key, value in flatten(config).items() if not isinstance(value, Mapping)}
 
 
 def literal(value: object) -> str:

@@ -136,11 +136,23 @@ def test_a_duplicate_seed_counts_once(tmp_path):
     assert board.rows[0].score.n == 1
 
 
-def test_command_regenerates_the_row():
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["policy=cutmix", "policy.alpha=0.3", "epochs=7", "data=digits", "data.train_size=500", "optimizer.lr=0.05"],
+        # A mapping where the file has a single value.
+        [
+            "policy=mixup",
+            "policy.partners={_target_: mixaug.partners.Stream, name: outliers, label: uniform}",
+            "policy.labeling={_target_: mixaug.labeling.Separate, ratio: 0.8}",
+            "+streams.outliers.data={name: digits, train_size: 20}",
+        ],
+    ],
+)
+def test_command_regenerates_the_row(asked):
     from mixaug.engine.config import compose, plain
     from mixaug.leaderboard.command import overrides_of
 
-    asked = ["policy=cutmix", "policy.alpha=0.3", "epochs=7", "data=digits", "data.train_size=500", "optimizer.lr=0.05"]
     config_ = plain(compose([*asked, "seed=3"]))
     again = plain(compose([*overrides_of(config_), "seed=3"]))
     assert again == config_
