@@ -1,4 +1,4 @@
-"""The examples of docs/integrations.md, each run as it stands there."""
+"""The examples of docs/integrations.md, each run as it stands there, and a long one of an objective's page."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def test_example_runs(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(EXAMPLES[section], f"{PAGE.name}: {section}", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.slow
+def test_the_example_of_attributes_and_objects_runs(monkeypatch, capsys):
+    page = PAGE.parent / "objectives" / "cot.md"
+    example = page.read_text().partition(MARK)[2].partition("\n```")[0]
+    monkeypatch.setattr("sys.argv", ["cot.py", "1", "0"])
+    exec(compile(example.replace("EPOCHS = 60", "EPOCHS = 2"), page.name, "exec"), {"__name__": "example"})
+    said = capsys.readouterr().out.split()
+    assert said[::2] == ["seen", "rare", "unseen"]
+    assert float(said[1]) > 100 / 30  # better than a guess among the pairs of training
