@@ -213,12 +213,44 @@ def left_by_a_run(where: Path) -> None:
     assert pages == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
 
 
+#: What a forked process does to be one that never saw the checkout: it forgets the package, every way to the checkout,
+#: and imports what was installed, beside packages that both have.
+AS_INSTALLED = """
+import runpy, sys
+from pathlib import Path
+command = Path(sys.argv[1])
+for name in [name for name in sys.modules if name.partition(".")[0] == "mixaug"]:
+    del sys.modules[name]
+sys.meta_path[:] = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
+(site,) = (command.parents[1] / "lib").glob("python*/site-packages")
+standard = [path for path in sys.path if path.endswith("site-packages") or path.startswith(sys.base_prefix)]
+sys.path[:] = [str(site), *standard]
+sys.path_importer_cache.clear()
+import mixaug
+assert Path(mixaug.__file__).is_relative_to(site), mixaug.__file__
+del sys.argv[0]
+runpy.run_path(str(command), run_name="__main__")
+"""
+
+
 def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
-    assert installed_says(installation, tmp_path, "--version") == f"mixaug {mixaug.__version__}\n"
-    assert list(tmp_path.iterdir()) == []
-    installed_says(installation, tmp_path, "train", *ONE_EPOCH)
-    installed_says(installation, tmp_path, "leaderboard", "runs", "--out", "runs/leaderboard")
-    left_by_a_run(tmp_path)
+    where = tmp_path / "empty"
+    where.mkdir()
+    assert installed_says(installation, where, "--version") == f"mixaug {mixaug.__version__}\n"
+    assert list(where.iterdir()) == []
+    # These two are forked, for which nobody waits as for two interpreters that import torch and what is around it.
+    (tmp_path / "installed.py").write_text(AS_INSTALLED)
+    for line in (("train", *ONE_EPOCH), ("leaderboard", "runs", "--out", "runs/leaderboard")):
+        done = run_script(
+            tmp_path / "installed.py",
+            str(installation / "venv" / "bin" / "mixaug"),
+            *line,
+            cwd=where,
+            environment={"PYTHONPATH": ""},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert str(ROOT) not in done.stdout
+    left_by_a_run(where)
 
 
 # Two more interpreters that import torch and what is around it.
