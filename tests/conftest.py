@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import forked_workers
+
 # The process that hands out the tests to others imports no torch.
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hands_out(config) and config.getoption("--device") == "cpu":
+        if forked_workers.possible():
+            forked_workers.fork_workers()
         return
     # Collection makes hundreds of thousands of objects that live to the end: to look for garbage among them is in vain.
     if not hands_out(config):
@@ -40,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # For a GPU that may come, `torch.manual_seed` would write down each time where it was called from.
         for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
             module._lazy_call = lambda call, **kinds: None
+        # Each operator on tensors that pretend to lie on a GPU would look for the driver anew.
+        torch.cuda._device_count_nvml = lambda: 0
     # Tests run in parallel processes, and sums over several threads would depend on the machine.
     torch.set_num_threads(1)
     device = torch.device(config.getoption("--device"))

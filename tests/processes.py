@@ -24,13 +24,15 @@ from subprocess import CompletedProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The engine imports some of these when a run first needs them.
+# The engine imports some of these when a run first needs them. The tests import the last ones.
 CONTEXT.set_forkserver_preload(
     [
+        "triton_without_a_gpu",
         *("hydra", "hydra._internal.utils", "hydra_plugins.hydra_submitit_launcher", "rich.live", "rich.progress"),
         *("sklearn.datasets", "sklearn.preprocessing", "timm.optim", "timm.scheduler", "torchmetrics.classification"),
         *("mixaug.data.loaders", "mixaug.engine.mixers", "mixaug.engine.train", "mixaug.leaderboard.benchmark"),
         *("mixaug.models", "mixaug.policies", "torch.distributed.nn"),
+        *("scipy.ndimage", "scipy.stats", "sklearn.covariance", "sklearn.metrics", "torch._dynamo.testing"),
     ]
 )
 

@@ -221,7 +221,8 @@ from pathlib import Path
 command = Path(sys.argv[1])
 for name in [name for name in sys.modules if name.partition(".")[0] == "mixaug"]:
     del sys.modules[name]
-sys.meta_path[:] = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
+editable = [finder for finder in sys.meta_path if getattr(finder, "__module__", "").startswith("__editable__")]
+sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in editable]
 (site,) = (command.parents[1] / "lib").glob("python*/site-packages")
 standard = [path for path in sys.path if path.endswith("site-packages") or path.startswith(sys.base_prefix)]
 sys.path[:] = [str(site), *standard]

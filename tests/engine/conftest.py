@@ -18,6 +18,8 @@ from mixaug.engine.config import compose
 TINY = (
     *("data=digits", "data.train_size=100", "batch_size=25", "epochs=2", "threads=1", "device=cpu", "progress=false"),
 )
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., DictConfig]:
     """`tiny("policy=mixup", ...)`: the config of a run of 2 epochs with 4 batches each.
