@@ -53,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device {device}: this machine or this build of torch has no CUDA device")
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hands_out(config):
+        forked_workers.end()
+
+
 def hands_out(config: pytest.Config) -> bool:
     """Whether this process runs no test itself: pytest-xdist's other processes do."""
     return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")

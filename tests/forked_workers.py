@@ -52,6 +52,11 @@ def fork_workers() -> None:
     gateway_io.Popen2IOMaster = Forked  # type: ignore[misc]
 
 
+def end() -> None:
+    """Wait for the server, so that the time that it and all workers took counts as the tests'."""
+    forkserver._forkserver._stop()
+
+
 #: What a process knows of its fork server, but for its own end of the pipe that keeps the server alive.
 SERVER = ("_forkserver_address", "_forkserver_authkey")
 
