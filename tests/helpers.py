@@ -65,6 +65,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(Batches, "epoch", epoch)
 
 
+#: Overrides for a ResNet-8 of a quarter of its width: most of a run's time is the model's, and hardly a test asks how
+#: wide it is.
+THIN = ("+model.channels=[4,8,16]", "+model.stem_width=4")
+
 #: All integer dtypes of torch.
 INTEGERS = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -120,9 +121,8 @@ class Subject:
         channels: int = 3,
     ) -> Tensor:
         """(count, channels, *size) of random pixels, nearly all of which differ."""
-        generator = torch.Generator().manual_seed(11)
-        images = torch.rand(count, channels, *(self.size if size is None else size), generator=generator)
-        images = (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
+        images = _random_pixels((count, channels, *(self.size if size is None else size)))
+        images = (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype, copy=True)
         return images.to(self.device)
 
     def alike(self) -> Tensor:
@@ -258,6 +258,12 @@ def normalised(policy: Policy) -> bool:
     """Whether the weights of a sample's labels sum to one, as those of most labelings do."""
     members = [module for module in policy.modules() if isinstance(module, Policy)]
     return all(getattr(member.labeling, "normalised", True) for member in members)
+
+
+@lru_cache(maxsize=32)
+def _random_pixels(shape: tuple[int, ...]) -> Tensor:
+    # Many checks look at the same images; a copy takes a tenth of what drawing them anew does.
+    return torch.rand(shape, generator=torch.Generator().manual_seed(11))
 
 
 def _made_up(images: Tensor, alike: bool) -> Signals:

@@ -12,6 +12,7 @@ pytest.importorskip("timm", reason="the engine needs the train extra")
 
 from omegaconf import DictConfig
 
+from helpers import THIN
 from mixaug.engine.config import compose
 
 TINY = (
@@ -21,9 +22,13 @@ TINY = (
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., DictConfig]:
-    """`tiny("policy=mixup", ...)`: the config of a run of 2 epochs with 4 batches each."""
+    """`tiny("policy=mixup", ...)`: the config of a run of 2 epochs with 4 batches each.
+
+    Unless the overrides choose a model, it is a ResNet-8 of a quarter of its width.
+    """
 
     def make(*overrides: str, root: Path | None = None) -> DictConfig:
-        return compose([*TINY, f"root={root or tmp_path / 'runs'}", *overrides])
+        chosen = any(override.lstrip("+~").startswith(("model=", "experiment=", "protocol=")) for override in overrides)
+        return compose([*TINY, *(() if chosen else THIN), f"root={root or tmp_path / 'runs'}", *overrides])
 
     return make

@@ -68,7 +68,7 @@ def forward_share(config, samples=8):
 def test_looks_at_the_training_set_count_once_an_epoch(tiny):
     config = tiny("policy=mixup", "objective=cowa")
     data = build.load_data(config)
-    told = torch.randn(100, 64), torch.randn(100, data.outputs).softmax(1)
+    told = torch.randn(100, 16), torch.randn(100, data.outputs).softmax(1)
     with Flops() as mixture:
         mixture_confidence(*told)
     with Flops() as plain:

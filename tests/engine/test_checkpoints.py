@@ -382,7 +382,8 @@ def test_a_full_disk_is_told_at_every_size_and_spoils_nothing(tmp_path: Path, mo
 def test_a_run_on_a_full_disk_ends_with_one_clear_error_and_goes_on_later(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
-    config = tiny("policy=mixup", "checkpoint_every_steps=2")
+    # A disk that holds a few checkpoints of this width is full before the run ends.
+    config = tiny("policy=mixup", "model=cifar_resnet8", "checkpoint_every_steps=2")
     folder = run.run_folder(config)
     with monkeypatch.context() as patch:
         patch.setattr(run, "open", Disk(free).open, raising=False)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from helpers import assert_same, interrupt
+from helpers import THIN, assert_same, interrupt
 from mixaug.engine import checkpoint, run
 from mixaug.engine import train as training
 from mixaug.engine.assembly import assemble
@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits that kept averaged weights."""
     root = tmp_path_factory.mktemp("source")
     shown = ("threads=1", "device=cpu", "progress=false", f"root={root}", "ema.decay=0.5")
-    config = compose(["data=digits", "data.train_size=50", "batch_size=25", "epochs=1", *shown])
+    config = compose(["data=digits", "data.train_size=50", "batch_size=25", "epochs=1", *THIN, *shown])
     train(config)
     return run.run_folder(config)
 
@@ -137,10 +137,10 @@ def test_what_cannot_be_started_from_is_named_before_anything_is_created(
     refused(f"init_from={tmp_path / 'nowhere'}", match=r"init_from=.*nowhere: there is no")
     refused(
         *(given, "data.classes=5"),
-        match=r"init_from=.* does not fit model=cifar_resnet8 on data=digits: fc\.weight is \(10, 64\) there and "
-        r"\(5, 64\) here, fc\.bias is \(10,\) there and \(5,\) here$",
+        match=r"init_from=.* does not fit model=cifar_resnet8 on data=digits: fc\.weight is \(10, 16\) there and "
+        r"\(5, 16\) here, fc\.bias is \(10,\) there and \(5,\) here$",
     )
-    refused(given, "model=cifar_resnet20", match=r"layer1\.1\.conv1\.weight is not there, .* and \d+ more$")
+    refused(given, "model=cifar_resnet20", *THIN, match=r"layer1\.1\.conv1\.weight is not there, .* and \d+ more$")
     state = checkpoint.load(source / checkpoint.LAST)
     change(source, ema={**state["ema"], "head.weight": torch.zeros(1)})
     refused(given, match=r"head\.weight is not here$")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import THIN
 from mixaug.engine import checkpoint, run
 from mixaug.engine.config import compose
 from mixaug.engine.train import train
@@ -18,6 +19,7 @@ from processes import Script
 OVERRIDES = (
     *("policy=mixup", "data=digits", "data.train_size=200", "batch_size=20", "epochs=7", "threads=1", "device=cpu"),
     *("ema.decay=0.9", "+model.drop_rate=0.1", "checkpoint_every_steps=3", "progress=false"),
+    *THIN,
 )
 
 

@@ -385,7 +385,7 @@ def test_policies_that_learn_to_mix_resume_exactly(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     """Block, slow copy, their buffers and the alternation go on as if nothing had happened."""
-    settings = [f"policy={name}", "model=cifar_resnet8", "+model.output_stride=2", "mixer.lr=0.05"]
+    settings = [f"policy={name}", "+model.output_stride=2", "mixer.lr=0.05"]
     settings += ["mixer.schedule.min_lr=0.01", "checkpoint_every_steps=1", "policy.momentum=0.5", "data.train_size=75"]
     whole, broken = (tiny(*settings, root=tmp_path / which) for which in ("whole", "broken"))
     train(whole)

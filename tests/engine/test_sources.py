@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers import interrupt
+from helpers import THIN, interrupt
 from mixaug import Batch, Objective, Passes
 from mixaug.data import ArrayData, MappedData
 from mixaug.engine import build, checkpoint, run
@@ -63,7 +63,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits."""
     root = tmp_path_factory.mktemp("teacher")
     shown = ("threads=1", "device=cpu", "progress=false", f"root={root}")
-    config = compose(["data=digits", "data.train_size=50", "batch_size=25", "epochs=1", *shown])
+    config = compose(["data=digits", "data.train_size=50", "batch_size=25", "epochs=1", *THIN, *shown])
     train(config)
     return run.run_folder(config)
 
@@ -389,7 +389,7 @@ def two_processes_stay_alike(rank: int, folder: Path, root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         beside(patch)
         digits = ("data=digits", "data.train_size=84", "batch_size=10", "epochs=2")
-        shown = (*digits, "threads=1", "device=cpu", "progress=false")
+        shown = (*digits, *THIN, "threads=1", "device=cpu", "progress=false")
         settings = (*ways(folder), *OUTLIERS, "+streams.outliers.batch_size=10", *shown, "checkpoint_every_steps=1")
         whole, broken = (compose([*settings, f"root={root / name}"]) for name in ("whole", "broken"))
         train(whole)

@@ -356,7 +356,8 @@ def test_other_ways_to_run(tiny: Tiny, overrides: tuple[str, ...]) -> None:
 
 def test_training_learns_digits(tiny: Tiny) -> None:
     """Chance is 10 %; a second of training must be far from it."""
-    assert train(tiny("data.train_size=400", "epochs=6", "evaluate_every=6", "policy=none"))["top1_last"] > 80
+    config = tiny("model=cifar_resnet8", "data.train_size=400", "epochs=6", "evaluate_every=6", "policy=none")
+    assert train(config)["top1_last"] > 80
 
 
 @pytest.mark.parametrize(
