@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug import MixedBatch, MixStep, ModelSignals, Policy
-from mixaug.integrations._common import require_model_free, require_policy, require_smoothing
+from mixaug.integrations._common import refuse_mixing_collate, require_model_free, require_policy, require_smoothing
 from mixaug.integrations._trainer_losses import (
     REGRESSION,
     DenseTargets,
@@ -111,6 +111,7 @@ class MixTrainerMixin:
                 f"{name} takes the loss from `objective`, or from `compute_loss_func` and `label_smoothing`, not both"
             )
         super().__init__(*args, compute_loss_func=_LossOfTrainer(), **kwargs)  # type: ignore[call-arg]
+        refuse_mixing_collate(getattr(self, "data_collator", None), name)
         factor = getattr(getattr(self, "args", None), "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
