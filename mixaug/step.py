@@ -137,8 +137,8 @@ class MixStep(nn.Module):
             the outputs are class scores, counted as the loss counts labels, and terms of the loss by their names.
 
         Raises:
-            ValueError: a Batch, and labels or rows beside it; what the policy and the loss refuse; parts of the model that
-                are sharded by themselves, where the policy runs some of them more than once.
+            ValueError: a Batch, and labels or rows beside it; what the policy and the loss refuse; parts of the model
+                that are sharded by themselves, where the policy runs some of them more than once.
         """
         if isinstance(inputs, Batch) and (labels is not None or rows is not None):
             raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")

@@ -45,8 +45,8 @@ def refuse_mixing_collate(collate: Any, caller: str) -> None:
     """Raise a `ValueError` that names `caller` where a collate function has mixed the batches that it would mix."""
     if isinstance(collate, MixCollate):
         raise ValueError(
-            f"{caller} mixes batches itself, but they come from a MixCollate: take one of the two, for batches would be "
-            "mixed twice"
+            f"{caller} mixes batches itself, but they come from a MixCollate: take one of the two, for batches would "
+            "be mixed twice"
         )
 
 

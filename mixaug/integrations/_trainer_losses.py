@@ -230,9 +230,9 @@ def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_k
     tolerance = 1e-4 if own.dtype in (torch.float32, torch.float64) else 1e-2
     if not torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance, equal_nan=True):
         raise ValueError(
-            f"{type(model).__name__} computes a loss of its own, {own.item():.4f} on a batch of which {name} would take "
-            f"{ours.item():.4f}: pass it as compute_loss_func=, which gets dense mixed targets, or say that mixaug's is "
-            "meant, compute_loss_func=MixedLossFunction(problem_type=...)"
+            f"{type(model).__name__} computes a loss of its own, {own.item():.4f} on a batch of which {name} would "
+            f"take {ours.item():.4f}: pass it as compute_loss_func=, which gets dense mixed targets, or say that "
+            "mixaug's is meant, compute_loss_func=MixedLossFunction(problem_type=...)"
         )
 
 

@@ -77,8 +77,9 @@ class MixTrainerMixin:
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
         ValueError: `label_smoothing` out of range; two ways of smoothing or two losses asked for; a model whose own
-            loss is not that of its problem type, found on the first batch where it lies in `forward`; a policy that looks at the model, in a run where the model is
-            wrapped by something other than DistributedDataParallel or `torch.compile`.
+            loss is not that of its problem type, found on the first batch where it lies in `forward`; a policy that
+            looks at the model, in a run where the model is wrapped by something other than DistributedDataParallel or
+            `torch.compile`.
         KeyError: a training batch lacks the images or the labels.
 
     Example:
@@ -134,8 +135,10 @@ class MixTrainerMixin:
         else:
             self.mix_loss = DenseTargets(compute_loss_func, label_smoothing, problem_type)
         self.compute_loss_func.loss = self.mix_loss  # type: ignore[attr-defined]
-        # Modes, training and evaluation, in which a loss that a model computes inside its forward is yet to be looked at.
-        self._unseen = {True, False} if compute_loss_func is None and objective is None and _is_foreign(model) else set()
+        # Modes, training and evaluation, in which a loss inside the model's forward is yet to be looked at.
+        self._unseen = (
+            {True, False} if compute_loss_func is None and objective is None and _is_foreign(model) else set()
+        )
         self._is_own = isinstance(self.mix_loss, OwnLoss) and objective is None
         # The Trainer divides by the number of parts what such models give, but not what a loss function gives.
         self._divides = self._is_own and not getattr(self, "model_accepts_loss_kwargs", True)

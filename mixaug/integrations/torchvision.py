@@ -95,18 +95,16 @@ class MixTransform(v2.Transform):
         if isinstance(batch, list):
             batch = tuple(batch)
         leaves, structure = pytree.tree_flatten(batch)
-        if isinstance(batch, Mapping) and len(leaves) == 1 and leaves[0] is batch:
-            # A mapping that is no dict, such as a BatchFeature, is no structure to torch.
-            names = list(batch)
-            leaves, structure = pytree.tree_flatten(dict(batch))
-        else:
-            names = None
+        # A mapping that is no dict, such as a BatchFeature, is no structure to torch.
+        foreign = batch if isinstance(batch, Mapping) and len(leaves) == 1 and leaves[0] is batch else None
+        if foreign is not None:
+            leaves, structure = pytree.tree_flatten(dict(foreign))
         for leaf in leaves:
             if isinstance(leaf, tv_tensors.TVTensor) and not isinstance(leaf, (tv_tensors.Image, tv_tensors.Video)):
                 raise TypeError(
-                    f"MixTransform mixes images and labels, as v2.CutMix does, but the batch holds {type(leaf).__name__}, "
-                    "which would no longer fit them: mix by the policy itself, and a mask with it by "
-                    "mixed.apply(mask.as_subclass(torch.Tensor))"
+                    "MixTransform mixes images and labels, as v2.CutMix does, but the batch holds "
+                    f"{type(leaf).__name__}, which would no longer fit them: mix by the policy itself, and a mask "
+                    "with it by mixed.apply(mask.as_subclass(torch.Tensor))"
                 )
         labels = self._labels(batch)
         label_at = next((place for place, leaf in enumerate(leaves) if leaf is labels), None)
@@ -123,7 +121,7 @@ class MixTransform(v2.Transform):
         leaves[image_at] = output
         leaves[label_at] = mixed.targets(self.num_classes, label_smoothing=self.label_smoothing)
         made = pytree.tree_unflatten(leaves, structure)
-        return made if names is None else mapping_like(batch, {name: made[name] for name in names})
+        return made if foreign is None else mapping_like(foreign, made)
 
     def extra_repr(self) -> str:
         """What `print(transform)` shows between the brackets."""
