@@ -137,7 +137,8 @@ class MixStep(nn.Module):
             the outputs are class scores, counted as the loss counts labels, and terms of the loss by their names.
 
         Raises:
-            ValueError: a Batch, and labels or rows beside it; what the policy and the loss refuse.
+            ValueError: a Batch, and labels or rows beside it; what the policy and the loss refuse; parts of the model
+                that are sharded by themselves, where the policy runs some of them more than once.
         """
         if isinstance(inputs, Batch) and (labels is not None or rows is not None):
             raise ValueError("MixStep got a Batch, and labels or rows beside it: put them into the Batch")
@@ -145,8 +146,12 @@ class MixStep(nn.Module):
         objective = as_objective(self.objective)
         batch = objective.prepare_batch(batch, generator)
         passes = Passes(self, batch, generator, objective.wants, self.keys, self.layout, self.extent_keys)
-        value = objective(passes)
-        passes.finish()
+        try:
+            value = objective(passes)
+            passes.finish()
+        except RuntimeError as error:
+            _explain_sharded_parts(error, self)
+            raise
         terms = {**(value if isinstance(value, Mapping) else {}), **passes.terms}
         loss: Tensor = functools.reduce(operator.add, value.values()) if isinstance(value, Mapping) else value
         for term in passes.terms.values():
@@ -228,17 +233,32 @@ def _check_wrapper(model: nn.Module, policy: Policy) -> None:
     """Raise for a wrapper around the model that a policy which looks at the model cannot look through."""
     inner = getattr(model, "_orig_mod", model)
     # A policy that looks at the model meets whole tensors inside the step's own forward alone.
-    if policy.needs and any(type(parameter).__name__ == "DTensor" for parameter in inner.parameters()):
+    if policy.needs and _is_sharded(inner):
         raise ValueError(
             f"MixStep got a model with sharded parameters, but {type(policy).__name__} looks at the model itself: "
             "shard the step, not the model, as in fully_shard(MixStep(model, ...))"
         )
-    if policy.needs and isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        way_out = "" if isinstance(inner, nn.parallel.DistributedDataParallel) else ", with DistributedDataParallel"
+    # Asked by its name, for importing it takes long.
+    wrapped = isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    if policy.needs and (wrapped or type(inner).__name__ == "FullyShardedDataParallel"):
+        way_out = ", with DistributedDataParallel" if isinstance(inner, nn.DataParallel) else ""
         raise ValueError(
             f"MixStep got a model wrapped in {type(inner).__name__}, but {type(policy).__name__} looks at the model "
             f"itself: wrap the step, not the model{way_out}"
         )
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+
+
+def _explain_sharded_parts(error: RuntimeError, step: MixStep) -> None:
+    """Raise in the place of torch's message about parts of the model that were sharded after the step was made."""
+    if "DTensor" in str(error) and _is_sharded(step.model):
+        raise ValueError(
+            f"{type(step.policy).__name__} runs parts of the model more than once within a step, which FSDP2 does not "
+            "allow to parts that are sharded by themselves: shard the step alone, fully_shard(step)"
+        ) from error
 
 
 def _scores(shown: Outcome | None, objective: Any) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ def require_files(name: str, root: Root, expected: Iterable[str], published: str
     what = "does not exist" if not folder.is_dir() else f"lacks {shortened(missing)}"
     raise FileNotFoundError(
         f"data set {name!r}: the folder {str(folder)!r} {what}. Expected in it: {shortened(expected)}. "
-        f"The set is published at {published}; mixaug downloads nothing."
+        + (f"It holds {published}" if published.startswith("your own") else f"The set is published at {published}")
+        + "; mixaug downloads nothing."
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from mixaug import MixedBatch, Policy
+from mixaug import MixCollate, MixedBatch, Policy
 from mixaug.plan import Unmixed
 
 
@@ -37,6 +39,15 @@ def require_model_free(policy: Policy, caller: str) -> Policy:
             f"{', '.join(sorted(policy.needs))} from it; use mixaug.MixStep(model, policy, objective)"
         )
     return policy
+
+
+def refuse_mixing_collate(collate: Any, caller: str) -> None:
+    """Raise a `ValueError` that names `caller` where a collate function has mixed the batches that it would mix."""
+    if isinstance(collate, MixCollate):
+        raise ValueError(
+            f"{caller} mixes batches itself, but they come from a MixCollate: take one of the two, for batches would "
+            "be mixed twice"
+        )
 
 
 def require_class_count(num_classes: int, caller: str) -> int:

@@ -195,6 +195,47 @@ def hands_on_count(model: Any) -> bool:
     return all(any(k.arg in (None, "num_items_in_batch") for k in call.keywords) for call in losses)
 
 
+def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_key: str, loss: Any) -> None:
+    """Raise where a model that is not of Transformers computes another loss than the one that stands for it.
+
+    Such a loss is written inside `forward`, where nobody sees what it is: it is compared on one batch.
+
+    Args:
+        name: of the caller, for the message.
+        model: as the Trainer runs it; nothing of it changes.
+        inputs: the batch, with the labels as they came.
+        label_key: the entry with the labels.
+        loss: a `MixedLossFunction`.
+
+    Raises:
+        ValueError: the losses differ.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            outputs = model(**inputs)
+    finally:
+        for module in training:
+            module.training = True
+    if isinstance(outputs, (tuple, list)):
+        own, rest = outputs[0], outputs[1:]
+    else:
+        own, rest = (outputs.get("loss") if hasattr(outputs, "get") else None), outputs
+    if not isinstance(own, Tensor) or own.ndim > 0 or len(rest) == 0:
+        return
+    plain = MixedLossFunction(0.0, loss.problem_type)
+    ours = plain(rest, as_the_problem_takes(inputs[label_key], loss.problem_type))
+    tolerance = 1e-4 if own.dtype in (torch.float32, torch.float64) else 1e-2
+    if not torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            f"{type(model).__name__} computes a loss of its own, {own.item():.4f} on a batch of which {name} would "
+            f"take {ours.item():.4f}: pass it as compute_loss_func=, which gets dense mixed targets, or say that "
+            "mixaug's is meant, compute_loss_func=MixedLossFunction(problem_type=...)"
+        )
+
+
 def logits_from(outputs: Any) -> Tensor:
     found = outputs[0] if isinstance(outputs, (tuple, list)) else logits_of(outputs)
     if not isinstance(found, Tensor):

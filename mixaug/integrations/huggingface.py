@@ -8,6 +8,7 @@ by `num_items_in_batch`, the number of samples of the whole accumulated batch.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug import MixedBatch, MixStep, ModelSignals, Policy
-from mixaug.integrations._common import require_model_free, require_policy, require_smoothing
+from mixaug.integrations._common import refuse_mixing_collate, require_model_free, require_policy, require_smoothing
 from mixaug.integrations._trainer_losses import (
     REGRESSION,
     DenseTargets,
@@ -25,6 +26,7 @@ from mixaug.integrations._trainer_losses import (
     OwnLoss,
     are_ids,
     as_the_problem_takes,
+    check_loss_of_forward,
     count_of,
     hands_on_count,
 )
@@ -61,6 +63,7 @@ class MixTrainerMixin:
         compute_loss_func: an own loss, as the Trainer takes it: `(outputs, labels, num_items_in_batch)` to a scalar
             (keyword). In training its labels are the dense mixed targets, (B, K) or those of a regression, in
             evaluation the labels as they came, unless `label_smoothing` makes dense ones of them.
+            `num_items_in_batch` counts samples, where the Trainer alone counts entries of rows of labels.
         objective: instead, for training only, what :class:`mixaug.MixStep` takes: a loss `(outputs, MixedBatch)` to
             a mean, or a :class:`mixaug.Objective` (keyword).
         signals: where the parts of the model are, for policies that do not find them (keyword).
@@ -74,8 +77,9 @@ class MixTrainerMixin:
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
         ValueError: `label_smoothing` out of range; two ways of smoothing or two losses asked for; a model whose own
-            loss is not that of its problem type; a policy that looks at the model, in a run where the model is
-            wrapped by something other than DistributedDataParallel or `torch.compile`.
+            loss is not that of its problem type, found on the first batch where it lies in `forward`; a policy that
+            looks at the model, in a run where the model is wrapped by something other than DistributedDataParallel or
+            `torch.compile`.
         KeyError: a training batch lacks the images or the labels.
 
     Example:
@@ -108,6 +112,7 @@ class MixTrainerMixin:
                 f"{name} takes the loss from `objective`, or from `compute_loss_func` and `label_smoothing`, not both"
             )
         super().__init__(*args, compute_loss_func=_LossOfTrainer(), **kwargs)  # type: ignore[call-arg]
+        refuse_mixing_collate(getattr(self, "data_collator", None), name)
         factor = getattr(getattr(self, "args", None), "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
@@ -130,6 +135,10 @@ class MixTrainerMixin:
         else:
             self.mix_loss = DenseTargets(compute_loss_func, label_smoothing, problem_type)
         self.compute_loss_func.loss = self.mix_loss  # type: ignore[attr-defined]
+        # Modes, training and evaluation, in which a loss inside the model's forward is yet to be looked at.
+        self._unseen = (
+            {True, False} if compute_loss_func is None and objective is None and _is_foreign(model) else set()
+        )
         self._is_own = isinstance(self.mix_loss, OwnLoss) and objective is None
         # The Trainer divides by the number of parts what such models give, but not what a loss function gives.
         self._divides = self._is_own and not getattr(self, "model_accepts_loss_kwargs", True)
@@ -140,13 +149,18 @@ class MixTrainerMixin:
             if objective is None and signals is None:
                 signals = ModelSignals(model, loss=_loss_of_labels(self.mix_loss))  # type: ignore[arg-type]
             self.mix_step = _TrainerStep(model, policy, objective or _mean_of(self.mix_loss), signals)  # type: ignore[arg-type]
-            self.add_callback(_callback(self.mix_step))  # type: ignore[attr-defined]
         else:
             require_model_free(policy, name)
+        if self.mix_step is not None or policy.state_dict():
+            self.add_callback(_callback(self))  # type: ignore[attr-defined]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's method, given the mixed images and a `MixedBatch` as labels while training."""
         label_key = self._label_key(inputs)
+        if model.training in self._unseen and label_key in inputs:
+            self._unseen.discard(model.training)
+            if label_key in inspect.signature(self.model.forward).parameters:  # type: ignore[attr-defined]
+                check_loss_of_forward(type(self).__name__, model, inputs, label_key, self.mix_loss)
         inputs = {("labels" if key == label_key else key): value for key, value in inputs.items()}
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
@@ -202,7 +216,7 @@ class MixTrainerMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's method; the state of the policy is resumed too."""
-        if self.mix_step is not None and resume_from_checkpoint:
+        if resume_from_checkpoint:
             folder = resume_from_checkpoint
             if folder is True:
                 from transformers.trainer_utils import get_last_checkpoint
@@ -323,18 +337,26 @@ def _check_own_loss(name: str, model: Any) -> None:
         )
 
 
-def _callback(step: MixStep) -> Any:
+def _is_foreign(model: Any) -> bool:
+    """Whether a model is not of Transformers: what it minimises is then known to its `forward` alone."""
+    return isinstance(model, nn.Module) and getattr(model, "loss_function", None) is None
+
+
+def _callback(trainer: Any) -> Any:
     """What the Trainer calls at the end of a step and when it saves."""
     from transformers import TrainerCallback
 
     class StepCallback(TrainerCallback):
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            step.after_step()
+            if trainer.mix_step is None:
+                trainer.mix_policy.after_step(trainer.model)
+            else:
+                trainer.mix_step.after_step()
             # The Trainer empties the gradients of its model alone.
-            step.policy.zero_grad()
+            trainer.mix_policy.zero_grad()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            kept = step.policy.state_dict()
+            kept = trainer.mix_policy.state_dict()
             if kept and args.should_save:
                 folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
                 part = os.path.join(folder, f"{STATE_FILE}.part")

@@ -6,18 +6,20 @@ a `mixaug.MixedBatch`; validation, test and prediction batches are left alone.
 
 A policy that looks at the model, or that learns, needs the passes of the model themselves: set `mix_step` to a
 `mixaug.MixStep` in the place of `mix_policy`. The mixin then brings a `training_step`, tells the policy how far
-training is, and calls `after_step` behind every optimizer step.
+training is, and calls `after_step` behind every batch with an optimizer step.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from mixaug import MixedBatch, MixStep, Policy
-from mixaug.integrations._common import require_model_free
+from mixaug.integrations._common import refuse_mixing_collate, require_model_free
 
 
 class MixBatchMixin:
@@ -36,8 +38,9 @@ class MixBatchMixin:
     Raises:
         TypeError: when a class is made, `LightningModule` stands before the mixin; in training, neither or both of
             `mix_policy` and `mix_step` are set, a batch that cannot be taken apart.
-        ValueError: in training, `mix_policy` needs a model.
-        RuntimeError: in training, another `on_after_batch_transfer` has taken the place of the mixin's.
+        ValueError: in training, `mix_policy` needs a model, a collate function mixes already.
+        RuntimeError: in training, another hook has taken the place of the mixin's, a `training_step` never runs
+            `mix_step`.
 
     Example:
         >>> import lightning
@@ -55,9 +58,12 @@ class MixBatchMixin:
     # No defaults: a class attribute would hide the submodule of that name.
     mix_policy: Policy
     mix_step: MixStep
-    #: Optimizer steps that `after_step` was called for.
-    _mix_steps_seen: int = 0
+    #: Optimizer steps before this batch.
+    _mix_steps_before: int = 0
     _mix_batch: Any = None
+    _mix_batch_ended: bool = False
+    _mix_step_ran: bool = False
+    _mix_is_watched: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,6 +74,10 @@ class MixBatchMixin:
                     f"{cls.__name__} names {base.__name__} before MixBatchMixin, whose hooks would never be called: "
                     f"class {cls.__name__}(MixBatchMixin, {base.__name__})"
                 )
+        for name, watched in (("training_step", _with_mixing), ("on_train_batch_end", _reaching_the_mixin)):
+            found = getattr(cls, name)
+            if found is not getattr(MixBatchMixin, name) and not hasattr(found, "_mix_watched"):
+                setattr(cls, name, watched(found))
 
     def split_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch: the two items of a tuple or list.
@@ -96,6 +106,13 @@ class MixBatchMixin:
         step, policy = self._step(), getattr(self, "mix_policy", None)
         if (policy is None) == (step is None):
             raise TypeError(f"{name} needs one of mix_policy and mix_step, set in its __init__")
+        self._mix_steps_before = self.trainer.global_step  # type: ignore[attr-defined]
+        if not self._mix_is_watched:
+            self._mix_is_watched = True
+            loader = getattr(self.trainer, "train_dataloader", None)  # type: ignore[attr-defined]
+            refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
+            if step is not None:
+                step.register_forward_pre_hook(self._mix_step_runs)
         if step is not None:
             self._tell_progress(step)
             self._mix_batch = batch
@@ -111,12 +128,7 @@ class MixBatchMixin:
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Lightning's hook: makes sure that the batch is the one that was mixed."""
-        if self._mix_batch is None:
-            raise RuntimeError(
-                f"{type(self).__name__} was not asked to mix: another on_after_batch_transfer, of a "
-                "LightningDataModule or of the class itself, has taken its place; call super().on_after_batch_transfer "
-                "there, or leave it out"
-            )
+        self._require_asked()
         return super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -129,25 +141,20 @@ class MixBatchMixin:
         if step is None:
             raise TypeError(f"{type(self).__name__} has a mix_policy and must define training_step(mixed, index)")
         images, labels = self.split_batch(batch)
+        self._require_asked()
         loss, logs = step(images, labels)
         for key, value in logs.items():
             self.log(f"train_{key}", value, on_step=True, on_epoch=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook: after every optimizer step, `after_step` of the step."""
+        """Lightning's hook: after a batch with an optimizer step, `after_step` of the step."""
+        self._mix_batch_ended = True
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
         self._mix_batch = None
-        taken = self.trainer.global_step  # type: ignore[attr-defined]
         step = self._step()
-        if step is not None and taken != self._mix_steps_seen:
+        if step is not None and self.trainer.global_step != self._mix_steps_before:  # type: ignore[attr-defined]
             step.after_step()
-        self._mix_steps_seen = taken
-
-    def on_train_start(self) -> None:
-        """Lightning's hook: a resumed run goes on counting where it stopped."""
-        super().on_train_start()  # type: ignore[misc]
-        self._mix_steps_seen = self.trainer.global_step  # type: ignore[attr-defined]
 
     def log(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
         """Lightning's method, given the batch size while a mixed batch is trained on."""
@@ -155,6 +162,20 @@ class MixBatchMixin:
             mixed = self._mix_batch
             batch_size = len(mixed) if isinstance(mixed, MixedBatch) else len(self.split_batch(mixed)[0])
         super().log(name, value, *args, batch_size=batch_size, **kwargs)  # type: ignore[misc]
+
+    def _require_asked(self) -> None:
+        """Raise where a batch is trained on that the mixin has not seen."""
+        # A step that is called by hand, without a trainer, is the caller's own affair.
+        if self._mix_batch is None and self._trainer is not None and self._trainer.training:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"{type(self).__name__} was not asked to mix: another on_after_batch_transfer, of a "
+                "LightningDataModule or of the class itself, has taken its place; call super().on_after_batch_transfer "
+                "there, or leave it out. Lightning calls no hooks of a module inside another one, or for a "
+                "training_step(dataloader_iter)"
+            )
+
+    def _mix_step_runs(self, *_: Any) -> None:
+        self._mix_step_ran = True
 
     def _step(self) -> MixStep | None:
         return getattr(self, "mix_step", None)
@@ -165,3 +186,42 @@ class MixBatchMixin:
         # Training without an end (max_steps=-1, or a limit in time) has no progress to follow.
         if math.isfinite(steps) and steps > 0:
             told.set_progress(min(1.0, trainer.global_step / steps))
+
+
+def _reaching_the_mixin(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An `on_train_batch_end` of a class that raises where it leaves out the mixin's."""
+
+    @functools.wraps(function)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._mix_batch_ended = False
+        result = function(self, *args, **kwargs)
+        if not self._mix_batch_ended:
+            raise RuntimeError(
+                f"{type(self).__name__}.on_train_batch_end has taken the place of the mixin's, so that no after_step "
+                "would be called: call super().on_train_batch_end(outputs, batch, batch_idx) there"
+            )
+        return result
+
+    watched._mix_watched = True  # type: ignore[attr-defined]
+    return watched
+
+
+def _with_mixing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `training_step` of a class that raises where nothing was mixed."""
+
+    @functools.wraps(function)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, MixBatchMixin):
+            return function(self, *args, **kwargs)
+        self._require_asked()
+        self._mix_step_ran = False
+        result = function(self, *args, **kwargs)
+        if self._mix_batch is not None and self._step() is not None and not self._mix_step_ran:
+            raise RuntimeError(
+                f"{type(self).__name__} has a mix_step, but its training_step never runs it, so that nothing is mixed: "
+                "call loss, logs = self.mix_step(images, labels) there, or leave training_step out"
+            )
+        return result
+
+    watched._mix_watched = True  # type: ignore[attr-defined]
+    return watched

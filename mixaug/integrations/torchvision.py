@@ -6,7 +6,7 @@ training loop; alone, or inside `v2.RandomChoice` and `v2.Compose`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mixaug import Policy
-from mixaug.checks import shown
+from mixaug.checks import check_dense, shown
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing
+from mixaug.ops.nested import mapping_like
 
 #: Names under which dictionaries hold their labels, by the convention of torchvision.
 NAMES = ("label", "labels", "target", "targets")
@@ -87,25 +88,40 @@ class MixTransform(v2.Transform):
             in; a pair as a tuple.
 
         Raises:
-            TypeError: no labels or no images were found, or several images.
+            TypeError: no labels or no images were found, or several images; masks, boxes or points beside the images,
+                which would no longer fit them; no dense tensor.
         """
         batch = inputs[0] if len(inputs) == 1 else inputs
         if isinstance(batch, list):
             batch = tuple(batch)
         leaves, structure = pytree.tree_flatten(batch)
+        # A mapping that is no dict, such as a BatchFeature, is no structure to torch.
+        foreign = batch if isinstance(batch, Mapping) and len(leaves) == 1 and leaves[0] is batch else None
+        if foreign is not None:
+            leaves, structure = pytree.tree_flatten(dict(foreign))
+        for leaf in leaves:
+            if isinstance(leaf, tv_tensors.TVTensor) and not isinstance(leaf, (tv_tensors.Image, tv_tensors.Video)):
+                raise TypeError(
+                    "MixTransform mixes images and labels, as v2.CutMix does, but the batch holds "
+                    f"{type(leaf).__name__}, which would no longer fit them: mix by the policy itself, and a mask "
+                    "with it by mixed.apply(mask.as_subclass(torch.Tensor))"
+                )
         labels = self._labels(batch)
         label_at = next((place for place, leaf in enumerate(leaves) if leaf is labels), None)
         if label_at is None:
             raise TypeError("MixTransform expects labels_getter to return a tensor of the batch itself, not a new one")
         image_at = self._images(leaves, label_at)
         images = leaves[image_at]
+        check_dense("MixTransform", "images", images)
+        check_dense("MixTransform", "labels", labels)
         mixed = self.policy(images.as_subclass(Tensor), labels.as_subclass(Tensor), generator=self.generator)
         output = mixed.inputs
         if isinstance(images, tv_tensors.TVTensor):
             output = tv_tensors.wrap(output, like=images)
         leaves[image_at] = output
         leaves[label_at] = mixed.targets(self.num_classes, label_smoothing=self.label_smoothing)
-        return pytree.tree_unflatten(leaves, structure)
+        made = pytree.tree_unflatten(leaves, structure)
+        return made if foreign is None else mapping_like(foreign, made)
 
     def extra_repr(self) -> str:
         """What `print(transform)` shows between the brackets."""
@@ -114,14 +130,14 @@ class MixTransform(v2.Transform):
     def _labels(self, batch: Any) -> Tensor:
         if callable(self.labels_getter):
             found: Any = self.labels_getter(batch)
-        elif isinstance(batch, tuple) and len(batch) == 2 and not isinstance(batch[1], dict):
+        elif isinstance(batch, tuple) and len(batch) == 2 and not isinstance(batch[1], Mapping):
             found = batch[1]
         else:
             parts = batch if isinstance(batch, tuple) else (batch,)
             named = [
                 value
                 for part in parts
-                if isinstance(part, dict)
+                if isinstance(part, Mapping)
                 for key, value in part.items()
                 if isinstance(key, str) and key.lower() in NAMES
             ]
@@ -152,5 +168,5 @@ class MixTransform(v2.Transform):
 
 def _outline(batch: Any) -> str:
     parts = batch if isinstance(batch, tuple) else (batch,)
-    shapes = [sorted(map(str, part)) if isinstance(part, dict) else type(part).__name__ for part in parts]
+    shapes = [sorted(map(str, part)) if isinstance(part, Mapping) else type(part).__name__ for part in parts]
     return f"({', '.join(map(str, shapes))})"

@@ -238,6 +238,27 @@ def test_labels_of_another_name(tmp_path):
     torch.testing.assert_close(losses(trainer), expected.expand(2), rtol=1e-4, atol=1e-4)
 
 
+def test_another_loss_inside_the_forward_of_a_model_is_found(tmp_path):
+    class Smoothed(Convolutions):
+        def forward(self, pixel_values, labels=None):
+            logits = super().forward(pixel_values)["logits"]
+            loss = None if labels is None else F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            return {"loss": loss, "logits": logits}
+
+    def trained(**more):
+        torch.manual_seed(0)
+        return trained_losses(MixTrainer, tmp_path, Smoothed(), IDS, policy=mixaug.create("none"), **more)
+
+    smoothing = 0.3
+    with pytest.raises(ValueError, match=r"Smoothed computes a loss of its own, .* compute_loss_func="):
+        trained()
+    assert len(trained(compute_loss_func=MixedLossFunction())) == 3
+    smoothing = 0.0
+    torch.manual_seed(0)
+    theirs = trained_losses(transformers.Trainer, tmp_path, Smoothed(), IDS)
+    torch.testing.assert_close(trained(), theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_a_policy_that_looks_at_the_model_trains_through_a_step(tmp_path, monkeypatch):
     model, calls = vit(5), []
     # SUMix has a layer of its own that learns; at this size its gradients are tiny, so weight decay shows the group.
@@ -271,12 +292,19 @@ def test_loss_of_a_step_is_that_of_the_step_alone(tmp_path):
     torch.testing.assert_close(got, torch.stack([2 * expected, expected]), rtol=1e-4, atol=1e-4)
 
 
-def test_state_of_the_policy_is_saved_and_resumed(tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: mixaug.create("automix"), id="that looks at the model"),
+        pytest.param(lambda: mixaug.create("mixup", partners=mixaug.partners.Memory(8)), id="that does not"),
+    ],
+)
+def test_state_of_the_policy_is_saved_and_resumed(tmp_path, make):
     def trainer(steps):
         torch.manual_seed(0)
         # Transformers itself does not take up the weights of its ViT from a checkpoint that a Trainer wrote.
         model = Convolutions()
-        policy = mixaug.create("automix")
+        policy = make()
         more = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps, "lr_scheduler_type": "constant"}
         return MixTrainer(model, arguments(tmp_path, **more), train_dataset=samples(IDS), policy=policy)
 

@@ -199,5 +199,42 @@ def test_what_would_switch_it_off_is_an_error():
             trainer().fit(module, data)
     with pytest.raises(TypeError, match="needs one of mix_policy and mix_step"):
         trainer().fit(Classifier(), loader())
-    with pytest.raises(TypeError, match="mixed twice"):
+    with pytest.raises(ValueError, match="mixed twice"):
         trainer().fit(Classifier(mix_policy=policy), loader(collate_fn=mixaug.MixCollate(policy)))
+
+
+def test_what_would_leave_out_a_part_of_it_is_an_error():
+    class Silent(Classifier):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+        def on_train_batch_start(self, batch, batch_idx):
+            pass
+
+    class Unended(Stepped):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            pass
+
+    class Ignoring(Stepped):
+        def training_step(self, batch, index):
+            return self.mix_step.model(batch[0]).sum()
+
+    policy = mixaug.create("cutmix")
+    for module, message in (
+        (Silent(mix_policy=policy), "was not asked to mix"),
+        (Unended(policy), r"call super\(\).on_train_batch_end"),
+        (Ignoring(policy), "its training_step never runs it"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            trainer().fit(module, loader())
+
+    class Added(Stepped):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            super().on_train_batch_end(outputs, batch, batch_idx)
+
+        def training_step(self, batch, index):
+            return self.mix_step(*batch)[0]
+
+    trainer().fit(Added(policy), loader())
+    with pytest.raises(ValueError, match="mixes batches itself, but they come from a MixCollate"):
+        trainer().fit(Stepped(policy), loader(collate_fn=mixaug.MixCollate(policy, 5)))

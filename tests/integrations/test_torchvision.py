@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -121,10 +123,17 @@ def test_other_structures_against_torchvision(monkeypatch):
         got, expected = MixTransform(policy, 5, labels_getter=getter)(given), theirs(given)
         assert type(got) is type(expected)
         torch.testing.assert_close(*(flat(one) for one in (got, expected)))
-    mixed, targets, kept = MixTransform(policy, 5, labels_getter=lambda batch: batch[1])(images, labels, mask)
-    assert kept is mask
-    assert targets.shape == (6, 5)
-    assert not torch.equal(mixed, images)
+    with pytest.raises(ValueError, match="masks"):
+        v2.MixUp(num_classes=5, labels_getter=lambda batch: batch[1])(images, labels, mask)
+    with pytest.raises(TypeError, match=r"holds Mask, which would no longer fit them: .* mixed\.apply\(mask"):
+        MixTransform(policy, 5, labels_getter=lambda batch: batch[1])(images, labels, mask)
+    with pytest.raises(TypeError, match="images as an ordinary dense tensor, got a tensor of layout sparse_coo"):
+        MixTransform(policy, 5)(images.to_sparse(), labels)
+    given = UserDict(image=images, label=labels, name=names)
+    got, expected = MixTransform(policy, 5)(given), MixTransform(policy, 5)(dict(given))
+    assert type(got) is UserDict
+    assert got["name"] == names
+    torch.testing.assert_close([got["image"], got["label"]], [expected["image"], expected["label"]])
 
 
 def flat(value):

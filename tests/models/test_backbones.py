@@ -161,7 +161,7 @@ def test_a_wrapped_model_is_refused(wrapper):
 
 
 def test_a_sharded_model_is_refused():
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.tensor import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -170,6 +170,17 @@ def test_a_sharded_model_is_refused():
         model = fully_shard(nn.Conv2d(4, 4, 1), mesh=init_device_mesh("cpu", (2,)))
         with pytest.raises(ValueError, match="shard the step, not the model"):
             mixaug.MixStep(model, mixaug.create("puzzlemix"), MixedCrossEntropy())
+        model = FullyShardedDataParallel(nn.Conv2d(4, 4, 1), device_id=torch.device("cpu"))
+        with pytest.raises(ValueError, match="wrap the step, not the model"):
+            mixaug.MixStep(model, mixaug.create("puzzlemix"), MixedCrossEntropy())
+        # Parts that are sharded when the step is there already.
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        step = mixaug.MixStep(model, mixaug.create("puzzlemix"), MixedCrossEntropy())
+        mesh = init_device_mesh("cpu", (1,))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(step, mesh=mesh)
+        with pytest.raises(ValueError, match=r"PuzzleMix runs parts of the model .* shard the step alone"):
+            step(torch.rand(4, 3, 8, 8), torch.arange(4) % 3)
     finally:
         torch.distributed.destroy_process_group()
 
