@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from mixaug.engine.errors import CheckpointError
+from mixaug.engine.reading import open_ordinary
 from mixaug.engine.run import BESIDE, flush_folder, write_atomic
 
 __all__ = ["last_good", "load", "load_latest", "save", "settle"]
@@ -65,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> tuple[dict[str, Any], bool]:
     """The content, and whether it had a checksum of its own."""
     try:
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             sealed = _verify(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -173,7 +174,7 @@ def _is_whole(path: Path) -> bool:
         verdict = _verified.get(path)
         if verdict is not None and verdict[0] == _identity(os.stat(path)):
             return verdict[1]
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             _verify(file)
     except Exception:
         _remember(path, False)

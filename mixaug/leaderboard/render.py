@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import statistics
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mixaug.engine.tasks import TASKS
+from mixaug.engine.writing import place
 from mixaug.leaderboard import plots
 from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
 from mixaug.leaderboard.cells import (
@@ -291,8 +291,6 @@ def write(leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] =
         path = folder / file_name
         if leaderboard.other_statistic:
             path = path.with_stem(f"{path.stem}_{leaderboard.other_statistic}")
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(render(leaderboard), encoding="utf-8")
-        os.replace(beside, path)
+        place(path, render(leaderboard))
         written.append(path)
     return written
