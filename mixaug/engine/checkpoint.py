@@ -164,8 +164,10 @@ def _choose(folder: Path) -> tuple[tuple[Path, dict[str, Any], bool] | None, lis
 
 
 def _step(state: dict[str, Any]) -> int:
-    step: int = state.get("position", {}).get("step", 0)
-    return step
+    position = state.get("position")
+    step = position.get("step") if isinstance(position, dict) else None
+    # What else it may be is refused where the run goes on from it.
+    return step if isinstance(step, int) else 0
 
 
 def _is_whole(path: Path) -> bool:

@@ -120,7 +120,8 @@ def to_csv(leaderboard: Leaderboard) -> str:
 
 
 # Spreadsheets take these characters for the beginning of a formula, in both widths.
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+# Spreadsheets differ in what they pass over before a formula, and in which wide or small forms they read as its mark.
+_FORMULA = re.compile(r"[\t\r\n]|[\s\u200b\ufeff]*[=+\-@＝＋－＠﹢﹣﹦﹫]")
 
 
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
@@ -128,7 +129,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
 
 def as_data(value: object) -> object:
     """The cell, with a quotation mark before a text that a spreadsheet would calculate instead of showing it."""
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _PLAIN_NUMBER.fullmatch(value):
+    if isinstance(value, str) and _FORMULA.match(value) and not _PLAIN_NUMBER.fullmatch(value):
         return f"'{value}"
     return value
 

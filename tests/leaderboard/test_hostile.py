@@ -240,7 +240,9 @@ PLAIN_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "＝1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("x")'])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "＝1+1", "﹢1", "=cmd|' /C calc'!A0", '=HYPERLINK("x")']
+)
 def test_no_cell_of_the_csv_is_a_formula(text: str, tmp_path: Path) -> None:
     name = text.strip()
     told = result(name, 0, model=name, data=name, protocol=name, policy_options={text: text}, data_options={text: text})
