@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
+from mixaug.engine.assembly import assemble
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World
@@ -204,6 +205,13 @@ def test_how_often_one_looks_changes_no_weight(tiny: Tiny, tmp_path: Path) -> No
 def test_a_plateau_wants_the_scores_of_every_epoch() -> None:
     with pytest.raises(ConfigError, match=r"sched=plateau looks at the scores of every epoch, but evaluate_every=2"):
         compose(["schedule=cosine_epoch", "schedule.sched=plateau", "evaluate_every=2"])
+
+
+def test_a_plateau_never_watches_the_test_set(tiny: Tiny) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"sched=plateau watches the scores of a validation set, and digits has none"):
+        assemble(tiny("schedule.sched=plateau", "data.train_size=50"), world)
+    assemble(tiny("schedule.sched=plateau", "data.train_size=50", "data.valid_share=0.2"), world)
 
 
 @pytest.mark.parametrize("option", ["split_seed", "class_seed"])
