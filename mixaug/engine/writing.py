@@ -60,4 +60,4 @@ def own_descriptor(path: Path, flags: int) -> int:
         raise OSError(None, "it is a link, which no run makes")
     if path.exists() and not path.is_file():
         raise OSError(None, "it is not an ordinary file")
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644)
