@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,9 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for path in map(Path, chosen.runs):
             # Of several, an absent one is counted at the end; the others are evaluated.
-            if chosen.suite is None and not path.exists():
+            if chosen.suite is None and not os.path.lexists(path):
                 raise ValueError(f"expected a run folder or a checkpoint, and there is nothing at {str(path)!r}")
-            if chosen.suite is None and path.is_dir() and not (path / "config.yaml").is_file():
+            if chosen.suite is None and path.is_dir() and not os.path.lexists(path / "config.yaml"):
                 raise ValueError(f"{path} is no run folder: it has no config.yaml")
         return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
     except faults as error:
@@ -144,7 +145,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
 
 def _finished(path: Path) -> list[Path]:
     """The run folder itself, or the finished runs in classification below a folder."""
-    if (path / "config.yaml").exists() or not path.is_dir():
+    if os.path.lexists(path / "config.yaml") or not path.is_dir():
         return [path]
     from mixaug.leaderboard import collect
 

@@ -112,8 +112,8 @@ def _check_points(overrides: Sequence[str]) -> None:
 def run(_: Any) -> float | None:
     """Run the composed config; a Hydra sweeper may optimise what is returned, the top-1 or the RMSE that counts.
 
-    It is that of the validation set where there is one, else of the test set. Of a run that ``stop_after`` stops it is
-    that of the validation set there, and None without one.
+    It is that of the validation set where there is one, else of the test set; a sweeper that chooses is refused then.
+    Of a run that ``stop_after`` stops it is that of the validation set there, and None without one.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -135,6 +135,8 @@ def run(_: Any) -> float | None:
     from mixaug.engine.train import train
 
     try:
+        if hydra.mode == RunMode.MULTIRUN:
+            _check_chooser(str(hydra.sweeper._target_), config)
         result = train(config)
     except FAULTS as error:
         if hydra.mode != RunMode.RUN:
@@ -147,6 +149,33 @@ def run(_: Any) -> float | None:
     if result["status"] == "stopped":
         return result.get(f"valid_{task.measure}")
     return task.aim(result, config.protocol.figure)
+
+
+PLAIN_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def _check_chooser(sweeper: str, config: DictConfig) -> None:
+    """Refuse a sweeper that would choose by the scores of the test set.
+
+    Args:
+        sweeper: full name of its class; Hydra's own runs every point and chooses none.
+        config: of one of its runs.
+
+    Raises:
+        ConfigError: the data has no validation set.
+    """
+    from mixaug.engine.build import load_data
+    from mixaug.engine.errors import ConfigError
+    from mixaug.engine.tasks import held_out_splits
+
+    if sweeper == PLAIN_SWEEPER:
+        return
+    data = load_data(config)
+    if "valid" not in held_out_splits(data):
+        raise ConfigError(
+            f"the sweeper {sweeper} chooses by the scores of a validation set, and {data.name} has none: "
+            "data.valid_share=0.1 takes one from the training set"
+        )
 
 
 def composed(overrides: Sequence[str], config_dir: str | None, package: str | None) -> str:

@@ -12,9 +12,10 @@ from torch import nn
 from mixaug.engine import build
 from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, stream_seed
+from mixaug.engine.errors import ConfigError
 from mixaug.engine.refreshes import Refreshes
 from mixaug.engine.stored import initialise, networks_of
-from mixaug.engine.tasks import Task
+from mixaug.engine.tasks import Task, held_out_splits
 from mixaug.policy import Policy
 from mixaug.step import MixStep
 
@@ -60,6 +61,12 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if data is None:
         data = build.load_data(config)
+    if config.schedule.get("sched") == "plateau" and "valid" not in held_out_splits(data):
+        # Whatever the schedule watches is trained on: that of the test set would make its scores worthless.
+        raise ConfigError(
+            f"schedule.sched=plateau watches the scores of a validation set, and {data.name} has none: "
+            "data.valid_share=0.1 takes one from the training set"
+        )
     objective = build.build_objective(config)
     task = build.checked_task(config, objective, data)
     model, batches = build.build_model(config, data), Batches(config, data, world, build.load_streams(config))

@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from mixaug.engine.errors import CheckpointError
+from mixaug.engine.reading import open_ordinary
 from mixaug.engine.run import BESIDE, flush_folder, write_atomic
 
 __all__ = ["last_good", "load", "load_latest", "save", "settle"]
@@ -65,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> tuple[dict[str, Any], bool]:
     """The content, and whether it had a checksum of its own."""
     try:
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             sealed = _verify(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -163,8 +164,10 @@ def _choose(folder: Path) -> tuple[tuple[Path, dict[str, Any], bool] | None, lis
 
 
 def _step(state: dict[str, Any]) -> int:
-    step: int = state.get("position", {}).get("step", 0)
-    return step
+    position = state.get("position")
+    step = position.get("step") if isinstance(position, dict) else None
+    # What else it may be is refused where the run goes on from it.
+    return step if isinstance(step, int) else 0
 
 
 def _is_whole(path: Path) -> bool:
@@ -173,7 +176,7 @@ def _is_whole(path: Path) -> bool:
         verdict = _verified.get(path)
         if verdict is not None and verdict[0] == _identity(os.stat(path)):
             return verdict[1]
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             _verify(file)
     except Exception:
         _remember(path, False)

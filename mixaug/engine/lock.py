@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mixaug.engine.errors import EXIT_HELD, RunFolderError, RunHeld
+from mixaug.engine.writing import own_descriptor
 
 try:
     import fcntl
@@ -123,7 +124,7 @@ class RunLock:
         """A descriptor of the lock's file with the lock on it."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = own_descriptor(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 taken = self._try(descriptor)
                 # A holder that ended in between has removed the file that is now locked here.
@@ -185,7 +186,7 @@ def check(folder: Path) -> None:
 def holder(folder: Path) -> Holder | None:
     """Who holds a run folder now; None if nobody does, there is none, or its file system has no locks."""
     try:
-        descriptor = os.open(folder / NAME, os.O_RDWR)
+        descriptor = own_descriptor(folder / NAME, os.O_RDWR)
     except OSError:
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def open_run(
         ValueError: a run in regression, or on inputs that are no images.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
+    if not os.path.lexists(folder / "config.yaml"):
         raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml")
     config = open_config(folder, allow_targets)
     state = checkpoint.load_latest(folder, say)

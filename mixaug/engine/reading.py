@@ -14,9 +14,20 @@ import stat
 import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["MOST_BYTES", "DamagedFile", "clean", "is_number", "is_text", "parse_json", "read_config", "read_object"]
+__all__ = [
+    "LARGEST",
+    "MOST_BYTES",
+    "DamagedFile",
+    "clean",
+    "is_number",
+    "is_text",
+    "open_ordinary",
+    "parse_json",
+    "read_config",
+    "read_object",
+]
 
 MOST_BYTES = 256 * 1024
 """A larger JSON object or config is not read. The engine writes a few thousand bytes."""
@@ -42,30 +53,42 @@ class DamagedFile(ValueError):
     """A file of a run folder that cannot be used as it is; the message names it."""
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of an ordinary file.
+def open_ordinary(path: Path) -> BinaryIO:
+    """An ordinary file, open for reading.
 
     Raises:
         FileNotFoundError: there is nothing of this name.
-        DamagedFile: no ordinary file, one of more than ``most`` bytes, one that cannot be read, or not UTF-8.
+        DamagedFile: a folder, a pipe, a device, a link that leads nowhere, or a file that cannot be opened.
     """
     try:
         # A pipe would wait for its writer for ever; opened so, it does not, and is refused below.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DamagedFile(f"{path.name} is a link to something that is not there") from None
         raise
     except OSError as error:
         raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
-    try:
-        # This comes before anything else: a folder cannot be opened as a file.
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedFile(f"{path.name} is not an ordinary file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
-    finally:
+    # This comes before anything else: a folder cannot be opened as a file.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise DamagedFile(f"{path.name} is not an ordinary file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of an ordinary file.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+        DamagedFile: no ordinary file, a link that leads to none, one of more than ``most`` bytes, one that cannot be
+            read, or not UTF-8.
+    """
+    with open_ordinary(path) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise DamagedFile(f"{path.name} cannot be read: {error.strerror or error}") from error
     if len(content) > most:
         raise DamagedFile(f"{path.name} has more than {most} bytes, which no run writes")
     try:

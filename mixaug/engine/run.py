@@ -26,6 +26,7 @@ from mixaug.engine import lock
 from mixaug.engine.config import config_hash, plain
 from mixaug.engine.errors import ConfigError, RunFolderError
 from mixaug.engine.reading import DamagedFile, parse_json, read_object, read_text
+from mixaug.engine.writing import appended, fresh
 
 __all__ = [
     "STOPS",
@@ -42,6 +43,12 @@ __all__ = [
 
 STOPS = "stops.jsonl"
 """This file has a line for each epoch after which a command was told to stop, with the scores there."""
+
+WRITTEN = (
+    *("config.yaml", "environment.json", "epochs.jsonl", STOPS, "last.pt", "previous.pt", "best.pt"),
+    *("result.json", "failure.json"),
+)
+"""A run writes files of these names."""
 
 BESIDE = ".part"
 """This suffix stands behind the name of a file while it is written."""
@@ -67,11 +74,14 @@ def run_folder(config: DictConfig) -> Path:
 
 
 def status(folder: Path | str) -> str:
-    """``"finished"``, ``"failed"``, ``"unfinished"``, or ``"absent"`` when there is no such folder."""
+    """``"finished"``, ``"failed"``, ``"unfinished"``, or ``"absent"`` when there is no such folder.
+
+    The names of the files decide; one that cannot be read, a link that leads nowhere included, counts none the less.
+    """
     folder = Path(folder)
-    if (folder / "result.json").is_file():
+    if os.path.lexists(folder / "result.json"):
         return "finished"
-    if (folder / "failure.json").is_file():
+    if os.path.lexists(folder / "failure.json"):
         return "failed"
     return "unfinished" if folder.is_dir() else "absent"
 
@@ -86,6 +96,11 @@ def prepare(folder: Path, config: DictConfig, device: torch.device, world_size: 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _explained(folder, error) from error
+    for name in WRITTEN:
+        path = folder / name
+        # A folder cannot be replaced by a file: the run would learn that when its result is to be written.
+        if path.is_dir() and not path.is_symlink():
+            raise RunFolderError(f"cannot write {path}: it is a folder; remove it")
     text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
     write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
     write_json(folder / "environment.json", environment(device, world_size))
@@ -109,7 +124,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], previous: Path
     beside = path.with_name(path.name + BESIDE)
     try:
         try:
-            with open(beside, "wb") as file:
+            with fresh(beside) as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -171,8 +186,8 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """
     lock.check(path.parent)
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with appended(path) as file:
+            file.write((json.dumps(record) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

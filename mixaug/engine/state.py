@@ -391,8 +391,22 @@ class TrainingState:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it was written by another configuration, or by a version that kept less.
+            CheckpointError: it was written by another configuration, by a version that kept less, or holds values of
+                other kinds than a run keeps.
         """
+        try:
+            self._load(state)
+        except CheckpointError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # Whole as a file, it can still hold anything; torch and timm take no care of what they are given.
+            reason = str(error).splitlines()[0] if str(error) else "no reason"
+            raise CheckpointError(
+                f"the checkpoint holds something else than the state of this run ({type(error).__name__}: {reason}); "
+                "remove the run's folder to start it anew"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         if state["config_hash"] != self.config_hash:
             raise CheckpointError(
                 f"the checkpoint belongs to config {state['config_hash']}, this run is {self.config_hash}"
@@ -427,10 +441,19 @@ class TrainingState:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.streams.load_state_dict(state["streams"])
-        self.position = Position(**state["position"])
+        self.position = Position(**{key: _whole(key, value) for key, value in state["position"].items()})
         self.meters.load_state_dict(state["meters"], self.streams.world)
-        self.history = list(state["history"])
-        self.prepare_seconds = state["prepare_seconds"]
+        self.history = [dict(record) for record in state["history"]]
+        epochs = [record["epoch"] for record in self.history]
+        if epochs != list(range(1, self.position.epoch + 1)):
+            raise ValueError(f"{self.position.epoch} epochs are finished, and there are records of {epochs}")
+        self.prepare_seconds = float(state["prepare_seconds"])
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"position: {name} is {value!r}")
+    return value
 
 
 def _kept(step: MixStep) -> dict[str, Any]:

@@ -138,9 +138,10 @@ def _objection(call: Mapping[str, Any]) -> str:
         given = sorted(key for key in _ELSEWHERE & set(call) if call[key] is not None)
         if given:
             return f"{', '.join(given)} may name weights or settings from elsewhere"
-        model = call.get("name", call.get("model_name"))
-        if isinstance(model, str) and (":" in model or "/" in model):
-            return f"the model {model!r} is read from elsewhere"
+        # Both are looked at: the one that the function does not take would hide the one that it does.
+        for model in (call.get("name"), call.get("model_name")):
+            if isinstance(model, str) and (":" in model or "/" in model):
+                return f"the model {model!r} is read from elsewhere"
     if name in FACTORIES or _is_policy(name):
         return ""
     if not _NAME.fullmatch(name):

@@ -6,6 +6,7 @@ folder holds, a record has values of the kinds that the engine writes, so that n
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixaug.engine.reading import (
+    LARGEST,
     DamagedFile,
     clean,
     is_number,
@@ -122,7 +124,7 @@ def collect(roots: str | Path | Iterable[str | Path], *, config_dir: str | Path 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, finished or not."""
-    return any((folder / marker).is_file() for marker in MARKERS)
+    return any(os.path.lexists(folder / marker) for marker in MARKERS)
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
@@ -154,7 +156,7 @@ def read_run(folder: str | Path) -> Run:
         )
 
     # A run that failed and was then resumed to its end keeps both files: the result is the later word.
-    if (folder / "result.json").exists():
+    if os.path.lexists(folder / "result.json"):
         read: list[str] = []
         result = _read_object(folder / "result.json", read)
         if result is None:
@@ -163,7 +165,7 @@ def read_run(folder: str | Path) -> Run:
         if fault:
             return run("corrupt", f"result.json: {fault}", result=result)
         return run("finished", result={**result, **_current_options(result)})
-    if (folder / "failure.json").exists():
+    if os.path.lexists(folder / "failure.json"):
         read = []
         failure = _read_object(folder / "failure.json", read)
         if failure is None:
@@ -279,19 +281,22 @@ def _result_fault(result: dict[str, Any]) -> str:
     figures = [key for key in figures if key not in gaps]
     if result.get("selected_on", "test") not in list(SPLIT_TITLES):
         return f"selected_on: expected one of {', '.join(SPLIT_TITLES)}, got {_shown(result['selected_on'])}"
-    for key in (*INTEGER_KEYS, *figures):
-        if not is_number(result.get(key)):
+    if result.get("status", "finished") != "finished":
+        return f"status: expected 'finished', got {_shown(result['status'])}"
+    optional = [key for key in (*OPTIONAL_NUMBER_KEYS, *details) if result.get(key) is not None]
+    for key in (*INTEGER_KEYS, *figures, *optional):
+        if not _is_finite(result.get(key)):
             return f"{key}: expected a finite number, got {_shown(result.get(key))}"
     for key, least in INTEGER_KEYS.items():
         # Half a seed would be cut to a whole one, and take the place of the run that has it.
         if not isinstance(result[key], int) or result[key] < least:
             return f"{key}: expected an integer of at least {least}, got {_shown(result[key])}"
-    for key in (*OPTIONAL_NUMBER_KEYS, *details):
-        if result.get(key) is not None and not is_number(result[key]):
-            return f"{key}: expected a finite number, got {_shown(result[key])}"
     for key in figures:
         if task.unit == "%" and not 0 <= result[key] <= 100:
             return f"{key}: expected percent, from 0 to 100, got {_shown(result[key])}"
+    for key in (*INTEGER_KEYS, *figures, *optional):
+        if not is_number(result[key]):
+            return f"{key}: expected a number from {-LARGEST:g} to {LARGEST:g}, got {_shown(result[key])}"
     for key in COST_KEYS:
         if result.get(key) is not None and result[key] < 0:
             return f"{key}: expected a number that is not negative, got {_shown(result[key])}"
@@ -299,6 +304,10 @@ def _result_fault(result: dict[str, Any]) -> str:
         if not isinstance(result.get(key) or {}, dict):
             return f"{key}: expected a mapping, got {_shown(result[key])}"
     return ""
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _current_options(result: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+from mixaug.engine.writing import place
 from mixaug.leaderboard.aggregate import Leaderboard
 from mixaug.leaderboard.evaluation_plots import FIGURES
 from mixaug.leaderboard.evaluations import Cell, Evaluation, Measure, evaluation_of
@@ -57,12 +59,14 @@ def write_evaluations(leaderboard: Leaderboard, folder: Path | str) -> list[Path
                 path = folder / (
                     f"evaluation_{family}.png" if len(found) == 1 else f"evaluation_{family}_{number + 1}.png"
                 )
-                figure.savefig(path, dpi=110)
+                picture = BytesIO()
+                figure.savefig(picture, format="png", dpi=110)
+                place(path, picture.getvalue())
                 written.append(path)
                 lines += ["", f"![{heading}]({path.name})"]
     page, numbers = folder / "evaluation.md", folder / "evaluation.csv"
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    numbers.write_text(_as_csv(found), encoding="utf-8")
+    place(page, "\n".join(lines) + "\n")
+    place(numbers, _as_csv(found))
     return [page, numbers, *written]
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import read_overrides
+from mixaug.engine.reading import DamagedFile, read_object
 from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
@@ -55,8 +56,15 @@ class Cell:
         return epochs if stop is None else min(epochs, int(stop))
 
     def is_done(self) -> bool:
-        """Whether the run has a result, or was stopped before where it is to stop."""
-        if (self.folder / "result.json").is_file():
+        """Whether the run has a result that can be read, or was stopped before where it is to stop."""
+        try:
+            read_object(self.folder / "result.json")
+        except FileNotFoundError:
+            pass
+        except DamagedFile:
+            # The run makes it again from its newest checkpoint.
+            return False
+        else:
             return True
         return self.epochs < int(self.config["epochs"]) and self.epochs in read_stops(self.folder)
 

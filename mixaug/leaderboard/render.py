@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import statistics
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mixaug.engine.tasks import TASKS
+from mixaug.engine.writing import place
 from mixaug.leaderboard import plots
 from mixaug.leaderboard.aggregate import BASELINE, Board, Leaderboard, Row
 from mixaug.leaderboard.cells import (
@@ -120,7 +120,8 @@ def to_csv(leaderboard: Leaderboard) -> str:
 
 
 # Spreadsheets take these characters for the beginning of a formula, in both widths.
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+# Spreadsheets differ in what they pass over before a formula, and in which wide or small forms they read as its mark.
+_FORMULA = re.compile(r"[\t\r\n]|[\s\u200b\ufeff]*[=+\-@＝＋－＠﹢﹣﹦﹫]")
 
 
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
@@ -128,7 +129,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
 
 def as_data(value: object) -> object:
     """The cell, with a quotation mark before a text that a spreadsheet would calculate instead of showing it."""
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _PLAIN_NUMBER.fullmatch(value):
+    if isinstance(value, str) and _FORMULA.match(value) and not _PLAIN_NUMBER.fullmatch(value):
         return f"'{value}"
     return value
 
@@ -291,8 +292,6 @@ def write(leaderboard: Leaderboard, folder: str | Path, formats: Iterable[str] =
         path = folder / file_name
         if leaderboard.other_statistic:
             path = path.with_stem(f"{path.stem}_{leaderboard.other_statistic}")
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(render(leaderboard), encoding="utf-8")
-        os.replace(beside, path)
+        place(path, render(leaderboard))
         written.append(path)
     return written

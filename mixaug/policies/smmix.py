@@ -349,11 +349,14 @@ class SMMix(Policy):
 
     def _fine_grained(self, head: nn.Linear, mixed: MixedBatch, plan: Plan, seen: MixedSignals) -> Tensor:
         labels, own = mixed.labels, plan.own_mask()
-        if labels is None or (labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] < 2)):
+        classes = head.out_features
+        if labels is None or (
+            labels.is_floating_point() and (labels.ndim != 2 or labels.shape[1] != classes or classes < 2)
+        ):
             came = None if labels is None else tuple(labels.shape)
             raise ValueError(
-                f"{type(self).__name__}'s fine-grained loss expects class ids (B,) or shares (B, K) as labels, "
-                f"got {came}; leave it out with fine_grained=0"
+                f"{type(self).__name__}'s fine-grained loss expects class ids (B,) or shares (B, {classes}) of the "
+                f"classifier's {classes} classes as labels, got {came}; leave it out with fine_grained=0"
             )
         assert own is not None  # a plan of ours has a mask
         features = seen.features(size=(own.shape[1], own.shape[2]), grad=True)
@@ -365,7 +368,7 @@ class SMMix(Policy):
                 f"classifier takes {head.in_features}: name the map, ModelSignals(model, features=...), or use "
                 "fine_grained=0"
             )
-        check_class_ids(type(self).__name__, labels, head.out_features, IGNORED)
+        check_class_ids(type(self).__name__, labels, classes, IGNORED)
         total = features.new_zeros((), dtype=torch.float32)
         for mask, target in ((own, labels), (~own, labels.index_select(0, plan.partner))):
             logits = single_precision(head(pooled_tokens(features, mask).to(head.weight.dtype)))

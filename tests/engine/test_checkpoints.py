@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import errno
 import hashlib
 import io
@@ -20,9 +21,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+import mixaug
 from mixaug.engine import checkpoint, run
+from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError, RunFolderError
 from mixaug.engine.log import Log
+from mixaug.engine.state import Meters, Streams, TrainingState
 from mixaug.engine.train import train
 
 Tiny = Callable[..., DictConfig]
@@ -425,3 +429,32 @@ def test_reports_that_cannot_be_written_name_their_place(tmp_path: Path, monkeyp
         with pytest.raises(RunFolderError, match=rf"cannot write {tmp_path}/tensorboard: No space left on device"):
             log.curves({"loss": 1.0}, 1)
     log._writer.close()
+
+
+# -- whole files that hold something else ---------------------------------------------------------------------------
+
+
+def test_values_of_other_kinds_are_no_state_of_a_run(tmp_path: Path) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    step = mixaug.MixStep(torch.nn.Linear(4, 2), mixaug.create("mixup"), mixaug.losses.MixedCrossEntropy())
+    optimizer = torch.optim.SGD(step.parameters(), lr=0.1)
+
+    def fresh() -> TrainingState:
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        return TrainingState(step, optimizer, None, scaler, None, Streams(0, world), Meters(world.device), "a")
+
+    kept = {**fresh().state_dict(), "history": [{"epoch": 1}], "position": {"epoch": 1, "batch": 0, "step": 3}}
+    state = fresh()
+    state.load_state_dict(copy.deepcopy(kept))
+    assert (state.position.epoch, state.position.step, state.history) == (1, 3, [{"epoch": 1}])
+    for key in ("model", "policy", "optimizer", "streams", "position", "meters", "history", "prepare_seconds"):
+        for other in (None, [None], "x", {"x": 1}):
+            with pytest.raises(CheckpointError, match="something else than the state of this run"):
+                fresh().load_state_dict({**copy.deepcopy(kept), key: other})
+    for position in ({"epoch": -1}, {"epoch": 1.0}, {"epoch": 2}, {"step": True}, {"step": "3"}):
+        crafted = {**copy.deepcopy(kept), "position": {**kept["position"], **position}}
+        with pytest.raises(CheckpointError, match="something else than the state of this run"):
+            fresh().load_state_dict(crafted)
+        # It is also what the newest of several is chosen by.
+        checkpoint.save(tmp_path / "last.pt", crafted)
+        assert checkpoint.load_latest(tmp_path, print) is not None

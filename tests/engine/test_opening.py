@@ -135,6 +135,7 @@ def test_a_target_that_is_no_name_is_refused(target: object) -> None:
         {"_target_": "mixaug.models.create", "name": "resnet18", "pretrained_cfg_overlay": {"file": "theirs.pt"}},
         {"_target_": "timm.create_model", "model_name": "hf-hub:some/body"},
         {"_target_": "timm.create_model", "model_name": "local-dir:/theirs"},
+        {"_target_": "timm.create_model", "name": "resnet18", "model_name": "local-dir:/theirs"},
         {"_target_": "timm.create_model", "_args_": ["resnet18", True, {"file": "theirs.pt"}]},
     ],
 )

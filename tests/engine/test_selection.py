@@ -13,8 +13,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from mixaug.commands.train import PLAIN_SWEEPER, _check_chooser
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine import train as engine
+from mixaug.engine.assembly import assemble
 from mixaug.engine.batches import Batches
 from mixaug.engine.config import compose
 from mixaug.engine.distributed import World
@@ -204,6 +206,24 @@ def test_how_often_one_looks_changes_no_weight(tiny: Tiny, tmp_path: Path) -> No
 def test_a_plateau_wants_the_scores_of_every_epoch() -> None:
     with pytest.raises(ConfigError, match=r"sched=plateau looks at the scores of every epoch, but evaluate_every=2"):
         compose(["schedule=cosine_epoch", "schedule.sched=plateau", "evaluate_every=2"])
+
+
+def test_a_sweeper_never_chooses_by_the_test_set(tiny: Tiny) -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    assert f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}" == PLAIN_SWEEPER
+    without, with_valid = (tiny("data.train_size=50", *more) for more in ((), ("data.valid_share=0.2",)))
+    _check_chooser(PLAIN_SWEEPER, without)
+    _check_chooser("theirs.Chooser", with_valid)
+    with pytest.raises(ConfigError, match=r"theirs\.Chooser chooses by the scores of a validation set, and digits has"):
+        _check_chooser("theirs.Chooser", without)
+
+
+def test_a_plateau_never_watches_the_test_set(tiny: Tiny) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"sched=plateau watches the scores of a validation set, and digits has none"):
+        assemble(tiny("schedule.sched=plateau", "data.train_size=50"), world)
+    assemble(tiny("schedule.sched=plateau", "data.train_size=50", "data.valid_share=0.2"), world)
 
 
 @pytest.mark.parametrize("option", ["split_seed", "class_seed"])

@@ -65,6 +65,9 @@ def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
     assert [cell(stop).is_done() for stop in (2, 3, 4, 5, None)] == [False, True, False, False, False]
     (tmp_path / "result.json").write_text("{}")
     assert cell(2).is_done() and cell(None).is_done()
+    # A result that cannot be read is made again.
+    (tmp_path / "result.json").write_text('{"status": "fin')
+    assert not cell(None).is_done()
 
 
 def test_a_sweeper_is_told_the_validation_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,10 @@ DAMAGED = {
     "many options": (changed(policy_options={str(key): key for key in range(9000)}), "result.json has too many values"),
     "large result": (put("result.json", '{"a": "' + "x" * 10**6 + '"}'), "result.json has more than"),
     "huge integer": (changed(top1_last=10**400), "result.json has an integer of more than 64 bits"),
-    "huge number": (changed(top1_last=1e308), "top1_last: expected a finite number"),
+    "huge percent": (changed(top1_last=1e308), "top1_last: expected percent, from 0 to 100, got 1e+308"),
+    "huge number": (changed(step_ms=1e308), "step_ms: expected a number from -1e+15 to 1e+15, got 1e+308"),
+    "infinite": (changed(top1_last=float("inf")), "top1_last: expected a finite number, got inf"),
+    "another status": (changed(status="stopped"), "status: expected 'finished', got 'stopped'"),
     "percent": (changed(top1_last=900.0), "top1_last: expected percent"),
     "half seed": (changed(policy="mixup", seed=0.5, top1_last=1.0), "seed: expected an integer of at least 0, got 0.5"),
     "negative seed": (changed(seed=-1), "seed: expected an integer of at least 0"),
@@ -118,6 +121,15 @@ DAMAGED = {
     "deep failure": (failed(f'{{"reason": {DEEP}}}'), "failure.json cannot be read: too many levels"),
     "reason": (failed('{"reason": {"a": 1}}'), "no reason recorded"),
     "folder": (replaced(lambda path: path.mkdir()), "result.json is not an ordinary file"),
+    "loop": (replaced(lambda path: path.symlink_to(path.name)), "result.json cannot be read: Too many levels"),
+    "nowhere": (
+        replaced(lambda path: path.symlink_to("nowhere")),
+        "result.json is a link to something that is not there",
+    ),
+    "loop of a failure": (
+        replaced(lambda path: path.with_name("failure.json").symlink_to("failure.json")),
+        "failure.json cannot be read: Too many levels",
+    ),
     "pipe": (replaced(os.mkfifo if hasattr(os, "mkfifo") else Path.mkdir), "result.json is not an ordinary file"),
 }
 
@@ -228,7 +240,9 @@ PLAIN_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "＝1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("x")'])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "＝1+1", "﹢1", "=cmd|' /C calc'!A0", '=HYPERLINK("x")']
+)
 def test_no_cell_of_the_csv_is_a_formula(text: str, tmp_path: Path) -> None:
     name = text.strip()
     told = result(name, 0, model=name, data=name, protocol=name, policy_options={text: text}, data_options={text: text})

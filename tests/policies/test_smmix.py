@@ -305,3 +305,7 @@ def test_bad_arguments():
     step = mixaug.MixStep(vit(), mixaug.create("smmix"), mixaug.losses.MixedSquaredError())
     with pytest.raises(ValueError, match=r"fine-grained loss expects class ids"):
         step(images, torch.rand(6))
+    step = mixaug.MixStep(vit(), mixaug.create("smmix"), mixaug.losses.MixedCrossEntropy())
+    for classes in (4, 7):
+        with pytest.raises(ValueError, match=r"shares \(B, 5\) of the classifier's 5 classes as labels, got \(6, "):
+            step(images, torch.eye(classes)[torch.arange(6) % 4])

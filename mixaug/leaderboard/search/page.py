@@ -6,13 +6,13 @@ import csv
 import html as html_module
 import io
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixaug.engine.tasks import Task
+from mixaug.engine.writing import place
 from mixaug.leaderboard import cells
 from mixaug.leaderboard.aggregate import Board, Leaderboard, Row
 from mixaug.leaderboard.page import STYLE
@@ -427,8 +427,6 @@ def write_pages(report: Report, folder: Path) -> list[Path]:
     written = []
     for name, render in (("search.md", to_markdown), ("search.html", to_html), ("search.csv", to_csv)):
         path = folder / name
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(render(report), encoding="utf-8")
-        os.replace(beside, path)
+        place(path, render(report))
         written.append(path)
     return written
