@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import mixaug
-from mixaug.engine import checkpoint, run
+from mixaug.engine import checkpoint, run, writing
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import CheckpointError, RunFolderError
 from mixaug.engine.log import Log
@@ -154,6 +154,12 @@ class Killed(BaseException):
     """Raised by every file operation from the kill on, so that no clean-up does anything either."""
 
 
+def open_by(opened: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+    """Let what a run writes be opened by a function that is called as `open` is."""
+    patch.setattr(writing, "open", opened, raising=False)
+    patch.setattr(run, "appended", lambda path: opened(path, "ab"))
+
+
 def killed_before(operation: int, action: Callable[[], object]) -> bool:
     """Do something that dies before its file operation of this number: an open, write, fsync, rename or removal.
 
@@ -180,7 +186,7 @@ def killed_before(operation: int, action: Callable[[], object]) -> bool:
         return io.BufferedWriter(Raw(path, mode.replace("b", "")), buffer_size=2**22)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "open", counted(opened), raising=False)
+        open_by(counted(opened), patch)
         for name in ("replace", "fsync", "unlink"):
             patch.setattr(os, name, counted(getattr(os, name)))
         try:
@@ -369,7 +375,7 @@ def test_a_full_disk_is_told_at_every_size_and_spoils_nothing(tmp_path: Path, mo
     size = (tmp_path / "last.pt").stat().st_size
     for free in [*range(0, size, 61), size - 1]:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "open", Disk(free).open, raising=False)
+            open_by(Disk(free).open, patch)
             with pytest.raises(RunFolderError) as caught:
                 saved(tmp_path, 3)
         assert str(caught.value) == (
@@ -377,7 +383,7 @@ def test_a_full_disk_is_told_at_every_size_and_spoils_nothing(tmp_path: Path, mo
         )
         assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
         assert latest(tmp_path) == 2
-    monkeypatch.setattr(run, "open", Disk(size).open, raising=False)
+    open_by(Disk(size).open, monkeypatch)
     saved(tmp_path, 3)
     assert latest(tmp_path) == 3
 
@@ -390,7 +396,7 @@ def test_a_run_on_a_full_disk_ends_with_one_clear_error_and_goes_on_later(
     config = tiny("policy=mixup", "model=cifar_resnet8", "checkpoint_every_steps=2")
     folder = run.run_folder(config)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "open", Disk(free).open, raising=False)
+        open_by(Disk(free).open, patch)
         with pytest.raises(RunFolderError, match=rf"^cannot write {folder}/\S+: No space left on device") as caught:
             train(config)
     failure = folder / "failure.json"
@@ -408,7 +414,7 @@ def test_an_interrupt_while_a_checkpoint_is_written_is_an_interrupt(
         def write(self, data: Any) -> int:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "open", lambda *arguments, **keywords: Interrupted(), raising=False)
+    open_by(lambda *arguments, **keywords: Interrupted(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, 2)
     assert latest(tmp_path) == 1
