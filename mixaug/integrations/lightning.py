@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -39,8 +40,10 @@ class MixBatchMixin:
         TypeError: when a class is made, `LightningModule` stands before the mixin; in training, neither or both of
             `mix_policy` and `mix_step` are set, a batch that cannot be taken apart.
         ValueError: in training, `mix_policy` needs a model, a collate function mixes already.
-        RuntimeError: in training, another hook has taken the place of the mixin's, a `training_step` never runs
-            `mix_step`.
+        RuntimeError: in training, another hook has taken the place of the mixin's.
+
+    Warns:
+        UserWarning: an epoch has ended in which a `training_step` of the class never ran `mix_step`.
 
     Example:
         >>> import lightning
@@ -62,8 +65,10 @@ class MixBatchMixin:
     _mix_steps_before: int = 0
     _mix_batch: Any = None
     _mix_batch_ended: bool = False
-    _mix_step_ran: bool = False
-    _mix_is_watched: bool = False
+    _mix_was_asked: bool = False
+    #: Whether `mix_step` ran in this epoch; None before the first training_step of one.
+    _mix_step_ran: bool | None = None
+    _mix_loader: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,12 +112,12 @@ class MixBatchMixin:
         if (policy is None) == (step is None):
             raise TypeError(f"{name} needs one of mix_policy and mix_step, set in its __init__")
         self._mix_steps_before = self.trainer.global_step  # type: ignore[attr-defined]
-        if not self._mix_is_watched:
-            self._mix_is_watched = True
-            loader = getattr(self.trainer, "train_dataloader", None)  # type: ignore[attr-defined]
-            refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
-            if step is not None:
-                step.register_forward_pre_hook(self._mix_step_runs)
+        self._mix_was_asked = True
+        loaders = getattr(self.trainer, "train_dataloader", None)  # type: ignore[attr-defined]
+        if loaders is not self._mix_loader:
+            for loader in _each_loader(loaders):
+                refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
+            self._mix_loader = loaders
         if step is not None:
             self._tell_progress(step)
             self._mix_batch = batch
@@ -129,7 +134,27 @@ class MixBatchMixin:
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Lightning's hook: makes sure that the batch is the one that was mixed."""
         self._require_asked()
-        return super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        result = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        if result == -1:
+            # The rest of the epoch is skipped, and no end of this batch is told.
+            self._mix_batch = None
+        return result
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: nothing is known yet of this training."""
+        self._mix_batch, self._mix_was_asked, self._mix_step_ran = None, False, None
+        super().on_train_start()  # type: ignore[misc]
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning's hook: warns where `mix_step` never ran in the epoch."""
+        super().on_train_epoch_end()  # type: ignore[misc]
+        if self._mix_step_ran is False and self._step() is not None:
+            warnings.warn(
+                f"{type(self).__name__} has a mix_step, but its training_step never called it in this epoch, so that "
+                "nothing was mixed: call loss, logs = self.mix_step(images, labels) there, or leave training_step out",
+                stacklevel=2,
+            )
+        self._mix_step_ran = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of `mix_step`; what it logs is logged for the epoch too.
@@ -164,14 +189,15 @@ class MixBatchMixin:
         super().log(name, value, *args, batch_size=batch_size, **kwargs)  # type: ignore[misc]
 
     def _require_asked(self) -> None:
-        """Raise where a batch is trained on that the mixin has not seen."""
+        """Raise where training has come to a batch and the mixin has seen none."""
+        trainer = getattr(self, "_trainer", None)
         # A step that is called by hand, without a trainer, is the caller's own affair.
-        if self._mix_batch is None and self._trainer is not None and self._trainer.training:  # type: ignore[attr-defined]
+        if not self._mix_was_asked and trainer is not None and trainer.training:
             raise RuntimeError(
                 f"{type(self).__name__} was not asked to mix: another on_after_batch_transfer, of a "
                 "LightningDataModule or of the class itself, has taken its place; call super().on_after_batch_transfer "
-                "there, or leave it out. Lightning calls no hooks of a module inside another one, or for a "
-                "training_step(dataloader_iter)"
+                "there, or leave it out. Lightning calls no hooks of a module inside another one, for a "
+                "training_step(dataloader_iter), or before the first batch"
             )
 
     def _mix_step_runs(self, *_: Any) -> None:
@@ -188,18 +214,33 @@ class MixBatchMixin:
             told.set_progress(min(1.0, trainer.global_step / steps))
 
 
+def _each_loader(loaders: Any) -> Iterator[Any]:
+    """The loaders of a trainer, which takes one, or several in lists and mappings."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    elif hasattr(loaders, "iterables"):
+        loaders = [loaders.iterables]
+    if not isinstance(loaders, (list, tuple)):
+        yield loaders
+        return
+    for loader in loaders:
+        yield from _each_loader(loader)
+
+
 def _reaching_the_mixin(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An `on_train_batch_end` of a class that raises where it leaves out the mixin's."""
+    """An `on_train_batch_end` of a class that raises where it leaves out the mixin's, and `after_step` with it."""
 
     @functools.wraps(function)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._mix_batch_ended = False
         result = function(self, *args, **kwargs)
         if not self._mix_batch_ended:
-            raise RuntimeError(
-                f"{type(self).__name__}.on_train_batch_end has taken the place of the mixin's, so that no after_step "
-                "would be called: call super().on_train_batch_end(outputs, batch, batch_idx) there"
-            )
+            if self._step() is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__}.on_train_batch_end has taken the place of the mixin's, so that no "
+                    "after_step would be called: call super().on_train_batch_end(outputs, batch, batch_idx) there"
+                )
+            self._mix_batch = None
         return result
 
     watched._mix_watched = True  # type: ignore[attr-defined]
@@ -207,21 +248,23 @@ def _reaching_the_mixin(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_mixing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A `training_step` of a class that raises where nothing was mixed."""
+    """A `training_step` of a class that looks whether `mix_step` runs."""
 
     @functools.wraps(function)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self, MixBatchMixin):
             return function(self, *args, **kwargs)
         self._require_asked()
+        step = self._step()
+        if step is None or self._mix_step_ran:
+            return function(self, *args, **kwargs)
         self._mix_step_ran = False
-        result = function(self, *args, **kwargs)
-        if self._mix_batch is not None and self._step() is not None and not self._mix_step_ran:
-            raise RuntimeError(
-                f"{type(self).__name__} has a mix_step, but its training_step never runs it, so that nothing is mixed: "
-                "call loss, logs = self.mix_step(images, labels) there, or leave training_step out"
-            )
-        return result
+        # The hook goes again at once: a step that kept it would be saved and copied with the module.
+        handle = step.register_forward_pre_hook(self._mix_step_runs)
+        try:
+            return function(self, *args, **kwargs)
+        finally:
+            handle.remove()
 
     watched._mix_watched = True  # type: ignore[attr-defined]
     return watched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -223,10 +224,11 @@ def test_what_would_leave_out_a_part_of_it_is_an_error():
     for module, message in (
         (Silent(mix_policy=policy), "was not asked to mix"),
         (Unended(policy), r"call super\(\).on_train_batch_end"),
-        (Ignoring(policy), "its training_step never runs it"),
     ):
         with pytest.raises(RuntimeError, match=message):
             trainer().fit(module, loader())
+    with pytest.warns(UserWarning, match="its training_step never called it in this epoch"):
+        trainer().fit(Ignoring(policy), loader())
 
     class Added(Stepped):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -235,6 +237,24 @@ def test_what_would_leave_out_a_part_of_it_is_an_error():
         def training_step(self, batch, index):
             return self.mix_step(*batch)[0]
 
-    trainer().fit(Added(policy), loader())
-    with pytest.raises(ValueError, match="mixes batches itself, but they come from a MixCollate"):
-        trainer().fit(Stepped(policy), loader(collate_fn=mixaug.MixCollate(policy, 5)))
+    class Counting(Classifier):  # nothing of the mixin is needed at the end of a batch that a policy mixed
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            pass
+
+    class Choosy(Stepped):  # a plain batch and a skipped one among mixed ones
+        def training_step(self, batch, index):
+            if index == 0:
+                return torch.nn.functional.cross_entropy(self.mix_step.model(batch[0]), batch[1])
+            return self.mix_step(*batch)[0] if index == 1 else None
+
+    module = Added(policy)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix_step")
+        for fitted in (module, Counting(mix_policy=policy), Choosy(policy)):
+            trainer().fit(fitted, loader(6))
+    assert not module.mix_step._forward_pre_hooks  # else a copy of the step would hold the module
+    mixing = loader(collate_fn=mixaug.MixCollate(policy, 5))
+    module = Stepped(policy)
+    for loaders in (mixing, mixing, {"a": [mixing]}):  # and not the first time alone
+        with pytest.raises(ValueError, match="mixes batches itself, but they come from a MixCollate"):
+            trainer().fit(module, loaders)
