@@ -254,7 +254,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 def _explain_sharded_parts(error: RuntimeError, step: MixStep) -> None:
     """Raise in the place of torch's message about parts of the model that were sharded after the step was made."""
-    if "DTensor" in str(error) and _is_sharded(step.model):
+    if step.policy.needs and "DTensor" in str(error) and _is_sharded(step.model):
         raise ValueError(
             f"{type(step.policy).__name__} runs parts of the model more than once within a step, which FSDP2 does not "
             "allow to parts that are sharded by themselves: shard the step alone, fully_shard(step)"

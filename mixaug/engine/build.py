@@ -313,7 +313,10 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
             for name in getattr(wants, kind):
                 if name not in there:
                     if name == OBJECT_MASK and name in getattr(batches.data.train, "metadata", {}):
-                        way_out = "masks do not follow crops and flips: augment.crop_padding=0 augment.flip=false"
+                        way_out = (
+                            "masks do not follow what moves images: augment.crop_padding=0 augment.flip=false, and no "
+                            "data.transform"
+                        )
                     raise ConfigError(
                         f"{who}={config.choices[who]}: the {who} wants {name!r} of {kind}, there are "
                         f"{sorted(map(str, there))}: {way_out.format(name)}"

@@ -101,6 +101,8 @@ def prepare(folder: Path, config: DictConfig, device: torch.device, world_size: 
         # A folder cannot be replaced by a file: the run would learn that when its result is to be written.
         if path.is_dir() and not path.is_symlink():
             raise RunFolderError(f"cannot write {path}: it is a folder; remove it")
+    if (folder / "tensorboard").is_symlink():
+        raise RunFolderError(f"cannot write {folder / 'tensorboard'}: it is a link, which no run makes")
     text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
     write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
     write_json(folder / "environment.json", environment(device, world_size))

@@ -281,8 +281,8 @@ class Source:
             )
         # The tensors lie on the device once: a batch knows its rows.
         self.metadata = {name: values.to(world.device) for name, values in getattr(data.train, "metadata", {}).items()}
-        if augments:
-            # Masks stay where they are when images are cropped and flipped, so they would name other pixels.
+        if augments or getattr(data.train, "transform", None) is not None:
+            # Masks stay where they are when images are cropped, flipped or transformed: they would name other pixels.
             self.metadata.pop(OBJECT_MASK, None)
         # A DataLoader draws a number from the global generator for every pass, unless it has one of its own. The global
         # one belongs to the model's dropout and is in every checkpoint.

@@ -396,14 +396,14 @@ class TrainingState:
         """
         try:
             self._load(state)
-        except CheckpointError:
+        except (CheckpointError, torch.OutOfMemoryError, torch.distributed.DistError):
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # Whole as a file, it can still hold anything; torch and timm take no care of what they are given.
             reason = str(error).splitlines()[0] if str(error) else "no reason"
             raise CheckpointError(
                 f"the checkpoint holds something else than the state of this run ({type(error).__name__}: {reason}); "
-                "remove the run's folder to start it anew"
+                "move the run's folder away to start it anew"
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:

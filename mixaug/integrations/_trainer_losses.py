@@ -198,11 +198,12 @@ def hands_on_count(model: Any) -> bool:
 def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_key: str, loss: Any) -> None:
     """Raise where a model that is not of Transformers computes another loss than the one that stands for it.
 
-    Such a loss is written inside `forward`, where nobody sees what it is: it is compared on one batch.
+    Such a loss is written inside `forward`, where nobody sees what it is: it is compared on one batch, in evaluation
+    mode. A loss that is another one in training alone, or that comes behind the logits in a tuple, is not seen.
 
     Args:
         name: of the caller, for the message.
-        model: as the Trainer runs it; nothing of it changes.
+        model: as the Trainer runs it; its modes and buffers and torch's generators are put back.
         inputs: the batch, with the labels as they came.
         label_key: the entry with the labels.
         loss: a `MixedLossFunction`.
@@ -211,11 +212,15 @@ def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_k
         ValueError: the losses differ.
     """
     training = [module for module in model.modules() if module.training]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({each.device.index for each in model.parameters() if each.device.type == "cuda"})
     for module in training:
         module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             outputs = model(**inputs)
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
     finally:
         for module in training:
             module.training = True
@@ -223,15 +228,17 @@ def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_k
         own, rest = outputs[0], outputs[1:]
     else:
         own, rest = (outputs.get("loss") if hasattr(outputs, "get") else None), outputs
-    if not isinstance(own, Tensor) or own.ndim > 0 or len(rest) == 0:
+    if not isinstance(own, Tensor) or own.numel() > 1 or len(rest) == 0:
         return
-    plain = MixedLossFunction(0.0, loss.problem_type)
-    ours = plain(rest, as_the_problem_takes(inputs[label_key], loss.problem_type))
+    labels = as_the_problem_takes(inputs[label_key], loss.problem_type)
+    # A model that smooths as the mixin was asked to is right, and so is one whose smoothing the mixin adds.
+    taken = [each(rest, labels).float() for each in (loss, MixedLossFunction(0.0, loss.problem_type))]
     tolerance = 1e-4 if own.dtype in (torch.float32, torch.float64) else 1e-2
-    if not torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance, equal_nan=True):
+    own = own.float().reshape(())
+    if not any(torch.allclose(each, own, rtol=tolerance, atol=tolerance, equal_nan=True) for each in taken):
         raise ValueError(
             f"{type(model).__name__} computes a loss of its own, {own.item():.4f} on a batch of which {name} would "
-            f"take {ours.item():.4f}: pass it as compute_loss_func=, which gets dense mixed targets, or say that "
+            f"take {taken[0].item():.4f}: pass it as compute_loss_func=, which gets dense mixed targets, or say that "
             "mixaug's is meant, compute_loss_func=MixedLossFunction(problem_type=...)"
         )
 

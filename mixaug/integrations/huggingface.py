@@ -135,10 +135,8 @@ class MixTrainerMixin:
         else:
             self.mix_loss = DenseTargets(compute_loss_func, label_smoothing, problem_type)
         self.compute_loss_func.loss = self.mix_loss  # type: ignore[attr-defined]
-        # Modes, training and evaluation, in which a loss inside the model's forward is yet to be looked at.
-        self._unseen = (
-            {True, False} if compute_loss_func is None and objective is None and _is_foreign(model) else set()
-        )
+        # Whether a loss inside the model's forward is yet to be looked at.
+        self._is_unseen = compute_loss_func is None and objective is None and _is_foreign(model)
         self._is_own = isinstance(self.mix_loss, OwnLoss) and objective is None
         # The Trainer divides by the number of parts what such models give, but not what a loss function gives.
         self._divides = self._is_own and not getattr(self, "model_accepts_loss_kwargs", True)
@@ -157,10 +155,11 @@ class MixTrainerMixin:
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's method, given the mixed images and a `MixedBatch` as labels while training."""
         label_key = self._label_key(inputs)
-        if model.training in self._unseen and label_key in inputs:
-            self._unseen.discard(model.training)
-            if label_key in inspect.signature(self.model.forward).parameters:  # type: ignore[attr-defined]
+        if self._is_unseen and label_key in inputs:
+            taken = inspect.signature(self.model.forward).parameters  # type: ignore[attr-defined]
+            if label_key in taken or any(each.kind is each.VAR_KEYWORD for each in taken.values()):
                 check_loss_of_forward(type(self).__name__, model, inputs, label_key, self.mix_loss)
+            self._is_unseen = False
         inputs = {("labels" if key == label_key else key): value for key, value in inputs.items()}
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]

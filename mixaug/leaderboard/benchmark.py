@@ -124,6 +124,9 @@ class Benchmark:
         asked = time.time()
         try:
             outcome.log.parent.mkdir(parents=True, exist_ok=True)
+            if outcome.log.is_symlink():
+                # What the run says would land in the file that it leads to.
+                outcome.log.unlink()
             job = self.launcher.start(outcome.cell, outcome.log, environment)
         except OSError as error:
             outcome.state, outcome.reason = "failed", f"could not be started: {error}"

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mixaug.engine.writing import appended, own_descriptor
 from mixaug.leaderboard.grid import Cell
 
 __all__ = ["THREAD_VARIABLES", "CommandLauncher", "ForkLauncher", "Job", "Launcher"]
@@ -140,7 +141,7 @@ def _run_forked(
 ) -> None:
     os.setsid()
     _end_with_parent()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = own_descriptor(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -165,7 +166,7 @@ class CommandLauncher:
         self._threads = {name: str(threads) for name in THREAD_VARIABLES}
 
     def start(self, cell: Cell, log: Path, environment: Mapping[str, str]) -> Job:
-        with open(log, "ab") as output:
+        with appended(log) as output:
             process = subprocess.Popen(
                 [*self._command, *cell.overrides],
                 stdin=subprocess.DEVNULL,

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mixaug.engine import checkpoint, lock, run
+from mixaug.engine.config import compose
 from mixaug.engine.errors import CheckpointError, RunFolderError
 from mixaug.engine.reading import DamagedFile, read_text
 from mixaug.engine.writing import place
@@ -50,6 +52,15 @@ def test_a_checkpoint_beside_its_place_follows_no_link(folder: Path, mine: Path)
     checkpoint.save(folder / "last.pt", STATE)
     assert checkpoint.load(folder / "last.pt") == STATE
     assert mine.read_text() == "precious"
+
+
+def test_curves_are_not_written_through_a_link(tmp_path: Path) -> None:
+    config = compose(["data=digits", "data.train_size=20", f"root={tmp_path}", "device=cpu"])
+    folder = run.run_folder(config)
+    folder.mkdir()
+    (folder / "tensorboard").symlink_to(tmp_path)
+    with pytest.raises(RunFolderError, match=r"tensorboard: it is a link"):
+        run.prepare(folder, config, torch.device("cpu"), 1)
 
 
 def test_a_line_is_not_appended_through_a_link(folder: Path, mine: Path) -> None:

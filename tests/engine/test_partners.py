@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from helpers import interrupt, seeded
-from mixaug.data import load
+from mixaug.data import FileData, load
 from mixaug.draws import Draws
 from mixaug.engine import build, checkpoint, run
 from mixaug.engine.batches import Batches
@@ -197,7 +198,7 @@ def test_batches_follow_the_weights_as_they_are() -> None:
      r"policy=mixup: the policy wants 'outliers' of streams, there are \[\]: \+streams.outliers.data.name"),
     (["policy=lisa"], r"policy=lisa: the policy wants 'domain' of metadata"),
     (["policy=cutmix", "policy.labeling=object", "augment.flip=true"],
-     r"the policy wants 'object_mask' of metadata, there are \[\]: masks do not follow crops and flips: augment.crop"),
+     r"the policy wants 'object_mask' of metadata, there are \[\]: masks do not follow what moves images: augment"),
     (["policy=selecmix"], r"policy=selecmix: the policy wants 'biased' of networks, there are \[\]: \+networks.biased"),
     (["policy=mixup", "objective=selecmix", SETTINGS["selecmix"][2]], "the policy does not look at it"),
     (["policy=mixup", "objective=cowa", "policy.partners=previous"], "CoWA knows pseudo-labels of"),
@@ -225,7 +226,13 @@ def test_masks_of_objects_go_where_the_images_go() -> None:
     source = Source(data, 5, World(0, 1, torch.device("cpu")), augment=plain, **options)
     batch = next(source.epoch(0))
     assert torch.equal(batch.metadata["object_mask"], batch.inputs[:, 0] != 0)
-    assert not Source(data, 5, World(0, 1, torch.device("cpu")), augment={**plain, "flip": True}, **options).metadata
+    world = World(0, 1, torch.device("cpu"))
+    assert not Source(data, 5, world, augment={**plain, "flip": True}, **options).metadata
+    masks = {"object_mask": torch.zeros(5, 8, 8)}
+    for transform, brought in ((lambda image: image, set()), (None, {"object_mask"})):
+        files = FileData(["a.png"] * 5, [0] * 5, transform, masks)
+        source = Source(dataclasses.replace(data, train=files), 5, world, augment=plain, **options)
+        assert set(source.metadata) == brought
 
 
 def two_processes(rank: int, root: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import mixaug
 from helpers import seeded
+from mixaug.integrations._trainer_losses import check_loss_of_forward
 from mixaug.integrations.huggingface import STATE_FILE, MixedLossFunction, MixTrainerMixin
 from mixaug.losses import MixedCrossEntropy
 
@@ -250,13 +251,44 @@ def test_another_loss_inside_the_forward_of_a_model_is_found(tmp_path):
         return trained_losses(MixTrainer, tmp_path, Smoothed(), IDS, policy=mixaug.create("none"), **more)
 
     smoothing = 0.3
-    with pytest.raises(ValueError, match=r"Smoothed computes a loss of its own, .* compute_loss_func="):
-        trained()
+    refused = MixTrainer(Smoothed(), arguments(tmp_path), train_dataset=samples(IDS), policy=mixaug.create("none"))
+    for _ in range(2):  # and not the first time alone
+        with pytest.raises(ValueError, match=r"Smoothed computes a loss of its own, .* compute_loss_func="):
+            refused.train()
     assert len(trained(compute_loss_func=MixedLossFunction())) == 3
+    assert len(trained(label_smoothing=0.3)) == 3  # the same loss, asked for
     smoothing = 0.0
     torch.manual_seed(0)
     theirs = trained_losses(transformers.Trainer, tmp_path, Smoothed(), IDS)
     torch.testing.assert_close(trained(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_look_at_the_loss_of_a_model_leaves_it_as_it_was(tmp_path):
+    class Counting(Convolutions):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, pixel_values, labels=None):
+            self.passes += 1
+            logits = super().forward(pixel_values)["logits"]
+            noise = torch.rand(())  # drawn in evaluation, too
+            return {"loss": None if labels is None else F.cross_entropy(logits, labels), "logits": logits + 0 * noise}
+
+    model = Counting()
+    trainer = MixTrainer(model, arguments(tmp_path), train_dataset=samples(IDS), policy=mixaug.create("none"))
+    inputs = {"pixel_values": torch.rand(4, 3, 32, 32), "labels": torch.arange(4)}
+    state = torch.get_rng_state()
+    check_loss_of_forward("MixTrainer", model, inputs, "labels", trainer.mix_loss)
+    assert model.passes == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+
+
+def test_a_collator_that_mixes_is_refused(tmp_path):
+    policy = mixaug.create("cutmix")
+    with pytest.raises(ValueError, match="MixTrainer mixes batches itself, but they come from a MixCollate"):
+        MixTrainer(vit(5), arguments(tmp_path), data_collator=mixaug.MixCollate(policy, 5), policy=policy)
 
 
 def test_a_policy_that_looks_at_the_model_trains_through_a_step(tmp_path, monkeypatch):

@@ -102,6 +102,17 @@ def test_a_run_that_dies_without_a_word_is_a_failure(tmp_path):
     assert "9" in outcome.reason or "kill" in outcome.reason.lower()
 
 
+def test_a_log_that_is_a_link_is_replaced(tmp_path):
+    mine, grid = tmp_path / "mine", cells(tmp_path)
+    mine.write_text("precious")
+    (outcome,) = Benchmark(grid, launcher := CommandLauncher(1, [sys.executable, "-S", "-c", "print('mine')"])).outcomes
+    outcome.log.parent.mkdir(parents=True)
+    outcome.log.symlink_to(mine)
+    (outcome,) = Benchmark(grid, launcher, refresh=0.02).run()
+    assert mine.read_text() == "precious"
+    assert outcome.log.read_text() == "mine\n"
+
+
 def test_bad_options(tmp_path):
     with pytest.raises(ValueError, match="jobs: expected at least 1, got 0"):
         Benchmark([], CommandLauncher(1), jobs=0)

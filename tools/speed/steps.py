@@ -238,7 +238,6 @@ class _Update:
             loss, _ = self.forward(*given)
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.optimizer.zero_grad(set_to_none=True)
         self.step.after_step()
 
