@@ -91,8 +91,10 @@ def test_sizes_change_without_a_word_to_the_compiler(name):
         assert counter.frame_count == graphs, f"after a batch of {count}"
 
 
-# A batch of one is compiled anew, which one of them is to show.
-@pytest.mark.parametrize(("name", "alone"), [("mixup", True), ("fmix", False)])
+# A batch of one is compiled anew, which one of them is to show in the fast suite.
+@pytest.mark.parametrize(
+    ("name", "alone"), [("mixup", True), ("fmix", False), pytest.param("fmix", True, marks=pytest.mark.slow)]
+)
 def test_dynamic_everything(name, alone):
     # Numbers of the policy, such as FMix's decay, are symbols then too.
     policy = make(name, "batch")
