@@ -306,7 +306,7 @@ def imagefolder(
     folders = [folder for folder in (train_folder, test_folder, valid_folder) if folder is not None]
     layout = f"your own images, as {' and '.join(f'{folder}/<class>/<image>' for folder in folders)}"
     tables = [] if metadata is None else [metadata]
-    path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], layout)
+    path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], None, holds=layout)
     train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
     if not isinstance(allow_empty, bool):
         raise TypeError(f"data set 'imagefolder' expected allow_empty to be true or false, got {allow_empty!r}")

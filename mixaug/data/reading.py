@@ -31,8 +31,13 @@ Root = str | Path
 Transform = str | Callable[[Any], Any] | None
 
 
-def require_files(name: str, root: Root, expected: Iterable[str], published: str) -> Path:
-    """`root` as a path, if every expected file or folder (ending in "/") lies under it."""
+def require_files(
+    name: str, root: Root, expected: Iterable[str], published: str | None, *, holds: str | None = None
+) -> Path:
+    """`root` as a path, if every expected file or folder (ending in "/") lies under it.
+
+    Where one does not, the error says where the set is published, or, of a set of the user's own, what it holds.
+    """
     folder = Path(root).expanduser()
     expected = list(expected)
     missing = [entry for entry in expected if not _present(folder, entry)]
@@ -41,7 +46,7 @@ def require_files(name: str, root: Root, expected: Iterable[str], published: str
     what = "does not exist" if not folder.is_dir() else f"lacks {shortened(missing)}"
     raise FileNotFoundError(
         f"data set {name!r}: the folder {str(folder)!r} {what}. Expected in it: {shortened(expected)}. "
-        + (f"It holds {published}" if published.startswith("your own") else f"The set is published at {published}")
+        + (f"It holds {holds}" if published is None else f"The set is published at {published}")
         + "; mixaug downloads nothing."
     )
 

@@ -228,7 +228,7 @@ def check_loss_of_forward(name: str, model: Any, inputs: dict[str, Any], label_k
         own, rest = outputs[0], outputs[1:]
     else:
         own, rest = (outputs.get("loss") if hasattr(outputs, "get") else None), outputs
-    if not isinstance(own, Tensor) or own.numel() > 1 or len(rest) == 0:
+    if not isinstance(own, Tensor) or own.numel() != 1 or len(rest) == 0:
         return
     labels = as_the_problem_takes(inputs[label_key], loss.problem_type)
     # A model that smooths as the mixin was asked to is right, and so is one whose smoothing the mixin adds.

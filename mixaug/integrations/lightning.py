@@ -68,7 +68,6 @@ class MixBatchMixin:
     _mix_was_asked: bool = False
     #: Whether `mix_step` ran in this epoch; None before the first training_step of one.
     _mix_step_ran: bool | None = None
-    _mix_loader: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -112,12 +111,10 @@ class MixBatchMixin:
         if (policy is None) == (step is None):
             raise TypeError(f"{name} needs one of mix_policy and mix_step, set in its __init__")
         self._mix_steps_before = self.trainer.global_step  # type: ignore[attr-defined]
-        self._mix_was_asked = True
-        loaders = getattr(self.trainer, "train_dataloader", None)  # type: ignore[attr-defined]
-        if loaders is not self._mix_loader:
-            for loader in _each_loader(loaders):
+        if not self._mix_was_asked:
+            for loader in _each_loader(getattr(self.trainer, "train_dataloader", None)):  # type: ignore[attr-defined]
                 refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
-            self._mix_loader = loaders
+            self._mix_was_asked = True
         if step is not None:
             self._tell_progress(step)
             self._mix_batch = batch

@@ -70,7 +70,9 @@ def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
     assert not cell(None).is_done()
 
 
-def test_a_sweeper_is_told_the_validation_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweeper_is_told_the_validation_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     returns: list[Any] = []
@@ -89,3 +91,8 @@ def test_a_sweeper_is_told_the_validation_figure(tmp_path: Path, monkeypatch: py
     result = run.read_json(folder / "result.json")
     assert returns == [run.read_stops(folder)[1]["valid_top1"], result["valid_top1_last"]]
     assert returns[1] != result["top1_last"]
+    # One that chooses is refused, before it trains, where there is the test set alone.
+    monkeypatch.setattr("mixaug.commands.train.PLAIN_SWEEPER", "another")
+    assert main(["--multirun", *own, "data.valid_share=0", "seed=1,2"]) != 0
+    assert "BasicSweeper chooses by the scores of a validation set, and digits has none" in capsys.readouterr().err
+    assert not list(Path("runs").glob("mixup-*-s[12]-*"))

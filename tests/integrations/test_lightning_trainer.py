@@ -253,6 +253,7 @@ def test_what_would_leave_out_a_part_of_it_is_an_error():
         for fitted in (module, Counting(mix_policy=policy), Choosy(policy)):
             trainer().fit(fitted, loader(6))
     assert not module.mix_step._forward_pre_hooks  # else a copy of the step would hold the module
+    assert not any(isinstance(value, DataLoader) for value in vars(module).values())  # or one of the module the data
     mixing = loader(collate_fn=mixaug.MixCollate(policy, 5))
     module = Stepped(policy)
     for loaders in (mixing, mixing, {"a": [mixing]}):  # and not the first time alone
