@@ -52,6 +52,9 @@ Channels = Literal["rgb", "bgr"]
 # Weights of red, green and blue in units of 1 / 2**15.
 GREY_WEIGHTS = (9798, 19235, 3735)
 SCALES = (12, 24, 48, 28, 56, 112)
+# Pixels of the images that are worked on at once on a CPU: planes of so many stay in its cache, and small images in
+# one call each would cost more in calls than in work.
+PIXELS_AT_ONCE = 2**16
 
 
 def eight_bit_images(
@@ -92,19 +95,27 @@ def eight_bit_images(
 
 
 def _eight_bits_on_host(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Tensor:
-    """:func:`eight_bit_images` one image at a time, which stays in a CPU's cache: the same steps, the same bits."""
-    means, stds = ((), ()) if statistics is None else per_channel("eight_bit_images", statistics, pixels.shape[1])
+    """:func:`eight_bit_images` of as many images at once as a CPU's cache holds: the same steps, the same bits."""
+    batch, channels, height, width = pixels.shape
+    means, stds = ((), ()) if statistics is None else per_channel("eight_bit_images", statistics, channels)
     found = torch.empty(pixels.shape, dtype=torch.uint8)
-    values = torch.empty(pixels.shape[1:], dtype=pixels.dtype)
-    for image, bytes_ in zip(pixels, found, strict=True):
+    size = min(batch, max(1, PIXELS_AT_ONCE // (height * width)))
+    room = torch.empty((size, channels, height, width), dtype=pixels.dtype)
+    for first in range(0, batch, size):
+        block = pixels[first : first + size]
+        values = room[: len(block)]
         if statistics is None:
-            low, high = image.aminmax()
-            torch.sub(image, low, out=values)
-            values.div_((high - low).clamp(min=torch.finfo(pixels.dtype).tiny))
+            flat = block.flatten(1)
+            low, high = flat.amin(1), flat.amax(1)
+            extent = (high - low).clamp_(min=torch.finfo(pixels.dtype).tiny)
+            torch.sub(block, low.reshape(-1, 1, 1, 1), out=values).div_(extent.reshape(-1, 1, 1, 1))
         else:
-            for plane, given, mean, std in zip(values, image, means, stds, strict=True):
-                torch.mul(given, std, out=plane).add_(mean)
-        bytes_.copy_(values.mul_(255).round_().clamp_(0, 255))
+            for channel, (mean, std) in enumerate(zip(means, stds, strict=True)):
+                torch.mul(block[:, channel], std, out=values[:, channel]).add_(mean)
+        values.mul_(255).round_().clamp_(0, 255)
+        # NumPy converts to bytes in a quarter of torch's time. What is not a number is no pixel, here as there.
+        with np.errstate(invalid="ignore"):
+            np.copyto(found[first : first + size].numpy(), values.numpy(), casting="unsafe")
     return found
 
 
@@ -177,17 +188,22 @@ def _detect_on_host(images: Tensor, channels: Channels) -> Tensor:
     counts = [np.outer(_sides(height, reach), _sides(width, reach)) - 1 for reach in SCALES]
     counts = [np.maximum(count, 1).astype(np.float32) for count in counts]
     saliency = np.empty((len(images), height, width), dtype=np.uint8)
-    integral = np.zeros((height + 1, width + 1), dtype=exact)
-    down, across = np.empty((height, width + 1), dtype=exact), np.empty((height, width), dtype=exact)
-    apart, total, brighter, centre = (np.empty((height, width), dtype=np.float32) for _ in range(4))
-    clipped = torch.from_numpy(apart)
-    for row, found in enumerate(saliency):
-        centre[:] = _blur_on_host(_blur_on_host(_grey_on_host(images[row].numpy(), channels).astype(np.int16)))
+    size = min(len(images), max(1, PIXELS_AT_ONCE // (height * width)))
+    integral = np.zeros((size, height + 1, width + 1), dtype=exact)
+    down, across = np.empty((size, height, width + 1), dtype=exact), np.empty((size, height, width), dtype=exact)
+    planes = [np.empty((size, height, width), dtype=np.float32) for _ in range(4)]
+    for first in range(0, len(images), size):
+        block = images[first : first + size].numpy()
+        rows = slice(len(block))
+        apart, total, brighter, centre = (plane[rows] for plane in planes)
+        clipped = torch.from_numpy(apart)
+        centre[:] = _blur_on_host(_blur_on_host(_grey_on_host(block, channels)))
         # torch's running sums take a tenth of the time of NumPy's.
-        integral[1:, 1:] = torch.from_numpy(centre.astype(exact, copy=False)).cumsum(0).cumsum(1).numpy()
+        sums = torch.from_numpy(centre.astype(exact, copy=False))
+        integral[rows, 1:, 1:] = sums.cumsum(1).cumsum(2).numpy()
         total[:], brighter[:] = 0, 0
         for reach, count in zip(SCALES, counts, strict=True):
-            around = _sums_along(_sums_along(integral, 0, reach, down), 1, reach, across)
+            around = _sums_along(_sums_along(integral[rows], 1, reach, down[rows]), 2, reach, across[rows])
             around -= centre
             np.divide(around, count, out=apart, dtype=np.float32, casting="same_kind")
             np.subtract(centre, apart, out=apart)
@@ -198,7 +214,7 @@ def _detect_on_host(images: Tensor, channels: Channels) -> Tensor:
             clipped.clamp_(min=0)
             brighter += apart
         darker = np.subtract(brighter, total, out=total)
-        np.add(_all_range(brighter), _all_range(darker), out=found)
+        np.add(_all_range(brighter), _all_range(darker), out=saliency[first : first + size])
     return torch.from_numpy(saliency)
 
 
@@ -209,8 +225,8 @@ def _sides(side: int, reach: int) -> Any:
 
 
 def _sums_along(integral: Any, axis: int, reach: int, sums: Any) -> Any:
-    """:func:`_window_sums` of one image, written to the first places of ``sums`` along the axis."""
-    lines, sums = (integral, sums) if axis == 0 else (integral.T, sums.T)
+    """:func:`_window_sums` of a block of images, written to the first places of ``sums`` along the axis."""
+    lines, sums = integral.swapaxes(0, axis), sums.swapaxes(0, axis)
     side = len(lines) - 1
     reach = min(reach, side)
     # Windows that begin before the first line, that end behind the last one, and the others, or those that do both.
@@ -221,34 +237,42 @@ def _sums_along(integral: Any, axis: int, reach: int, sums: Any) -> Any:
     else:
         np.subtract(lines[2 * reach + 1 : side + 1], lines[1 : late - reach + 1], out=sums[early:late])
     np.subtract(lines[side], lines[late - reach + 1 : side - reach + 1], out=sums[late:side])
-    return sums[:side] if axis == 0 else sums[:side].T
+    return sums[:side].swapaxes(0, axis)
 
 
 def _all_range(total: Any) -> Any:
-    """:func:`_full_range` of one image, in bytes: of a table, since there are few different sums."""
-    most = np.float32(max(total.max(), 1))
-    values = (np.arange(int(most) + 1, dtype=np.float32) / most).astype(np.float64)
-    return np.floor(values * 255).astype(np.uint8).take(total.astype(np.int32))
+    """:func:`_full_range` of a block of images, in bytes: of a table each, since there are few different sums."""
+    most = np.maximum(total.max(axis=(1, 2)), np.float32(1))
+    entries = int(most.max()) + 1
+    values = (np.arange(entries, dtype=np.float32) / most[:, None]).astype(np.float64)
+    table = np.floor(values * 255).clip(max=255).astype(np.uint8)
+    places = total.astype(np.intp)
+    places += np.arange(0, table.size, entries)[:, None, None]
+    # Every place is one of the table; checking each again would take longer than reading it.
+    return table.ravel().take(places, mode="clip")
 
 
-def _grey_on_host(image: Any, channels: Channels) -> Any:
-    """:func:`_grey` of one image."""
-    count = len(image)
+def _grey_on_host(images: Any, channels: Channels) -> Any:
+    """:func:`_grey` of a block of images, in 16 bits."""
+    count = images.shape[1]
     if count == 1:
-        return image[0].astype(np.int32)
+        return images[:, 0].astype(np.int16)
     if count == 3:
         weights = GREY_WEIGHTS if channels == "rgb" else GREY_WEIGHTS[::-1]
-        grey = np.full(image.shape[1:], 1 << 14, dtype=np.int32)
-        for plane, weight in zip(image, weights, strict=True):
-            grey += np.multiply(plane, np.int32(weight), dtype=np.int32)
+        grey = np.full(images[:, 0].shape, 1 << 14, dtype=np.int32)
+        for plane, weight in zip(images.swapaxes(0, 1), weights, strict=True):
+            wide = plane.astype(np.int32)
+            wide *= weight
+            grey += wide
         grey >>= 15
-        return grey
-    return (2 * image.sum(0, dtype=np.int32) + count) // (2 * count)
+    else:
+        grey = (2 * images.sum(1, dtype=np.int32) + count) // (2 * count)
+    return grey.astype(np.int16)
 
 
 def _blur_on_host(grey: Any) -> Any:
-    """:func:`_blur` of one image of whole numbers up to 255 in 16 bits, which hold sixteen times as much."""
-    for lines in (grey, grey.T):
+    """:func:`_blur` of images of whole numbers up to 255 in 16 bits, which hold sixteen times as much; in place."""
+    for lines in (grey.swapaxes(0, 1), grey.swapaxes(0, 2)):
         wide = lines + lines
         wide[1:] += lines[:-1]
         wide[:-1] += lines[1:]

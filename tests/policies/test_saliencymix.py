@@ -89,6 +89,22 @@ def test_float_images_become_the_pixels_they_were():
     assert stretched.flatten(1).amax(1).tolist() == [255] * 4
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("side", [40, 300])
+def test_an_images_map_does_not_depend_on_its_neighbours(channels, side):
+    # A CPU takes several small images at once, 40 of this size: 90 end within the third such block.
+    count = 90 if side == 40 else 2
+    contrast = torch.linspace(0.02, 1, count).reshape(-1, 1, 1, 1)
+    images = torch.rand(count, channels, side, side, generator=seeded(7)) * contrast + 3 * contrast
+    pixels = F.eight_bit_images(images)
+    saliency = F.fine_grained_saliency((pixels * contrast).to(torch.uint8))
+    for row in range(0, count, 13):
+        alone = F.eight_bit_images(images[row : row + 1])
+        assert torch.equal(alone[0], pixels[row])
+        dimmed = (alone * contrast[row]).to(torch.uint8)
+        assert torch.equal(F.fine_grained_saliency(dimmed)[0], saliency[row])
+
+
 def test_constant_and_grey_images_and_other_channels():
     assert F.fine_grained_saliency(torch.full((1, 3, 16, 16), 9, dtype=torch.uint8)).sum() == 0
     grey = torch.randint(0, 256, (1, 1, 16, 16), dtype=torch.uint8, generator=seeded(3))
