@@ -222,7 +222,9 @@ class Search:
             planned = ranked[: after.trials]
             a_final_seed = sum(cost.of(self.space.epochs) for cost in self._final_costs(planned))
             count = 0
-            # Seeds of the final comparison go before trials: a choice by unfinished runs is the worse of both.
+            # Seeds of the final comparison go before trials that are to be trained further: a choice by unfinished
+            # runs is the worse of both. They do not go for a trial more that only gets further seeds.
+            enough = len(planned) if after.epochs > rung.epochs else min(2, len(planned))
             for finals in range(plan.final_seeds, 1, -1):
                 count, next_seeds = affordable(
                     [self.cost(label) for label in planned],
@@ -231,7 +233,7 @@ class Search:
                     done=rung.epochs,
                     seeds=after.seeds,
                 )
-                if count == len(planned):
+                if count >= enough:
                     break
             if count < 2 <= len(planned):
                 note = "the budget has no room for the next rung: the choice was made here"

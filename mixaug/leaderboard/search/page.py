@@ -239,11 +239,13 @@ def _budget(report: Report) -> list[Block]:
         found.append(Paragraph(_grid(report)))
     plan = journal.plan
     if plan is not None:
+        lengths = (
+            "every trial in full" if plan.ratio == 1 else f"rungs {plan.ratio:.2f} times as long as the one before"
+        )
         found.append(
             Paragraph(
-                f"Planned after the probe: rungs {plan.ratio:.2f} times as long as the one before, "
-                f"{plan.rung_seconds:.0f} s for them and {plan.final_seconds:.0f} s for {plan.final_seeds} seeds of "
-                "the final comparison."
+                f"Planned after the probe: {lengths}, {plan.rung_seconds:.0f} s for "
+                f"the rungs and {plan.final_seconds:.0f} s for {plan.final_seeds} seeds of the final comparison."
             )
         )
     return found

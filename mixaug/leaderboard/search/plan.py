@@ -5,8 +5,10 @@ more than ``eta``. The last one trains in full, to R epochs; the others lie a co
 
     r_k = R * ratio^-(K - 1 - k),   k = 0 ... K - 1,
 
-with the smallest ratio of at least 1 that the budget has room for. At a ratio of 1 all are trained in full, which is
-the whole grid; at ``eta`` all rungs cost about the same, which is successive halving as published.
+with the smallest ratio of at least 1 that the budget has room for. At ``eta`` all rungs cost about the same, which is
+successive halving as published. At a ratio of 1 all are trained in full, which is the whole grid; rungs between
+would train nothing, so there are two: every trial with one seed, then as many of the best as there is room for with
+the seeds of the last rung.
 
 Before the rungs, a reserve for the final comparison is set aside. Where the budget has no room for a ratio of ``eta``
 or less, first the seeds of the last rung become fewer, down to one, then those of the final comparison, down to two,
@@ -155,33 +157,49 @@ def make_plan(
         middle = math.sqrt(low * high)
         low, high = (low, middle) if cost_of(rungs_at(middle, seeds)) <= room else (middle, high)
     rungs = rungs_at(high, seeds)
+    if high == 1 and len(counts) > 1:
+        grid = Rung(len(costs), epochs)
+        further = (seeds - 1) * mean.of(epochs)
+        fitting = math.floor((room - cost_of([grid])) / further) if further > 0 else 0
+        rungs = [grid, Rung(max(counts[-1], min(len(costs), fitting)), epochs, seeds)] if seeds > 1 else [grid]
     return Plan(tuple(rungs), finals, high, cost_of(rungs), finals * a_final_seed)
 
 
 def cost_of_rungs(rungs: Sequence[Rung], cost: Cost, done: int) -> float:
-    """Seconds of all rungs, if each trial has this cost and ``done`` epochs behind it."""
-    total = 0.0
+    """Seconds of all rungs, if each trial has this cost and ``done`` epochs behind it with one seed."""
+    total, seeds = 0.0, 1
     for rung in rungs:
-        total += rung.trials * (cost.of(rung.epochs - done) if rung.epochs > done else 0.0)
-        total += rung.trials * (rung.seeds - 1) * cost.of(rung.epochs)
-        done = max(done, rung.epochs)
+        total += rung.trials * seeds * (cost.of(rung.epochs - done) if rung.epochs > done else 0.0)
+        total += rung.trials * max(0, rung.seeds - seeds) * cost.of(rung.epochs)
+        done, seeds = max(done, rung.epochs), max(seeds, rung.seeds)
     return total
 
 
 def affordable(costs: Sequence[Cost], *, room: float, epochs: int, done: int, seeds: int) -> tuple[int, int]:
-    """How many of the first trials a rung has room for, and with how many seeds: fewer seeds before fewer trials.
+    """How many of the first trials a rung has room for, and with how many seeds; (0, 0) where it has none.
+
+    A rung that trains further gets fewer seeds before it gets fewer trials. One that brings seeds alone gets fewer
+    trials first, and at least two of each: with one seed it would say what is known.
 
     Args:
-        costs: of the trials that are to go on, the best first.
+        costs: of the trials that are to go on, the best first; each has been trained with one seed.
         room: seconds that the rung may take.
         epochs, done: to which epoch, and from which.
         seeds: most seeds of each.
     """
-    for count in range(len(costs), 0, -1):
-        for number in range(seeds, 0, -1):
-            further = (number - 1) * sum(cost.of(epochs) for cost in costs[:count])
-            if sum(cost.of(epochs - done) for cost in costs[:count]) + further <= room:
-                return count, number
+    goes_on = epochs > done
+    fewest, least_seeds = (1, 1) if goes_on else (2, 2)
+    counts, numbers = range(len(costs), fewest - 1, -1), range(seeds, least_seeds - 1, -1)
+    if goes_on:
+        choices = [(count, number) for count in counts for number in numbers]
+    else:
+        choices = [(count, number) for number in numbers for count in counts]
+    for count, number in choices:
+        needed = (number - 1) * sum(cost.of(epochs) for cost in costs[:count])
+        if goes_on:
+            needed += sum(cost.of(epochs - done) for cost in costs[:count])
+        if needed <= room:
+            return count, number
     return 0, 0
 
 
