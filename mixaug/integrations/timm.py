@@ -1,4 +1,4 @@
-"""Any model-free policy in the place of `timm.data.Mixup` and `timm.data.FastCollateMixup`.
+"""Any model-free policy in the place of `timm.data.Mixup` and `timm.data.FastCollateMixup`, any policy as timm's task.
 
 timm's script mixes with its `FastCollateMixup` while the prefetcher is on, which is the default, and with its `Mixup`
 under `--no-prefetcher` alone: :class:`FastCollateMix` stands where the first stands, :class:`MixupFn` where the second
@@ -8,19 +8,27 @@ timm's training loop calls `input, target = mixup_fn(input, target)` on the devi
 target; to stop mixing at `--mixup-off-epoch` it sets `mixup_fn.mixup_enabled = False`. `MixupFn` keeps that
 contract and departs from `timm.data.Mixup` in two ways: the caller's images stay as they were, and any batch
 size will do.
+
+Since 1.0.27 timm's script trains by a task, which owns the model and computes the loss; :class:`MixTask` is one whose
+forward is a whole `mixaug.MixStep`, for policies that look at the model and for those that learn.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data import FastCollateMixup
-from torch import Tensor
+from timm.task import TrainingTask
+from timm.utils import ModelEmaV3, unwrap_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from mixaug import MixCollate, Policy
+from mixaug import MixCollate, MixStep, Policy
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing, unmixed
 
 
@@ -170,3 +178,136 @@ def _stacked(batch: list[Any]) -> tuple[Tensor, Tensor]:
         raise TypeError(f"FastCollateMix expects uint8 images, got {images.dtype}; MixCollate takes others")
     labels: Tensor = default_collate([label for _, label in batch])
     return images, labels
+
+
+class MixTask(TrainingTask):
+    """A task for timm's training script whose forward mixes, runs the model and computes the loss.
+
+    It stands where the script makes its `ClassificationTask`. Everything that the script does with a task goes on:
+    optimizer groups, gradient clipping, a moving average, compilation, several processes, checkpoints. These hold the
+    model as ever, and what the policy, the objective and networks have learned beside it.
+
+    After each optimizer step the script calls `task.update_ema(step)`, with a moving average or without; that is where
+    :meth:`mixaug.MixStep.after_step` is called and the policy is told how much of training is done.
+
+    Args:
+        step: the training forward, made of the model.
+        total_updates: optimizer steps of the whole training, such as `args.epochs * len(loader_train)`, for policies
+            that follow its progress; None tells them nothing.
+        device: of the task, as for timm's tasks.
+        dtype: of the task, as for timm's tasks.
+        verbose: as for timm's tasks.
+
+    Raises:
+        TypeError: `step` is no `mixaug.MixStep`.
+        ValueError: `total_updates` is no positive number.
+        ImportError: a timm whose tasks do not own the model, before 1.0.27.
+
+    Example:
+        >>> import mixaug
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+        >>> step = mixaug.MixStep(model, mixaug.create("puzzlemix"), mixaug.losses.MixedCrossEntropy())
+        >>> task = MixTask(step)
+        >>> result = task(torch.rand(4, 3, 8, 8), torch.randint(10, (4,)))
+        >>> sorted(result)
+        ['accuracy', 'loss']
+        >>> result["loss"].backward()
+    """
+
+    def __init__(
+        self,
+        step: MixStep,
+        *,
+        total_updates: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        if not hasattr(TrainingTask, "get_trainable_module"):
+            raise ImportError("MixTask needs timm 1.0.27 or later, whose training tasks own the model")
+        if not isinstance(step, MixStep):
+            raise TypeError(f"MixTask expects a mixaug.MixStep, got {type(step).__name__}")
+        if total_updates is not None and not (math.isfinite(total_updates) and total_updates > 0):
+            raise ValueError(f"MixTask expects total_updates as a positive number, got {total_updates!r}")
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.trainable_module: nn.Module = step
+        self.total_updates = total_updates
+        self._updates = 0
+        self._tell_progress()
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Loss of one mixed batch, and beside it what the step logs.
+
+        Args:
+            input: images (B, C, H, W).
+            target: class ids (B,), or what else the objective understands.
+        """
+        loss, logs = self.trainable_module(input, target)
+        return {**logs, "loss": loss}
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> MixTask:
+        """Wrap the whole step in `DistributedDataParallel`."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(  # type: ignore[override]
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile the model in place, for training and validation alike; mixing stays as it is."""
+        model = self._step().model
+        model.compile(backend=backend, mode=mode, **compile_kwargs)
+        return model
+
+    def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """A moving average of the model alone, with the arguments of timm's `ModelEmaV3`."""
+        self.trainable_module_ema: ModelEmaV3 = ModelEmaV3(self._step().model, *args, **kwargs)
+        return self.trainable_module_ema
+
+    def update_ema(self, step: int | None = None) -> None:
+        """After an optimizer step: the moving average, if there is one, `after_step` of the step, and progress."""
+        inner = self._step()
+        if self.has_ema():
+            self.trainable_module_ema.update(unwrap_model(inner.model), step=step)
+        inner.after_step()
+        self._updates = self._updates + 1 if step is None else step
+        self._tell_progress()
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
+        """Parameters whose gradients are clipped; the head that may be left out is the model's."""
+        every = list(self.trainable_module.parameters())
+        head = {id(parameter) for parameter in list(self._step().model.parameters())[-2:]} if exclude_head else set()
+        return [parameter for parameter in every if id(parameter) not in head]
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The model, without mixing, which is what is validated and stored."""
+        found = super().get_eval_model(module=module, ema=ema)
+        inner = found if found is None or isinstance(found, ModelEmaV3) else unwrap_model(found)
+        return inner.model if isinstance(inner, MixStep) else found
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What the step holds beside the model; nothing for the moving average, which is of the model alone."""
+        if ema:
+            return {}
+        beside = {name: value for name, value in self._step().state_dict().items() if not name.startswith("model.")}
+        return {"step": beside, "updates": self._updates}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Take up what :meth:`get_task_state` gave; a checkpoint without it leaves policy and objective as they are."""
+        if ema or not state:
+            return
+        step = self._step()
+        kept = {name: value for name, value in step.state_dict().items() if name.startswith("model.")}
+        step.load_state_dict({**kept, **state["step"]}, strict=strict)
+        self._updates = int(state["updates"])
+        self._tell_progress()
+
+    def _step(self) -> MixStep:
+        step: MixStep = unwrap_model(self.trainable_module)
+        return step
+
+    def _tell_progress(self) -> None:
+        if self.total_updates is not None:
+            self._step().set_progress(min(1.0, self._updates / self.total_updates))

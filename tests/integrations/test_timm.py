@@ -12,7 +12,7 @@ from torch import nn
 
 import mixaug
 from helpers import seeded
-from mixaug.integrations.timm import FastCollateMix, MixupFn
+from mixaug.integrations.timm import FastCollateMix, MixTask, MixupFn
 
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,3 +167,126 @@ def test_an_optimizer_of_the_step_treats_the_model_as_it_would_alone(name, layer
         assert len({scale for _, scale in settings(step).values()}) > 3
     # A step around a model that says nothing of layers says nothing of them either.
     assert not hasattr(mixaug.MixStep(nn.Linear(2, 2), step.policy, step.objective), "group_matcher")
+
+
+class Counting(nn.Module):
+    """A cross-entropy with a parameter of its own, which is told of every optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.told = 0
+
+    def forward(self, outputs: torch.Tensor, mixed: mixaug.MixedBatch) -> torch.Tensor:
+        return mixaug.losses.MixedCrossEntropy()(self.scale * outputs, mixed)
+
+    def after_step(self, step: mixaug.MixStep) -> None:
+        self.told += 1
+
+
+def task_of(policy: mixaug.Policy | str, **options: object) -> MixTask:
+    policy = mixaug.create(policy) if isinstance(policy, str) else policy
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return MixTask(mixaug.MixStep(model, policy, Counting()), **options)
+
+
+def trained(task: MixTask, steps: int, first: int = 1) -> list[float]:
+    """The losses of so many steps, as timm's script makes them, numbered from the first on."""
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt="sgd", lr=0.1)
+    task.get_trainable_module().train()
+    losses = []
+    for number in range(first, first + steps):
+        result = task(*batch())
+        result["loss"].backward()
+        nn.utils.clip_grad_norm_(task.get_clip_parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.update_ema(step=number)
+        losses.append(result["loss"].item())
+    return losses
+
+
+def test_a_task_trains_as_the_step_does_and_tells_it_of_every_update():
+    task, alone = task_of("puzzlemix"), task_of("puzzlemix").trainable_module
+    torch.manual_seed(3)
+    loss, logs = alone(*batch())
+    torch.manual_seed(3)
+    result = task(*batch())
+    assert torch.equal(result["loss"], loss) and torch.equal(result["accuracy"], logs["accuracy"])
+    assert len(set(trained(task, 3))) == 3
+    step = task.get_trainable_module()
+    assert step.objective.told == 3
+    # What the objective has of its own is in the optimizer and was trained along.
+    assert step.objective.scale != 1
+    assert task.get_eval_model() is step.model and task.get_eval_model(step) is step.model
+    every = list(step.parameters())
+    assert [id(p) for p in task.get_clip_parameters()] == [id(p) for p in every]
+    head = {id(p) for p in step.model[-1].parameters()}
+    assert [id(p) for p in task.get_clip_parameters(exclude_head=True)] == [id(p) for p in every if id(p) not in head]
+
+
+def test_a_task_tells_the_policy_how_much_of_training_is_done():
+    task = task_of(mixaug.create("mixup", alpha=mixaug.schedule.Linear(1, 3)), total_updates=4)
+    policy = task.get_trainable_module().policy
+    alphas = [policy.alpha]
+    for number in (1, 2, 3, 4, 5):
+        task.update_ema(step=number)
+        alphas.append(policy.alpha)
+    assert alphas == [1, 1.5, 2, 2.5, 3, 3]
+
+
+def test_a_checkpoint_of_the_task_holds_the_model_and_what_stands_beside_it():
+    task, other = task_of("recursivemix", total_updates=4), task_of("recursivemix", total_updates=4)
+    trained(task, 2)
+    stored = task.get_checkpoint_state()
+    step = task.get_trainable_module()
+    assert list(stored["state_dict"]) == list(step.model.state_dict())
+    other.load_checkpoint_state(stored["state_dict"], stored["task_state"])
+    again = other.get_trainable_module()
+    kept, taken = step.state_dict(), again.state_dict()
+    beside = [name for name in kept if not name.startswith("model.")]
+    assert "objective.scale" in beside and any(name.startswith("policy.") for name in beside)
+    for name, value in kept.items():
+        torch.testing.assert_close(taken[name], value, rtol=0, atol=0)
+    other.total_updates = 2
+    other.update_ema()
+    assert other.get_task_state()["updates"] == 3
+    # A checkpoint of the model alone, such as a pretrained one, leaves the rest as it is.
+    third = task_of("recursivemix")
+    third.load_checkpoint_state(stored["state_dict"])
+    assert third.get_trainable_module().objective.scale == 1
+
+
+def test_a_moving_average_is_of_the_model_alone():
+    task = task_of("cutmix")
+    task.setup_ema(decay=0.75)
+    # The first update of timm's average is a copy.
+    trained(task, 1)
+    before = [p.detach().clone() for p in task.get_eval_model().parameters()]
+    trained(task, 1, first=2)
+    after = list(task.get_eval_model().parameters())
+    mean = list(task.get_eval_model(ema=True).parameters())
+    for old, new, average in zip(before, after, mean, strict=True):
+        torch.testing.assert_close(average, 0.75 * old + 0.25 * new)
+    stored = task.get_checkpoint_state(ema=True)
+    assert list(stored) == ["state_dict_ema"]
+    assert list(stored["state_dict_ema"]) == list(task.get_eval_model().state_dict())
+
+
+def test_a_compiled_task_validates_by_the_same_model():
+    task, eager = task_of("mixup"), task_of("mixup")
+    model = task.get_eval_model()
+    assert task.compile(backend="eager") is model and task.get_eval_model() is model
+    torch.manual_seed(1)
+    expected = eager(*batch())["loss"]
+    torch.manual_seed(1)
+    assert torch.equal(task(*batch())["loss"], expected)
+
+
+def test_a_task_refuses_what_it_cannot_train():
+    with pytest.raises(TypeError, match=r"MixTask expects a mixaug\.MixStep, got Linear"):
+        MixTask(nn.Linear(2, 2))
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expects total_updates as a positive number"):
+            task_of("mixup", total_updates=wrong)
