@@ -7,6 +7,7 @@
 | `mixaug.integrations.lightning`   | `MixBatchMixin`, which mixes on the device before training_step |
 | `mixaug.integrations.huggingface` | `MixTrainerMixin`, which mixes inside `Trainer.compute_loss`    |
 
-Importing `mixaug` imports none of them. They hand model-free policies over; a policy that needs a signal from
-the model is refused with a pointer to `mixaug.MixStep`, which feeds every policy.
+Importing `mixaug` imports none of them. What mixes a batch before the model sees it refuses a policy that looks at
+the model; `MixTask`, `MixBatchMixin` with a `mix_step` and `MixTrainerMixin` train by a whole `mixaug.MixStep`,
+which feeds every policy.
 """
