@@ -157,7 +157,6 @@ class _Detector:
     def __init__(self, count: int, height: int, width: int, dtype: Any) -> None:
         self.count, self.height, self.width = count, height, width
         plane = (count, height, width)
-        self.grey, self.channel = np.empty((2, *plane), dtype=np.float32 if dtype == np.uint8 else dtype)
         # Images with a border of one pixel.
         self.bordered, self.spare = np.zeros((2, count, height + 2, width + 2), dtype=np.int16)
         # Sums of a column of bytes fit into 16 bits up to 257 rows; rows fill whole numbers of 64 bits.
@@ -171,8 +170,11 @@ class _Detector:
         # behind the last one: no window along a row leaves them.
         self.margin = min(max(SCALES), width)
         self.integral = np.zeros((count, height + 1, self.margin + width + 1 + self.margin), dtype=exact)
-        self.across, self.around = np.empty((count, height + 1, width), dtype=exact), np.empty(plane, dtype=exact)
+        self.across = np.empty((count, height + 1, width), dtype=exact)
+        # Steps that follow one another share their memory where they share its type, so that less is to be cached.
         self.centre, self.apart = np.empty((2, *plane), dtype=np.float32)
+        self.around = self.apart if exact == np.float32 else np.empty(plane, dtype=exact)
+        self.grey, self.channel = np.empty((2, *plane), dtype=dtype) if dtype == np.float64 else (self.centre, self.apart)
         self.brighter, self.total, self.steps = np.empty((3, *plane), dtype=np.int16)
         sides = [(_window_sides(height, reach), _window_sides(width, reach)) for reach in SCALES]
         # A window of the pixel alone, in an image of one pixel, has no surroundings: 0 / 1.
