@@ -23,7 +23,7 @@ GREY_WEIGHTS = (9798, 19235, 3735)
 SCALES = (12, 24, 48, 28, 56, 112)
 # Pixels of the images that are worked on at once: planes of so many stay in the cache, and small images in one call
 # each would cost more in calls than in work.
-PIXELS_AT_ONCE = 2**17
+PIXELS_AT_ONCE = 2**16
 # Shares of a maximum are bounded in this unit: twice as much, and two maxima, fit into 16 bits.
 UNITS = 30_000
 
@@ -97,8 +97,8 @@ def salient_places(images: Tensor, statistics: Statistics | None, is_rgb: bool) 
         places = np.flatnonzero(bound >= UNITS)
         image = places // pixels
         shares = [(total.ravel()[places], most[image]) for total, most in zip(sums, largest, strict=True)]
-        candidates.append(np.stack([rows.start + image, places % pixels, *shares[0], *shares[1]]))
-    image, places, *shares = np.concatenate(candidates, axis=1)
+        candidates.append((rows.start + image, places % pixels, *shares[0], *shares[1]))
+    image, places, *shares = (np.concatenate(column) for column in zip(*candidates, strict=True))
     is_largest = _scaled(shares[0], shares[1]) + _scaled(shares[2], shares[3]) == 255
     found = np.full(len(images), pixels)
     np.minimum.at(found, image[is_largest], places[is_largest])
@@ -173,14 +173,26 @@ class _Detector:
         self.margin = min(max(SCALES), width)
         self.integral = np.zeros((count, height + 1, self.margin + width + 1 + self.margin), dtype=exact)
         self.lines = np.empty((count, height + 1, width), dtype=exact)
+        self.along_rows = torch.from_numpy(self.lines)
         # Steps that follow one another share their memory where they share its type, so that less is to be cached.
         self.centre, self.apart = np.empty((2, *plane), dtype=np.float32)
         self.around = self.apart if exact == np.float32 else np.empty(plane, dtype=exact)
         self.grey, self.channel = np.empty((2, *plane), dtype=dtype) if dtype == np.float64 else (self.centre, self.apart)
         self.brighter, self.total, self.steps = np.empty((3, *plane), dtype=np.int16)
-        sides = [(_window_sides(height, reach), _window_sides(width, reach)) for reach in SCALES]
+        self.scales = [self._scale(reach) for reach in SCALES]
+
+    def _scale(self, reach: int) -> tuple[Any, Any, int, Any]:
+        """What a scale reads: ends and beginnings of windows along rows, windows that end inside, counts of pixels.
+
+        Windows have reach - 1 places before their pixel, the pixel itself, and reach places after it, if there are.
+        """
+        beside, first = min(reach, self.width), self.margin + 1
+        ends, beginnings = (
+            torch.from_numpy(self.integral[:, :, start : start + self.width]) for start in (first + beside, first - beside)
+        )
+        counts = np.outer(_window_sides(self.height, reach), _window_sides(self.width, reach)) - 1
         # A window of the pixel alone, in an image of one pixel, has no surroundings: 0 / 1.
-        self.counts = [np.maximum(np.outer(*side) - 1, 1).astype(np.float32) for side in sides]
+        return ends, beginnings, max(self.height - reach, 0), np.maximum(counts, 1).astype(np.float32)
 
     def see(self, block: Any, statistics: Statistics | None, is_rgb: bool) -> None:
         """Grey images, blurred twice, and their integral."""
@@ -237,8 +249,11 @@ class _Detector:
         clipped = torch.from_numpy(steps)
         self.total.fill(0)
         self.brighter.fill(0)
-        for reach, count in zip(SCALES, self.counts, strict=True):
-            np.divide(self._sum_around(reach), count, out=apart, dtype=np.float32, casting="same_kind")
+        for ends, beginnings, inside, counts in self.scales:
+            # Short rows take torch three quarters of NumPy's time.
+            torch.sub(ends, beginnings, out=self.along_rows)
+            self._sum_around(inside)
+            np.divide(self.around, counts, out=apart, dtype=np.float32, casting="same_kind")
             np.subtract(centre, apart, out=apart)
             # Whole steps towards zero, the fraction of each scale is lost as in 8-bit arithmetic.
             np.copyto(steps, apart, casting="unsafe")
@@ -248,20 +263,13 @@ class _Detector:
             self.brighter += steps
         return self.brighter, np.subtract(self.brighter, self.total, out=self.total)
 
-    def _sum_around(self, reach: int) -> Any:
-        """Sum over each pixel's window without the pixel: reach - 1 places before it, reach after it, if there are."""
-        width, beside = self.width, min(reach, self.width)
-        integral, first = torch.from_numpy(self.integral), self.margin + 1
-        before, after = (integral.narrow(2, first + way, width) for way in (-beside, beside))
-        # Short rows take torch three quarters of NumPy's time.
-        torch.sub(after, before, out=torch.from_numpy(self.lines))
-        # Lines of all images at once. The last one is subtracted from where there are not as many below.
+    def _sum_around(self, inside: int) -> None:
+        """From sums along rows to those over windows, without the pixel in their middle."""
+        # Lines of all images at once.
         lines, sums, centre = (array.swapaxes(0, 1) for array in (self.lines, self.around, self.centre))
-        below = self.height - min(reach, self.height)
-        np.subtract(lines[self.height - below + 1 :], centre[:below], out=sums[:below])
-        np.subtract(lines[self.height], centre[below:], out=sums[below:])
-        sums[self.height - below :] -= lines[1 : below + 1]
-        return self.around
+        np.subtract(lines[self.height - inside + 1 :], centre[:inside], out=sums[:inside])
+        np.subtract(lines[self.height], centre[inside:], out=sums[inside:])
+        sums[self.height - inside :] -= lines[1 : inside + 1]
 
 
 def _window_sides(side: int, reach: int) -> Any:
