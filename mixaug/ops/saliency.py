@@ -72,9 +72,9 @@ def salient_places(images: Tensor, statistics: Statistics | None, is_rgb: bool) 
     """First maximum of each image's saliency map, which is made for few images only.
 
     A byte of a map is floor(255 b) + floor(255 d) modulo 256, where b and d are the shares that the pixel's brighter
-    and darker differences have of their maxima. It is 255, the largest there is, only where b + d is at least 1. So
-    places below that need no byte, and the first with 255 is the answer. Images without one, such as constant ones,
-    get their map.
+    and darker differences have of their maxima. The sum is 510 at most, so that a byte of 255, the largest there is,
+    needs a b + d of at least 1. Places below that need no byte, and the first with 255 is the answer. Images without
+    one, such as constant ones, get their map.
 
     Args:
         images: (B, C, H, W) uint8, float32 or float64.
@@ -96,10 +96,10 @@ def salient_places(images: Tensor, statistics: Statistics | None, is_rgb: bool) 
         bound += sums[1] * units[1]
         places = np.flatnonzero(bound >= UNITS)
         image = places // pixels
-        shares = [(total.ravel()[places], most[image]) for total, most in zip(sums, largest, strict=True)]
-        candidates.append((rows.start + image, places % pixels, *shares[0], *shares[1]))
-    image, places, *shares = (np.concatenate(column) for column in zip(*candidates, strict=True))
-    is_largest = _scaled(shares[0], shares[1]) + _scaled(shares[2], shares[3]) == 255
+        there = [total.ravel()[places] for total in sums]
+        candidates.append((rows.start + image, places % pixels, *there, *(most[image] for most in largest)))
+    image, places, bright, dark, *most = (np.concatenate(column) for column in zip(*candidates, strict=True))
+    is_largest = _scaled(bright, most[0]) + _scaled(dark, most[1]) == 255
     found = np.full(len(images), pixels)
     np.minimum.at(found, image[is_largest], places[is_largest])
     left = np.flatnonzero(found == pixels)
@@ -148,7 +148,7 @@ def _differences(images: Tensor, statistics: Statistics | None, is_rgb: bool) ->
     for first in range(0, len(images), size):
         block = pixels[first : first + size]
         if detector is None or len(block) != detector.count:
-            detector = _Detector(len(block), *images.shape[2:], pixels.dtype)
+            detector = _Detector(len(block), images.shape[2], images.shape[3], pixels.dtype)
         detector.see(block, statistics, is_rgb)
         yield slice(first, first + len(block)), *detector.differences()
 
@@ -177,7 +177,8 @@ class _Detector:
         # Steps that follow one another share their memory where they share its type, so that less is to be cached.
         self.centre, self.apart = np.empty((2, *plane), dtype=np.float32)
         self.around = self.apart if exact == np.float32 else np.empty(plane, dtype=exact)
-        self.grey, self.channel = np.empty((2, *plane), dtype=dtype) if dtype == np.float64 else (self.centre, self.apart)
+        shares: Any = (self.centre, self.apart)
+        self.grey, self.channel = np.empty((2, *plane), dtype=dtype) if dtype == np.float64 else shares
         self.brighter, self.total, self.steps = np.empty((3, *plane), dtype=np.int16)
         self.scales = [self._scale(reach) for reach in SCALES]
 
@@ -188,7 +189,8 @@ class _Detector:
         """
         beside, first = min(reach, self.width), self.margin + 1
         ends, beginnings = (
-            torch.from_numpy(self.integral[:, :, start : start + self.width]) for start in (first + beside, first - beside)
+            torch.from_numpy(self.integral[:, :, start : start + self.width])
+            for start in (first + beside, first - beside)
         )
         counts = np.outer(_window_sides(self.height, reach), _window_sides(self.width, reach)) - 1
         # A window of the pixel alone, in an image of one pixel, has no surroundings: 0 / 1.

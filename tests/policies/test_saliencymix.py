@@ -6,6 +6,8 @@ import torch
 import mixaug
 from helpers import seeded
 from mixaug import functional as F
+from mixaug.ops import saliency as on_cpu
+from mixaug.policies import saliencymix
 
 PARTNER = torch.tensor([1, 2, 3, 0])
 
@@ -76,6 +78,40 @@ def test_peak_is_the_first_maximum():
     saliency[0, 2, 3] = saliency[0, 2, 1] = saliency[0, 3, 0] = 7
     saliency[1, 0, 4] = 1
     assert F.saliency_peak(saliency).tolist() == [[2, 1], [0, 4], [0, 0]]
+
+
+def test_places_on_a_cpu_are_the_peaks_of_the_maps():
+    noise = torch.rand(3, 3, 40, 57, generator=seeded(8))
+    dots = torch.full((2, 3, 33, 64), 0.4)
+    dots[0, :, 30, 50] = dots[0, :, 4, 9] = dots[1, :, 20, 3] = 1
+    batches = [noise, noise.double(), noise.half(), noise.contiguous(memory_format=torch.channels_last), noise[:, :1]]
+    batches += [dots, torch.cat([noise, noise], 1), torch.full((2, 3, 5, 7), 0.3), noise[..., :1, :1], 2 * noise - 0.5]
+    batches += [(255 * noise).to(torch.uint8), (2 * noise).to(torch.uint8), noise.reshape(3, 3, 285, 8)]
+    for images in batches:
+        for statistics in ((None, None), (0.4, 0.3)):
+            for channels in ("rgb", "bgr"):
+                saliency = F.fine_grained_saliency(F.eight_bit_images(images, *statistics), channels=channels)
+                centers = saliencymix._salient_centers(images, *statistics, channels)
+                assert torch.equal(centers, F.saliency_peak(saliency))
+
+
+def test_places_where_sums_wrap_around(monkeypatch):
+    # Few values: many ties, and images whose largest sums wrap around, so that no byte is 255.
+    brighter, darker = torch.randint(0, 7, (2, 500, 2, 3), dtype=torch.int16, generator=seeded(9)).unbind()
+    number = torch.arange(500, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+
+    def differences(images, statistics, is_rgb):
+        rows = images[:, 0, 0, 0].long()
+        yield slice(0, len(rows)), brighter[rows].numpy(), darker[rows].numpy()
+
+    monkeypatch.setattr(on_cpu, "_differences", differences)
+    monkeypatch.setattr(on_cpu, "eight_bits", lambda images, statistics: images)
+    shares = [255 * sums.long() // sums.long().amax((1, 2), keepdim=True).clamp(min=1) for sums in (brighter, darker)]
+    saliency = (shares[0] + shares[1]) % 256
+    largest = saliency.amax((1, 2))
+    assert ((largest > 0) & (largest < 255)).sum() > 50
+    first = torch.tensor([row.flatten().tolist().index(row.max()) for row in saliency])
+    assert torch.equal(on_cpu.salient_places(number, None, True), first)
 
 
 def test_float_images_become_the_pixels_they_were():
