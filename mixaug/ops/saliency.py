@@ -23,9 +23,9 @@ GREY_WEIGHTS = (9798, 19235, 3735)
 SCALES = (12, 24, 48, 28, 56, 112)
 # Pixels of the images that are worked on at once: planes of so many stay in the cache, and small images in one call
 # each would cost more in calls than in work.
-PIXELS_AT_ONCE = 2**16
-# Shares of a maximum are bounded in this unit: twice as much, and two maxima, fit into 16 bits.
-UNITS = 30_000
+PIXELS_AT_ONCE = 2**17
+# Shares of a maximum are bounded in units of 1 / UNITS: two shares, and the two maxima, fit into 16 bits.
+UNITS = 29_000
 
 
 def eight_bits(images: Tensor, statistics: Statistics | None) -> Tensor:
@@ -142,7 +142,7 @@ def _channels(block: Any, statistics: Statistics | None, room: Any) -> Iterator[
 
 
 def _differences(images: Tensor, statistics: Statistics | None, is_rgb: bool) -> Iterator[tuple[slice, Any, Any]]:
-    """Rows of images, and their brighter and darker differences (R, H, W) int16, which the next step overwrites."""
+    """Rows of images, and twice their brighter and darker differences, (R, H, W) int16 that the next step overwrites."""
     pixels, size = images.numpy(), _at_once(images)
     detector = None
     for first in range(0, len(images), size):
@@ -179,22 +179,31 @@ class _Detector:
         self.around = self.apart if exact == np.float32 else np.empty(plane, dtype=exact)
         shares: Any = (self.centre, self.apart)
         self.grey, self.channel = np.empty((2, *plane), dtype=dtype) if dtype == np.float64 else shares
-        self.brighter, self.total, self.steps = np.empty((3, *plane), dtype=np.int16)
+        self.signed, self.unsigned, self.steps = np.empty((3, *plane), dtype=np.int16)
         self.scales = [self._scale(reach) for reach in SCALES]
 
-    def _scale(self, reach: int) -> tuple[Any, Any, int, Any]:
-        """What a scale reads: ends and beginnings of windows along rows, windows that end inside, counts of pixels.
+    def _scale(self, reach: int) -> tuple[Any, list[tuple[Any, Any, Any]], Any]:
+        """What a scale reads: ends and beginnings of windows along rows, three subtractions, and counts of pixels.
 
         Windows have reach - 1 places before their pixel, the pixel itself, and reach places after it, if there are.
+        The subtractions make sums along rows to those over windows without the pixel in their middle.
         """
-        beside, first = min(reach, self.width), self.margin + 1
+        height, beside, first = self.height, min(reach, self.width), self.margin + 1
         ends, beginnings = (
             torch.from_numpy(self.integral[:, :, start : start + self.width])
             for start in (first + beside, first - beside)
         )
-        counts = np.outer(_window_sides(self.height, reach), _window_sides(self.width, reach)) - 1
+        # Lines of all images at once. Below some windows end where the image ends, and some begin where it begins.
+        lines, sums, centre = (array.swapaxes(0, 1) for array in (self.lines, self.around, self.centre))
+        inside = max(height - reach, 0)
+        subtractions = [
+            (lines[height - inside + 1 :], centre[:inside], sums[:inside]),
+            (lines[height], centre[inside:], sums[inside:]),
+            (sums[height - inside :], lines[1 : inside + 1], sums[height - inside :]),
+        ]
+        counts = np.outer(_window_sides(height, reach), _window_sides(self.width, reach)) - 1
         # A window of the pixel alone, in an image of one pixel, has no surroundings: 0 / 1.
-        return ends, beginnings, max(self.height - reach, 0), np.maximum(counts, 1).astype(np.float32)
+        return (ends, beginnings), subtractions, np.maximum(counts, 1).astype(np.float32)
 
     def see(self, block: Any, statistics: Statistics | None, is_rgb: bool) -> None:
         """Grey images, blurred twice, and their integral."""
@@ -246,32 +255,24 @@ class _Detector:
         self.bordered, self.spare = self.spare, self.bordered
 
     def differences(self) -> tuple[Any, Any]:
-        """How much each pixel is brighter, and darker, than its surroundings, summed over the scales."""
+        """Twice how much each pixel is brighter, and darker, than its surroundings, summed over the scales."""
         centre, apart, steps = self.centre, self.apart, self.steps
-        clipped = torch.from_numpy(steps)
-        self.total.fill(0)
-        self.brighter.fill(0)
-        for ends, beginnings, inside, counts in self.scales:
+        self.signed.fill(0)
+        self.unsigned.fill(0)
+        for along_rows, subtractions, counts in self.scales:
             # Short rows take torch three quarters of NumPy's time.
-            torch.sub(ends, beginnings, out=self.along_rows)
-            self._sum_around(inside)
+            torch.sub(*along_rows, out=self.along_rows)
+            for sums, less, rest in subtractions:
+                np.subtract(sums, less, out=rest)
             np.divide(self.around, counts, out=apart, dtype=np.float32, casting="same_kind")
             np.subtract(centre, apart, out=apart)
             # Whole steps towards zero, the fraction of each scale is lost as in 8-bit arithmetic.
             np.copyto(steps, apart, casting="unsafe")
-            self.total += steps
-            # NumPy's maximum takes five times as long.
-            clipped.clamp_(min=0)
-            self.brighter += steps
-        return self.brighter, np.subtract(self.brighter, self.total, out=self.total)
-
-    def _sum_around(self, inside: int) -> None:
-        """From sums along rows to those over windows, without the pixel in their middle."""
-        # Lines of all images at once.
-        lines, sums, centre = (array.swapaxes(0, 1) for array in (self.lines, self.around, self.centre))
-        np.subtract(lines[self.height - inside + 1 :], centre[:inside], out=sums[:inside])
-        np.subtract(lines[self.height], centre[inside:], out=sums[inside:])
-        sums[self.height - inside :] -= lines[1 : inside + 1]
+            self.signed += steps
+            # The sum of the positive steps alone would need a limit, which takes longer than this.
+            self.unsigned += np.abs(steps, out=steps)
+        brighter = np.add(self.unsigned, self.signed, out=steps)
+        return brighter, np.subtract(self.unsigned, self.signed, out=self.unsigned)
 
 
 def _window_sides(side: int, reach: int) -> Any:

@@ -128,7 +128,7 @@ def test_float_images_become_the_pixels_they_were():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("side", [40, 300])
 def test_an_images_map_does_not_depend_on_its_neighbours(channels, side):
-    # A CPU takes several small images at once, 40 of this size: 90 end within the third such block.
+    # A CPU takes several small images at once, 81 of this size: 90 end within the second such block.
     count = 90 if side == 40 else 2
     contrast = torch.linspace(0.02, 1, count).reshape(-1, 1, 1, 1)
     images = torch.rand(count, channels, side, side, generator=seeded(7)) * contrast + 3 * contrast
