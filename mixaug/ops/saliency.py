@@ -1,7 +1,7 @@
 """Fine-grained saliency on a CPU: maps, and the places of their maxima, which take less time than the maps.
 
-As many images are worked on at once as the cache holds, in NumPy, whose calls cost little. What whole numbers are is
-kept in the narrowest type that holds it, since memory is what such passes wait for.
+As many images are worked on at once as the cache holds, in NumPy, whose calls cost little. Whole numbers have the
+narrowest type that holds them, since such passes wait for memory.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _channels(block: Any, statistics: Statistics | None, room: Any) -> Iterator[
 
 
 def _differences(images: Tensor, statistics: Statistics | None, is_rgb: bool) -> Iterator[tuple[slice, Any, Any]]:
-    """Rows of images, and twice their brighter and darker differences, (R, H, W) int16 that the next step overwrites."""
+    """Rows, and twice their brighter and darker differences: (R, H, W) int16, which the next step overwrites."""
     pixels, size = images.numpy(), _at_once(images)
     detector = None
     for first in range(0, len(images), size):
@@ -293,6 +293,6 @@ def _full_range(total: Any) -> Any:
 
 
 def _scaled(total: Any, most: Any) -> Any:
-    """Sums of 255 at most where they are ``most``, whole numbers in float64."""
+    """255 times the share of ``most`` that the sums have, rounded down, in float64."""
     # One float32 division comes first, then a product that cannot round a value below a whole number up to it.
     return np.floor((total.astype(np.float32) / most.astype(np.float32)).astype(np.float64) * 255)
