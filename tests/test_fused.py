@@ -13,6 +13,7 @@ import kernel_calls
 from helpers import seeded
 from mixaug.loading import Normalize, crop_and_flip
 from mixaug.ops import blend, borders, cells, fused, gridcut, puzzle, supermodular, transport
+from mixaug.ops.saliency import saliency_maps
 from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
@@ -274,12 +275,12 @@ def test_the_detector_is_the_torch_body_s(shape, layout, channels, device):
     images = images if layout is None else images.to(memory_format=layout)
     wanted = saliencymix._detect(images, channels)
     assert torch.equal(saliencymix._by_kernel(images.to(device), channels == "rgb").cpu(), wanted)
-    assert torch.equal(saliencymix._detect_on_host(images, channels), wanted)
+    assert torch.equal(saliency_maps(images, channels == "rgb"), wanted)
 
 
 def test_the_detector_on_a_cpu_is_that_of_devices_where_sums_leave_float32():
     images = torch.randint(0, 256, (1, 3, 300, 260), dtype=torch.uint8, generator=seeded(1))
-    assert torch.equal(saliencymix._detect_on_host(images, "rgb"), saliencymix._detect(images, "rgb"))
+    assert torch.equal(saliency_maps(images, True), saliencymix._detect(images, "rgb"))
 
 
 def test_the_largest_are_those_of_a_sort(device, monkeypatch):

@@ -19,9 +19,8 @@ no knowledge and reads no value back: the detector does not care about brightnes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from mixaug.draws import Draws
 from mixaug.ops import fused
 from mixaug.ops.boxes import cutmix_boxes
 from mixaug.ops.layout import reads_freely, take_rows, wide_dtype
+from mixaug.ops.saliency import GREY_WEIGHTS, SCALES, eight_bits, saliency_maps, salient_places
 from mixaug.plan import Paste, Plan
 from mixaug.policies.cutmix import cutmix
 from mixaug.policy import Policy, SharedOptions
@@ -49,12 +49,6 @@ __all__ = [
 ]
 
 Channels = Literal["rgb", "bgr"]
-# Weights of red, green and blue in units of 1 / 2**15.
-GREY_WEIGHTS = (9798, 19235, 3735)
-SCALES = (12, 24, 48, 28, 56, 112)
-# Pixels of the images that are worked on at once on a CPU: planes of so many stay in its cache, and small images in
-# one call each would cost more in calls than in work.
-PIXELS_AT_ONCE = 2**16
 
 
 def eight_bit_images(
@@ -80,43 +74,20 @@ def eight_bit_images(
     pixels = images.detach()
     if pixels.dtype != torch.float64:
         pixels = pixels.float()
+    if statistics is not None:
+        statistics = per_channel("eight_bit_images", statistics, images.shape[1])
     if reads_freely(pixels):
-        return _eight_bits_on_host(pixels, statistics)
+        return eight_bits(pixels, statistics)
     if statistics is None:
         low, high = pixels.flatten(1).aminmax(dim=1)
         extent = (high - low).clamp(min=torch.finfo(pixels.dtype).tiny)
         pixels = (pixels - low.reshape(-1, 1, 1, 1)) / extent.reshape(-1, 1, 1, 1)
     else:
-        means, stds = per_channel("eight_bit_images", statistics, images.shape[1])
+        means, stds = statistics
         # The sum goes channel by channel with plain numbers: a tensor made of them would cross to the device each call.
         planes = [pixels[:, c] * stds[c] + means[c] for c in range(images.shape[1])]
         pixels = torch.stack(planes, dim=1)
     return (pixels * 255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _eight_bits_on_host(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Tensor:
-    """:func:`eight_bit_images` of as many images at once as a CPU's cache holds: the same steps, the same bits."""
-    batch, channels, height, width = pixels.shape
-    means, stds = ((), ()) if statistics is None else per_channel("eight_bit_images", statistics, channels)
-    found = torch.empty(pixels.shape, dtype=torch.uint8)
-    size = min(batch, max(1, PIXELS_AT_ONCE // (height * width)))
-    room = torch.empty((size, channels, height, width), dtype=pixels.dtype)
-    for first in range(0, batch, size):
-        block = pixels[first : first + size]
-        values = room[: len(block)]
-        if statistics is None:
-            flat = block.flatten(1)
-            low, high = flat.amin(1), flat.amax(1)
-            extent = (high - low).clamp_(min=torch.finfo(pixels.dtype).tiny)
-            torch.sub(block, low.reshape(-1, 1, 1, 1), out=values).div_(extent.reshape(-1, 1, 1, 1))
-        else:
-            for channel, (mean, std) in enumerate(zip(means, stds, strict=True)):
-                torch.mul(block[:, channel], std, out=values[:, channel]).add_(mean)
-        values.mul_(255).round_().clamp_(0, 255)
-        # NumPy converts to bytes in a quarter of torch's time. What is not a number is no pixel, here as there.
-        with np.errstate(invalid="ignore"):
-            np.copyto(found[first : first + size].numpy(), values.numpy(), casting="unsafe")
-    return found
 
 
 def fine_grained_saliency(images: Tensor, *, channels: Channels = "rgb") -> Tensor:
@@ -146,10 +117,10 @@ def fine_grained_saliency(images: Tensor, *, channels: Channels = "rgb") -> Tens
         )
     if channels not in ("rgb", "bgr"):
         raise ValueError(f"fine_grained_saliency expects channels 'rgb' or 'bgr', got {channels!r}")
-    # Three bodies give one result: on a CPU image by image, whose planes stay in its cache; a few kernels on a CUDA
-    # device; operators over the whole batch elsewhere.
+    # Three bodies give one result: on a CPU a few images at once, whose planes stay in its cache; a few kernels on a
+    # CUDA device; operators over the whole batch elsewhere.
     if reads_freely(images):
-        return _detect_on_host(images, channels)
+        return saliency_maps(images, channels == "rgb")
     if fused.serves(images):
         found: Tensor = torch.ops.mixaug.fine_grained_saliency(images, channels == "rgb")
         return found
@@ -179,110 +150,6 @@ def _detect(images: Tensor, channels: Channels) -> Tensor:
     if brighter is None or darker is None:
         raise ValueError("fine_grained_saliency needs at least one scale")
     return (_full_range(brighter) + _full_range(darker)).remainder_(256).to(torch.uint8)
-
-
-def _detect_on_host(images: Tensor, channels: Channels) -> Tensor:
-    height, width = images.shape[2:]
-    # Sums of bytes are exact in float32 below 2**24, which spares a conversion of each.
-    exact = np.float32 if height * width * 255 < 2**24 else np.float64
-    counts = [np.outer(_sides(height, reach), _sides(width, reach)) - 1 for reach in SCALES]
-    counts = [np.maximum(count, 1).astype(np.float32) for count in counts]
-    saliency = np.empty((len(images), height, width), dtype=np.uint8)
-    size = min(len(images), max(1, PIXELS_AT_ONCE // (height * width)))
-    integral = np.zeros((size, height + 1, width + 1), dtype=exact)
-    down, across = np.empty((size, height, width + 1), dtype=exact), np.empty((size, height, width), dtype=exact)
-    planes = [np.empty((size, height, width), dtype=np.float32) for _ in range(4)]
-    for first in range(0, len(images), size):
-        block = images[first : first + size].numpy()
-        rows = slice(len(block))
-        apart, total, brighter, centre = (plane[rows] for plane in planes)
-        clipped = torch.from_numpy(apart)
-        centre[:] = _blur_on_host(_blur_on_host(_grey_on_host(block, channels)))
-        # torch's running sums take a tenth of the time of NumPy's.
-        sums = torch.from_numpy(centre.astype(exact, copy=False))
-        integral[rows, 1:, 1:] = sums.cumsum(1).cumsum(2).numpy()
-        total[:], brighter[:] = 0, 0
-        for reach, count in zip(SCALES, counts, strict=True):
-            around = _sums_along(_sums_along(integral[rows], 1, reach, down[rows]), 2, reach, across[rows])
-            around -= centre
-            np.divide(around, count, out=apart, dtype=np.float32, casting="same_kind")
-            np.subtract(centre, apart, out=apart)
-            # Whole steps towards zero, the fraction of each scale is lost as in 8-bit arithmetic.
-            np.trunc(apart, out=apart)
-            total += apart
-            # NumPy's maximum takes five times as long.
-            clipped.clamp_(min=0)
-            brighter += apart
-        darker = np.subtract(brighter, total, out=total)
-        np.add(_all_range(brighter), _all_range(darker), out=saliency[first : first + size])
-    return torch.from_numpy(saliency)
-
-
-def _sides(side: int, reach: int) -> Any:
-    """(side,) pixels in the window around each place."""
-    place = np.arange(side)
-    return np.minimum(place + reach + 1, side) - np.maximum(place - reach + 1, 0)
-
-
-def _sums_along(integral: Any, axis: int, reach: int, sums: Any) -> Any:
-    """:func:`_window_sums` of a block of images, written to the first places of ``sums`` along the axis."""
-    lines, sums = integral.swapaxes(0, axis), sums.swapaxes(0, axis)
-    side = len(lines) - 1
-    reach = min(reach, side)
-    # Windows that begin before the first line, that end behind the last one, and the others, or those that do both.
-    early, late = min(reach, side - reach), max(reach, side - reach)
-    sums[:early] = lines[reach + 1 : reach + 1 + early]
-    if early < reach:
-        sums[early:late] = lines[side]
-    else:
-        np.subtract(lines[2 * reach + 1 : side + 1], lines[1 : late - reach + 1], out=sums[early:late])
-    np.subtract(lines[side], lines[late - reach + 1 : side - reach + 1], out=sums[late:side])
-    return sums[:side].swapaxes(0, axis)
-
-
-def _all_range(total: Any) -> Any:
-    """:func:`_full_range` of a block of images, in bytes: of a table each, since there are few different sums."""
-    most = np.maximum(total.max(axis=(1, 2)), np.float32(1))
-    entries = int(most.max()) + 1
-    values = (np.arange(entries, dtype=np.float32) / most[:, None]).astype(np.float64)
-    table = np.floor(values * 255).clip(max=255).astype(np.uint8)
-    places = total.astype(np.intp)
-    places += np.arange(0, table.size, entries)[:, None, None]
-    # Every place is one of the table; checking each again would take longer than reading it.
-    return table.ravel().take(places, mode="clip")
-
-
-def _grey_on_host(images: Any, channels: Channels) -> Any:
-    """:func:`_grey` of a block of images, in 16 bits."""
-    count = images.shape[1]
-    if count == 1:
-        return images[:, 0].astype(np.int16)
-    if count == 3:
-        weights = GREY_WEIGHTS if channels == "rgb" else GREY_WEIGHTS[::-1]
-        grey = np.full(images[:, 0].shape, 1 << 14, dtype=np.int32)
-        for plane, weight in zip(images.swapaxes(0, 1), weights, strict=True):
-            wide = plane.astype(np.int32)
-            wide *= weight
-            grey += wide
-        grey >>= 15
-    else:
-        grey = (2 * images.sum(1, dtype=np.int32) + count) // (2 * count)
-    return grey.astype(np.int16)
-
-
-def _blur_on_host(grey: Any) -> Any:
-    """:func:`_blur` of images of whole numbers up to 255 in 16 bits, which hold sixteen times as much; in place."""
-    for lines in (grey.swapaxes(0, 1), grey.swapaxes(0, 2)):
-        wide = lines + lines
-        wide[1:] += lines[:-1]
-        wide[:-1] += lines[1:]
-        # The border is mirrored about its last pixel.
-        wide[0] += lines[min(1, len(lines) - 1)]
-        wide[-1] += lines[max(len(lines) - 2, 0)]
-        lines[:] = wide
-    grey += 8
-    grey >>= 4
-    return grey
 
 
 def _by_kernel(images: Tensor, is_rgb: bool) -> Tensor:
@@ -322,6 +189,23 @@ def saliency_peak(saliency: Tensor) -> Tensor:
     # torch's argmax does not promise the first of equal values.
     places = torch.arange(flat.shape[1], device=flat.device)
     first = torch.where(flat == flat.amax(1, keepdim=True), places, flat.shape[1] - 1).amin(1)
+    return torch.stack([first // width, first % width], dim=1)
+
+
+def _salient_centers(
+    images: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None, channels: Channels
+) -> Tensor:
+    """(R, 2) int64 y, x: :func:`saliency_peak` of the images' maps."""
+    pixels = images.detach()
+    if not reads_freely(pixels):
+        return saliency_peak(fine_grained_saliency(eight_bit_images(pixels, mean, std), channels=channels))
+    # Where values may steer the work, few images need a map.
+    statistics = check_statistics("saliencymix", mean, std)
+    if pixels.dtype not in (torch.uint8, torch.float64):
+        pixels = pixels.float()
+    if statistics is not None:
+        statistics = per_channel("saliencymix", statistics, pixels.shape[1])
+    first, width = salient_places(pixels, statistics, channels == "rgb"), pixels.shape[3]
     return torch.stack([first // width, first % width], dim=1)
 
 
@@ -411,8 +295,7 @@ class SaliencyMix(Policy):
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         lam = self.ratio(draws)
         images = take_rows(batch.images, partner[:1]) if self.per == "batch" else batch.images
-        saliency = fine_grained_saliency(eight_bit_images(images, self.mean, self.std), channels=self.channels)
-        centers = saliency_peak(saliency)
+        centers = _salient_centers(images, self.mean, self.std, self.channels)
         if self.per != "batch":
             centers = centers.index_select(0, partner)
         boxes = cutmix_boxes(lam, centers, batch.size)

@@ -34,10 +34,10 @@ def detected(a):
 
 
 def pasted(a):
-    # The maps are recorded for the partners; the policy asks for those of all images.
+    # The maps are recorded for the partners; the policy asks for the peaks of all images.
     maps = torch.empty_like(a["partner_saliency"])
     maps[a["partner"]] = a["partner_saliency"]
-    with mock.patch("mixaug.policies.saliencymix.fine_grained_saliency", lambda images, channels: maps):
+    with mock.patch("mixaug.policies.saliencymix._salient_centers", lambda *_: F.saliency_peak(maps)):
         mixed = mixed_as_recorded("saliencymix", a["images"], a["partner"], recorded={}, ratio=given(a["lam"]))
     return [
         ("peak", F.saliency_peak(a["partner_saliency"]), a["peak"], 0.0),

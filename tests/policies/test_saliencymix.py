@@ -6,6 +6,8 @@ import torch
 import mixaug
 from helpers import seeded
 from mixaug import functional as F
+from mixaug.ops import saliency as on_cpu
+from mixaug.policies import saliencymix
 
 PARTNER = torch.tensor([1, 2, 3, 0])
 
@@ -78,6 +80,40 @@ def test_peak_is_the_first_maximum():
     assert F.saliency_peak(saliency).tolist() == [[2, 1], [0, 4], [0, 0]]
 
 
+def test_places_on_a_cpu_are_the_peaks_of_the_maps():
+    noise = torch.rand(3, 3, 40, 57, generator=seeded(8))
+    dots = torch.full((2, 3, 33, 64), 0.4)
+    dots[0, :, 30, 50] = dots[0, :, 4, 9] = dots[1, :, 20, 3] = 1
+    batches = [noise, noise.double(), noise.half(), noise.contiguous(memory_format=torch.channels_last), noise[:, :1]]
+    batches += [dots, torch.cat([noise, noise], 1), torch.full((2, 3, 5, 7), 0.3), noise[..., :1, :1], 2 * noise - 0.5]
+    batches += [(255 * noise).to(torch.uint8), (2 * noise).to(torch.uint8), noise.reshape(3, 3, 285, 8)]
+    for images in batches:
+        for statistics in ((None, None), (0.4, 0.3)):
+            for channels in ("rgb", "bgr"):
+                saliency = F.fine_grained_saliency(F.eight_bit_images(images, *statistics), channels=channels)
+                centers = saliencymix._salient_centers(images, *statistics, channels)
+                assert torch.equal(centers, F.saliency_peak(saliency))
+
+
+def test_places_where_sums_wrap_around(monkeypatch):
+    # Few values: many ties, and images whose largest sums wrap around, so that no byte is 255.
+    brighter, darker = torch.randint(0, 7, (2, 500, 2, 3), dtype=torch.int16, generator=seeded(9)).unbind()
+    number = torch.arange(500, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+
+    def differences(images, statistics, is_rgb):
+        rows = images[:, 0, 0, 0].long()
+        yield slice(0, len(rows)), brighter[rows].numpy(), darker[rows].numpy()
+
+    monkeypatch.setattr(on_cpu, "_differences", differences)
+    monkeypatch.setattr(on_cpu, "eight_bits", lambda images, statistics: images)
+    shares = [255 * sums.long() // sums.long().amax((1, 2), keepdim=True).clamp(min=1) for sums in (brighter, darker)]
+    saliency = (shares[0] + shares[1]) % 256
+    largest = saliency.amax((1, 2))
+    assert ((largest > 0) & (largest < 255)).sum() > 50
+    first = torch.tensor([row.flatten().tolist().index(row.max()) for row in saliency])
+    assert torch.equal(on_cpu.salient_places(number, None, True), first)
+
+
 def test_float_images_become_the_pixels_they_were():
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=seeded(2))
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)
@@ -92,7 +128,7 @@ def test_float_images_become_the_pixels_they_were():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("side", [40, 300])
 def test_an_images_map_does_not_depend_on_its_neighbours(channels, side):
-    # A CPU takes several small images at once, 40 of this size: 90 end within the third such block.
+    # A CPU takes several small images at once, 81 of this size: 90 end within the second such block.
     count = 90 if side == 40 else 2
     contrast = torch.linspace(0.02, 1, count).reshape(-1, 1, 1, 1)
     images = torch.rand(count, channels, side, side, generator=seeded(7)) * contrast + 3 * contrast
