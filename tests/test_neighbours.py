@@ -295,7 +295,8 @@ def sampled(sampler, query, count, seed=0):
 @both_bodies
 @pytest.mark.parametrize(
     # No row is near, some are, all are.
-    "bandwidth", [0.001, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (0.05, 5.0)), 0.6, 100.0]
+    "bandwidth",
+    [0.001, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (0.05, 5.0)), 0.6, 100.0],
 )
 @pytest.mark.parametrize("dims", [1, 2, 8])
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat"])

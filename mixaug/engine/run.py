@@ -103,7 +103,7 @@ def prepare(folder: Path, config: DictConfig, device: torch.device, world_size: 
             raise RunFolderError(f"cannot write {path}: it is a folder; remove it")
     if (folder / "tensorboard").is_symlink():
         raise RunFolderError(f"cannot write {folder / 'tensorboard'}: it is a link, which no run makes")
-    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    text = OmegaConf.to_yaml(config, resolve=True)
     write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
     write_json(folder / "environment.json", environment(device, world_size))
     (folder / "failure.json").unlink(missing_ok=True)
