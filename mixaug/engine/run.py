@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine import lock
-from mixaug.engine.config import config_hash, plain
+from mixaug.engine.config import config_hash
 from mixaug.engine.errors import ConfigError, RunFolderError
 from mixaug.engine.reading import DamagedFile, parse_json, read_object, read_text
 from mixaug.engine.writing import appended, fresh
