@@ -172,7 +172,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     applied = {key: value for key, value in matching_values(composed.protocol, choices).items() if key not in given}
     if applied:
         composed, choices = _hydra_compose([f"{k}={_literal(v)}" for k, v in applied.items()] + overrides)
-    # What is missing or leads nowhere is said here. To wrap the resolved values anew takes twice as long as all the rest.
+    # What is missing or leads nowhere is said here. Wrapping the resolved values anew would take most of the time.
     mixer = plain(composed).get("mixer")
     OmegaConf.resolve(composed)
     for key in OF_PROTOCOL_FILES:
