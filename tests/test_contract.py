@@ -70,8 +70,6 @@ def thin():
 
 #: A sixth keep the contract's own model. Another for policies that do nothing with one that tells no two images apart.
 MODELS = {name: None if at % 6 == 0 else thin for at, name in enumerate(POLICIES)} | {"supermix": Pixels}
-#: That one is four times as wide: its images have half the height and width.
-SIZES = {name: (32, 48) if make is not None else (16, 24) for name, make in MODELS.items()}
 #: Policies that run a backward pass, which tensors that only pretend to lie on a GPU cannot.
 BACKWARD = {"supermix"}
 #: Half of a contract's time goes into tensors that pretend to lie on a GPU. test_launches.py runs every policy on such
@@ -90,13 +88,13 @@ def test_contract(name, device):
     skipped = {"compiled", *(["device"] if device.type != "cuda" and name not in PRETENDED else [])}
     promises = [promise for promise in PROMISES if promise not in skipped]
     try:
-        check_policy(maker(name), promises=promises, device=device, model=MODELS[name], size=SIZES[name])
+        check_policy(maker(name), promises=promises, device=device, model=MODELS[name])
     except ContractError as first:
         # All that is broken is told; the traceback is that of the first.
         broken = []
         for promise in promises:
             try:
-                check_policy(maker(name), promises=[promise], device=device, model=MODELS[name], size=SIZES[name])
+                check_policy(maker(name), promises=[promise], device=device, model=MODELS[name])
             except ContractError as error:
                 broken.append(error)
         raise ContractError("\n".join(map(str, broken or [first]))) from first
@@ -105,12 +103,12 @@ def test_contract(name, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in PRETENDED | BACKWARD])
 def test_nothing_waits_for_a_gpu_that_is_pretended(name):
-    check_policy(maker(name), promises=["device"], model=MODELS[name], size=SIZES[name])
+    check_policy(maker(name), promises=["device"], model=MODELS[name])
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda case: case if isinstance(case, str) else "")
 def test_other_rules_mean_the_same(name, options, device):
-    check_policy(maker(name, **options), promises=MEANING, device=device, model=MODELS[name], size=SIZES[name])
+    check_policy(maker(name, **options), promises=MEANING, device=device, model=MODELS[name])
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -142,4 +140,4 @@ def test_what_is_registered_can_be_described_and_made(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_synchronisation_on_a_gpu(name):
-    check_policy(maker(name), promises=["device"], device="cuda", model=MODELS[name], size=SIZES[name])
+    check_policy(maker(name), promises=["device"], device="cuda", model=MODELS[name])
