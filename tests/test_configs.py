@@ -204,10 +204,26 @@ def test_protocol_composes_with_every_model_and_policy_and_builds(name: str) -> 
         built_model(config)
     # Policies are composed as their file and the rules say, which a whole composition agrees with for one of them.
     model = PROTOCOL_MODELS[name][0]
+    usual = rules_of(name, model, "none")
+    changed = [policy for policy in list_choices("policy") if rules_of(name, model, policy) != usual]
+    assert bool(changed) == (name != "default")
+    # All others are their file and the usual settings.
+    build_as_ruled(name, [*dict.fromkeys([*changed, "none", "cutmix", "mixup", "transmix", "cmixup"])])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_choices("protocol"))
+def test_protocol_takes_every_policy(name: str) -> None:
+    build_as_ruled(name, list_choices("policy"))
+
+
+def build_as_ruled(name: str, policies: list[str]) -> None:
+    data, model = PROTOCOL_DATA[name], PROTOCOL_MODELS[name][0]
+    base = with_root([f"data={data}", f"protocol={name}"], data)
     usual = OmegaConf.to_container(compose([*base, f"model={model}", "policy=none"]))
     assert isinstance(usual, dict)
     whole = compose([*base, f"model={model}", "policy=cutmix"])
-    for policy in list_choices("policy"):
+    for policy in policies:
         config = OmegaConf.create({**usual, "policy": read("policy", policy)})
         for key, value in rules_of(name, model, policy).items():
             assert OmegaConf.select(config, key, default=Facts) is not Facts, key
@@ -562,9 +578,10 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str) -> None:
         assert {key for part in grid for key, values in part.items() if values == "all"} == {"policy", "objective"}
         return
     assert grid.policy[0] == "none"
-    for data in grid.get("data", [None]):
+    for at, data in enumerate(grid.get("data", [None])):
         chosen = [] if data is None else [f"data={data}"]
-        for policy in grid.policy:
+        # Every policy with one data set, and every data set without and with a policy: what one adds, others do not.
+        for policy in grid.policy if at == 0 else [grid.policy[0], grid.policy[-1]]:
             config = compose([*base, *chosen, f"policy={policy}", f"seed={grid.seed[-1]}"])
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.

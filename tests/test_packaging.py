@@ -165,7 +165,8 @@ def install(folder: Path) -> None:
     python = folder / "venv" / "bin" / "python"
     pip = ("-m", "pip", "--disable-pip-version-check", "--python", str(python), "install")
     # A checkout on the path is no installation either.
-    run(*pip, "--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--ignore-installed", str(wheel), PYTHONPATH="")
+    options = ("--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--ignore-installed")
+    run(*pip, *options, str(wheel), PYTHONPATH="")
     # What mixaug stands on is taken from the environment of the tests: its .pth files, a checkout among them, are not.
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "below.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
@@ -216,12 +217,19 @@ def left_by_a_run(where: Path) -> None:
 def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
     assert installed_says(installation, tmp_path, "--version") == f"mixaug {mixaug.__version__}\n"
     assert list(tmp_path.iterdir()) == []
+    # One process that does both: of two, each would import torch and what is around it.
+    assert "leaderboard.html" in installed_says(installation, tmp_path, "benchmark", *ONE_EPOCH)
+    left_by_a_run(tmp_path)
+
+
+# More interpreters that import torch and what is around it.
+@pytest.mark.slow
+def test_installed_commands_for_each_of_both_do_the_same(installation, tmp_path):
     installed_says(installation, tmp_path, "train", *ONE_EPOCH)
     installed_says(installation, tmp_path, "leaderboard", "runs", "--out", "runs/leaderboard")
     left_by_a_run(tmp_path)
 
 
-# Two more interpreters that import torch and what is around it.
 @pytest.mark.slow
 def test_an_installed_benchmark_starts_commands_of_its_own(installation, tmp_path):
     assert "_target_: mixaug.policies.CutMix" in installed_says(

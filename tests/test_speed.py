@@ -254,7 +254,7 @@ def test_a_step_shows_its_peak_of_memory():
     assert {(row.goal_section, row.where) for row in rows} == {("step", "cifar_resnet8")}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_step_in_half_precision_runs_under_autocast(dtype):
     jobs = [sections.Job("mixup", "mixup")]
     assert len(list(steps.training_step(Setting((4, 3, 8, 8), dtype), jobs, "cifar_resnet8", 1))) == 2

@@ -172,18 +172,18 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     applied = {key: value for key, value in matching_values(composed.protocol, choices).items() if key not in given}
     if applied:
         composed, choices = _hydra_compose([f"{k}={_literal(v)}" for k, v in applied.items()] + overrides)
-    config = plain(composed)
+    # What is missing or leads nowhere is said here. Wrapping the resolved values anew would take most of the time.
+    mixer = plain(composed).get("mixer")
+    OmegaConf.resolve(composed)
     for key in OF_PROTOCOL_FILES:
-        config["protocol"].pop(key, None)
-    config["protocol"]["applied"] = applied
-    config["choices"] = {group: choices.get(group) for group in GROUPS}
-    mixer = config.get("mixer")
+        composed.protocol.pop(key, None)
+    composed.protocol["applied"] = applied
+    composed["choices"] = {group: choices.get(group) for group in GROUPS}
     if isinstance(mixer, dict) and mixer.get("schedule") is None:
-        mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
-    completed = OmegaConf.create(config)
-    validate(completed)
-    OmegaConf.set_readonly(completed, True)
-    return completed
+        composed.mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
+    validate(composed)
+    OmegaConf.set_readonly(composed, True)
+    return composed
 
 
 def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:

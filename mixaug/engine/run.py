@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine import lock
-from mixaug.engine.config import config_hash, plain
+from mixaug.engine.config import config_hash
 from mixaug.engine.errors import ConfigError, RunFolderError
 from mixaug.engine.reading import DamagedFile, parse_json, read_object, read_text
 from mixaug.engine.writing import appended, fresh
@@ -103,7 +103,7 @@ def prepare(folder: Path, config: DictConfig, device: torch.device, world_size: 
             raise RunFolderError(f"cannot write {path}: it is a folder; remove it")
     if (folder / "tensorboard").is_symlink():
         raise RunFolderError(f"cannot write {folder / 'tensorboard'}: it is a link, which no run makes")
-    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    text = OmegaConf.to_yaml(config, resolve=True)
     write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
     write_json(folder / "environment.json", environment(device, world_size))
     (folder / "failure.json").unlink(missing_ok=True)

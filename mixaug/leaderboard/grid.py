@@ -10,6 +10,7 @@ a step or two of each. ``policy=usual`` is the policy that the source of an obje
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from mixaug.engine.reading import DamagedFile, read_object
 from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
-__all__ = ["ALL", "USUAL", "Cell", "Grid", "expand", "grid_of"]
+__all__ = ["ALL", "USUAL", "Cell", "Grid", "expand", "grid_of", "with_values"]
 
 #: This value of the groups in `OF_ALL` stands for every choice that fits.
 ALL = "all"
@@ -255,7 +256,16 @@ def _with_seed(config: DictConfig, seed: str) -> DictConfig:
         raise ConfigError(f"seed must be an integer of at least 0, got {_value(seed)!r}") from None
     if number < 0:
         raise ConfigError(f"seed must be an integer of at least 0, got {number}")
-    return OmegaConf.create({**plain(config), "seed": number})
+    return with_values(config, seed=number)
+
+
+def with_values(config: DictConfig, **values: Any) -> DictConfig:
+    """A copy of a composed config with other values of its top level, which its maker answers for."""
+    other = copy.deepcopy(config)
+    OmegaConf.set_readonly(other, False)
+    for key, value in values.items():
+        other[key] = value
+    return other
 
 
 def _key(override: str) -> str:

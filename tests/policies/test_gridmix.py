@@ -101,7 +101,7 @@ def test_bad_draws():
 
 
 def test_mean_share_equals_that_of_the_slow_twin():
-    rows = 1500
+    rows = 500
     drawn = draws(rows, seed=5)
     drawn["n_holes"] = torch.randint(2, 7, (rows,), generator=seeded(6))
     drawn["hole_aspect"] = torch.ones(rows, dtype=torch.float64)

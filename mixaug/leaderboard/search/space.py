@@ -26,7 +26,7 @@ from mixaug.engine.errors import ConfigError
 from mixaug.engine.run import run_folder
 from mixaug.engine.tasks import task_named
 from mixaug.leaderboard.command import literal
-from mixaug.leaderboard.grid import Cell
+from mixaug.leaderboard.grid import Cell, with_values
 
 __all__ = ["Settings", "Space", "Trial", "read_space"]
 
@@ -75,7 +75,7 @@ class Trial:
     def cell(self, folder: Path, seed: int, stop_after: int | None = None) -> Cell:
         """The run of this trial with a seed, below a folder, to its end or to an epoch."""
         own = {"seed": seed, "root": str(folder), "stop_after": stop_after}
-        config = OmegaConf.create({**plain(self.config), **own})
+        config = with_values(self.config, **own)
         overrides = (*self.overrides, *(f"{key}={literal(value)}" for key, value in own.items()))
         return Cell(f"{self.label} seed={seed}", overrides, plain(config), run_folder(config), shown="valid")
 
