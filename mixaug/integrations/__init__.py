@@ -2,7 +2,7 @@
 
 | module                            | gives                                                           |
 |-----------------------------------|-----------------------------------------------------------------|
-| `mixaug.integrations.timm`        | `MixupFn`, `FastCollateMix`, `MixTask`: of its loop and script  |
+| `mixaug.integrations.timm`        | `MixupFn`, `FastCollateMix` and `MixTask` for its training loop |
 | `mixaug.integrations.torchvision` | `MixTransform`, a transforms-v2 transform of a batch            |
 | `mixaug.integrations.lightning`   | `MixBatchMixin`, which mixes on the device before training_step |
 | `mixaug.integrations.huggingface` | `MixTrainerMixin`, which mixes inside `Trainer.compute_loss`    |

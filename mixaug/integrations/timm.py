@@ -1,4 +1,4 @@
-"""Any model-free policy in the place of `timm.data.Mixup` and `timm.data.FastCollateMixup`, any policy as timm's task.
+"""mixaug in timm's training script: in the place of `Mixup`, of `FastCollateMixup`, and of the task that it trains by.
 
 timm's script mixes with its `FastCollateMixup` while the prefetcher is on, which is the default, and with its `Mixup`
 under `--no-prefetcher` alone: :class:`FastCollateMix` stands where the first stands, :class:`MixupFn` where the second
@@ -15,14 +15,13 @@ forward is a whole `mixaug.MixStep`, for policies that look at the model and for
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data import FastCollateMixup
-from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +29,14 @@ from torch.utils.data import default_collate
 
 from mixaug import MixCollate, MixStep, Policy
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing, unmixed
+
+try:
+    from timm.task import TrainingTask
+except ImportError:
+    # Before 1.0.23 timm has no tasks; all but MixTask works there too.
+    TrainingTask = nn.Module  # type: ignore[assignment, misc]
+
+_logger = logging.getLogger(__name__)
 
 
 class MixupFn:
@@ -192,15 +199,16 @@ class MixTask(TrainingTask):
 
     Args:
         step: the training forward, made of the model.
-        total_updates: optimizer steps of the whole training, such as `args.epochs * len(loader_train)`, for policies
-            that follow its progress; None tells them nothing.
-        device: of the task, as for timm's tasks.
-        dtype: of the task, as for timm's tasks.
-        verbose: as for timm's tasks.
+        total_updates: optimizer steps of the whole training, for policies that follow its progress; without it these
+            raise when they are to mix. An epoch has as many as the loader has batches, divided by
+            `--grad-accum-steps` and rounded up.
+        device: where the step is moved to, as timm's tasks move their loss; None leaves it where it is.
+        dtype: of the task's own tensors, as for timm's tasks.
+        verbose: log one line that says what is trained.
 
     Raises:
         TypeError: `step` is no `mixaug.MixStep`.
-        ValueError: `total_updates` is no positive number.
+        ValueError: `total_updates` is no positive whole number.
         ImportError: a timm whose tasks do not own the model, before 1.0.27.
 
     Example:
@@ -228,13 +236,18 @@ class MixTask(TrainingTask):
             raise ImportError("MixTask needs timm 1.0.27 or later, whose training tasks own the model")
         if not isinstance(step, MixStep):
             raise TypeError(f"MixTask expects a mixaug.MixStep, got {type(step).__name__}")
-        if total_updates is not None and not (math.isfinite(total_updates) and total_updates > 0):
-            raise ValueError(f"MixTask expects total_updates as a positive number, got {total_updates!r}")
+        whole = isinstance(total_updates, int) and not isinstance(total_updates, bool)
+        if total_updates is not None and not (whole and total_updates > 0):
+            raise ValueError(f"MixTask expects total_updates as a positive whole number, got {total_updates!r}")
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.trainable_module: nn.Module = step
+        self.trainable_module: nn.Module = step if device is None else step.to(device=device)
         self.total_updates = total_updates
         self._updates = 0
         self._tell_progress()
+        if verbose:
+            policy, objective = type(step.policy).__name__, step.objective
+            name = getattr(objective, "__name__", type(objective).__name__)
+            _logger.info(f"{type(self).__name__}: policy={policy}, objective={name}")
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss of one mixed batch, and beside it what the step logs.
@@ -292,17 +305,54 @@ class MixTask(TrainingTask):
         beside = {name: value for name, value in self._step().state_dict().items() if not name.startswith("model.")}
         return {"step": beside, "updates": self._updates}
 
+    def load_checkpoint_state(
+        self,
+        state_dict: dict[str, Any],
+        task_state: dict[str, Any] | None = None,
+        ema: bool = False,
+        strict: bool = True,
+    ) -> None:
+        """Take up a checkpoint of the model, and of what stands beside it where there is any.
+
+        A checkpoint of the model alone, from training without mixaug, leaves policy, objective and networks as they
+        are: what copies the model was made of the model as it was before. Load such weights before the step is made.
+
+        Raises:
+            ValueError: the checkpoint was written by another task, or by one with another policy, objective or
+                networks; before anything is changed.
+        """
+        if not ema and task_state:
+            self._beside(task_state)
+        super().load_checkpoint_state(state_dict, task_state, ema=ema, strict=strict)
+
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
-        """Take up what :meth:`get_task_state` gave; a checkpoint without it leaves policy and objective as they are."""
+        """Take up what :meth:`get_task_state` gave; errors as of :meth:`load_checkpoint_state`."""
         if ema or not state:
             return
-        step = self._step()
+        beside, step = self._beside(state), self._step()
         kept = {name: value for name, value in step.state_dict().items() if name.startswith("model.")}
-        step.load_state_dict({**kept, **state["step"]}, strict=strict)
+        step.load_state_dict({**kept, **beside}, strict=strict)
         self._updates = int(state["updates"])
         self._tell_progress()
+
+    def _beside(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What stands beside the model in a stored state, checked against the step."""
+        if set(state) != {"step", "updates"}:
+            raise ValueError(
+                f"MixTask got a checkpoint of another task, whose state has {sorted(state)}: load the model's weights "
+                "alone, before the step is made"
+            )
+        beside: dict[str, Any] = state["step"]
+        own = {name for name in self._step().state_dict() if not name.startswith("model.")}
+        if set(beside) != own:
+            only = [sorted(names)[:3] for names in (set(beside) - own, own - set(beside))]
+            raise ValueError(
+                "MixTask got a checkpoint of a step with another policy, objective or networks: it alone has "
+                f"{only[0]}, the step alone {only[1]}"
+            )
+        return beside
 
     def _step(self) -> MixStep:
         step: MixStep = unwrap_model(self.trainable_module)

@@ -253,6 +253,13 @@ def test_a_checkpoint_of_the_task_holds_the_model_and_what_stands_beside_it():
     other.update_ema()
     assert other.get_task_state()["updates"] == 3
     # A checkpoint of the model alone, such as a pretrained one, leaves the rest as it is.
+    scheduled, resumed = (
+        task_of(mixaug.create("mixup", alpha=mixaug.schedule.Linear(1, 3)), total_updates=4) for _ in range(2)
+    )
+    trained(scheduled, 2)
+    stored = scheduled.get_checkpoint_state()
+    resumed.load_checkpoint_state(stored["state_dict"], stored["task_state"])
+    assert resumed.get_trainable_module().policy.alpha == 2
     third = task_of("recursivemix")
     third.load_checkpoint_state(stored["state_dict"])
     assert third.get_trainable_module().objective.scale == 1
@@ -276,17 +283,69 @@ def test_a_moving_average_is_of_the_model_alone():
 
 def test_a_compiled_task_validates_by_the_same_model():
     task, eager = task_of("mixup"), task_of("mixup")
-    model = task.get_eval_model()
-    assert task.compile(backend="eager") is model and task.get_eval_model() is model
+    model, graphs = task.get_eval_model(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    assert task.compile(backend=backend) is model and task.get_eval_model() is model
     torch.manual_seed(1)
     expected = eager(*batch())["loss"]
     torch.manual_seed(1)
     assert torch.equal(task(*batch())["loss"], expected)
+    assert len(graphs) == 1
+
+
+def test_several_processes_share_the_step(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        task, alone = task_of("mixup"), task_of("mixup")
+        model = task.get_eval_model()
+        assert task.prepare_distributed() is task
+        wrapped = task.get_trainable_module()
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel) and wrapped.module.model is model
+        torch.manual_seed(5)
+        losses = trained(task, 2)
+        torch.manual_seed(5)
+        assert losses == trained(alone, 2)
+        assert wrapped.module.objective.told == 2 and task.get_eval_model() is model
+        assert list(task.get_checkpoint_state()["task_state"]["step"]) == ["objective.scale"]
+        with task.no_sync():
+            assert not wrapped.require_backward_grad_sync
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_task_moves_the_step_where_it_is_told():
+    weights = mixaug.losses.MixedCrossEntropy(class_weight=torch.ones(5))
+    task = MixTask(mixaug.MixStep(nn.Linear(2, 5), mixaug.create("none"), weights), device=torch.device("meta"))
+    assert {t.device.type for t in (*task.parameters(), *task.buffers())} == {"meta"}
+
+
+def test_a_task_takes_up_no_state_of_another_one():
+    task = task_of("recursivemix")
+    stored, before = task.get_checkpoint_state(), [p.clone() for p in task.parameters()]
+    weights = {name: value + 1 for name, value in stored["state_dict"].items()}
+    for state, words in (
+        ({"projection": {}}, r"of another task, whose state has \['projection'\]"),
+        (task_of("mixup").get_task_state(), "another policy, objective or networks: it alone has .*the step alone"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            task.load_checkpoint_state(weights, state)
+    assert all(torch.equal(now, then) for now, then in zip(task.parameters(), before, strict=True))
+
+
+def test_a_task_says_what_it_trains(caplog):
+    with caplog.at_level("INFO"):
+        task_of("cutmix")
+        task_of("mixup", verbose=False)
+    assert [record.message for record in caplog.records] == ["MixTask: policy=CutMix, objective=Counting"]
 
 
 def test_a_task_refuses_what_it_cannot_train():
     with pytest.raises(TypeError, match=r"MixTask expects a mixaug\.MixStep, got Linear"):
         MixTask(nn.Linear(2, 2))
-    for wrong in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="expects total_updates as a positive number"):
+    for wrong in (0, -1, 2.5, float("inf"), "4", True, [3]):
+        with pytest.raises(ValueError, match="expects total_updates as a positive whole number"):
             task_of("mixup", total_updates=wrong)

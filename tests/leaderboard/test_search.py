@@ -77,6 +77,8 @@ def test_plenty_is_the_whole_grid_and_dear_trials_count_as_what_they_cost() -> N
         plan = make_plan(EQUAL, EQUAL[:3], available=max(800 + 765 + further, 800 + 765 + 204), **PLAN)
         assert plan.rungs == (Rung(16, 100), Rung(trials, 100, 3)) and plan.final_seeds == 5
         assert plan.rung_seconds == 800 + trials * 102
+    free = make_plan([Cost(0.0, 0.0)] * 9, EQUAL[:3], available=1e6, **PLAN)
+    assert free.rungs == (Rung(9, 100), Rung(9, 100, 3))
     alone = make_plan(EQUAL, EQUAL[:3], available=1e6, **{**PLAN, "last_seeds": 1})
     assert alone.rungs == (Rung(16, 100),)
     assert whole_grid(EQUAL, 100) == 16 * 51 and whole_grid(EQUAL, 100, seeds=2) == 2 * 16 * 51
@@ -99,6 +101,22 @@ def test_a_tight_budget_takes_seeds_first_and_says_what_is_missing() -> None:
         make_plan(EQUAL, EQUAL[:3], available=400, **PLAN)
 
 
+def test_every_rung_after_the_first_trains_something() -> None:
+    for epochs in (4, 10, 20, 60):
+        for trials in (4, 16, 23):
+            costs = [Cost(1.0, 0.5)] * trials
+            for grids in (0.3, 0.5, 0.7, 1.0, 2.0, 4.0):
+                try:
+                    plan = make_plan(
+                        costs, costs[:3], available=grids * whole_grid(costs, epochs), **{**PLAN, "epochs": epochs}
+                    )
+                except BudgetTooSmall:
+                    continue
+                assert plan.rungs[0].trials == trials and plan.rungs[-1].epochs == epochs
+                for before, after in zip(plan.rungs, plan.rungs[1:], strict=False):
+                    assert after.epochs > before.epochs or after.seeds > before.seeds, plan.rungs
+
+
 def test_a_rung_that_became_dear_takes_fewer_seeds_then_fewer_trials() -> None:
     costs = [Cost(1.0, 1.0), Cost(1.0, 2.0), Cost(1.0, 1.0)]
     told = {"epochs": 10, "done": 4, "seeds": 2}
@@ -114,6 +132,8 @@ def test_a_rung_that_became_dear_takes_fewer_seeds_then_fewer_trials() -> None:
     assert affordable(costs, room=2 * 32 - 1, **seeds) == (3, 2)
     assert affordable(costs, room=32, **seeds) == (2, 2)
     assert affordable(costs, room=31, **seeds) == (0, 0)
+    # A rung that trains nothing at all, as an earlier version planned, goes on with all.
+    assert affordable(costs, room=0, epochs=10, done=10, seeds=1) == (3, 1)
     assert cost_of_rungs([Rung(2, 4), Rung(1, 10, 2)], Cost(1.0, 1.0), done=4) == 7 + 11
     # Seeds that a rung brought are not started anew on the next one.
     assert cost_of_rungs([Rung(2, 10, 2), Rung(1, 10, 3)], Cost(1.0, 1.0), done=4) == 2 * 7 + 2 * 11 + 11

@@ -8,7 +8,7 @@ more than ``eta``. The last one trains in full, to R epochs; the others lie a co
 with the smallest ratio of at least 1 that the budget has room for. At ``eta`` all rungs cost about the same, which is
 successive halving as published. At a ratio of 1 all are trained in full, which is the whole grid; rungs between
 would train nothing, so there are two: every trial with one seed, then as many of the best as there is room for with
-the seeds of the last rung.
+the seeds of the last rung. Nor is there a rung of one seed to an epoch where all of its trials have been.
 
 Before the rungs, a reserve for the final comparison is set aside. Where the budget has no room for a ratio of ``eta``
 or less, first the seeds of the last rung become fewer, down to one, then those of the final comparison, down to two,
@@ -128,7 +128,9 @@ def make_plan(
         last = len(counts) - 1
         lengths = [max(done, min(epochs, math.ceil(epochs / ratio ** (last - k) - 1e-9))) for k in range(last + 1)]
         every = enumerate(zip(counts, lengths, strict=True))
-        return [Rung(n, length, seeds if k == last else 1) for k, (n, length) in every]
+        rungs = [Rung(n, length, seeds if k == last else 1) for k, (n, length) in every]
+        # Where lengths are rounded to one epoch, the later rung would rank fewer trials by what is known already.
+        return [rung for k, rung in enumerate(rungs) if k == 0 or rung.epochs > rungs[k - 1].epochs or rung.seeds > 1]
 
     def cost_of(rungs: Sequence[Rung]) -> float:
         return cost_of_rungs(rungs, mean, done)
@@ -160,7 +162,7 @@ def make_plan(
     if high == 1 and len(counts) > 1:
         grid = Rung(len(costs), epochs)
         further = (seeds - 1) * mean.of(epochs)
-        fitting = math.floor((room - cost_of([grid])) / further) if further > 0 else 0
+        fitting = math.floor((room - cost_of([grid])) / further) if further > 0 else len(costs)
         rungs = [grid, Rung(max(counts[-1], min(len(costs), fitting)), epochs, seeds)] if seeds > 1 else [grid]
     return Plan(tuple(rungs), finals, high, cost_of(rungs), finals * a_final_seed)
 
@@ -179,7 +181,8 @@ def affordable(costs: Sequence[Cost], *, room: float, epochs: int, done: int, se
     """How many of the first trials a rung has room for, and with how many seeds; (0, 0) where it has none.
 
     A rung that trains further gets fewer seeds before it gets fewer trials. One that brings seeds alone gets fewer
-    trials first, and at least two of each: with one seed it would say what is known.
+    trials first, and at least two of each: with one seed it would say what is known. One that brings neither, since
+    both its epoch and its seed have been there, costs nothing.
 
     Args:
         costs: of the trials that are to go on, the best first; each has been trained with one seed.
@@ -188,6 +191,8 @@ def affordable(costs: Sequence[Cost], *, room: float, epochs: int, done: int, se
         seeds: most seeds of each.
     """
     goes_on = epochs > done
+    if not goes_on and seeds == 1:
+        return len(costs), 1
     fewest, least_seeds = (1, 1) if goes_on else (2, 2)
     counts, numbers = range(len(costs), fewest - 1, -1), range(seeds, least_seeds - 1, -1)
     if goes_on:
