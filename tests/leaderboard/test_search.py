@@ -99,6 +99,8 @@ def test_a_tight_budget_takes_seeds_first_and_says_what_is_missing() -> None:
     # 6 final runs of 51 s, and two trials brought from epoch 2 to 100, 100 s: the rest starts again for nothing.
     with pytest.raises(BudgetTooSmall, match=r"306 s: 6 s are missing"):
         make_plan(EQUAL, EQUAL[:3], available=400, **PLAN)
+    with pytest.raises(BudgetTooSmall, match="the probe took 28 s too much, nothing is left for 16 trials"):
+        make_plan(EQUAL, EQUAL[:3], available=-28, **PLAN)
 
 
 def test_every_rung_after_the_first_trains_something() -> None:

@@ -147,8 +147,13 @@ def make_plan(
         room = available - finals * a_final_seed
         least = cost_of(rungs_at(LARGEST_RATIO, seeds))
         if least > room:
+            left = (
+                f"{available:.0f} s are"
+                if available >= 0
+                else f"the probe took {-available:.0f} s too much, nothing is"
+            )
             raise BudgetTooSmall(
-                f"budget: {available:.0f} s are left for {len(costs)} trials, but the shortest search takes "
+                f"budget: {left} left for {len(costs)} trials, but the shortest search takes "
                 f"{least:.0f} s and a final comparison of {finals} seeds {finals * a_final_seed:.0f} s: "
                 f"{least - room:.0f} s are missing; give more, or fewer trials or epochs"
             )
