@@ -106,6 +106,19 @@ def test_nothing_waits_for_a_gpu_that_is_pretended(name):
     check_policy(maker(name), promises=["device"], model=MODELS[name])
 
 
+#: A rule that no test of launches draws by is one that might wait for a device; the others are in the slow suite.
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, marks=() if "minmax" in options else pytest.mark.slow, id=f"{name} {number}")
+        for number, (name, options) in enumerate(VARIANTS)
+        if name not in BACKWARD
+    ],
+)
+def test_no_other_rule_waits_for_a_gpu_that_is_pretended(name, options):
+    check_policy(maker(name, **options), promises=["device"], model=MODELS[name])
+
+
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda case: case if isinstance(case, str) else "")
 def test_other_rules_mean_the_same(name, options, device):
     check_policy(maker(name, **options), promises=MEANING, device=device, model=MODELS[name])

@@ -204,11 +204,12 @@ def test_both_sides_of_each_pair():
     assert loss < 1e-12
 
 
-def test_candidates_of_the_batch_are_the_narrower_distribution():
+@pytest.mark.parametrize("count", [500, pytest.param(1500, marks=pytest.mark.slow)])
+def test_candidates_of_the_batch_are_the_narrower_distribution(count):
     bandwidth = 0.3
     policy = Pooled(mixaug.create("cmixup", bandwidth=bandwidth), INPUTS, LABELS, candidates="batch")
     got, expected = torch.zeros(2 * B), torch.zeros(2 * B, dtype=torch.float64)
-    for seed in range(500):
+    for seed in range(count):
         mixed = policy(INPUTS[:B], LABELS[:B], generator=seeded(seed))
         assert mixed.inputs.shape == (B, 5)
         assert torch.equal(mixed.labels[B:], LABELS[mixed.plan.pool_rows])

@@ -343,6 +343,12 @@ def test_a_task_says_what_it_trains(caplog):
     assert [record.message for record in caplog.records] == ["MixTask: policy=CutMix, objective=Counting"]
 
 
+def test_a_task_of_an_older_timm_says_which_one_it_needs(monkeypatch):
+    monkeypatch.delattr("timm.task.TrainingTask.get_trainable_module")
+    with pytest.raises(ImportError, match=r"MixTask needs timm 1\.0\.27 or later"):
+        task_of("mixup")
+
+
 def test_a_task_refuses_what_it_cannot_train():
     with pytest.raises(TypeError, match=r"MixTask expects a mixaug\.MixStep, got Linear"):
         MixTask(nn.Linear(2, 2))

@@ -100,8 +100,8 @@ def test_bad_draws():
         F.gridmix(torch.zeros(4, 1, 8, 8), torch.arange(4), **{**drawn, "u_x": drawn["u_x"][:2]})
 
 
-def test_mean_share_equals_that_of_the_slow_twin():
-    rows = 500
+@pytest.mark.parametrize("rows", [500, pytest.param(1500, marks=pytest.mark.slow)])
+def test_mean_share_equals_that_of_the_slow_twin(rows):
     drawn = draws(rows, seed=5)
     drawn["n_holes"] = torch.randint(2, 7, (rows,), generator=seeded(6))
     drawn["hole_aspect"] = torch.ones(rows, dtype=torch.float64)
