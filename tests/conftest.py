@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -84,9 +85,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    end_loaders()
     # A library that a test has imported lives to the end as well, and some training loops often collect garbage.
     if len(sys.modules) > kept_out[0] + 100:
         keep_out_of_collections()
+
+
+def end_loaders() -> None:
+    """End workers of loaders that an error has left half read: the collection that finds them waits 5 s for each."""
+    if not multiprocessing.active_children():
+        return
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    for one in gc.get_objects():
+        if type(one) is _MultiProcessingDataLoaderIter:
+            one.__del__()
 
 
 kept_out = [0]

@@ -238,11 +238,12 @@ def build_as_ruled(name: str, policies: list[str]) -> None:
 
 @pytest.mark.parametrize(("protocol", "policy"), [(p, m) for p, methods in ALPHAS.items() for m in methods])
 def test_protocol_sets_the_published_alpha(protocol: str, policy: str) -> None:
-    data = PROTOCOL_DATA[protocol]
-    overrides = [f"data={data}", f"protocol={protocol}", f"policy={policy}"]
-    config = compose(with_root([*overrides, f"model={PROTOCOL_MODELS[protocol][0]}"], data))
-    assert config.policy.alpha == ALPHAS[protocol][policy]
-    assert config.protocol.applied["policy.alpha"] == ALPHAS[protocol][policy]
+    model, alpha = PROTOCOL_MODELS[protocol][0], ALPHAS[protocol][policy]
+    assert rules_of(protocol, model, policy)["policy.alpha"] == alpha
+    if policy == "mixup":
+        # That rules reach the policy is shown by one of a protocol; composing takes long.
+        config = composed(protocol, model, policy)
+        assert config.policy.alpha == config.protocol.applied["policy.alpha"] == alpha
 
 
 @pytest.mark.parametrize("protocol", list(ALPHAS))

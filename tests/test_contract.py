@@ -68,8 +68,10 @@ def thin():
     return mixaug.models.create("cifar_resnet8", num_classes=10, channels=(4, 8, 16), stem_width=4)
 
 
-#: A sixth keep the contract's own model. Another for policies that do nothing with one that tells no two images apart.
+#: A sixth keep the contract's own model and its images. Another model for policies that do nothing with one that tells
+#: no two images apart.
 MODELS = {name: None if at % 6 == 0 else thin for at, name in enumerate(POLICIES)} | {"supermix": Pixels}
+SIZES = {name: (32, 48) if at % 6 == 0 else (16, 24) for at, name in enumerate(POLICIES)}
 #: Policies that run a backward pass, which tensors that only pretend to lie on a GPU cannot.
 BACKWARD = {"supermix"}
 #: Half of a contract's time goes into tensors that pretend to lie on a GPU. test_launches.py runs every policy on such
@@ -88,13 +90,13 @@ def test_contract(name, device):
     skipped = {"compiled", *(["device"] if device.type != "cuda" and name not in PRETENDED else [])}
     promises = [promise for promise in PROMISES if promise not in skipped]
     try:
-        check_policy(maker(name), promises=promises, device=device, model=MODELS[name])
+        check_policy(maker(name), promises=promises, device=device, model=MODELS[name], size=SIZES[name])
     except ContractError as first:
         # All that is broken is told; the traceback is that of the first.
         broken = []
         for promise in promises:
             try:
-                check_policy(maker(name), promises=[promise], device=device, model=MODELS[name])
+                check_policy(maker(name), promises=[promise], device=device, model=MODELS[name], size=SIZES[name])
             except ContractError as error:
                 broken.append(error)
         raise ContractError("\n".join(map(str, broken or [first]))) from first

@@ -234,13 +234,13 @@ def traced_wrapped(model):
     ("kind", "wrap"),
     [
         # A graph of its own for the backward pass, where the model is mixed inside and where it is asked before.
-        *(("one_hidden", compiled_in_place), ("clean", compiled_in_place)),
+        ("one_hidden", compiled_in_place),
         # What else differs is Dynamo's matter, and its eager backend is the quick one.
         *(("labels", traced_in_place), ("clean", traced_wrapped)),
         *(
             pytest.param(kind, wrap, marks=pytest.mark.slow)
             for kind, wrap in (
-                *(("labels", compiled_in_place), ("hidden", compiled_in_place), ("hidden", traced_in_place)),
+                *(("clean", compiled_in_place), ("labels", compiled_in_place), ("hidden", compiled_in_place), ("hidden", traced_in_place)),
                 *(("labels", traced_wrapped), ("one_hidden", traced_wrapped), ("hidden", traced_wrapped)),
             )
         ),

@@ -198,7 +198,7 @@ def allowed_twice(task: str, cells: Mapping[tuple[str, str, str], str]) -> list[
     """
     plain = PLAIN[task]
     found = []
-    for policy in policies(task):
+    for policy in sorted(policy for of, policy, column in cells if (of, column) == (task, "objectives")):
         missing = cells[task, policy, "objectives"].removeprefix("all but ").split(", ")
         others = [name for name in OBJECTIVES[task] if name not in (plain, "mixoe", *missing)]
         sources = [source for source in columns(task)[1:] if cells[task, policy, source] == "✓"]

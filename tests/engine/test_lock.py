@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -27,6 +28,12 @@ from mixaug.leaderboard.benchmark import Benchmark
 from mixaug.leaderboard.grid import Cell
 
 Tiny = Callable[..., DictConfig]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a lock is waited for is a test of its own; the others are refused sooner."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
 
 
 def hold(folder: Path, told: Connection) -> None:
@@ -84,6 +91,20 @@ def test_a_release_and_a_take_at_once_never_give_the_folder_to_two(tmp_path: Pat
         RunLock(tmp_path).take()
     second.release()
     assert holder(tmp_path) is None
+
+
+def test_a_holder_that_ends_within_the_patience_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 30.0)
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.take()
+    end = threading.Timer(0.1, first.release)
+    end.start()
+    second.take()
+    end.join()
+    assert second.held
+    second.release()
 
 
 def test_a_second_run_leaves_the_folder_as_it_is(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,9 @@ def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path) ->
     (tmp_path / "own" / "policy").mkdir(parents=True)
     (tmp_path / "own" / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
     own = ("--config-dir", "own")
-    done = call(root, tmp_path, "--multirun", *own, *TINY, "policy=none,mine", "seed=0,1")
+    done = call(root, tmp_path, "--multirun", *own, *TINY, "policy=none,mine")
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "runs") == [("mine", 0), ("mine", 1), ("none", 0), ("none", 1)]
+    assert results(tmp_path / "runs") == [("mine", 0), ("none", 0)]
     # Nothing but the runs' root is left behind.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "runs"]
 
@@ -41,6 +41,8 @@ def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, r
     assert "alpha" in failed.stderr
 
 
+# Submitit starts interpreters of its own and asks every few seconds how they are.
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None
     if importlib.util.find_spec("hydra_plugins") is not None

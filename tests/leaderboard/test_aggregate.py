@@ -104,6 +104,7 @@ def test_damaged_results_are_not_fatal(tmp_path, content):
     assert not aggregate(collect(tmp_path)).boards
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pages_hold_every_number_and_nothing_from_outside(tmp_path):
     realistic(tmp_path / "runs", seeds=5, epochs=30)
     leaderboard = aggregate(collect(tmp_path / "runs"))

@@ -175,6 +175,7 @@ def test_nothing_is_written_where_nothing_was_evaluated(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_what_a_folder_says_is_shown_and_not_interpreted(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_page, "FIGURES", {})  # pictures have a test of their own
     folder = write_run(tmp_path / "runs", result("=cmd|<img>", 0))

@@ -142,6 +142,7 @@ def test_a_damaged_folder_is_a_line_that_says_so(case: str, tmp_path: Path) -> N
     assert said in told
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     """A name that cannot be drawn would cost its board the three plots; the model's stands above them."""
     names = ["$\\frac{$", "a$b$", "\\foo", "$\\undefined$ x", "a_{", "x" * 200, "a b " * 50, "_hidden"]
@@ -387,6 +388,7 @@ def test_no_folder_stops_or_changes_the_others(scratch: Path, files: list[tuple[
 
 
 # A page with its plots takes a second.
+@pytest.mark.usefixtures("drawn")
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(text=st.text(min_size=1, max_size=20) | NASTY, value=VALUES)
 def test_no_name_or_option_stops_a_page(scratch: Path, text: str, value: object) -> None:
