@@ -262,6 +262,7 @@ def test_a_step_in_half_precision_runs_under_autocast(dtype):
         next(steps.training_step(Setting((4, 3, 8, 8), "uint8"), jobs, "cifar_resnet8", 1))
 
 
+@pytest.mark.slow
 def test_one_graph_holds_more_than_gradients_taken_at_once():
     marked = {job.label for _, _, jobs in steps.LEARNED for job in jobs if job.one_graph}
     assert marked == {"automix, one graph"}
@@ -281,6 +282,7 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert peak_bytes(call, torch.device("cpu")) == pytest.approx(2_000_000, rel=0.01)
 
 
+@pytest.mark.slow
 def test_puzzlemix_section_compares_with_recorded_costs():
     rows = list(sections.puzzlemix((4, 3, 32, 32), "cpu", 1))
     assert len(rows) >= 8

@@ -563,6 +563,8 @@ def test_in_company_of_other_policies(kind):
         each(pictures(), LABELS[:6], generator=seeded(1))
 
 
+# Each signal and pass of it is asked of a compiled model by tests/test_step.py.
+@pytest.mark.slow
 def test_compiled_models_give_the_same():
     torch.compiler.reset()
     plain = step_of(policy=livened(attached()))

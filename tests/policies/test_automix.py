@@ -415,7 +415,8 @@ def test_the_weight_of_the_mask_loss_can_fall():
     assert policy.mask_weight_now() == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("name", ["automix", pytest.param("samix", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["automix", "samix"])
 def test_compiled_half_precision_and_without_gradients(name):
     plain, compiled = step_of(name), step_of(name)
     compiled.model.compile(backend="eager")
