@@ -25,6 +25,16 @@ SMALLEST_DIRECT_SHAPE = 0.5
 # Each thread has its own.
 _given = threading.local()
 
+# torch 2.11 has no rule for the shape of Gamma variates, without which it traces no draw of them; later releases bring
+# one. The rule computes nothing: values and stream are those of torch's operator, in a graph too.
+_rules = torch.library.Library("aten", "IMPL")
+if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_standard_gamma", "Meta"):
+
+    def _gamma_is_like_its_shape(shape: Tensor, generator: Generator | None = None) -> Tensor:
+        return torch.empty_like(shape)
+
+    _rules.impl("_standard_gamma", _gamma_is_like_its_shape, "Meta")
+
 
 @contextlib.contextmanager
 def host_choices(*numbers: float) -> Iterator[None]:

@@ -17,7 +17,26 @@ from mixaug.ops.saliency import saliency_maps
 from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
-pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA")
+triton = pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def indices_of_one_value():
+    """The interpreter of Triton 3.6, which torch 2.11 brings, counts loops by arrays of one value; NumPy 2.4 refuses."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6):
+        yield
+        return
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield
 
 
 def moved(tensors, device):
