@@ -322,11 +322,16 @@ class Draws:
             )
             return self._shared(gamma / gamma.sum(1, keepdim=True), None)
         # In logarithms, as in `beta`, so that small parameters do not underflow.
-        gamma = torch._standard_gamma(
-            torch.full(size, alpha + 1, device=self.device, dtype=dtype), generator=self.generator
-        )
+        return self._shared(self.log_gamma_variates(alpha, size).softmax(1), None)
+
+    def log_gamma_variates(self, concentration: float, size: Sequence[int]) -> Tensor:
+        """Logarithms of Gamma(concentration) variates, of any shape; whoever calls says what ``per`` means for them."""
+        dtype = wide_dtype(self.device)
+        shapes = torch.full(size, concentration + 1, device=self.device, dtype=dtype)
+        gamma = torch._standard_gamma(shapes, generator=self.generator)
         unit = torch.rand(size, **self._given, device=self.device, dtype=dtype)
-        return self._shared((gamma.log() + torch.log1p(-unit) / alpha).softmax(1), None)
+        # Gamma(a) = Gamma(a + 1) U^(1/a). 1 - U lies in (0, 1]: its logarithm is finite.
+        return gamma.log() + torch.log1p(-unit) / concentration
 
     def permutation(self) -> Tensor:
         """(B,) int64, uniform over all permutations of the batch."""
