@@ -21,7 +21,6 @@ from mixaug.ops.fused import (
 )
 from mixaug.policies.saliencymix import GREY_WEIGHTS, SCALES
 
-
 #: Calls whose results are of half precision and computed in float32.
 WRITE_HALVES = {
     *(f"{what} {dtype}" for what in ("blend", "mean of two") for dtype in (torch.bfloat16, torch.float16)),
