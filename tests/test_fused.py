@@ -23,7 +23,7 @@ triton = pytest.importorskip("triton", reason="needs Triton, which torch brings 
 
 @pytest.fixture(scope="module", autouse=True)
 def indices_of_one_value():
-    """Triton 3.6, which torch 2.11 brings, counts loops of its interpreter by arrays of one value; NumPy 2.4 refuses."""
+    """Triton 3.6, which torch 2.11 brings, counts its interpreter's loops by arrays of one value; NumPy 2.4 refuses."""
     if tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6):
         yield
         return
