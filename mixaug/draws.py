@@ -25,6 +25,16 @@ SMALLEST_DIRECT_SHAPE = 0.5
 # Each thread has its own.
 _given = threading.local()
 
+# torch 2.11 has no rule for the shape of Gamma variates, without which it traces no draw of them; later releases bring
+# one. The rule computes nothing: values and stream are those of torch's operator, in a graph too.
+_rules = torch.library.Library("aten", "IMPL")
+if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_standard_gamma", "Meta"):
+
+    def _gamma_is_like_its_shape(shape: Tensor, generator: Generator | None = None) -> Tensor:
+        return torch.empty_like(shape)
+
+    _rules.impl("_standard_gamma", _gamma_is_like_its_shape, "Meta")
+
 
 @contextlib.contextmanager
 def host_choices(*numbers: float) -> Iterator[None]:
@@ -312,11 +322,16 @@ class Draws:
             )
             return self._shared(gamma / gamma.sum(1, keepdim=True), None)
         # In logarithms, as in `beta`, so that small parameters do not underflow.
-        gamma = torch._standard_gamma(
-            torch.full(size, alpha + 1, device=self.device, dtype=dtype), generator=self.generator
-        )
+        return self._shared(self.log_gamma_variates(alpha, size).softmax(1), None)
+
+    def log_gamma_variates(self, concentration: float, size: Sequence[int]) -> Tensor:
+        """Logarithms of Gamma(concentration) variates, of any shape; whoever calls says what ``per`` means for them."""
+        dtype = wide_dtype(self.device)
+        shapes = torch.full(size, concentration + 1, device=self.device, dtype=dtype)
+        gamma = torch._standard_gamma(shapes, generator=self.generator)
         unit = torch.rand(size, **self._given, device=self.device, dtype=dtype)
-        return self._shared((gamma.log() + torch.log1p(-unit) / alpha).softmax(1), None)
+        # Gamma(a) = Gamma(a + 1) U^(1/a). 1 - U lies in (0, 1]: its logarithm is finite.
+        return gamma.log() + torch.log1p(-unit) / concentration
 
     def permutation(self) -> Tensor:
         """(B,) int64, uniform over all permutations of the batch."""

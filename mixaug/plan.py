@@ -71,8 +71,7 @@ class Plan(ConvertibleFields):
     @property
     def sources(self) -> Tensor:
         """(B, M) int64 rows that went into each sample, the sample itself first."""
-        own = torch.arange(self.partner.shape[0], device=self.partner.device)
-        return torch.stack([own, self.partner], dim=1)
+        return _with_own(self.partner)
 
     @property
     def rows(self) -> int:
@@ -180,7 +179,7 @@ class Unmixed(Plan):
 
     @property
     def sources(self) -> Tensor:
-        return super().sources if self.pairs is None else self.pairs
+        return _with_own(self.partner) if self.pairs is None else self.pairs
 
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         return tensor if inplace else deliver(tensor, tensor, out, False)
@@ -482,6 +481,12 @@ def _pick(stacked: Tensor, choice: Tensor) -> Tensor:
     batch_size = stacked.shape[1]
     rows = torch.arange(batch_size, device=stacked.device)
     return stacked[choice.expand(batch_size), rows]
+
+
+def _with_own(partner: Tensor) -> Tensor:
+    """(B, 2) int64 rows: of each sample itself, and of its partner."""
+    own = torch.arange(partner.shape[0], device=partner.device)
+    return torch.stack([own, partner], dim=1)
 
 
 def _map(value: Any, move: Callable[[Tensor], Tensor]) -> Any:

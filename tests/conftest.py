@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What the extras bring. A machine that is lent for its GPU may lack some, and what needs them is skipped there.
+EXTRAS = (
+    *("PIL", "accelerate", "hydra", "hypothesis", "lightning", "matplotlib", "omegaconf", "pyarrow", "rich", "scipy"),
+    *("sklearn", "submitit", "tensorboard", "timm", "torchmetrics", "torchvision", "transformers", "yaml"),
+)
 # A package of its own, with tests of its own: tests/test_packaging.py installs it and runs them.
 collect_ignore = ["example_plugin"]
 
@@ -67,6 +74,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@cache
+def lacks(text: str) -> str | None:
+    """Why what failed with this message is skipped: a package of an extra is not installed here."""
+    found = re.search(r"No module named '(\w+)", text)
+    if found is None or found[1] not in EXTRAS or importlib.util.find_spec(found[1]) is not None:
+        return None
+    return f"Skipped: needs {found[1]}, which is not installed here"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report: Any = yield
+    reason = lacks(str(report.longrepr)) if report.outcome == "failed" else None
+    if reason is not None:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, reason)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report: Any = yield
+    missing = call.excinfo is not None and isinstance(call.excinfo.value, ModuleNotFoundError)
+    reason = lacks(str(call.excinfo.value)) if missing and report.outcome == "failed" else None
+    if reason is not None:
+        report.outcome, report.longrepr = "skipped", (str(item.path), 0, reason)
+    return report
 
 
 @cache
@@ -121,7 +156,6 @@ def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         return
     import omegaconf
-    import sklearn.datasets
 
     from mixaug.engine import reading, run
     from quick_compose import FOLDER, quick
@@ -135,7 +169,10 @@ def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(config, "_hydra_compose", quick)
         patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: loader)
         patch.setattr(run, "_git_commit", cache(run._git_commit))
-        patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))
+        if importlib.util.find_spec("sklearn") is not None:
+            import sklearn.datasets
+
+            patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))
         yield
 
 

@@ -3,6 +3,7 @@
 `python tests/kernel_calls.py` compiles all of them for a GPU that need not be there, and prints a line for each.
 """
 
+import re
 from functools import partial
 
 import torch
@@ -19,6 +20,12 @@ from mixaug.ops.fused import (
     transport_kernel,
 )
 from mixaug.policies.saliencymix import GREY_WEIGHTS, SCALES
+
+#: Calls whose results are of half precision and computed in float32.
+WRITE_HALVES = {
+    *(f"{what} {dtype}" for what in ("blend", "mean of two") for dtype in (torch.bfloat16, torch.float16)),
+    *("normalised windows zeros", "normalised windows reflect", "normalised batch"),
+}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -76,11 +83,11 @@ def calls():
                 puzzle_kernels.costs, images.to(dtype), partner, half, torch.ones(1), half[:, 0, 0].double(), (2, 2), 3,
                 (1.0, 1.0, 1.0),
             )
-            for dtype in (torch.float32, torch.bfloat16, torch.uint8)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
         },
         **{
             f"blend {dtype}": partial(puzzle_kernels.blend, images.to(dtype), partner, half, moves, moves)
-            for dtype in (torch.float32, torch.bfloat16, torch.uint8)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
         },
         "detector": partial(saliency_kernels.detect, (255 * images).byte(), GREY_WEIGHTS, SCALES),
         **{
@@ -125,7 +132,8 @@ def main() -> None:
                 types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         made = triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32), options=options)
         fused_adds = made.asm["ptx"].count("fma.rn.f32") if options.get("enable_fp_fusion") is False else 0
-        print(name, kernel.__name__, len(made.asm["cubin"]), made.metadata.shared, fused_adds)
+        rounded, cut = (len(re.findall(rf"cvt\.{way}\.(?:satfinite\.)?b?f16", made.asm["ptx"])) for way in ("rn", "rz"))
+        print(name, kernel.__name__, len(made.asm["cubin"]), made.metadata.shared, fused_adds, rounded, cut)
 
     JITFunction.run = compiled
     for known, call in calls().items():

@@ -7,6 +7,9 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import mixaug
 from helpers import index_images, ours, seeded
+from mixaug.draws import Draws
+from mixaug.policies.comixup import _dirichlet
+from mixaug.testing.surface import pretended_cuda
 
 MODEL_FREE = ours(mixaug.list_policies(needs=()))
 #: Every policy with its own draws for each sample (with per="batch", eager code on a CPU draws by DeiT's chosen policy
@@ -194,3 +197,45 @@ def test_a_compiled_policy_in_a_step_draws_from_the_given_generator():
     for eager, traced in zip(*results, strict=True):
         assert torch.equal(eager, traced)
     assert len(results[0][0].unique()) == 3
+
+
+def gamma_variates(like):
+    """Shares of every kind that is made of Gamma variates; the first two are drawn by the same call."""
+    draws = Draws(like.shape[0], like.device)
+    twice = [draws.beta(0.2, 0.2) for _ in range(2)]
+    shares = [draws.beta(2.0, 0.7), draws.dirichlet(0.3, 3), draws.dirichlet(1.5, 3)]
+    return [*twice, *shares, _dirichlet(1.0, like > 0.5, draws)]
+
+
+def test_gamma_variates_of_a_graph_are_those_of_eager_code():
+    traced = torch.compile(gamma_variates, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (gamma_variates, traced):
+        torch.manual_seed(3)
+        # The last numbers say where the stream stands afterwards.
+        results.append([*run(torch.ones(6, 4)), torch.rand(2)])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.equal(eager, compiled)
+    # Two calls that are the same are two draws in a graph as well.
+    assert not torch.equal(*results[1][:2])
+
+
+@pytest.mark.slow
+def test_gamma_variates_of_generated_code_are_those_of_eager_code():
+    with torch._inductor.config.patch(fallback_random=True):
+        traced = torch.compile(gamma_variates, fullgraph=True, dynamic=True)
+        for rows in (6, 5):
+            results = []
+            for run in (gamma_variates, traced):
+                torch.manual_seed(rows)
+                results.append([*run(torch.ones(rows, 4)), torch.rand(2)])
+            for eager, compiled in zip(*results, strict=True):
+                torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
+            assert not torch.equal(*results[1][:2])
+
+
+def test_gamma_variates_have_a_shape_where_there_is_no_device():
+    with pretended_cuda():
+        found = gamma_variates(torch.empty(7, 4))
+    assert [tuple(values.shape) for values in found] == [(7,), (7,), (7,), (7, 3), (7, 3), (7, 4)]
+    assert {values.device.type for values in found} == {"cuda"}

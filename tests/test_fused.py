@@ -1,6 +1,7 @@
 """Kernels of mixaug/ops/fused against their torch bodies: by Triton's interpreter on a CPU, by themselves on a GPU."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -17,7 +18,26 @@ from mixaug.ops.saliency import saliency_maps
 from mixaug.policies import fmix, guidedmix, saliencymix, tokenmix
 from speed import launches
 
-pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA")
+triton = pytest.importorskip("triton", reason="needs Triton, which torch brings for CUDA")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def indices_of_one_value():
+    """Triton 3.6, which torch 2.11 brings, counts its interpreter's loops by arrays of one value; NumPy 2.4 refuses."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6):
+        yield
+        return
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield
 
 
 def moved(tensors, device):
@@ -221,6 +241,85 @@ def test_means_of_two_are_the_torch_body_s(weights, dtype, layout, device):
     assert (found.cpu() != wanted).float().mean() <= (0 if dtype != torch.bfloat16 else 0.6)
 
 
+#: Bits of the fraction, and the least exponent whose values have all of them.
+FORMS = {torch.float16: (10, -14), torch.bfloat16: (7, -126)}
+
+
+def farthest(found, exact):
+    """How far the farthest value lies from the exact one, in units of the last place of its dtype."""
+    digits, least = FORMS[found.dtype]
+    exponent = exact.abs().log2().floor().clamp(min=least)
+    return float(((found.cpu().double() - exact).abs() * 2.0 ** (digits - exponent)).max())
+
+
+def halves(dtype, layout, *shape):
+    return torch.rand(shape, generator=seeded(0)).to(dtype).to(memory_format=layout)
+
+
+def mean_of_two(dtype, layout, device):
+    images, weight, partner = halves(dtype, layout, 3, 3, 4, 6), torch.rand(3, 1, 4, 6), torch.tensor([1, 2, 0])
+    own, other, share = images.double(), images[partner].double(), weight.double()
+    return blend._lerp_by_kernel(*moved((images, partner, weight), device)), share * own + (1 - share) * other
+
+
+def moved_cells(dtype, layout, device):
+    images, partner, share = halves(dtype, layout, 3, 2, 4, 6), torch.tensor([2, 0, 1]), torch.rand(3, 2, 2)
+    moves = [torch.randint(0, 4, (3, 2, 2), generator=seeded(seed)) for seed in (2, 3)]
+    exact = torch.empty(3, 2, 4, 6, dtype=torch.float64)
+    for sample, row, column in itertools.product(range(3), range(2), range(2)):
+        own, other = (
+            images[source, :, cell // 2 * 2 :, cell % 2 * 3 :][:, :2, :3].double()
+            for source, cell in (
+                (sample, moves[0][sample, row, column]),
+                (partner[sample], moves[1][sample, row, column]),
+            )
+        )
+        weight = float(share[sample, row, column])
+        exact[sample, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3] = weight * own + (1 - weight) * other
+    return cells._blend_by_kernel(*moved((images, partner, share, *moves), device)), exact
+
+
+def normalised(dtype, layout, device):
+    images, means = (255 * torch.rand(2, 3, 4, 6, generator=seeded(0))).byte(), (0.5, 0.41, 0.3)
+    exact = (images.double() / 255 - torch.tensor(means, dtype=torch.float64)[:, None, None]) / 0.2
+    return Normalize(means, 0.2, dtype, layout)._windows(images.to(device), dtype), exact
+
+
+def normalised_halves(dtype, layout, device):
+    images = halves(dtype, layout, 2, 3, 4, 6)
+    return Normalize(2.0, 0.25)._windows(images.to(device), dtype), (images.double() - 2) / 0.25
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [mean_of_two, moved_cells, normalised, normalised_halves])
+def test_half_precision_is_the_exact_value_rounded_once(kernel, dtype, layout, device):
+    torch.manual_seed(1)
+    found, exact = kernel(dtype, layout, device)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=layout)
+    # Float32 inside moves what lies half way by little. The interpreter cuts bfloat16 off: there the next value serves.
+    cuts = dtype == torch.bfloat16 and device.type == "cpu"
+    assert farthest(found, exact) <= (1.05 if cuts else 0.55)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_costs_of_half_precision_are_added_in_float32(dtype, device):
+    images, saliency = halves(dtype, torch.contiguous_format, 2, 2, 4, 8), torch.rand(2, 4, 8, generator=seeded(1))
+    partner, lam = torch.tensor([1, 0]), torch.tensor([0.3, 0.6], dtype=torch.float64)
+    # The same values in float64, in which the torch body makes its own sums.
+    options = {"block_num": 2, "beta": 1.2, "gamma": 0.5, "neigh_size": 2, "std": 0.5}
+    wanted = puzzle.puzzlemix_energy(
+        *puzzle.puzzlemix_costs(images.double(), partner, saliency, **options), lam, n_labels=2
+    )
+    scales = borders.cell_scales(images, [2, 2], 0.5).flatten()
+    given = moved((images, partner, cells.pooled_saliency(saliency, 2), scales, lam), device)
+    found = puzzle._by_kernel(*given, [2, 2], 2, [1.2 * 0.5 / 32, 1.2 / 32, 0.2 / 4])
+    for got, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.cpu(), expected.float(), rtol=1e-5, atol=1e-7)
+
+
 def test_without_triton_the_torch_bodies_serve(monkeypatch):
     with launches.pretended_cuda():
         assert fused.serves(torch.empty(2))
@@ -256,13 +355,17 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_there(root, tmp_path):
         [sys.executable, root / "tests" / "kernel_calls.py"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    lines = [line.rsplit(maxsplit=4) for line in done.stdout.splitlines()]
+    lines = [line.rsplit(maxsplit=6) for line in done.stdout.splitlines()]
     assert list(dict.fromkeys(line[0] for line in lines)) == list(kernel_calls.calls())
-    for _, _, binary, shared, fused_adds in lines:
+    for name, _, binary, shared, fused_adds, rounded, cut in lines:
         assert int(binary) > 1000
         assert int(shared) <= 48 * 1024
         # A product and a sum in one rounding would make other labels than the torch body's.
         assert int(fused_adds) == 0
+        # What the interpreter cannot show: results of half precision are rounded to the nearest, and never cut off.
+        halves = name in kernel_calls.WRITE_HALVES
+        assert (int(rounded) > 0, int(cut)) == (halves, 0), name
+    assert {line[0] for line in lines} > kernel_calls.WRITE_HALVES
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,11 @@ def test_import_brings_torch_and_numpy_alone_and_takes_well_under_a_second_beyon
 
 
 def test_version_matches_the_installed_metadata():
-    assert mixaug.__version__ == importlib.metadata.version("mixaug")
+    try:
+        installed = importlib.metadata.version("mixaug")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("mixaug is not installed here: its checkout is on the path")
+    assert mixaug.__version__ == installed
 
 
 def test_citation_and_metadata_name_the_same_version():
@@ -168,8 +172,10 @@ def install(folder: Path) -> None:
     options = ("--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--ignore-installed")
     run(*pip, *options, str(wheel), PYTHONPATH="")
     # What mixaug stands on is taken from the environment of the tests: its .pth files, a checkout among them, are not.
+    # Packages that travelled to a machine with a GPU lie in a folder `site`.
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    (site / "below.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    below = [path for path in sys.path if Path(path).name in ("site-packages", "site")]
+    (site / "below.pth").write_text("\n".join(below))
 
 
 def test_wheel_holds_every_module_and_every_data_file_and_the_configs(installation):
@@ -215,6 +221,8 @@ def left_by_a_run(where: Path) -> None:
 
 
 def test_an_installed_command_trains_and_ranks_from_an_empty_folder(installation, tmp_path):
+    for package in ("hydra", "rich", "sklearn"):
+        pytest.importorskip(package)
     assert installed_says(installation, tmp_path, "--version") == f"mixaug {mixaug.__version__}\n"
     assert list(tmp_path.iterdir()) == []
     # One process that does both: of two, each would import torch and what is around it.

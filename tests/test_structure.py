@@ -147,6 +147,17 @@ def test_no_file_and_no_class_grows_into_a_world_of_its_own():
     assert crowded == {}
 
 
+def test_what_fails_for_want_of_a_package_is_skipped_where_the_package_is_not_there(request, monkeypatch):
+    lacks = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py")).lacks.__wrapped__
+    said = "E   ModuleNotFoundError: No module named 'scipy.stats'"
+    # A part that an installed package lacks is a failure, as is a package that no extra brings.
+    assert lacks(said) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert lacks(said) == "Skipped: needs scipy, which is not installed here"
+    assert lacks("No module named 'torch'") is None
+    assert lacks("assert 1 == 2") is None
+
+
 if __name__ == "__main__":
     for layer in LAYERS:
         for top in layer:

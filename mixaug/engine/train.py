@@ -237,7 +237,8 @@ def _assemble(
         step.model.compile()
         if _can_be_traced(step.policy):
             # Random numbers come from torch's own operators: they are those of a run that is not compiled.
-            step.policy.compile(options={"fallback_random": True})
+            # torch 2.11 moves draws to where they are used, and so gives each the numbers of another.
+            step.policy.compile(options={"fallback_random": True, "reorder_for_locality": False})
     if world.size == 1:
         return state, step
     devices = [world.device] if world.device.type == "cuda" else None

@@ -29,7 +29,7 @@ def rescaled_distillation(student: Tensor, teacher: Tensor, eps: float = 1e-7) -
     Returns:
         (B, K) rescaled logits of the student, and the mean over the batch of ``KL(teacher || student)``.
     """
-    own, other = ((x := logits.float()) / (x.std(1, keepdim=True) + eps) for logits in (student, teacher))
+    own, other = (logits / (logits.std(1, keepdim=True) + eps) for logits in (student.float(), teacher.float()))
     divergence = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="batchmean", log_target=True)
     return own, divergence
 

@@ -35,6 +35,10 @@ class TakesPartners:
     @property
     def needs_labels(self) -> bool:
         """Whether the policy looks at labels to choose partners, so that ``labels=None`` is an error."""
+        return self._pairs_by_labels()
+
+    def _pairs_by_labels(self) -> bool:
+        # Beside the property: not every torch traces `super().needs_labels` of a class that adds to it.
         source = self.partners
         return bool(getattr(self.pairing, "needs_labels", False)) or (source is not None and source.needs_labels)
 

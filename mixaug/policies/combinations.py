@@ -95,7 +95,7 @@ class OneOf(Policy):
     @property
     def needs_labels(self) -> bool:
         members = any(policy.needs_labels for policy in self.members) and not self.shares_partner
-        return members or super().needs_labels
+        return members or self._pairs_by_labels()
 
     def check_partners(self, source: PartnerSource) -> None:
         # The policies inside are not there yet while the base is made.

@@ -33,7 +33,7 @@ from mixaug.checks import (
     check_whole,
 )
 from mixaug.draws import Draws
-from mixaug.ops.layout import channels_last_format, check_blends, deliver, single_precision, wide_dtype
+from mixaug.ops.layout import channels_last_format, check_blends, deliver, single_precision
 from mixaug.ops.masks import cells_to_size
 from mixaug.ops.supermodular import comixup_shares, compatibility_of
 from mixaug.plan import Plan, Unmixed
@@ -344,11 +344,7 @@ def _peaks(saliency: Tensor) -> Tensor:
 def _dirichlet(concentration: float, valid: Tensor, draws: Draws) -> Tensor:
     """(P, m) float32: Dirichlet shares of the inputs that each part has, 0 for the others."""
     parts, count = valid.shape
-    shape = torch.full((parts * count,), concentration + 1, device=draws.device, dtype=wide_dtype(draws.device))
-    gamma = torch._standard_gamma(shape, generator=draws.generator)
-    # Gamma(a) = Gamma(a + 1) U^(1/a), in logarithms, so that small concentrations do not underflow; 1 - U is in (0, 1].
-    unit = torch.rand(shape.shape, generator=draws.generator, device=draws.device, dtype=shape.dtype)
-    logarithms = (gamma.log() + torch.log1p(-unit) / concentration).reshape(parts, count)
+    logarithms = draws.log_gamma_variates(concentration, (parts * count,)).reshape(parts, count)
     return logarithms.masked_fill(~valid, float("-inf")).softmax(1).float()
 
 

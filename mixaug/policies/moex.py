@@ -233,7 +233,7 @@ class MoEx(StagePolicy):
 
     @property
     def needs_labels(self) -> bool:
-        return super().needs_labels or (self.before is not None and self.before.needs_labels)
+        return self._pairs_by_labels() or (self.before is not None and self.before.needs_labels)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
