@@ -19,9 +19,9 @@ BESIDE = ("lisa", "selecmix", "selfmix")
 CASES = [(name, "sample") for name in MODEL_FREE if name not in BESIDE]
 CASES += [(name, per) for name in ("mixup", "cutmix", "maskmix") for per in ("batch", "pair")]
 #: What these draw and mix with is drawn and mixed by another one that is always compiled: patches and other masks by
-#: MaskMix, a box that is blended by ResizeMix's box and a blend, chosen policies by DeiT, a share by Mixup. Or another test below compares it with eager code: nearest rows and
-#: Mixup's share where sizes change, one share for all and FMix's spectrum where everything is dynamic, CutMix's boxes
-#: in a step.
+#: MaskMix, a box that is blended by ResizeMix's box and a blend, chosen policies by DeiT, a share by Mixup. Or another
+#: test below compares it with eager code: nearest rows and Mixup's share where sizes change, one share for all and
+#: FMix's spectrum where everything is dynamic, CutMix's boxes in a step.
 OF_A_KIND_SEEN = {
     *(("cowmix", "sample"), ("gmix", "sample"), ("dmixup", "sample")),
     *(("gridmix", "sample"), ("smoothmix", "sample"), ("patchmix", "sample"), ("hmix", "sample")),

@@ -240,7 +240,8 @@ def traced_wrapped(model):
         *(
             pytest.param(kind, wrap, marks=pytest.mark.slow)
             for kind, wrap in (
-                *(("clean", compiled_in_place), ("labels", compiled_in_place), ("hidden", compiled_in_place), ("hidden", traced_in_place)),
+                *(("clean", compiled_in_place), ("labels", compiled_in_place), ("hidden", compiled_in_place)),
+                ("hidden", traced_in_place),
                 *(("labels", traced_wrapped), ("one_hidden", traced_wrapped), ("hidden", traced_wrapped)),
             )
         ),

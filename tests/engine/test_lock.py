@@ -93,9 +93,7 @@ def test_a_release_and_a_take_at_once_never_give_the_folder_to_two(tmp_path: Pat
     assert holder(tmp_path) is None
 
 
-def test_a_holder_that_ends_within_the_patience_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_holder_that_ends_within_the_patience_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PATIENCE", 30.0)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
