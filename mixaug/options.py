@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class Offering:
         renamed = renamed_of(cls)
         unknown = [name for name in options if name not in offered and renamed.get(name) not in offered]
         if unknown and not takes_more:
-            raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}; its options are {list(offered)}")
+            raise TypeError(unknown_option(cls.__name__, unknown[0], offered))
         return super().__new__(cls)
 
 
@@ -52,6 +53,21 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target):
         return dict(_options_of_class(target)[0])
     return {one.name: one.default for one in inspect.signature(target).parameters.values() if _named(one)}
+
+
+def takes_any_option(target: Callable[..., Any]) -> bool:
+    """Whether a class or function takes options beyond those of :func:`options_of`."""
+    if inspect.isclass(target):
+        return _options_of_class(target)[1]
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(target).parameters.values())
+
+
+def unknown_option(what: str, name: str, offered: Iterable[str]) -> str:
+    """What to say of an option that ``what`` does not have: the one that was probably meant, and all that there are."""
+    names = list(offered)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
+    meant = f"did you mean {close[0]!r}? Its" if close else "its"
+    return f"{what} has no option {name!r}; {meant} options are {names}"
 
 
 def shared_defaults_of(cls: type) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def test_closest_names_are_suggested(clean):
 
 
 def test_unknown_option_lists_the_known_ones():
-    with pytest.raises(TypeError, match=r"policy 'mixup' has no option 'alhpa'; its options are \['alpha', 'sources'"):
+    with pytest.raises(
+        TypeError,
+        match=r"policy 'mixup' has no option 'alhpa'; did you mean 'alpha'\? Its options are \['alpha', 'sources'",
+    ):
         mixaug.create("mixup", alhpa=1)
 
 

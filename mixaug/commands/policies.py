@@ -16,6 +16,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["ACTIONS", "main", "parser"]
 
 ACTIONS = ("list", "describe")
@@ -24,7 +26,10 @@ ACTIONS = ("list", "describe")
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug policies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug policies",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("action", nargs="?", choices=ACTIONS, default="list", help="default: list")
     made.add_argument("names", nargs="*", metavar="name", help="patterns to list, or names to describe")
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         names = sorted({name for pattern in chosen.names or ["*"] for name in mixaug.list_policies(pattern, **filters)})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return status_of(error)
     if not names:
         print("no policy is like that", file=sys.stderr)
         return 1
