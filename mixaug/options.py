@@ -55,6 +55,34 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     return {one.name: one.default for one in inspect.signature(target).parameters.values() if _named(one)}
 
 
+def documented_options(target: Callable[..., Any]) -> dict[str, str]:
+    """What the docstrings say of each option: of the class itself first, then of its bases, on one line each.
+
+    Only sections ``Args:`` are read, as this project writes them: ``name: text``, further lines indented deeper.
+    """
+    said: dict[str, str] = {}
+    pointers: dict[str, str] = {}
+    for one in getattr(target, "__mro__", (target,)):
+        if not vars(one).get("__doc__") and one is not target:
+            continue
+        entries: list[str] = []
+        for line in (inspect.getdoc(one) or "").partition("\nArgs:\n")[2].splitlines():
+            if line and not line.startswith(" "):
+                # The next section begins.
+                break
+            if line.startswith(" " * 5) and entries:
+                entries[-1] += f" {line.strip()}"
+            elif line.strip():
+                entries.append(line.strip())
+        for entry in entries:
+            names, _, text = entry.partition(": ")
+            # What is said elsewhere is read there, where a base says it.
+            where = pointers if text.startswith("see ") else said
+            for name in names.split(", "):
+                where.setdefault(name, text)
+    return {**pointers, **said}
+
+
 def takes_any_option(target: Callable[..., Any]) -> bool:
     """Whether a class or function takes options beyond those of :func:`options_of`."""
     if inspect.isclass(target):

@@ -320,9 +320,12 @@ def test_the_printed_config_is_the_one_that_is_trained(say: Say) -> None:
 def test_the_policies_as_a_table(say: Say) -> None:
     code, shown, _ = say("policies")
     assert code == 0
-    assert {line.split()[0] for line in shown.splitlines() if line} >= set(ours())
+    assert {line.split()[0] for line in shown.splitlines() if line[:1].strip()} >= set(ours())
+    # Texts are whole, on as many lines as it takes.
+    whole = " ".join(shown.split())
+    assert all(mixaug.describe(name).summary.replace("``", "") in whole for name in ours())
     _, shown, _ = say("policies", "*mix", "--family", "masks", "--model-free")
-    rows = [line.split()[0] for line in shown.splitlines() if line]
+    rows = [line.split()[0] for line in shown.splitlines() if line[:1].strip()]
     assert rows == [
         "policy",
         "Masks.",
@@ -337,16 +340,31 @@ def test_the_policies_as_a_table(say: Say) -> None:
         "mixaug",
     ]
     _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
-    assert [line.split()[0] for line in shown.splitlines() if line][2:-1] == ["smmix"]
+    assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
     assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
     assert say("policies", "--family", "blend")[0] == 2
+
+
+def test_a_list_for_numbers_names_what_is_for_images_apart(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    code, shown, _ = say("policies", "--task", "regression", "*mixup")
+    lines = shown.splitlines()
+    assert code == 0 and all(len(line) <= 90 for line in lines)
+    rows = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert {"mixup", "cmixup", "knn_mixup"} <= set(rows) and not {"comixup", "adamixup"} & set(rows)
+    assert "For images alone, these take numbers as labels too: adamixup, comixup." in lines
+    whole = " ".join(shown.split())
+    assert all(mixaug.describe(name).summary in whole for name in ("mixup", "cmixup", "knn_mixup"))
 
 
 def test_policies_as_cards(say: Say) -> None:
     code, shown, _ = say("policies", "describe", "cutmix", "fmix")
     assert code == 0
     assert shown == f"{mixaug.describe('cutmix')}\n\n{mixaug.describe('fmix')}\n"
+    # Names without a pattern or a filter ask for the same.
+    assert say("policies", "cutmix", "fmix")[1] == shown
+    assert say("policies", "list", "cutmix")[1].startswith("policy ")
     code, _, complaint = say("policies", "describe", "cutmx")
     assert code == 2 and "Did you mean 'cutmix'" in complaint
     assert say("policies", "describe")[0] == 2
