@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mixaug
 from helpers import seeded
 from mixaug import losses
 from mixaug.batch import MixedBatch
