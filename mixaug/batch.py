@@ -10,16 +10,31 @@ import torch
 from torch import Tensor
 
 from mixaug.axes import SIGNED, channels_first
-from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_whole
-from mixaug.frozen import ConvertibleFields
+from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_rows_named, check_whole
+from mixaug.frozen import BriefRepr, ConvertibleFields
 from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
 
 
+class _NoTensor:
+    """Refuses to stand where a function of torch expects a tensor, and says what goes there."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__eq__, Tensor.__ne__):
+            return NotImplemented
+        name = getattr(func, "__name__", func)
+        raise TypeError(f"torch's {name} expects tensors and got a {cls.__name__}: {cls._instead()}")
+
+    @classmethod
+    def _instead(cls) -> str:
+        return "its tensors are .inputs and .labels"
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_NoTensor, BriefRepr):
     """One batch before it is mixed: what a loader brings, a policy draws for and an objective runs.
 
     Attributes:
@@ -84,7 +99,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class MixedBatch(ConvertibleFields):
+class MixedBatch(_NoTensor, ConvertibleFields):
     """Mixed samples, described as weighted lists of sources. Nothing more is needed for any method.
 
     Attributes:
@@ -100,6 +115,10 @@ class MixedBatch(ConvertibleFields):
             None stands for none.
         importance: (B,) floating factor of each sample's loss, such as a confidence; None stands for 1.
         metadata: tensors by name whose rows are those of ``labels``.
+
+    Raises:
+        ValueError: tensors whose shapes do not fit together.
+        TypeError: sources or weights that are no tensors of these dtypes.
     """
 
     inputs: Any
@@ -113,6 +132,38 @@ class MixedBatch(ConvertibleFields):
 
     #: Labels and their shares are never rounded.
     convertible: ClassVar[tuple[str, ...]] = ("inputs",)
+
+    def __post_init__(self) -> None:
+        # Shapes alone, for values would have to be waited for on a GPU; `targets` and the losses look at sources there.
+        sources, weights = self.sources, self.weights
+        if not isinstance(sources, Tensor) or sources.dtype != torch.int64 or sources.ndim != 2:
+            raise _unfit("sources", "an int64 tensor (B, M)", sources)
+        if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.shape != sources.shape:
+            raise _unfit("weights", f"a floating tensor like sources, {tuple(sources.shape)}", weights)
+        count = sources.shape[0]
+        # Where features are mixed inside the model, the inputs of partners from elsewhere go along behind the samples'.
+        if isinstance(self.inputs, Tensor) and not self.inputs.is_nested and _rows(self.inputs) < count:
+            raise _unfit("inputs", f"{count} rows, one for each of sources", self.inputs)
+        for name in ("uniform", "importance"):
+            values = getattr(self, name)
+            if values is not None and (not isinstance(values, Tensor) or tuple(values.shape) != (count,)):
+                raise _unfit(name, f"a tensor ({count},)", values)
+        labels = self.labels
+        if labels is None or (isinstance(labels, Tensor) and labels.is_nested):
+            # Who reads labels refuses nested ones.
+            return
+        if not isinstance(labels, Tensor) or labels.ndim == 0 or (labels.shape[0] == 0 and count):
+            raise _unfit("labels", "a tensor with a row for each sample that sources name", labels)
+        # Without a plan samples may be there several times. With one, the rows of the batch come first.
+        if self.plan is not None and labels.shape[0] < count:
+            raise _unfit("labels", f"at least {count} rows, one for each sample", labels)
+
+    @classmethod
+    def _instead(cls) -> str:
+        return (
+            "mixed labels have a loss of their own, mixaug.losses.MixedCrossEntropy()(outputs, mixed); "
+            "mixed.targets(num_classes) is a tensor (B, K) for other losses, and mixed.inputs goes into the model"
+        )
 
     def __len__(self) -> int:
         return self.sources.shape[0]
@@ -254,6 +305,7 @@ class MixedBatch(ConvertibleFields):
             check_whole("targets", "num_classes", num_classes)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing expects a share in [0, 1], got {label_smoothing!r}")
+        check_rows_named("targets", self.sources, len(labels))
         if labels.is_floating_point():
             if num_classes is not None and (labels.ndim != 2 or labels.shape[1] != num_classes):
                 raise ValueError(f"num_classes={num_classes} does not fit labels of shape {tuple(labels.shape)}")
@@ -316,6 +368,17 @@ class MixedBatch(ConvertibleFields):
             importance=None if self.importance is None else move(self.importance),
             metadata={name: move(value) for name, value in self.metadata.items()},
         )
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.ndim else -1
+
+
+def _unfit(name: str, expected: str, got: Any) -> Exception:
+    """What to raise for a part of a batch that does not fit the others."""
+    if not isinstance(got, Tensor):
+        return TypeError(f"MixedBatch expects {name} as {expected}, got {type(got).__name__}")
+    return ValueError(f"MixedBatch expects {name} as {expected}, got {tuple(got.shape)} {got.dtype}")
 
 
 def _check_replay(tensor: Tensor, batch_size: int, size: tuple[int, ...]) -> None:

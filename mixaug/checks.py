@@ -125,6 +125,15 @@ def check_class_ids(what: str, labels: Tensor, classes: int, ignored: int | None
             raise ValueError(f"{what} expects labels as class ids in [0, {classes}), got values from {low} to {high}")
 
 
+def check_rows_named(what: str, sources: Tensor, rows: int) -> None:
+    """Raise when ``sources`` names rows outside [0, rows) (values read on a CPU only)."""
+    if not sources.numel() or not _readable(sources):
+        return
+    low, high = (int(value) for value in sources.aminmax())
+    if low < 0 or high >= rows:
+        raise ValueError(f"{what} expects sources in [0, {rows}), the rows of labels, got values from {low} to {high}")
+
+
 def check_partner(what: str, partner: Tensor, batch_size: int) -> None:
     """Raise unless ``partner`` is (B,) int64 with rows of the batch (values read on a CPU only)."""
     _check_tensor(what, "partner", partner)

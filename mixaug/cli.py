@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mixaug._version import __version__
 from mixaug.commands import COMMANDS
+from mixaug.commands.arguments import CTRL_C, STATUSES, WRONG
 
 __all__ = ["main", "overview", "summary"]
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes that of the process.
 
     Returns:
-        The command's exit code; 2 for a command line that cannot work.
+        The command's exit status, see `mixaug.commands.arguments.STATUSES`; 141 where the reader of a pipe has left.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(overview())
-        return 0 if given else 2
+        return 0 if given else WRONG
     if given[0] in ("-V", "--version"):
         print(f"mixaug {__version__}")
         return 0
@@ -49,14 +50,17 @@ def _run(given: list[str]) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(COMMANDS)}"
         print(f"mixaug: unknown command {name!r}; {hint}", file=sys.stderr)
-        return 2
+        return WRONG
     try:
         code: int = importlib.import_module(f"mixaug.commands.{name}").main(rest)
+    except KeyboardInterrupt:
+        print(f"mixaug {name}: stopped by Ctrl-C", file=sys.stderr)
+        return CTRL_C
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         print(f"mixaug {name} needs {error.name}: pip install 'mixaug[train]'", file=sys.stderr)
-        return 2
+        return WRONG
     return code
 
 
@@ -73,6 +77,8 @@ def overview() -> str:
             *rows,
             "",
             "`mixaug COMMAND --help` says more.",
+            "",
+            STATUSES.rstrip(),
         ]
     )
 

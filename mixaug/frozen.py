@@ -1,16 +1,66 @@
-"""Frozen dataclasses that others convert field by field, as Lightning does for `precision="bf16-true"`."""
+"""Dataclasses that hold tensors: how they are printed, and how others convert them field by field.
+
+Lightning does the latter for `precision="bf16-true"`.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
 
 FrozenT = TypeVar("FrozenT", bound="ConvertibleFields")
 
+#: Entries of a list or mapping that are printed one by one.
+MOST_ENTRIES = 8
 
-class ConvertibleFields:
+
+class BriefRepr:
+    """Base of a dataclass that prints dtype, shape and device of its tensors and none of their values.
+
+    Values of a batch fill a screen, and those on a GPU would have to be waited for. Fields that are None or empty are
+    left out.
+    """
+
+    def __init_subclass__(cls, **further: Any) -> None:
+        super().__init_subclass__(**further)
+        if "__repr__" not in vars(cls):
+            # The decorator of dataclasses makes one of its own where a class has none itself.
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        fields = [each.name for each in dataclasses.fields(self) if each.repr]  # type: ignore[arg-type]
+        values = [(name, getattr(self, name)) for name in fields]
+        shown = [f"{name}={_brief(value)}" for name, value in values if not _is_nothing(value)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (Mapping, list, tuple)) and len(value) == 0)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, BriefRepr):
+        return type(value).__name__
+    if isinstance(value, Tensor):
+        where = "" if value.device.type == "cpu" else f" {value.device}"
+        shape = "nested" if value.is_nested else tuple(value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')} {shape}{where}"
+    if isinstance(value, (Mapping, list, tuple)) and len(value) > MOST_ENTRIES:
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_brief(entry)}" for key, entry in value.items()) + "}"
+    if type(value) is list or type(value) is tuple:
+        inner = ", ".join(map(_brief, value)) + ("," if type(value) is tuple and len(value) == 1 else "")
+        return f"[{inner}]" if type(value) is list else f"({inner})"
+    return repr(value)
+
+
+class ConvertibleFields(BriefRepr):
     """Base of a frozen dataclass whose copy takes converted values of some fields and leaves all others as they are.
 
     Who converts a dataclass asks for a deep copy that shares all fields, and sets them one after the other.

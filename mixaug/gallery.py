@@ -164,6 +164,8 @@ def sheet(names: Sequence[str], images: Tensor, lambdas: Sequence[float] = LAMBD
 def row(names: Sequence[str], images: Tensor, share: float = 0.6, seed: int = 0) -> Figure:
     """A figure with the two images and, beside them, one picture of each policy.
 
+    Below each lies a bar of its label's colour, below a mixed one the shares of both: the two images are the key.
+
     Args:
         names: policies of the registry.
         images: (2, C, H, W) uint8.
@@ -174,11 +176,13 @@ def row(names: Sequence[str], images: Tensor, share: float = 0.6, seed: int = 0)
 
     figure = Figure(figsize=(1.5 * (len(names) + 2), 2.1), dpi=100)
     grid = figure.add_gridspec(1, len(names) + 2, left=0.005, right=0.995, top=0.87, bottom=0.18, wspace=0.06)
-    for column, (title, image) in enumerate(zip(("an image", "its partner"), images, strict=True)):
+    titles, labels = ("an image", "its partner"), ("its own label", "the partner's label")
+    for column, colour in enumerate((OWN_COLOUR, PARTNER_COLOUR)):
         axes = figure.add_subplot(grid[0, column])
-        _show(axes, image.float() / 255)
+        _show(axes, images[column].float() / 255)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(titles[column], fontsize=10, loc="left")
+        _bar(axes, [(1.0, colour)], labels[column])
     for column, name in enumerate(names):
         (mixed,) = mixed_pairs(name, images, (share,), seed)
         _picture(figure.add_subplot(grid[0, column + 2]), mixed, name, None)
@@ -248,9 +252,16 @@ def _label_bar(axes: Any, own: float, others: float | None = None) -> None:
     """
     rest = 1 - own if others is None else others
     whole = max(own + rest, 1.0)
-    for start, width, colour in ((0.0, own, OWN_COLOUR), (own, rest, PARTNER_COLOUR)):
-        axes.barh(-0.06, width / whole, 0.09, start / whole, transform=axes.transAxes, color=colour, clip_on=False)
     text = f"{own:.2f} own" + ("" if abs(own + rest - 1) < 0.005 else f", {rest:.2f} partner")
+    _bar(axes, [(own / whole, OWN_COLOUR), (rest / whole, PARTNER_COLOUR)], text)
+
+
+def _bar(axes: Any, parts: Sequence[tuple[float, str]], text: str) -> None:
+    """Below an image a bar of parts, each with its width and colour, and a text below that."""
+    start = 0.0
+    for width, colour in parts:
+        axes.barh(-0.06, width, 0.09, start, transform=axes.transAxes, color=colour, clip_on=False)
+        start += width
     axes.text(0.5, -0.16, text, transform=axes.transAxes, fontsize=7, ha="center", va="top")
 
 

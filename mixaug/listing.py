@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from mixaug.batch import Batch
 from mixaug.draws import mean_over_choices
 from mixaug.flops import Flops, attention_by_products
 from mixaug.losses import MixedCrossEntropy, MixedSquaredError
+from mixaug.options import documented_options
+from mixaug.policy import Policy
 from mixaug.refreshing import Sets, asking, looks_a_sample
 from mixaug.registry import PolicyInfo, create
 from mixaug.signals import ModelSignals
@@ -34,6 +37,10 @@ TASKS = ("classification", "regression")
 NO_NEEDS = "nothing of the model"
 #: Width in columns of a printed card.
 CARD_WIDTH = 120
+#: Columns that the name and the default of an option may take beside what is said of it.
+LONGEST_OPTION = 32
+#: What a policy says that works on inputs of any shape.
+ANY_TENSOR = "any tensor (B, ...): tables, series, images"
 #: Samples, classes, and the side of the square images of the steps that are run.
 SAMPLES, CLASSES, SIDE = 8, 4, 32
 #: The run that looks at whole sets are spread over: as many images as CIFAR has, in batches of 128, a tenth of them for
@@ -65,41 +72,80 @@ class Card(PolicyInfo):
         """The kinds of labels it takes, of :data:`TASKS`."""
         return _seen(self.name).tasks
 
+    @property
+    def inputs(self) -> str:
+        """The inputs that it takes, in words."""
+        return _inputs_of(self.name, self.target)
+
+    @property
+    def any_tensor(self) -> bool:
+        """Whether it takes inputs without spatial axes, such as rows of a table."""
+        return self.inputs == ANY_TENSOR
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What each option means and which values it takes, as its documentation says."""
+        told, shared = documented_options(self.target), documented_options(Policy)
+        # A function that makes a policy points at the options of all.
+        told = {
+            name: shared.get(name, text) if text.startswith("see :class:`mixaug.Policy`") else text
+            for name, text in told.items()
+        }
+        return {option: plain(told.get(option, "")) for option in self.defaults}
+
     def __str__(self) -> str:
-        options = ", ".join(f"{option}={value!r}" for option, value in self.defaults.items())
+        return self.text()
+
+    def text(self, width: int = CARD_WIDTH) -> str:
+        """The card in lines of at most ``width`` columns, which are at least 40."""
         passes = "" if self.passes is None else f"{self.passes:g} forward in a training step"
         rows = {
-            self.name: self.summary,
+            self.name: plain(self.summary),
             "family": self.family or "",
             "paper": self.paper,
             "arXiv": f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else "",
+            "inputs": self.inputs,
             "labels": " or ".join({"classification": "classes", "regression": "numbers"}[task] for task in self.tasks),
             "needs": f"{', '.join(sorted(self.needs))} of the model: mixaug.MixStep" if self.needs else NO_NEEDS,
             "passes": passes,
             "cost": "" if self.cost is None else f"{self.cost:.3g} times the operations of a step without mixing",
-            "options": options or "none",
+            "options": "" if self.defaults else "none",
             "python": f"mixaug.create({self.name!r}), or from {self.target.__module__} import "
             f"{self.target.__qualname__}",
             "command": f"mixaug train policy={self.name}" if self._is_shipped else "",
+            "card": f"docs/policies/{self.name}.md: when it helps and hurts" if self._is_shipped else "",
         }
         column = max(map(len, rows)) + 2
-        return "\n".join(
-            textwrap.fill(
-                text,
-                CARD_WIDTH,
-                initial_indent=head.ljust(column),
-                subsequent_indent=" " * column,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for head, text in rows.items()
-            if text
-        )
+        lines = [filled(head.ljust(column), text, width) for head, text in rows.items() if text]
+        shown = {f"{option}={self.defaults[option]!r}": text for option, text in self.options.items()}
+        if shown:
+            lines += ["", "options and their defaults"]
+            column = min(max(map(len, shown)) + 4, LONGEST_OPTION)
+            lines += [filled(f"  {option}".ljust(column), text, width) for option, text in shown.items()]
+        return "\n".join(lines)
 
     @property
     def _is_shipped(self) -> bool:
         """Whether there is a config of it: packages of others bring none."""
         return self.target.__module__.startswith(f"{registry.OWN_POLICIES}.")
+
+
+def filled(head: str, text: str, width: int) -> str:
+    """A text beside its head, wrapped to ``width`` columns; below a head that leaves no room beside it."""
+    indent = " " * min(len(head), LONGEST_OPTION)
+    lines = textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    if not lines:
+        return head.rstrip()
+    if head[:-1].endswith(" ") or len(head) <= len(indent):
+        return "\n".join([head + lines[0][len(head) :], *lines[1:]])
+    return "\n".join([head.rstrip(), *lines])
 
 
 def describe(name: str) -> Card:
@@ -113,13 +159,18 @@ def describe(name: str) -> Card:
     family   blends
     paper    mixup: Beyond Empirical Risk Minimization, ICLR 2018
     arXiv    https://arxiv.org/abs/1710.09412
+    inputs   any tensor (B, ...): tables, series, images
     labels   classes or numbers
     needs    nothing of the model
     passes   1 forward in a training step
     cost     1 times the operations of a step without mixing
-    options  alpha=1.0, sources=2, ratio='beta', pairing=None, labeling='area', per='sample', partners=None
     python   mixaug.create('mixup'), or from mixaug.policies.mixup import Mixup
     command  mixaug train policy=mixup
+    card     docs/policies/mixup.md: when it helps and hurts
+    <BLANKLINE>
+    options and their defaults
+      alpha=1.0        concentration; 1.0 is the paper's CIFAR value, 0.2 its ImageNet value.
+    ...
     """
     info = registry.describe(name)
     return Card(**{field.name: getattr(info, field.name) for field in dataclasses.fields(PolicyInfo)})
@@ -175,6 +226,21 @@ class _Seen:
     passes: float | None
     cost: float | None
     tasks: tuple[str, ...]
+
+
+#: Inputs by the number of their spatial axes.
+KINDS_OF_INPUTS = {1: "series (B, C, T)", 2: "images (B, C, H, W)", 3: "volumes (B, C, D, H, W)"}
+
+
+@functools.cache
+def _inputs_of(name: str, _: Any) -> str:
+    spatial = create(name).spatial
+    return ANY_TENSOR if spatial is None else ", ".join(KINDS_OF_INPUTS[axes] for axes in spatial)
+
+
+def plain(text: str) -> str:
+    """A docstring's text without its marks of code and references."""
+    return re.sub(r":\w+:`[~!]?([^`]*)`", r"\1", text).replace("``", "")
 
 
 def _seen(name: str) -> _Seen:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class Offering:
         renamed = renamed_of(cls)
         unknown = [name for name in options if name not in offered and renamed.get(name) not in offered]
         if unknown and not takes_more:
-            raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}; its options are {list(offered)}")
+            raise TypeError(unknown_option(cls.__name__, unknown[0], offered))
         return super().__new__(cls)
 
 
@@ -52,6 +53,49 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target):
         return dict(_options_of_class(target)[0])
     return {one.name: one.default for one in inspect.signature(target).parameters.values() if _named(one)}
+
+
+def documented_options(target: Callable[..., Any]) -> dict[str, str]:
+    """What the docstrings say of each option: of the class itself first, then of its bases, on one line each.
+
+    Only sections ``Args:`` are read, as this project writes them: ``name: text``, further lines indented deeper.
+    """
+    said: dict[str, str] = {}
+    pointers: dict[str, str] = {}
+    for one in getattr(target, "__mro__", (target,)):
+        if not vars(one).get("__doc__") and one is not target:
+            continue
+        entries: list[str] = []
+        for line in (inspect.getdoc(one) or "").partition("\nArgs:\n")[2].splitlines():
+            if line and not line.startswith(" "):
+                # The next section begins.
+                break
+            if line.startswith(" " * 5) and entries:
+                entries[-1] += f" {line.strip()}"
+            elif line.strip():
+                entries.append(line.strip())
+        for entry in entries:
+            names, _, text = entry.partition(": ")
+            # What is said elsewhere is read there, where a base says it.
+            where = pointers if text.startswith("see ") else said
+            for name in names.split(", "):
+                where.setdefault(name, text)
+    return {**pointers, **said}
+
+
+def takes_any_option(target: Callable[..., Any]) -> bool:
+    """Whether a class or function takes options beyond those of :func:`options_of`."""
+    if inspect.isclass(target):
+        return _options_of_class(target)[1]
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(target).parameters.values())
+
+
+def unknown_option(what: str, name: str, offered: Iterable[str]) -> str:
+    """What to say of an option that ``what`` does not have: the one that was probably meant, and all that there are."""
+    names = list(offered)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
+    meant = f"did you mean {close[0]!r}? Its" if close else "its"
+    return f"{what} has no option {name!r}; {meant} options are {names}"
 
 
 def shared_defaults_of(cls: type) -> dict[str, Any]:

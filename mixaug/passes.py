@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from mixaug.batch import Batch, MixedBatch, unmixed
 from mixaug.draws import as_default_stream
+from mixaug.frozen import BriefRepr
 from mixaug.losses import MixedCrossEntropy
 from mixaug.networks import network_in
 from mixaug.ops.nested import concatenated, map_tensors
@@ -37,7 +38,7 @@ POLICY, MODEL = "policy", "model"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(BriefRepr):
     """What one pass gave.
 
     Attributes:

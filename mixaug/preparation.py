@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 
+from mixaug.frozen import BriefRepr
+
 __all__ = ["Inspection", "Preparation"]
 
 
@@ -34,7 +36,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(BriefRepr):
     """What a model says of a whole set, for a policy that is told every ``refresh_every`` steps (``on_refresh``).
 
     Attributes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mixaug.options import current_options, options_of, renamed_of
+from mixaug.options import current_options, options_of, renamed_of, unknown_option
 from mixaug.policy import Policy
 
 ENTRY_POINT_GROUP = "mixaug.policies"
@@ -167,7 +167,7 @@ def create(name: str, **options: Any) -> Policy:
             f"mixaug.Sometimes({name!r}, {options[unknown[0]]!r}), or with a policy in place of its name"
         )
     if unknown:
-        raise TypeError(f"policy {name!r} has no option {unknown[0]!r}; its options are {list(info.defaults)}")
+        raise TypeError(unknown_option(f"policy {name!r}", unknown[0], info.defaults))
     return info.target(**options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -98,3 +99,17 @@ def timeless(state: dict[str, Any]) -> dict[str, Any]:
     wall = ("seconds", "samples_per_second", "step_ms", "peak_memory_mb")
     history = [{k: v for k, v in record.items() if k not in wall} for record in state["history"]]
     return {**state, "history": history, "meters": None, "prepare_seconds": None}
+
+
+#: The least that the ``result.json`` of a finished run holds.
+FINISHED = json.dumps(
+    {
+        "policy": "none",
+        "model": "m",
+        "data": "digits",
+        "protocol": "default",
+        "seed": 0,
+        "epochs": 1,
+        **dict.fromkeys(("top1_last", "top1_best", "top1_median10", "top1_best10"), 50.0),
+    }
+)

@@ -1,6 +1,7 @@
 """`MixedBatch`: targets and replay."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 import mixaug
 from helpers import seeded
 from mixaug import MixedBatch
+from mixaug.frozen import BriefRepr
+from mixaug.partners.base import Partners
+from mixaug.plan import Plan
+from mixaug.preparation import Inspection
 
 IMAGES = torch.rand(5, 3, 8, 10, generator=seeded(0))
 LABELS = torch.tensor([0, 3, 1, 1, 2])
@@ -158,3 +163,65 @@ def test_extents_with_partners_from_outside_the_batch():
             keys=["x"],
             extent_keys=["length"],
         )
+
+
+def test_a_batch_prints_shapes_and_no_values() -> None:
+    batch = mixaug.create("cutmix")(torch.rand(4, 3, 8, 8), torch.arange(4))
+    assert repr(batch) == (
+        "MixedBatch(inputs=float32 (4, 3, 8, 8), labels=int64 (4,), sources=int64 (4, 2), weights=float32 (4, 2), "
+        "plan=Paste)"
+    )
+    assert repr(batch.plan).startswith("Paste(partner=int64 (4,), lam=float32 (4,), ")
+    assert repr(batch.to("meta")).startswith("MixedBatch(inputs=float32 (4, 3, 8, 8) meta, labels=int64 (4,) meta, ")
+    nested = dataclasses.replace(batch, inputs={"image": torch.zeros(4, 3), "length": [torch.zeros(4)]}, plan=None)
+    assert repr(nested).startswith("MixedBatch(inputs={'image': float32 (4, 3), 'length': [float32 (4,)]}, labels=")
+    assert repr(mixaug.Batch(torch.zeros(2, 3), torch.arange(2))) == "Batch(inputs=float32 (2, 3), labels=int64 (2,))"
+
+
+def test_every_dataclass_that_holds_tensors_prints_none_of_their_values() -> None:
+    kinds: list[type] = [Plan]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    # The decorator of dataclasses gives a class a text of its own where it finds none in it.
+    for kind in (*kinds, mixaug.Batch, mixaug.MixedBatch, mixaug.Outcome, Partners, Inspection):
+        assert kind.__repr__ is BriefRepr.__repr__, kind
+
+
+def test_torch_is_told_what_goes_in_the_place_of_a_batch() -> None:
+    batch = mixaug.create("mixup")(torch.rand(4, 3, 8, 8), torch.arange(4))
+    wrong = {
+        "cross_entropy": lambda: torch.nn.CrossEntropyLoss()(torch.rand(4, 5), batch),
+        "conv2d": lambda: torch.nn.Conv2d(3, 1, 1)(batch),
+        "stack": lambda: torch.stack([batch]),
+    }
+    for name, call in wrong.items():
+        with pytest.raises(TypeError, match=rf"torch's {name} expects tensors and got a MixedBatch: .*CrossEntropy"):
+            call()
+    with pytest.raises(TypeError, match=r"torch's linear expects tensors and got a Batch: its tensors are \.inputs"):
+        torch.nn.Linear(3, 1)(mixaug.Batch(torch.zeros(2, 3)))
+    # What only compares goes on.
+    assert (torch.zeros(4) == batch) is False and batch not in [torch.zeros(4)]
+
+
+def test_parts_that_do_not_fit_are_told_where_a_batch_is_made() -> None:
+    batch = mixaug.create("mixup")(torch.rand(4, 3), torch.arange(4))
+    wrong: dict[str, dict[str, Any]] = {
+        r"labels as at least 4 rows, one for each sample, got \(3,\) torch.int64": {"labels": torch.arange(3)},
+        r"labels as a tensor with a row .*, got \(0,\)": {"labels": torch.arange(0), "plan": None},
+        r"labels as a tensor with a row .*, got list": {"labels": [0, 1, 2, 3]},
+        r"sources as an int64 tensor \(B, M\), got \(4,\) torch.int64": {"sources": torch.arange(4)},
+        r"sources as an int64 tensor \(B, M\), got \(4, 2\) torch.float32": {"sources": batch.weights},
+        r"weights as a floating tensor like sources, \(4, 2\), got \(4, 1\)": {"weights": batch.weights[:, :1]},
+        r"weights as a floating tensor like sources, \(4, 2\), got \(4, 2\) torch.int64": {"weights": batch.sources},
+        r"inputs as 4 rows, one for each of sources, got \(3, 3\)": {"inputs": batch.inputs[:3]},
+        r"uniform as a tensor \(4,\), got \(4, 1\)": {"uniform": torch.zeros(4, 1)},
+        r"importance as a tensor \(4,\), got float": {"importance": 1.0},
+    }
+    for told, parts in wrong.items():
+        with pytest.raises((ValueError, TypeError), match=f"MixedBatch expects {told}"):
+            dataclasses.replace(batch, **parts)
+    few = dataclasses.replace(batch, labels=torch.arange(3), plan=None)
+    with pytest.raises(ValueError, match=r"targets expects sources in \[0, 3\), the rows of labels, got .* 0 to 3"):
+        few.targets(4)
+    # Several mixtures of one sample are more than there are labels.
+    assert len(batch.rows_of(torch.tensor([0, 1, 2, 3, 0, 1]))) == 6

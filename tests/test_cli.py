@@ -18,9 +18,18 @@ import mixaug
 from helpers import ours
 from mixaug import cli
 from mixaug.commands import COMMANDS, completion, evaluate, leaderboard, policies
+from mixaug.commands.arguments import STATUSES, status_of
 from mixaug.engine.config import compose, config_hash, with_config_dir
-from mixaug.engine.errors import ConfigError
+from mixaug.engine.errors import (
+    CheckpointError,
+    ConfigError,
+    LoadingError,
+    RunFolderError,
+    RunHeld,
+    TrainingDiverged,
+)
 from mixaug.engine.evaluation.families import FAMILIES
+from mixaug.engine.explained import no_setting
 from mixaug.leaderboard import FORMATS, STATISTICS
 from mixaug.leaderboard.collect import read_run
 from mixaug.leaderboard.command import departures, regenerate
@@ -60,6 +69,7 @@ def test_help_of_the_whole_and_of_each_command(say: Say) -> None:
         assert f"  {name} " in shown and cli.summary(name) in shown
         code, of_command, _ = say(name, "--help")
         assert code == 0 and f"usage: mixaug {name}" in of_command, name
+        assert all(line in of_command for line in STATUSES.splitlines()), name
     assert say()[0] == 2
     assert say("--version")[1] == f"mixaug {mixaug.__version__}\n"
 
@@ -82,40 +92,52 @@ def test_a_wrong_line_is_told(say: Say) -> None:
     assert code == 2 and all(name in complaint for name in COMMANDS)
     for option in ("--config-path", "--config-name"):
         code, _, complaint = say("train", option, "x")
-        assert code == 1 and "--config-dir" in complaint
+        assert code == 2 and "--config-dir" in complaint
     assert "mixaug completion bash" in say("train", "--shell-completion", "install=bash")[2]
     assert "leave out --multirun" in say("benchmark", "--multirun", "seed=0,1")[2]
     code, _, complaint = say("train", "--cfg", "job", "--package", "polcy")
-    assert code == 1 and "'polcy'" in complaint
+    assert code == 2 and "'polcy'" in complaint
     code, _, complaint = say("train", "--cfg", "job", "policy=mixpu")
-    assert code == 1 and "mixpu" in complaint
+    assert code == 2 and "mixpu" in complaint
 
 
 WRONG = {
-    "train policy=cutmixx": (1, "there is no policy=cutmixx; did you mean cutmix"),
-    "train experiment=nope": (1, "there is no experiment=nope; there is cifar100_coarse, diabetes, digits"),
-    "train policy": (1, "cannot read 'policy': expected key=value"),
-    "train policy=": (1, "there is no policy=; there is adamixup,"),
-    "train policy=3": (1, "cannot read policy=3: a group takes the name of one of its files"),
-    "train policy=[a": (1, "cannot read 'policy=[a': expected key=value"),
-    "train polcy=cutmix": (1, "there is no setting polcy; did you mean policy?"),
-    "train policy=cutmix policy.alpah=2": (1, "there is no setting policy.alpah; did you mean policy.alpha"),
-    "train policy=cutmix policy.alpha.x=2": (1, "policy.alpha is a value and has no settings of its own"),
-    "train policy={a:1}": (1, "there is no setting policy.a"),
-    "train seed=0,1": (1, "seed=0,1 gives several values: add --multirun"),
-    "train seed=range(3)": (1, "seed=range(3) gives several values: add --multirun"),
-    "train --multirun seed=0,x root=out": (1, "seed must be an integer of at least 0, got 'x'"),
-    "train --multirun policy=none,mixupp root=out": (1, "there is no policy=mixupp; did you mean mixup"),
-    "train policy=none --multirun hydra/launcher=nope": (1, "there is no hydra/launcher=nope; there is basic"),
-    "train model.name=${foo}": (1, "Interpolation key 'foo' not found"),
-    "train data=cifar10": (1, "give data.root=..."),
-    "train data=cifar10 data.root=/nowhere root=out": (1, "the folder '/nowhere' does not exist. Expected in it: "),
+    "train policy=cutmixx": (2, "there is no policy=cutmixx; did you mean cutmix"),
+    "train experiment=nope": (2, "there is no experiment=nope; there is cifar100_coarse, "),
+    "train policy": (2, "cannot read 'policy': expected key=value"),
+    "train policy=": (2, "there is no policy=; there is adamixup,"),
+    "train policy=3": (2, "cannot read policy=3: a group takes the name of one of its files"),
+    "train policy=[a": (2, "cannot read 'policy=[a': expected key=value"),
+    "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
+    "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
+    "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
+    "train jobs=2": (2, "there is no setting jobs; it is an argument of mixaug benchmark and mixaug search"),
+    "train experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
+    "benchmark experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
+    "search experiment=phots budget=1m": (2, "there is no experiment=phots; did you mean photos?"),
+    "search experiment=photos": (2, "budget is missing: how long may training take in all? budget=30m"),
+    "search budgt=60m": (2, "error: there is no setting budgt; did you mean budget?"),
+    "search budget=60m clok=cpu": (2, "there is no setting clok; did you mean clock?"),
+    "search budget=60m sarch=images": (2, "there is no setting sarch; did you mean search?"),
+    "benchmark jbos=2": (2, "there is no setting jbos; did you mean jobs?"),
+    "benchmark rot=out": (2, "there is no setting rot; did you mean root?"),
+    "benchmark +jobs=2": (2, "+jobs=2: jobs is no setting of a run; give jobs=value"),
+    "train policy=cutmix policy.alpha.x=2": (2, "policy.alpha is a value and has no settings of its own"),
+    "train policy={a:1}": (2, "there is no setting policy.a"),
+    "train seed=0,1": (2, "seed=0,1 gives several values: add --multirun"),
+    "train seed=range(3)": (2, "seed=range(3) gives several values: add --multirun"),
+    "train --multirun seed=0,x root=out": (2, "seed must be an integer of at least 0, got 'x'"),
+    "train --multirun policy=none,mixupp root=out": (2, "there is no policy=mixupp; did you mean mixup"),
+    "train policy=none --multirun hydra/launcher=nope": (2, "there is no hydra/launcher=nope; there is basic"),
+    "train model.name=${foo}": (2, "Interpolation key 'foo' not found"),
+    "train data=cifar10": (2, "give data.root=..."),
+    "train data=cifar10 data.root=/nowhere root=out": (2, "the folder '/nowhere' does not exist. Expected in it: "),
     "train policy=cutmix policy.alpha=-1 data=digits root=out": (
-        1,
+        2,
         "alpha as a positive finite number, got -1",
     ),
-    "train data=digits root=file": (1, "cannot write file/none-cifar_resnet8-digits-s0-"),
-    "train --config-dir /nowhere": (1, "--config-dir expects a folder of config files, got '/nowhere'"),
+    "train data=digits root=file": (2, "cannot write file/none-cifar_resnet8-digits-s0-"),
+    "train --config-dir /nowhere": (2, "--config-dir expects a folder of config files, got '/nowhere'"),
     "train --nope": (2, "mixaug train: error: unrecognized arguments: --nope"),
     "benchmark policy=nope": (2, "there is no policy=nope; did you mean none?"),
     "benchmark seed=0,-1": (2, "seed must be an integer of at least 0, got -1"),
@@ -125,9 +147,9 @@ WRONG = {
     "benchmark out=file/x": (2, "out: expected a folder, got 'file/x', and 'file' is a file"),
     "leaderboard /nowhere": (2, "expected a folder of runs, got '/nowhere', which is not a folder"),
     "leaderboard empty": (2, "no run folder below empty"),
-    "evaluate /nowhere": (1, "expected a run folder or a checkpoint, and there is nothing at '/nowhere'"),
-    "evaluate empty": (1, "empty is no run folder: it has no config.yaml"),
-    "evaluate empty --suite all": (1, "empty holds no finished run in classification"),
+    "evaluate /nowhere": (2, "expected a run folder or a checkpoint, and there is nothing at '/nowhere'"),
+    "evaluate empty": (2, "empty is no run folder: it has no config.yaml"),
+    "evaluate empty --suite all": (2, "empty holds no finished run in classification"),
     "gallery --policies nope": (2, "unknown policy 'nope'"),
     "gallery --policies cutmix --out file/x.png": (2, "cannot write file: a folder was expected, and there is a file"),
     "gallery --policies cutmix --out x.pdf": (
@@ -158,6 +180,120 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"], line
 
 
+SETTINGS = {
+    "policy._target_": "mixaug.policies.CutMix",
+    "policy.alpha": 1.0,
+    "policy.per": "sample",
+    "objective._target_": "mixaug.losses.MixedCrossEntropy",
+    "objective.label_smoothing": 0.0,
+    "optimizer._target_": "timm.optim.create_optimizer_v2",
+    "optimizer.lr": 0.1,
+    "mixer.lr": None,
+    "schedule._target_": "timm.scheduler.create_scheduler_v2",
+    "schedule.warmup_epochs": 0,
+    "model._target_": "mixaug.models.create",
+    "model.name": "mlp",
+    "data._target_": "mixaug.data.load",
+    "data.name": "imagefolder",
+    "data.root": None,
+    "augment.flip": False,
+    "networks": {},
+    "choices.policy": "cutmix",
+    "root": "runs",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("policy.alhpa", "; did you mean policy.alpha?"),
+        # An option that the file does not list can be added, one that the target does not have cannot.
+        ("policy.labeling", " in the config file; +policy.labeling=... adds it"),
+        ("policy.labelling", "; did you mean +policy.labeling?"),
+        ("policy.xyzzy", "; policy has policy.alpha, policy.per"),
+        ("policy.lr", "; did you mean mixer.lr or optimizer.lr?"),
+        ("objective.xyzzy", "; objective has objective.label_smoothing"),
+        ("optimizer.nesterov", "; optimizer has optimizer.lr; +optimizer.nesterov=... hands it to timm.optim.create_"),
+        ("schedule.warmup_epoch", "; did you mean schedule.warmup_epochs?"),
+        ("model.drop_rate", "; model has model.name; +model.drop_rate=... hands it to mixaug.models.create"),
+        ("data.valid_foldr", "; did you mean +data.valid_folder?"),
+        ("data.xyzzy", "; data has data.name, data.root"),
+        ("augment.flp", "; did you mean augment.flip?"),
+        ("augment.xyzzy", "; augment has augment.flip"),
+        ("networks.teacher", "; +networks.teacher=... adds it"),
+        ("polcy.alpha", "; did you mean policy.alpha?"),
+        ("alpha", "; did you mean policy.alpha?"),
+        ("rot", "; did you mean root?"),
+    ],
+)
+def test_the_setting_that_was_meant_is_named_and_plus_only_where_it_works(key: str, told: str) -> None:
+    said = no_setting(key, SETTINGS)
+    expected = f"there is no setting {key}{told}"
+    assert said.startswith(expected) if expected.endswith("_") else said == expected
+
+
+def test_one_rule_of_exit_statuses_for_all_commands(say: Say, root: Path) -> None:
+    for name in ("", *COMMANDS):
+        # An option that does not exist is a wrong line everywhere.
+        assert say(*filter(None, [name]), "--nope")[0] == 2, name
+    told = (root / "docs" / "engine.md").read_text()
+    for line in STATUSES.splitlines()[1:]:
+        number, meaning = line.split(maxsplit=1)
+        assert f"| {number} | {meaning} |" in told, line
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("x"), 2),
+        (TypeError("x"), 2),
+        (FileNotFoundError("x"), 2),
+        (NotADirectoryError("x"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (RunFolderError("x"), 1),
+        (CheckpointError("x"), 1),
+        (LoadingError("x"), 1),
+        (TrainingDiverged("x", 3), 1),
+        (MemoryError("x"), 1),
+        (RunHeld("x"), 75),
+    ],
+)
+def test_a_status_follows_from_the_error(error: Exception, status: int) -> None:
+    assert status_of(error) == status
+
+
+def test_commands_end_by_the_error_that_they_meet(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What each command calls to do its work.
+    work = {
+        "train policy=none data=digits": "mixaug.engine.train.train",
+        "benchmark policy=none data=digits": "mixaug.leaderboard.benchmark.run_grid",
+        "search budget=1m": "mixaug.leaderboard.search.run_search",
+        f"leaderboard {tmp_path}": "mixaug.leaderboard.collect",
+        f"evaluate {tmp_path}": "mixaug.engine.stored.evaluate_checkpoint",
+        f"gallery --run {tmp_path} --out {tmp_path}/x.png": "mixaug.engine.pictures.open_run",
+        f"mixer {tmp_path}": "mixaug.engine.pictures.open_run",
+    }
+    (tmp_path / "config.yaml").touch()
+    for error, status in ((ConfigError("what was asked"), 2), (OSError("what had begun"), 1)):
+        for line, target in work.items():
+
+            def fail(*_: object, error: Exception = error, **__: object) -> None:
+                raise error
+
+            with monkeypatch.context() as patched:
+                patched.setattr(target, fail)
+                code, shown, complaint = say(*line.split())
+            assert (code, shown) == (status, "") and str(error) in complaint, line
+
+
+def test_ctrl_c_ends_a_command_without_a_trace(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leaderboard, "main", stopped)
+    assert say("leaderboard", "x") == (130, "", "mixaug leaderboard: stopped by Ctrl-C\n")
+
+
 def test_a_missing_extra_is_named(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hydra", None)
     code, _, complaint = say("train", "policy=cutmix")
@@ -184,9 +320,12 @@ def test_the_printed_config_is_the_one_that_is_trained(say: Say) -> None:
 def test_the_policies_as_a_table(say: Say) -> None:
     code, shown, _ = say("policies")
     assert code == 0
-    assert {line.split()[0] for line in shown.splitlines() if line} >= set(ours())
+    assert {line.split()[0] for line in shown.splitlines() if line[:1].strip()} >= set(ours())
+    # Texts are whole, on as many lines as it takes.
+    whole = " ".join(shown.split())
+    assert all(mixaug.describe(name).summary.replace("``", "") in whole for name in ours())
     _, shown, _ = say("policies", "*mix", "--family", "masks", "--model-free")
-    rows = [line.split()[0] for line in shown.splitlines() if line]
+    rows = [line.split()[0] for line in shown.splitlines() if line[:1].strip()]
     assert rows == [
         "policy",
         "Masks.",
@@ -201,16 +340,31 @@ def test_the_policies_as_a_table(say: Say) -> None:
         "mixaug",
     ]
     _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
-    assert [line.split()[0] for line in shown.splitlines() if line][2:-1] == ["smmix"]
+    assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
     assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
     assert say("policies", "--family", "blend")[0] == 2
+
+
+def test_a_list_for_numbers_names_what_is_for_images_apart(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    code, shown, _ = say("policies", "--task", "regression", "*mixup")
+    lines = shown.splitlines()
+    assert code == 0 and all(len(line) <= 90 for line in lines)
+    rows = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert {"mixup", "cmixup", "knn_mixup"} <= set(rows) and not {"comixup", "adamixup"} & set(rows)
+    assert "For images alone, these take numbers as labels too: adamixup, comixup." in lines
+    whole = " ".join(shown.split())
+    assert all(mixaug.describe(name).summary in whole for name in ("mixup", "cmixup", "knn_mixup"))
 
 
 def test_policies_as_cards(say: Say) -> None:
     code, shown, _ = say("policies", "describe", "cutmix", "fmix")
     assert code == 0
     assert shown == f"{mixaug.describe('cutmix')}\n\n{mixaug.describe('fmix')}\n"
+    # Names without a pattern or a filter ask for the same.
+    assert say("policies", "cutmix", "fmix")[1] == shown
+    assert say("policies", "list", "cutmix")[1].startswith("policy ")
     code, _, complaint = say("policies", "describe", "cutmx")
     assert code == 2 and "Did you mean 'cutmix'" in complaint
     assert say("policies", "describe")[0] == 2

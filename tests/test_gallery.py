@@ -64,7 +64,13 @@ def test_tool_writes_the_sheet_and_a_strip_for_each(tool, tmp_path, capsys):
 def test_a_row_has_a_picture_of_each_policy(tool, tmp_path, capsys):
     figure = gallery.row(["mixup", "none"], IMAGES, share=0.3)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["an image", "its partner", "mixup", "none"]
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["0.30 own", "1.00 own"]
+    texts = ["its own label", "the partner's label", "0.30 own", "1.00 own"]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == texts
+    # The bars below the two images are the key: whole, and in the colours of the mixed ones.
+    bars = [[(bar.get_width(), bar.get_facecolor()) for bar in axes.patches] for axes in figure.axes]
+    [(one, own)], [(other, partner)], mixed, _ = bars
+    assert one == other == 1 and own != partner
+    assert mixed == [(pytest.approx(0.3), own), (pytest.approx(0.7), partner)]
     path = tmp_path / "row.png"
     assert tool.main(["--row", "--policies", "cutmix", "--size", "32", "--out", str(path)]) == 0
     assert path.is_file() and capsys.readouterr().out == f"wrote {path}\n"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mixaug
 from helpers import seeded
 from mixaug import losses
 from mixaug.batch import MixedBatch
@@ -169,6 +170,18 @@ class TestCrossEntropy:
         args = (torch.arange(2)[:, None], torch.ones(2, 1))
         assert mixed_cross_entropy(logits, labels, *args).isnan() and F.cross_entropy(logits, labels).isnan()
         assert mixed_cross_entropy(logits, labels, *args, reduction="sum") == 0
+
+    @pytest.mark.parametrize("policy", ["none", "mixup"])
+    def test_what_docs_say_of_a_batch_without_labels_holds_for_every_loss(self, policy):
+        logits = torch.randn(4, 3, generator=seeded(0))
+        mixed = mixaug.create(policy)(torch.rand(4, 2), torch.full((4,), -100), generator=seeded(1))
+        assert mixaug.losses.MixedCrossEntropy()(logits, mixed).isnan() and mixed_accuracy(logits, mixed).isnan()
+        assert mixaug.losses.MixedCrossEntropy(label_smoothing=0.1)(logits, mixed).isnan()
+        assert mixaug.losses.MixedCrossEntropy(reduction="sum")(logits, mixed) == 0
+        assert mixaug.losses.MixedLoss(torch.nn.CrossEntropyLoss(reduction="none"))(logits, mixed) == 0
+        for other in (mixaug.losses.MixedBinaryCrossEntropy(), mixaug.losses.DecoupledCrossEntropy()):
+            with pytest.raises(ValueError, match=r"expected class ids in \[0, 3\).*got -100"):
+                other(logits, mixed)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_computed_in_float32(self, dtype):

@@ -234,7 +234,7 @@ class TestSharedOptions:
         (TransMix, {"minmax": None}, "TransMix has no option 'minmax'"),
         (MixPro, {"reference_labels": True}, "MixPro has no option 'reference_labels'"),
         (RegMix, {"pairing": "shift"}, "RegMix has no option 'pairing'"),
-        (CutMix, {"labelling": "area"}, r"CutMix has no option 'labelling'; its options are \['alpha', 'minmax', '"),
+        (CutMix, {"labelling": "area"}, r"option 'labelling'; did you mean 'labeling'\? Its options are \['alpha', '"),
         (AutoMix, {"epochs": 3}, "AutoMix has no option 'epochs'"),
         (mixaug.policies.NoMix, {"per": "batch"}, r"NoMix has no option 'per'; its options are \[\]"),
         (OneOf, {"alpha": 1.0}, "OneOf has no option 'alpha'"),

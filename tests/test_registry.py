@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mixaug
+from helpers import ours
 from mixaug import registry
 from mixaug.policies import CutMix, Mixup
 
@@ -44,7 +45,10 @@ def test_closest_names_are_suggested(clean):
 
 
 def test_unknown_option_lists_the_known_ones():
-    with pytest.raises(TypeError, match=r"policy 'mixup' has no option 'alhpa'; its options are \['alpha', 'sources'"):
+    with pytest.raises(
+        TypeError,
+        match=r"policy 'mixup' has no option 'alhpa'; did you mean 'alpha'\? Its options are \['alpha', 'sources'",
+    ):
         mixaug.create("mixup", alhpa=1)
 
 
@@ -87,20 +91,30 @@ def test_a_family_is_one_of_those_there_are(clean):
 
 
 def test_a_printed_description_is_a_card(clean):
-    assert str(mixaug.describe("cutmix")).splitlines() == [
+    lines = str(mixaug.describe("cutmix")).splitlines()
+    assert lines[:13] == [
         "cutmix   Paste one rectangle of the partner into the sample; the label share is the area really kept.",
         "family   cut and paste",
         "paper    CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019",
         "arXiv    https://arxiv.org/abs/1905.04899",
+        "inputs   series (B, C, T), images (B, C, H, W), volumes (B, C, D, H, W)",
         "labels   classes or numbers",
         "needs    nothing of the model",
         "passes   1 forward in a training step",
         "cost     1 times the operations of a step without mixing",
-        "options  alpha=1.0, minmax=None, sources=2, ratio='beta', pairing=None, labeling='area', per='sample', "
-        "partners=None",
         "python   mixaug.create('cutmix'), or from mixaug.policies.cutmix import CutMix",
         "command  mixaug train policy=cutmix",
+        "card     docs/policies/cutmix.md: when it helps and hurts",
+        "",
     ]
+    assert lines[13:15] == [
+        "options and their defaults",
+        "  alpha=1.0        lam ~ Beta(alpha, alpha); 1.0 is the paper's value for CIFAR and ImageNet.",
+    ]
+    # What the class says goes before what all policies share; both say which values there are.
+    per = next(line for line in lines if line.startswith("  per="))
+    assert per.startswith('  per=\'sample\'     "sample" draws for each sample, "batch" once for all, "pair" once')
+    assert all(len(line) <= 60 for line in mixaug.describe("cutmix").text(60).splitlines())
 
     @mixaug.register("a_long_name", paper="a journal")
     class Guided(Mixup):
@@ -112,15 +126,20 @@ def test_a_printed_description_is_a_card(clean):
             super().__init__()
 
     # No command trains it: the package that brings it has no config here.
-    assert str(mixaug.describe("a_long_name")).splitlines()[:8] == [
+    assert str(mixaug.describe("a_long_name")).splitlines()[:7] == [
         "a_long_name  Something.",
         "paper        a journal",
+        "inputs       any tensor (B, ...): tables, series, images",
         "labels       classes or numbers",
         "needs        cam, saliency of the model: mixaug.MixStep",
         "passes       1 forward in a training step",
         "cost         1 times the operations of a step without mixing",
-        f"options      width='{'w' * 90}',",
-        f"             depth='{'d' * 20}'",
+    ]
+    assert str(mixaug.describe("a_long_name")).splitlines()[-4:] == [
+        "",
+        "options and their defaults",
+        f"  width='{'w' * 90}'",
+        f"  depth='{'d' * 20}'",
     ]
 
 
@@ -241,3 +260,13 @@ def test_a_probability_is_for_sometimes(clean):
         mixaug.create("cutmix", p=0.5)
     policy = mixaug.Sometimes("cutmix", 0.5)
     assert policy.probability == 0.5
+
+
+def test_a_card_says_of_every_option_what_it_means():
+    for name in ours():
+        card = mixaug.describe(name)
+        assert list(card.options) == list(card.defaults)
+        silent = [option for option, text in card.options.items() if len(text) < 8]
+        assert not silent, (name, silent)
+        # Marks of the docstrings are not shown, nor is what stands in the next section.
+        assert not any(mark in text for text in card.options.values() for mark in ("``", ":class:", "Raises:")), name

@@ -10,8 +10,6 @@ interrupted ones continue, a failed one is shown with its reason and does not st
     statistic=last      or best, median10, best10; in regression selected, last (default: the protocol's figure)
     out=folder          for the leaderboard (default: <root>/leaderboard)
     launch=fork         or command: a fresh `mixaug train` for each run
-
-Exit code: 0, 1 if a run failed, 2 for arguments that cannot work, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,16 +18,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-__all__ = ["OWN", "main", "parser"]
+from mixaug.commands.arguments import STATUSES, split, status_of
 
-#: Arguments that are the benchmark's own and no overrides of a run.
-OWN = ("jobs", "statistic", "out", "launch")
+__all__ = ["main", "parser"]
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug benchmark",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as described above")
     made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own: FOLDER/policy/mine.yaml")
@@ -49,10 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     from mixaug.engine.explained import on_one_line
     from mixaug.leaderboard.benchmark import run_grid
 
-    own = {key: value for key, _, value in (given.partition("=") for given in chosen.overrides) if key in OWN}
-    overrides = [given for given in chosen.overrides if given.partition("=")[0] not in OWN]
     try:
+        own, overrides = split("benchmark", chosen.overrides)
         return run_grid(overrides, **own, config_dir=chosen.config_dir)
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return 2
+        return status_of(error)

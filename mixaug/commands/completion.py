@@ -18,17 +18,12 @@ import warnings
 from collections.abc import Sequence
 
 from mixaug.commands import COMMANDS
+from mixaug.commands.arguments import OWN, STATUSES
 
 __all__ = ["candidates", "main", "parser"]
 
-#: Commands whose arguments are Hydra overrides, and arguments that one of them has beside those.
-HYDRA = {
-    "train": (),
-    "benchmark": ("jobs=", "statistic=", "out=", "launch="),
-    "search": ("budget=", "jobs=", "out=", "clock=", "launch="),
-}
-#: The names of these.
-OWN = tuple({argument.rstrip("="): None for arguments in HYDRA.values() for argument in arguments})
+#: Arguments that some command has beside Hydra overrides.
+EVERY_OWN = {argument for arguments in OWN.values() for argument in arguments}
 #: Options of Hydra's command line that `mixaug train` takes.
 TRAIN_OPTIONS = ("--help", "--hydra-help", "--multirun", "--config-dir", "--cfg", "--package", "--info")
 
@@ -64,7 +59,10 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug completion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug completion",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("shell", choices=[*SCRIPTS, "query"], help="query LINE is what the shells themselves call")
     made.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
@@ -94,7 +92,7 @@ def candidates(line: str) -> list[str]:
         found = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:
         found = []
-    elif words[0] in HYDRA:
+    elif words[0] in OWN:
         found = _of_hydra(words[0], words[1:], word)
     else:
         found = _of_parser(words[0], words[1:], word)
@@ -131,8 +129,10 @@ def _of_hydra(command: str, words: Sequence[str], word: str) -> list[str]:
     given, comma, last = value.rpartition(",")
     asked = f"{key}{equals}{last}"
     # One of several values is enough to know the settings.
-    overrides = [_one_value(other) for other in rest if not other.startswith("-") and other.split("=")[0] not in OWN]
-    found = [argument for argument in HYDRA[command] if argument.startswith(word)]
+    overrides = [
+        _one_value(other) for other in rest if not other.startswith("-") and other.split("=")[0] not in EVERY_OWN
+    ]
+    found = [f"{argument}=" for argument in OWN[command] if argument.startswith(word.rstrip("="))]
     of_search = [other for other in overrides if _is_of_search(other)]
     config = "train"
     if command == "search" and (_is_of_search(word) or (word and "search".startswith(word))):

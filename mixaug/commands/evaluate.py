@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["main", "parser"]
 
 #: Families of `mixaug.engine.evaluation`, which is too heavy to import for a help page; a test holds both together.
@@ -23,7 +25,10 @@ FAMILIES = ("calibration", "temperature", "outliers", "attack", "occlusion", "co
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug evaluate",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("runs", nargs="+", metavar="RUN", help="a checkpoint file, or a run folder for its newest one")
     made.add_argument("--weights", choices=("auto", "model", "ema"), default="auto")
@@ -82,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
     except faults as error:
         _say(f"{reader.prog}: {on_one_line(error)}")
-        return 1
+        return status_of(error)
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["main", "parser"]
 
 TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
@@ -25,7 +27,10 @@ SMALLEST = 16
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug gallery",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
     made.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return 2
+        return status_of(error)
 
 
 def draw_policies(chosen: argparse.Namespace) -> int:

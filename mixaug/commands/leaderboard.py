@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["main", "parser"]
 
 #: What `mixaug.leaderboard` knows, which is too heavy to import for a help page; a test holds both together.
@@ -21,7 +23,10 @@ FORMATS = ("markdown", "csv", "html")
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug leaderboard",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("roots", nargs="+", type=Path, help="folders that hold run folders, at any depth")
     made.add_argument("--out", type=Path, help="folder to write to (default: <first root>/leaderboard)")
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         written = [*write(leaderboard, out, chosen.formats), *write_evaluations(leaderboard, out)]
     except (ValueError, OSError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return 2
+        return status_of(error)
     print_tables(leaderboard, terminal())
     print("\n".join(f"wrote {path}" for path in written))
     return 0 if leaderboard.boards else 1

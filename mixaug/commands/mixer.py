@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["main", "parser"]
 
 TRUST = "full name that the runs' configs may call beside those of mixaug; may be given several times"
@@ -18,7 +20,10 @@ TRUST = "full name that the runs' configs may call beside those of mixaug; may b
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug mixer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug mixer",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("runs", nargs="+", help="run folders of automix or samix")
     made.add_argument("--samples", type=int, default=200, help="test images")
@@ -52,5 +57,5 @@ def main(arguments: Sequence[str]) -> int:
             print()
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return 2
+        return status_of(error)
     return 0

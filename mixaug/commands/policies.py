@@ -4,6 +4,7 @@
 
     mixaug policies "*mix" --family masks
     mixaug policies --task regression --model-free     labels are numbers, and no model is looked at
+    mixaug policies cutmix                             no pattern, but names: the same as describe
     mixaug policies --needs attention --passes 1       look at attention, in one forward pass a step
 """
 
@@ -16,15 +17,22 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from mixaug.commands.arguments import STATUSES, status_of
+
 __all__ = ["ACTIONS", "main", "parser"]
 
 ACTIONS = ("list", "describe")
+#: Columns below which a text is not worth wrapping beside others.
+LEAST_COLUMN = 24
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug policies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug policies",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("action", nargs="?", choices=ACTIONS, default="list", help="default: list")
     made.add_argument("names", nargs="*", metavar="name", help="patterns to list, or names to describe")
@@ -44,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     """Print the list or the cards."""
     given = list(arguments)
     reader = parser()
-    # A pattern stands in the place of the action where that is left out.
-    first = next((index for index, word in enumerate(given) if not word.startswith("-")), None)
-    if first == 0 and given[0] not in ACTIONS:
+    # Patterns and names may stand without an action, also behind options.
+    is_named = any(word in ACTIONS for word in given)
+    if given and not is_named:
         given.insert(0, "list")
     chosen = reader.parse_intermixed_args(given)
     filters = {
@@ -61,42 +69,66 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.action == "describe" and not chosen.names:
         reader.error("describe expects at least one name")
     import mixaug
+    from mixaug.listing import CARD_WIDTH
 
+    if (
+        chosen.names
+        and not is_named
+        and filters == dict.fromkeys(filters)
+        and set(chosen.names) <= set(mixaug.list_policies())
+    ):
+        chosen.action = "describe"
     try:
         if chosen.action == "describe":
-            print("\n\n".join(str(mixaug.describe(name)) for name in chosen.names))
+            print("\n\n".join(mixaug.describe(name).text(min(width(), CARD_WIDTH)) for name in chosen.names))
             return 0
         names = sorted({name for pattern in chosen.names or ["*"] for name in mixaug.list_policies(pattern, **filters)})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return status_of(error)
     if not names:
         print("no policy is like that", file=sys.stderr)
         return 1
-    print(table([mixaug.describe(name) for name in names]))
+    cards = [mixaug.describe(name) for name in names]
+    if chosen.task != "regression":
+        print(table(cards))
+        return 0
+    # What cuts images takes numbers as labels too, but only where the inputs are images: a line names it.
+    usual, others = [card for card in cards if card.any_tensor], [card.name for card in cards if not card.any_tensor]
+    print(table(usual, f"For images alone, these take numbers as labels too: {', '.join(others)}." if others else ""))
     return 0
 
 
-def table(cards: Sequence[Any]) -> str:
-    """Policies by families: name, what is looked at of the model, source, what it does."""
+def table(cards: Sequence[Any], note: str = "") -> str:
+    """Policies by families, name, what is looked at of the model, source, what it does; and a note below."""
+    from mixaug.listing import filled, plain
     from mixaug.registry import FAMILIES
 
     rows = {
-        card.name: (card.name, ", ".join(sorted(card.needs)) or "-", card.arxiv or "-", card.summary) for card in cards
+        card.name: (card.name, ", ".join(sorted(card.needs)) or "-", card.arxiv or "-", plain(card.summary))
+        for card in cards
     }
     heads = ("policy", "of the model", "arXiv", "what it does")
     widths = [max(len(row[column]) for row in [heads, *rows.values()]) for column in range(3)]
-    width = shutil.get_terminal_size((120, 24)).columns
-    lines = [_line(heads, widths, width)]
+    lines = [_line(heads, widths)]
     for family, common in [*FAMILIES.items(), (None, "Of other packages.")]:
         members = [card.name for card in cards if card.family == family]
         if members:
-            lines += ["", textwrap.shorten(f"{(family or 'others').capitalize()}. {common}", width, placeholder=" ...")]
-            lines += [_line(rows[name], widths, width) for name in members]
-    return "\n".join([*lines, "", "mixaug policies describe NAME says more."])
+            lines += ["", filled("", f"{(family or 'others').capitalize()}. {common}", width())]
+            lines += [_line(rows[name], widths) for name in members]
+    lines += ["", filled("", note, width())] if note else []
+    return "\n".join([*lines, "", "mixaug policies NAME says more."])
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], width: int) -> str:
-    """One row, the last column cut where the terminal ends."""
-    left = "  ".join(cell.ljust(column) for cell, column in zip(cells, widths, strict=False))
-    return f"{left}  {textwrap.shorten(cells[-1], max(width - len(left) - 2, 24), placeholder=' ...')}".rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One row, the last column wrapped where the terminal ends, or below the others where these leave no room."""
+    left = "  ".join(cell.ljust(column) for cell, column in zip(cells, widths, strict=False)) + "  "
+    if width() - len(left) >= LEAST_COLUMN:
+        lines = textwrap.wrap(cells[-1], width() - len(left))
+        return f"\n{' ' * len(left)}".join([left + lines[0], *lines[1:]]).rstrip() if lines else left.rstrip()
+    return "\n".join([left.rstrip(), textwrap.indent(textwrap.fill(cells[-1], max(width() - 4, LEAST_COLUMN)), "    ")])
+
+
+def width() -> int:
+    """Columns of the terminal; 120 where there is none."""
+    return shutil.get_terminal_size((120, 24)).columns

@@ -15,9 +15,6 @@ set with fresh seeds. The same command again goes on where it was. Beside the ar
     out=folder          for runs, search.md, search.html and search.csv (default: <root>/search-<hash>)
     clock=wall          what a second is; cpu: one that a run computes, for a CPU that others use as well
     launch=fork         or command: a fresh `mixaug train` for each run
-
-Exit code: 0, 1 if every trial failed, 2 for arguments that cannot work, 75 if another process works on this search, 130
-after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,16 +23,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-__all__ = ["OWN", "main", "parser"]
+from mixaug.commands.arguments import FAILED, STATUSES, WRONG, split, status_of
 
-#: Arguments that are the search's own and no overrides.
-OWN = ("budget", "jobs", "out", "clock", "launch")
+__all__ = ["main", "parser"]
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        "mixaug search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "mixaug search",
+        description=__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as described above")
     made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own: FOLDER/search/mine.yaml")
@@ -49,19 +48,23 @@ def main(arguments: Sequence[str]) -> int:
         reader.print_help()
         return 2
     chosen = reader.parse_intermixed_args(list(arguments))
-    own = {key: value for key, _, value in (given.partition("=") for given in chosen.overrides) if key in OWN}
-    overrides = [given for given in chosen.overrides if given.partition("=")[0] not in OWN]
-    if "budget" not in own:
-        reader.error("budget is missing: how long may training take in all? budget=30m")
     from mixaug.engine.errors import ConfigError, RunHeld
-    from mixaug.engine.lock import EXIT_HELD
-    from mixaug.leaderboard.search import run_search
+    from mixaug.engine.explained import on_one_line
 
     try:
-        return run_search(overrides, **own, config_dir=chosen.config_dir)
+        own, overrides = split("search", chosen.overrides)
+        if "budget" not in own:
+            raise ConfigError("budget is missing: how long may training take in all? budget=30m")
+        from mixaug.leaderboard.search import BudgetTooSmall, run_search
+
+        try:
+            return run_search(overrides, **own, config_dir=chosen.config_dir)
+        except BudgetTooSmall as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED if error.begun else WRONG
     except RunHeld as error:
-        print(error, file=sys.stderr)
-        return EXIT_HELD
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(on_one_line(error), file=sys.stderr)
+        return status_of(error)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
+        return status_of(error)

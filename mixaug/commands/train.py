@@ -2,7 +2,7 @@
 
 The same command skips a finished run and continues an interrupted one. Several processes:
 torchrun --nproc-per-node=2 -m mixaug train ...; several runs: mixaug train --multirun seed=0,1,2 ...
-Exit code: 0, 75 if another process works on the run, 1 for every other error.
+Exit status: 0; 1 if it was begun and failed; 2 if it cannot work as asked; 75 if another process works on the run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixaug.commands.arguments import FAILED, WRONG, split, status_of
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = ["main", "run"]
+
+#: Whether Hydra has begun with the runs of a sweep.
+_begun: list[str] = []
 
 #: What `_check_points` has composed for a single run, by its overrides: it is not composed a second time.
 _checked: dict[tuple[str, ...], DictConfig] = {}
@@ -43,8 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     # Hydra reads the command line of the process, and would end it with a trace of its own.
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     _checked.clear()
+    _begun.clear()
     try:
         _check(given)
+        split("train", given.overrides)
         # Hydra would print the config before the rules of its protocol.
         if given.cfg == "job" and not given.help:
             print(composed(given.overrides, given.config_dir, given.package))
@@ -58,9 +65,10 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_HELD
     except (*FAULTS, HydraException, OmegaConfBaseException) as error:
         of_hydra = isinstance(error, (HydraException, OmegaConfBaseException))
-        told = explained(error, given.overrides, tuple) if of_hydra else error
+        told = explained(error, given.overrides, dict) if of_hydra else error
         print(f"error: {on_one_line(told)}", file=sys.stderr)
-        return 1
+        # A sweep that has begun, and one of whose runs failed, has failed, whatever was wrong with that run.
+        return FAILED if _begun else WRONG if of_hydra else status_of(error)
     finally:
         sys.argv = before
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -119,7 +127,7 @@ def run(_: Any) -> float | None:
     from hydra.types import RunMode
 
     from mixaug.engine.config import SEARCH_PATH, compose, with_config_dir
-    from mixaug.engine.errors import EXIT_HELD, FAULTS, RunHeld
+    from mixaug.engine.errors import FAULTS, RunHeld
     from mixaug.engine.explained import on_one_line
 
     hydra = HydraConfig.get()
@@ -136,6 +144,7 @@ def run(_: Any) -> float | None:
 
     try:
         if hydra.mode == RunMode.MULTIRUN:
+            _begun.append(str(config.choices.policy))
             _check_chooser(str(hydra.sweeper._target_), config)
         result = train(config)
     except FAULTS as error:
@@ -144,7 +153,7 @@ def run(_: Any) -> float | None:
             raise
         held = isinstance(error, RunHeld)
         print(on_one_line(error) if held else f"error: {on_one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_HELD if held else 1)
+        sys.exit(status_of(error))
     task = task_said(result)
     if result["status"] == "stopped":
         return result.get(f"valid_{task.measure}")

@@ -33,6 +33,7 @@ __all__ = [
     "RegressionSet",
     "list_datasets",
     "load",
+    "options_of_set",
     "with_splits",
 ]
 
@@ -46,6 +47,21 @@ def _root_line(loader: Callable[..., DataSet | RegressionSet]) -> str:
     """What the loader's docstring says about `root`."""
     doc = inspect.getdoc(loader) or ""
     return doc.partition("root: ")[2].partition("\n")[0] or "the folder with the data"
+
+
+def options_of_set(name: str) -> list[str]:
+    """Names of the options that :func:`load` takes for a data set.
+
+    Raises:
+        ValueError: unknown name (the closest are suggested).
+    """
+    if name not in LOADERS:
+        close = difflib.get_close_matches(str(name), LOADERS, n=3, cutoff=0.4)
+        hint = f"closest names: {', '.join(close)}" if close else f"known names: {', '.join(list_datasets())}"
+        raise ValueError(f"mixaug.data.load got the unknown data set {name!r}; {hint}")
+    own = list(inspect.signature(LOADERS[name]).parameters)
+    splits = () if LOADERS[name] in regression.LOADERS.values() else SPLIT_OPTIONS
+    return [*own, *(option for option in splits if option not in own)]
 
 
 def load(name: str, **options: Any) -> DataSet | RegressionSet:
@@ -91,14 +107,9 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
         FileNotFoundError: missing files; names the folder, what is expected in it, and where the set is
             published.
     """
-    if name not in LOADERS:
-        close = difflib.get_close_matches(str(name), LOADERS, n=3, cutoff=0.4)
-        hint = f"closest names: {', '.join(close)}" if close else f"known names: {', '.join(list_datasets())}"
-        raise ValueError(f"mixaug.data.load got the unknown data set {name!r}; {hint}")
+    known = options_of_set(name)
     loader = LOADERS[name]
     own = list(inspect.signature(loader).parameters)
-    splits = {} if loader in regression.LOADERS.values() else SPLIT_OPTIONS
-    known = [*own, *(option for option in splits if option not in own)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(
@@ -109,5 +120,5 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     loaded = loader(**{option: value for option, value in options.items() if option in own})
     # A loader that chooses classes by itself has chosen them; the seed of the split is for both.
     done = {"classes", "class_seed"} & set(own)
-    rest = {option: options[option] for option in splits if option in options and option not in done}
+    rest = {option: options[option] for option in SPLIT_OPTIONS if option in options and option not in done}
     return with_splits(loaded, **rest) if isinstance(loaded, DataSet) else loaded

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mixaug.axes import check_place_of_channels
 from mixaug.data.images import read_rgb
+from mixaug.frozen import BriefRepr
 from mixaug.labeling.object import OBJECT_MASK
 
 __all__ = ["ArrayData", "DataSet", "FileData", "MappedData", "RegressionData", "RegressionSet"]
@@ -104,7 +105,7 @@ class MappedData(Dataset[tuple[Any, int]]):
 
 
 @dataclass(frozen=True, eq=False)
-class FileData(Dataset[tuple[Any, int]]):
+class FileData(BriefRepr, Dataset[tuple[Any, int]]):
     """A split given as a list of image files, read on access as RGB PIL images of eight bits.
 
     Args:

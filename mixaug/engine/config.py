@@ -197,10 +197,14 @@ def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
     except Exception as error:
         # Beside its own errors, Hydra's composition raises whatever its parts do: ValueError for a number as the choice
         # of a group, OmegaConf's errors for values that do not merge.
-        reason = explained(error, overrides, lambda: settings_of(overrides, (*GROUPS, SEARCH_PATH[:-1]), _by_hydra))
+        reason = explained(error, overrides, lambda: _settings(name, overrides))
         raise ConfigError(reason) from None
     _check_sources(composed.hydra.runtime.config_sources)
     return composed
+
+
+def _settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    return settings_of(overrides, (*GROUPS, "search", SEARCH_PATH[:-1]), _by_hydra, name)
 
 
 def _by_hydra(name: str, overrides: list[str]) -> DictConfig:

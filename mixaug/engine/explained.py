@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["explained", "on_one_line", "read_overrides", "settings_of"]
+__all__ = ["explained", "no_setting", "on_one_line", "read_overrides", "settings_of"]
+
+#: How alike two names are, from 0 to 1, for one to be taken for a misspelling of the other.
+ALIKE = 0.65
 
 
 def on_one_line(error: object) -> str:
@@ -21,13 +24,13 @@ def on_one_line(error: object) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
-def explained(error: Exception, overrides: Sequence[str], settings: Callable[[], Collection[str]]) -> str:
+def explained(error: Exception, overrides: Sequence[str], settings: Callable[[], Mapping[str, Any]]) -> str:
     """What came and what was expected, on one line.
 
     Args:
         error: of Hydra or OmegaConf, raised when ``overrides`` were composed.
         overrides: as given.
-        settings: gives all settings that there are by their dotted keys; asked only where one is unknown.
+        settings: gives all settings that there are, see :func:`settings_of`; asked only where one is unknown.
     """
     from hydra.errors import MissingConfigException, OverrideParseException
 
@@ -50,7 +53,7 @@ def explained(error: Exception, overrides: Sequence[str], settings: Callable[[],
             inner = re.search(r"full_key: (\S+)", str(error.__cause__ or ""))
             # A section was given whole, and a part of it does not exist.
             is_whole = inner is not None and inner[1].startswith(f"{unknown[1]}.")
-            return _no_setting(inner[1] if inner is not None and is_whole else unknown[1], settings())
+            return no_setting(inner[1] if inner is not None and is_whole else unknown[1], settings())
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?: requires|\s1\.)", text)
     if several:
         key = several[1].partition("=")[0]
@@ -68,24 +71,35 @@ def explained(error: Exception, overrides: Sequence[str], settings: Callable[[],
 
 
 def settings_of(
-    overrides: Sequence[str], groups: Collection[str], by_hydra: Callable[[str, list[str]], Any]
-) -> list[str]:
-    """All settings by their dotted keys, without their sections, of the config files that the overrides choose."""
+    overrides: Sequence[str],
+    groups: Collection[str],
+    by_hydra: Callable[[str, list[str]], Any],
+    name: str = "train",
+) -> dict[str, Any]:
+    """All settings of the config files that the overrides choose, by their dotted keys; an empty section is ``{}``."""
     from omegaconf import OmegaConf
 
+    given = [override.partition("=") for override in overrides]
+    chosen = ["".join(parts) for parts in given if parts[0] in groups and not parts[2].startswith("{")]
     try:
-        composed = by_hydra("train", [override for override in overrides if override.partition("=")[0] in groups])
+        composed = by_hydra(name, chosen)
     except Exception:
-        composed = by_hydra("train", [])
-    keys: list[str] = []
+        composed = by_hydra(name, [])
+    settings: dict[str, Any] = {}
     sections: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed))]
     while sections:
         prefix, section = sections.pop()
         if prefix == "hydra.":
             continue
-        keys += [f"{prefix}{key}" for key, value in section.items() if not isinstance(value, dict)]
-        sections += [(f"{prefix}{key}.", value) for key, value in section.items() if isinstance(value, dict)]
-    return keys
+        settings.update(
+            {f"{prefix}{key}": value for key, value in section.items() if not (value and _is_section(value))}
+        )
+        sections += [(f"{prefix}{key}.", value) for key, value in section.items() if value and _is_section(value)]
+    return settings
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Any]:
@@ -100,29 +114,96 @@ def read_overrides(overrides: Sequence[str]) -> list[Any]:
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as error:
-        raise ConfigError(explained(error, overrides, tuple)) from None
+        raise ConfigError(explained(error, overrides, dict)) from None
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
     return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
 
 
-def _no_setting(key: str, known: Collection[str]) -> str:
+def no_setting(key: str, known: Mapping[str, Any]) -> str:
+    """What to say of a key that no setting has: the one that was probably meant, or those that there are.
+
+    Args:
+        key: dotted.
+        known: all settings by their dotted keys, see :func:`settings_of`.
+    """
     parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
     if key in known:
         return f"cannot remove the setting {key}, whose value is null"
-    values = [parent for parent in parents if parent in known]
+    values = [parent for parent in parents if parent in known and not _is_section(known[parent])]
     if values:
         return f"there is no setting {key}: {values[0]} is a value and has no settings of its own"
     sections = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
-    hint = _closest(key, [*known, *sections])
-    siblings = sorted(name for name in known if parents and name.startswith(f"{parents[0]}."))
-    if not hint and siblings:
-        hint = f"{parents[0]} has {', '.join(siblings)}"
-    added = f"; +{key}=... adds one" if siblings else ""
-    return f"there is no setting {key}; {hint or 'mixaug train --cfg job prints all'}{added}"
+    sections |= {name for name, value in known.items() if _is_section(value)}
+    section = next((parent for parent in parents if parent in sections), None)
+    said = f"there is no setting {key}"
+    if section is None:
+        first, dot, rest = key.partition(".")
+        names = [
+            name for name in {**known, **dict.fromkeys(sections)} if "." not in name and (not dot or name in sections)
+        ]
+        close = difflib.get_close_matches(first, names, n=1, cutoff=ALIKE)
+        meant = f"did you mean {close[0]}{dot}{rest}?" if close else _elsewhere(key, known)
+        return f"{said}; {meant or 'mixaug train --cfg job prints all'}"
+    first = key[len(section) + 1 :].partition(".")[0]
+    own = {name[len(section) + 1 :].partition(".")[0] for name in known if name.startswith(f"{section}.")}
+    further, is_open = _addable(section, known)
+    if first in further:
+        return f"{said} in the config file; +{key}=... adds it"
+    own.discard("_target_")
+    close = difflib.get_close_matches(first, [*sorted(own), *sorted(further - own)], n=1, cutoff=ALIKE)
+    if close:
+        return f"{said}; did you mean {'' if close[0] in own else '+'}{section}.{close[0]}?"
+    if hint := _elsewhere(first, known):
+        return f"{said}; {hint}"
+    shown = ", ".join(f"{section}.{name}" for name in sorted(own))
+    target = known.get(f"{section}._target_")
+    added = f"+{key}=... " + (f"hands it to {target}" if target else "adds it")
+    there = f"{section} has {shown}" if own else "" if is_open else f"the chosen {section} has no settings"
+    return "; ".join([said, *filter(None, [there, added if is_open else ""])])
 
 
-def _closest(given: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=3, cutoff=0.7)
+def _addable(section: str, known: Mapping[str, Any]) -> tuple[set[str], bool]:
+    """Options that a section's target takes beside those in its file, and whether it may take ones nobody knows of.
+
+    A section that is there to be filled, as that of networks beside the model, takes any name.
+    """
+    target = known.get(f"{section}._target_")
+    if target is None:
+        return set(), _is_section(known.get(section))
+    settings = {name[len(section) + 1 :]: value for name, value in known.items() if name.startswith(f"{section}.")}
+    try:
+        offered, is_open = _offered(str(target), settings)
+    except Exception:
+        # A target that cannot be imported is told of where it is built.
+        return set(), True
+    return offered - {name.partition(".")[0] for name in settings}, is_open
+
+
+def _offered(target: str, settings: Mapping[str, Any]) -> tuple[set[str], bool]:
+    """Names of the options of what a config file builds, without the engine's own, and whether it takes others too."""
+    import inspect
+
+    from hydra.utils import get_object
+
+    from mixaug.options import options_of, takes_any_option
+
+    if target == "mixaug.data.load":
+        from mixaug.data import options_of_set
+
+        return set(options_of_set(settings["name"])), False
+    built = get_object(target)
+    options = {name for name, default in options_of(built).items() if default is not inspect.Parameter.empty}
+    return options, takes_any_option(built)
+
+
+def _elsewhere(name: str, known: Mapping[str, Any]) -> str:
+    """Settings of the same name in other sections, as a question."""
+    same = [key for key in known if "." in key and key.rpartition(".")[2] == name]
+    return f"did you mean {' or '.join(sorted(same)[:3])}?" if same else ""
+
+
+def _closest(given: str, known: Collection[str], most: int = 3) -> str:
+    close = difflib.get_close_matches(given, known, n=most, cutoff=0.7)
     return f"did you mean {' or '.join(close)}?" if close else ""

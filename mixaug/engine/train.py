@@ -41,6 +41,7 @@ from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
+from mixaug.engine.results import read_result
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, held_out_splits
 from mixaug.policy import Policy
@@ -169,7 +170,7 @@ def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
     if run.status(folder) != "finished":
         return None
     try:
-        return run.read_json(folder / "result.json")
+        return read_result(folder / "result.json")
     except ValueError as error:
         log.say(f"{error}; it is made again from the newest checkpoint")
         return None

@@ -43,7 +43,8 @@ class MixBatchMixin:
         RuntimeError: in training, another hook has taken the place of the mixin's.
 
     Warns:
-        UserWarning: an epoch has ended in which a `training_step` of the class never ran `mix_step`.
+        UserWarning: an epoch has ended in which a `training_step` of the class never ran `mix_step`; the module is
+            trained as a part of another one, whose hooks alone Lightning calls.
 
     Example:
         >>> import lightning
@@ -83,6 +84,25 @@ class MixBatchMixin:
             if found is not getattr(MixBatchMixin, name) and not hasattr(found, "_mix_watched"):
                 setattr(cls, name, watched(found))
 
+    @property
+    def trainer(self) -> Any:
+        """Lightning's trainer; as a part of another module, a module gets that one's."""
+        return super().trainer  # type: ignore[misc]
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        super(MixBatchMixin, type(self)).trainer.fset(self, trainer)  # type: ignore[misc]
+        trained = getattr(trainer, "lightning_module", None)
+        mixes = getattr(self, "mix_policy", None) is not None or self._step() is not None
+        if trained is not None and trained is not self and mixes and trainer.state.fn == "fit":
+            own, other = type(self).__name__, type(trained).__name__
+            warnings.warn(
+                f"{own} is a part of {other}, which is what is trained: Lightning calls hooks of {other} alone, so "
+                f"that {own} mixes nothing. Put MixBatchMixin before LightningModule in {other}, and set mix_policy or "
+                "mix_step there",
+                stacklevel=2,
+            )
+
     def split_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch: the two items of a tuple or list.
 
@@ -104,15 +124,15 @@ class MixBatchMixin:
         """Lightning's hook: the mixed batch in training, else `batch` as it came."""
         # `super()` is the next of the bases: a data module or another mixin may define the same hook.
         batch = super().on_after_batch_transfer(batch, dataloader_idx)  # type: ignore[misc]
-        if not self.trainer.training:  # type: ignore[attr-defined]
+        if not self.trainer.training:
             return batch
         name = type(self).__name__
         step, policy = self._step(), getattr(self, "mix_policy", None)
         if (policy is None) == (step is None):
             raise TypeError(f"{name} needs one of mix_policy and mix_step, set in its __init__")
-        self._mix_steps_before = self.trainer.global_step  # type: ignore[attr-defined]
+        self._mix_steps_before = self.trainer.global_step
         if not self._mix_was_asked:
-            for loader in _each_loader(getattr(self.trainer, "train_dataloader", None)):  # type: ignore[attr-defined]
+            for loader in _each_loader(getattr(self.trainer, "train_dataloader", None)):
                 refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
             self._mix_was_asked = True
         if step is not None:
@@ -175,7 +195,7 @@ class MixBatchMixin:
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
         self._mix_batch = None
         step = self._step()
-        if step is not None and self.trainer.global_step != self._mix_steps_before:  # type: ignore[attr-defined]
+        if step is not None and self.trainer.global_step != self._mix_steps_before:
             step.after_step()
 
     def log(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
@@ -204,7 +224,7 @@ class MixBatchMixin:
         return getattr(self, "mix_step", None)
 
     def _tell_progress(self, told: Policy | MixStep) -> None:
-        trainer = self.trainer  # type: ignore[attr-defined]
+        trainer = self.trainer
         steps = trainer.estimated_stepping_batches
         # Training without an end (max_steps=-1, or a limit in time) has no progress to follow.
         if math.isfinite(steps) and steps > 0:

@@ -16,6 +16,7 @@ forward is a whole `mixaug.MixStep`, for policies that look at the model and for
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -205,6 +206,8 @@ class MixTask(TrainingTask):
         device: where the step is moved to, as timm's tasks move their loss; None leaves it where it is.
         dtype: of the task's own tensors, as for timm's tasks.
         verbose: log one line that says what is trained.
+        soft_targets: the data's targets are rows (B, K) on purpose, as for distillation. Without it such targets give a
+            warning, once: in timm's script they come of its own mixing, and every batch is mixed twice.
 
     Raises:
         TypeError: `step` is no `mixaug.MixStep`.
@@ -231,6 +234,7 @@ class MixTask(TrainingTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        soft_targets: bool = False,
     ) -> None:
         if not hasattr(TrainingTask, "get_trainable_module"):
             raise ImportError("MixTask needs timm 1.0.27 or later, whose training tasks own the model")
@@ -242,6 +246,7 @@ class MixTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module: nn.Module = step if device is None else step.to(device=device)
         self.total_updates = total_updates
+        self.soft_targets = soft_targets
         self._updates = 0
         self._tell_progress()
         if verbose:
@@ -256,6 +261,15 @@ class MixTask(TrainingTask):
             input: images (B, C, H, W).
             target: class ids (B,), or what else the objective understands.
         """
+        if not self.soft_targets and target.ndim == 2 and target.is_floating_point():
+            # Labels of timm's data sets are ids; rows are what its Mixup and FastCollateMixup make of them.
+            self.soft_targets = True
+            warnings.warn(
+                f"MixTask got targets {tuple(target.shape)} as floating rows: timm's own mixing is on, and every batch "
+                "is mixed twice. Switch it off (--mixup 0 --cutmix 0, no --cutmix-minmax), or say that the data's "
+                "targets are rows (soft_targets=True)",
+                stacklevel=2,
+            )
         loss, logs = self.trainable_module(input, target)
         return {**logs, "loss": loss}
 

@@ -6,7 +6,6 @@ folder holds, a record has values of the kinds that the engine writes, so that n
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mixaug.engine.reading import (
-    LARGEST,
     DamagedFile,
     clean,
-    is_number,
-    is_text,
     parse_json,
     read_config,
     read_object,
     read_text,
 )
-from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, TASKS, Task, task_said
+from mixaug.engine.results import fault_of_result, shown
+from mixaug.engine.tasks import TASKS, Task, task_said
 from mixaug.leaderboard.identity import identity_of, objective_of
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
@@ -36,12 +33,8 @@ STATISTICS = tuple(dict.fromkeys(figure for task in TASKS.values() for figure in
 """Ways of taking one number from a run; each task has some of these."""
 
 MARKERS = ("result.json", "failure.json", "config.yaml", "epochs.jsonl")
-TEXT_KEYS = ("policy", "model", "data", "protocol")
-INTEGER_KEYS = {"seed": 0, "epochs": 1}  # each with its smallest value
 MOST_BYTES_OF_EPOCHS = 16 * 2**20
 MOST_CHARACTERS_OF_AN_EPOCH = 64 * 1024
-COST_KEYS = ("test_samples", "prepare_seconds", "train_seconds", "step_ms", "peak_memory_mb", "params")
-OPTIONAL_NUMBER_KEYS = ("top5_last", *COST_KEYS)
 
 
 @dataclass(frozen=True)
@@ -161,7 +154,7 @@ def read_run(folder: str | Path) -> Run:
         result = _read_object(folder / "result.json", read)
         if result is None:
             return run("corrupt", "; ".join(read))
-        fault = _result_fault(result)
+        fault = fault_of_result(result)
         if fault:
             return run("corrupt", f"result.json: {fault}", result=result)
         return run("finished", result={**result, **_current_options(result)})
@@ -238,7 +231,7 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     for section in (*GROUPS, "choices", "mixer"):
         if value.get(section) is not None and not isinstance(value[section], dict):
-            problems.append(f"{path.name}: {section}: expected a mapping, got {_shown(value[section])}")
+            problems.append(f"{path.name}: {section}: expected a mapping, got {shown(value[section])}")
             return {}
     return value
 
@@ -258,56 +251,9 @@ def _read_environment(path: Path, problems: list[str]) -> dict[str, Any]:
     for key, kind in _ENVIRONMENT.items():
         found = value.get(key)
         if found is not None and (not isinstance(found, kind) or isinstance(found, bool)):
-            problems.append(f"{path.name}: {key}: unexpected {_shown(found)}")
+            problems.append(f"{path.name}: {key}: unexpected {shown(found)}")
             del value[key]
     return value
-
-
-def _result_fault(result: dict[str, Any]) -> str:
-    for key in TEXT_KEYS:
-        if not isinstance(result.get(key), str):
-            return f"{key}: expected text, got {_shown(result.get(key))}"
-        if not is_text(result[key]):
-            return f"{key}: expected a printable name of at most 200 characters, got {_shown(result[key])}"
-    try:
-        task = task_said(result)
-    except ValueError as error:
-        return str(error)
-    figures = [task.result_key(figure) for figure in task.figures]
-    details = [task.detail_key(detail, figure) for detail in task.details for figure in task.figures]
-    # The last ten epochs need not all have been scored.
-    gaps = [task.result_key(figure) for figure in FIGURES_OF_LAST_EPOCHS if figure in task.figures]
-    gaps = [key for key in gaps if key in result and result[key] is None]
-    figures = [key for key in figures if key not in gaps]
-    if result.get("selected_on", "test") not in list(SPLIT_TITLES):
-        return f"selected_on: expected one of {', '.join(SPLIT_TITLES)}, got {_shown(result['selected_on'])}"
-    if result.get("status", "finished") != "finished":
-        return f"status: expected 'finished', got {_shown(result['status'])}"
-    optional = [key for key in (*OPTIONAL_NUMBER_KEYS, *details) if result.get(key) is not None]
-    for key in (*INTEGER_KEYS, *figures, *optional):
-        if not _is_finite(result.get(key)):
-            return f"{key}: expected a finite number, got {_shown(result.get(key))}"
-    for key, least in INTEGER_KEYS.items():
-        # Half a seed would be cut to a whole one, and take the place of the run that has it.
-        if not isinstance(result[key], int) or result[key] < least:
-            return f"{key}: expected an integer of at least {least}, got {_shown(result[key])}"
-    for key in figures:
-        if task.unit == "%" and not 0 <= result[key] <= 100:
-            return f"{key}: expected percent, from 0 to 100, got {_shown(result[key])}"
-    for key in (*INTEGER_KEYS, *figures, *optional):
-        if not is_number(result[key]):
-            return f"{key}: expected a number from {-LARGEST:g} to {LARGEST:g}, got {_shown(result[key])}"
-    for key in COST_KEYS:
-        if result.get(key) is not None and result[key] < 0:
-            return f"{key}: expected a number that is not negative, got {_shown(result[key])}"
-    for key in ("policy_options", "data_options"):
-        if not isinstance(result.get(key) or {}, dict):
-            return f"{key}: expected a mapping, got {_shown(result[key])}"
-    return ""
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _current_options(result: dict[str, Any]) -> dict[str, Any]:
@@ -317,8 +263,3 @@ def _current_options(result: dict[str, Any]) -> dict[str, Any]:
         return {}
     renamed = renamed_of(describe(policy).target)
     return {"policy_options": {renamed.get(name, name): value for name, value in options.items()}}
-
-
-def _shown(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 80 else f"{told[:80]} ..."

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from mixaug.engine.config import compose, list_choices, plain
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import read_overrides
-from mixaug.engine.reading import DamagedFile, read_object
+from mixaug.engine.reading import DamagedFile
+from mixaug.engine.results import read_result
 from mixaug.engine.run import read_stops, run_folder
 from mixaug.leaderboard.command import literal
 
@@ -57,9 +58,9 @@ class Cell:
         return epochs if stop is None else min(epochs, int(stop))
 
     def is_done(self) -> bool:
-        """Whether the run has a result that can be read, or was stopped before where it is to stop."""
+        """Whether the run has a finished run's result, or was stopped before where it is to stop."""
         try:
-            read_object(self.folder / "result.json")
+            read_result(self.folder / "result.json")
         except FileNotFoundError:
             pass
         except DamagedFile:

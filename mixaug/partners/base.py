@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from mixaug.batch import Batch, MixedBatch
 from mixaug.checks import whole_ids
 from mixaug.draws import Draws
+from mixaug.frozen import BriefRepr
 from mixaug.pairing import Pairing, Permutation, RandomPairs
 from mixaug.partners.plan import PartnersPlan
 
 
 @dataclass(frozen=True)
-class Partners:
+class Partners(BriefRepr):
     """What a source answers.
 
     Attributes:

@@ -125,7 +125,7 @@ def test_the_tool_scores_a_run_as_the_run_did(tiny: Callable[..., DictConfig], r
     assert (scores["top1"], scores["samples"]) == (result["top1_last"], 797)
     assert scores["nll"] == pytest.approx(result["nll_last"], abs=1e-6)
     missing = run_script(tool, str(folder / "no.pt"))
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert "no.pt" in missing.stderr
     with pytest.raises(CheckpointError, match="no averaged weights"):
         evaluate_checkpoint(folder, weights="ema", device="cpu")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
+from helpers import FINISHED
 from mixaug.engine import lock, run
 from mixaug.engine.errors import RunFolderError, RunHeld
 from mixaug.engine.lock import EXIT_HELD, RunLock, holder
@@ -128,7 +129,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_skipped(tiny: Tiny, mo
 
     def load(config: DictConfig) -> Any:
         folder.mkdir(parents=True)
-        run.write_json(folder / "result.json", {"status": "finished", "by": "another"})
+        run.write_json(folder / "result.json", {**json.loads(FINISHED), "by": "another"})
         return really(config)
 
     monkeypatch.setattr(build, "load_data", load)
@@ -211,7 +212,7 @@ class Launcher:
         self.refused.discard(cell.label)
         if code == 0:
             cell.folder.mkdir(parents=True, exist_ok=True)
-            (cell.folder / "result.json").write_text("{}")
+            (cell.folder / "result.json").write_text(FINISHED)
 
         class Job:
             def poll(self) -> int:
@@ -244,7 +245,7 @@ def test_a_benchmark_takes_other_cells_meanwhile_and_comes_back(
         if outcomes[3].state == "finished" and freed.held:
             assert outcomes[0].reason.startswith(f"held by process {os.getpid()} on ")
             freed.release()  # the process died
-            (cells[2].folder / "result.json").write_text("{}")  # and this one was finished
+            (cells[2].folder / "result.json").write_text(FINISHED)  # and this one was finished
             theirs.release()
 
     done = Benchmark(cells, launcher, refresh=0.01, display=display).run()

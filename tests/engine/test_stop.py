@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from helpers import assert_same, timeless
+from helpers import FINISHED, assert_same, timeless
 from mixaug.commands.train import main
 from mixaug.engine import checkpoint, run
 from mixaug.engine.train import train
@@ -63,11 +63,12 @@ def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
     assert not cell(3).is_done()
     (tmp_path / run.STOPS).write_text('{"epoch": 3, "valid_top1": 1.0}\n[4]\n{"epoch": tr')
     assert [cell(stop).is_done() for stop in (2, 3, 4, 5, None)] == [False, True, False, False, False]
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "result.json").write_text(FINISHED)
     assert cell(2).is_done() and cell(None).is_done()
-    # A result that cannot be read is made again.
-    (tmp_path / "result.json").write_text('{"status": "fin')
-    assert not cell(None).is_done()
+    # One that cannot be read, or is not that of a finished run, is made again.
+    for damaged in ('{"status": "fin', "{}", "[]", '{"status": "finished"}', FINISHED.replace("50.0", "NaN")):
+        (tmp_path / "result.json").write_text(damaged)
+        assert not cell(None).is_done(), damaged
 
 
 def test_a_sweeper_is_told_the_validation_figure(

@@ -37,7 +37,7 @@ def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path) ->
 def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, root: Path) -> None:
     # Wrong lines that no run begins with are those of test_cli.py.
     failed = call(root, tmp_path, *TINY, "policy=mixup", "policy.alpha=0")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "alpha" in failed.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,14 @@ from mixaug.integrations.lightning import MixBatchMixin
 
 class StandIn:
     """The part of LightningModule that the mixin meets."""
+
+    @property
+    def trainer(self):
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer):
+        self._trainer = trainer
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch
@@ -108,3 +117,39 @@ def test_trains_under_lightning(tmp_path):
     trainer.fit(module, loader, loader)
     assert [bool((lam < 1).any()) for lam in module.lams] == [True, True, False, False]
     assert module.validated >= 12
+
+
+@pytest.mark.parametrize(("policy", "told"), [("mixup", True), (None, False)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_inside_another_one_says_that_it_mixes_nothing(policy, told, tmp_path):
+    lightning = pytest.importorskip("lightning", reason="needs lightning")
+
+    class Inner(MixBatchMixin, lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+            if policy is not None:
+                self.mix_policy = mixaug.create(policy)
+
+        def forward(self, rows):
+            return self.layer(rows)
+
+    class Outer(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def training_step(self, batch, index):
+            return self.inner(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    loader = DataLoader(TensorDataset(torch.rand(4, 3), torch.zeros(4)), batch_size=4)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.fit(Outer(), loader)
+    found = [w for w in seen if "Inner is a part of Outer, which is what is trained" in str(w.message)]
+    assert bool(found) == told

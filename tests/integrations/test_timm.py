@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import timm.loss
@@ -9,6 +11,7 @@ import torch
 from timm.data import create_loader
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.nn import functional as F
 
 import mixaug
 from helpers import seeded
@@ -231,6 +234,20 @@ def test_a_task_trains_as_the_step_does_and_tells_it_of_every_update():
     assert [id(p) for p in task.get_clip_parameters()] == [id(p) for p in every]
     head = {id(p) for p in step.model[-1].parameters()}
     assert [id(p) for p in task.get_clip_parameters(exclude_head=True)] == [id(p) for p in every if id(p) not in head]
+
+
+def test_a_task_says_once_that_targets_were_mixed_before():
+    images, labels = batch()
+    rows = F.one_hot(labels, 5).float()
+    task = task_of("mixup")
+    with pytest.warns(UserWarning, match=r"got targets \(\d+, 5\) as floating rows: timm's own mixing is on"):
+        task(images, rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task(images, rows)
+        # Rows that are the data's own, and class ids, are nothing to speak of.
+        task_of("mixup", soft_targets=True)(images, rows)
+        task_of("mixup")(images, labels)
 
 
 def test_a_task_tells_the_policy_how_much_of_training_is_done():

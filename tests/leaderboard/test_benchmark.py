@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import FINISHED
 from mixaug.commands.benchmark import main as benchmark_command
 from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard.benchmark import Benchmark, default_jobs, run_grid
@@ -20,7 +21,11 @@ from processes import CONTEXT, Script
 
 # A stand-in for tools/train.py: it fails for seed 1 and writes a result for the others. It reads the folders of the
 # overrides, which spares each process the import of torch.
-FAKE = """
+FAKE = (
+    f"""
+FINISHED = {FINISHED!r}
+"""
+    + """
 import json, pathlib, sys
 folders = json.loads(pathlib.Path(sys.argv[1]).read_text())
 folder = pathlib.Path(folders[" ".join(sys.argv[2:])])
@@ -30,8 +35,9 @@ if seed == 1:
     (folder / "failure.json").write_text(json.dumps({"status": "failed", "reason": "seed one fails"}))
     sys.exit(3)
 (folder / "epochs.jsonl").write_text(json.dumps({"epoch": 1, "test_top1": 50.0 + seed}) + "\\n")
-(folder / "result.json").write_text("{}")
+(folder / "result.json").write_text(FINISHED)
 """
+)
 
 
 ENDLESS = """

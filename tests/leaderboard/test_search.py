@@ -423,10 +423,37 @@ def test_a_failed_trial_is_a_line_and_a_small_budget_trains_less(search: Searche
     assert len([seed for _, seed, _ in launcher.started if seed >= 1000]) % 3 == 0
 
 
-def test_a_budget_below_the_least_says_what_is_missing_and_leaves_the_probe(search: Searched, tmp_path: Path) -> None:
-    with pytest.raises(BudgetTooSmall, match="are missing; give more, or fewer trials or epochs"):
-        search("60s")
-    assert "There is no winner yet." in (tmp_path / "out" / "search.md").read_text()
+@pytest.mark.parametrize(
+    ("budget", "started", "told"),
+    [
+        # Five probes, two trials on the last rung and two seeds of two rows are eleven runs.
+        ("0.5s", 0, r"take more than 0.55 s at 0.05 s a run, and the budget is 0.5 s"),
+        # The second one has been started when the first is seen to have ended. An epoch takes ten seconds, those of
+        # other trials at least five: 10 + 4 * 5 for the probe, two trials of 6 s an epoch from the first to the
+        # eighth, and two seeds of 80 and 40 s.
+        ("60s", 2, r"5 trials and .* of 2 rows .* take more than 354 s by what 1 of them cost so far"),
+        # All cost as much as none: what is missing shows when the winner's row is known.
+        ("600s", 5, "70 s are missing; give more, or fewer trials or epochs"),
+    ],
+)
+def test_a_budget_below_the_least_ends_as_soon_as_that_is_certain(
+    search: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, started: int, told: str
+) -> None:
+    labels: list[str] = []
+    start = Pretended.start
+
+    def noted(self: Any, cell: Cell, *others: Any) -> Any:
+        labels.append(cell.label)
+        return start(self, cell, *others)
+
+    monkeypatch.setattr(Pretended, "start", noted)
+    with pytest.raises(BudgetTooSmall, match=told) as error:
+        search(budget)
+    assert (len(labels), error.value.begun) == (started, started > 0)
+    assert ("first a probe: every trial is trained for 1 epoch" in (tmp_path / "said.txt").read_text()) == (started > 0)
+    assert (tmp_path / "out").exists() == (started > 0)
+    if started:
+        assert "There is no winner yet." in (tmp_path / "out" / "search.md").read_text()
 
 
 def test_stop_after_is_no_part_of_what_a_run_computes() -> None:

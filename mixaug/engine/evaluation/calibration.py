@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mixaug.checks import check_choice, check_whole
 from mixaug.engine.evaluation.inputs import check_labels, check_logits
+from mixaug.frozen import BriefRepr
 
 __all__ = [
     "Reliability",
@@ -42,7 +43,7 @@ BINNINGS = ("width", "mass")
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
+class Reliability(BriefRepr):
     """What a reliability diagram shows.
 
     Attributes:

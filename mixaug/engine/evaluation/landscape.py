@@ -16,12 +16,13 @@ from torch import Generator, Tensor, nn
 
 from mixaug.checks import check_not_negative, check_whole
 from mixaug.engine.evaluation.inputs import check_images, check_labels
+from mixaug.frozen import BriefRepr
 
 __all__ = ["Plane", "filter_normalised_direction", "loss_surface", "plane_through"]
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(BriefRepr):
     """Images on a grid in the plane of three others.
 
     Attributes:

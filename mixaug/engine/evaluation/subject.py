@@ -17,6 +17,7 @@ from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World
 from mixaug.engine.evaluation.attack import PixelModel
 from mixaug.engine.evaluation.draws import sample_integers, sample_order
+from mixaug.frozen import BriefRepr
 from mixaug.labeling.object import OBJECT_MASK
 from mixaug.loading import Normalize
 from mixaug.signals import ModelSignals
@@ -30,7 +31,7 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(BriefRepr):
     """Images and labels on the CPU.
 
     Attributes:
@@ -50,7 +51,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class Predictions(BriefRepr):
     """What a model makes of a split, on its device.
 
     Attributes:

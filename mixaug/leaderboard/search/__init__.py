@@ -6,5 +6,6 @@ set is looked at once, in a comparison with fresh seeds.
 """
 
 from mixaug.leaderboard.search.halving import run_search
+from mixaug.leaderboard.search.plan import BudgetTooSmall
 
-__all__ = ["run_search"]
+__all__ = ["BudgetTooSmall", "run_search"]

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,17 @@ from mixaug.leaderboard.progress import Outcome
 from mixaug.leaderboard.render import terminal
 from mixaug.leaderboard.search.journal import NAME, RECOVERED, Ended, Job, Journal, Standing
 from mixaug.leaderboard.search.page import Report, write_pages
-from mixaug.leaderboard.search.plan import BudgetTooSmall, Cost, affordable, make_plan, seconds_of, whole_grid
+from mixaug.leaderboard.search.plan import (
+    LEAST_OF_A_RUN,
+    LEAST_SEEDS,
+    BudgetTooSmall,
+    Cost,
+    affordable,
+    make_plan,
+    needed_at_least,
+    seconds_of,
+    whole_grid,
+)
 from mixaug.leaderboard.search.space import Space, Trial, read_space
 
 if TYPE_CHECKING:
@@ -101,9 +111,12 @@ def run_search(
     asked += [] if out is None else [f"out={out}"]
     command = " ".join(map(shlex.quote, ["mixaug", "search", *own, *arguments, *asked]))
     workers = Workers.of(space.config, len(space.trials), jobs=jobs, launch=launch)
+    settings = (space, task, seconds, clock, folder, command, workers, console)
+    # A budget that is hopeless before anything is run leaves no folder.
+    Search(*settings).check_budget()
     with RunLock(folder, lambda text: console.print(text, highlight=False, markup=False)) as lock:
         lock.take()
-        search = Search(space, task, seconds, clock, folder, command, workers, console)
+        search = Search(*settings)
         try:
             return search.run()
         except KeyboardInterrupt:
@@ -175,8 +188,42 @@ class Search:
         """Train every trial for a few epochs, to measure what it costs."""
         if self.journal.plan is None:
             until = min(self.space.settings.probe_epochs, self.space.epochs)
-            self._train(PROBE, [(trial, self.space.seed, until) for trial in self.trials.values()])
-            self.write()
+            self.say(
+                f"first a probe: every trial is trained for {until} epoch{'s' if until > 1 else ''} to measure what it "
+                f"costs; from that follows how far the budget of {self.budget:.0f} s trains which of them"
+            )
+            wanted = [(trial, self.space.seed, until) for trial in self.trials.values()]
+            try:
+                self._train(PROBE, wanted, self.check_budget)
+            finally:
+                self.write()
+
+    def check_budget(self) -> None:
+        """Raise once it is certain that the budget is too small, be it before anything is run."""
+        settings, journal = self.space.settings, self.journal
+        if journal.plan is not None:
+            return
+        known = {label: cost for label in self.trials if (cost := journal.cost(label)) is not None}
+        failed = {job.trial for job in journal.jobs if job.state == "failed"} - set(known)
+        left = [label for label in self.trials if label not in failed]
+        rows = list({self.space.none.label, self.space.usual.label})
+        needed = journal.spent() + needed_at_least(
+            known,
+            left,
+            rows,
+            epochs=self.space.epochs,
+            done=min(settings.probe_epochs, self.space.epochs),
+            eta=settings.eta,
+        )
+        if needed > self.budget:
+            told = f"by what {len(known)} of them cost so far" if known else f"at {LEAST_OF_A_RUN} s a run"
+            error = BudgetTooSmall(
+                f"budget: {len(left)} trials and a final comparison of {len(rows)} rows or more with {LEAST_SEEDS} "
+                f"seeds, {self.space.epochs} epochs each, take more than {needed:.3g} s {told}, and the budget is "
+                f"{self.budget:.3g} s: give more, or fewer trials or epochs"
+            )
+            error.begun = bool(journal.jobs)
+            raise error
 
     def _measured(self) -> list[str]:
         """Trials of which an epoch was timed, be it by a command that was killed afterwards."""
@@ -288,8 +335,16 @@ class Search:
             self._cells[key] = cell if until is not None else dataclasses.replace(cell, shown="test")
         return self._cells[key]
 
-    def _train(self, stage: str, wanted: Sequence[tuple[Trial, int, int | None]]) -> dict[tuple[str, int], str]:
-        """Bring runs to an epoch, None to the end; the reasons of those that failed, by trial and seed."""
+    def _train(
+        self,
+        stage: str,
+        wanted: Sequence[tuple[Trial, int, int | None]],
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[tuple[str, int], str]:
+        """Bring runs to an epoch, None to the end; the reasons of those that failed, by trial and seed.
+
+        ``check`` is called after each that finished, and ends the others by what it raises.
+        """
         cells = [(trial.label, seed, self._cell(trial, seed, until)) for trial, seed, until in wanted]
         for label, seed, cell in cells:
             self._recover(stage, label, seed, cell)
@@ -302,10 +357,12 @@ class Search:
         noted: set[int] = set()
 
         def watch(outcomes: Sequence[Outcome]) -> None:
-            for outcome in outcomes:
-                if outcome.state in ("finished", "failed", "stopped") and id(outcome) not in noted:
-                    noted.add(id(outcome))
-                    self._note(stage, *named[id(outcome)], outcome)
+            fresh = [o for o in outcomes if o.state in ("finished", "failed", "stopped") and id(o) not in noted]
+            for outcome in fresh:
+                noted.add(id(outcome))
+                self._note(stage, *named[id(outcome)], outcome)
+            if any(outcome.state == "finished" for outcome in fresh):
+                check()
 
         outcomes = show(benchmark, self.console, watch)
         return {named[id(outcome)]: outcome.reason for outcome in outcomes if outcome.state == "failed"}

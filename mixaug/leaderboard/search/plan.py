@@ -20,19 +20,41 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BudgetTooSmall", "Cost", "Plan", "Rung", "affordable", "make_plan", "seconds_of", "whole_grid"]
+__all__ = [
+    "BudgetTooSmall",
+    "Cost",
+    "Plan",
+    "Rung",
+    "affordable",
+    "make_plan",
+    "needed_at_least",
+    "seconds_of",
+    "whole_grid",
+]
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 #: A ratio beyond this leaves the first rungs where the probe has stopped.
 LARGEST_RATIO = 1e6
 
+#: No command that trains a run is done in fewer seconds than these, on any machine.
+LEAST_OF_A_RUN = 0.05
+
+#: Least seeds of a row in the final comparison.
+LEAST_SEEDS = 2
+
 
 class BudgetTooSmall(ValueError):
-    """The budget has no room for the smallest search and its final comparison; the message says what they need."""
+    """The budget has no room for the smallest search and its final comparison; the message says what they need.
+
+    Attributes:
+        begun: whether runs had been trained by then.
+    """
+
+    begun = False
 
 
 @dataclass(frozen=True)
@@ -125,12 +147,7 @@ def make_plan(
     a_final_seed = sum(cost.of(epochs) for cost in final)
 
     def rungs_at(ratio: float, seeds: int) -> list[Rung]:
-        last = len(counts) - 1
-        lengths = [max(done, min(epochs, math.ceil(epochs / ratio ** (last - k) - 1e-9))) for k in range(last + 1)]
-        every = enumerate(zip(counts, lengths, strict=True))
-        rungs = [Rung(n, length, seeds if k == last else 1) for k, (n, length) in every]
-        # Where lengths are rounded to one epoch, the later rung would rank fewer trials by what is known already.
-        return [rung for k, rung in enumerate(rungs) if k == 0 or rung.epochs > rungs[k - 1].epochs or rung.seeds > 1]
+        return _rungs_at(counts, ratio, seeds, epochs, done)
 
     def cost_of(rungs: Sequence[Rung]) -> float:
         return cost_of_rungs(rungs, mean, done)
@@ -152,11 +169,14 @@ def make_plan(
                 if available >= 0
                 else f"the probe took {-available:.0f} s too much, nothing is"
             )
-            raise BudgetTooSmall(
+            error = BudgetTooSmall(
                 f"budget: {left} left for {len(costs)} trials, but the shortest search takes "
                 f"{least:.0f} s and a final comparison of {finals} seeds {finals * a_final_seed:.0f} s: "
                 f"{least - room:.0f} s are missing; give more, or fewer trials or epochs"
             )
+            # The costs are those of runs.
+            error.begun = True
+            raise error
         low, high = float(eta), LARGEST_RATIO
     if cost_of(rungs_at(low, seeds)) <= room:
         high = low
@@ -170,6 +190,42 @@ def make_plan(
         fitting = math.floor((room - cost_of([grid])) / further) if further > 0 else len(costs)
         rungs = [grid, Rung(max(counts[-1], min(len(costs), fitting)), epochs, seeds)] if seeds > 1 else [grid]
     return Plan(tuple(rungs), finals, high, cost_of(rungs), finals * a_final_seed)
+
+
+def needed_at_least(
+    known: Mapping[str, Cost], left: Sequence[str], rows: Sequence[str], *, epochs: int, done: int, eta: int
+) -> float:
+    """Seconds that the shortest search takes for certain, beside those that were spent.
+
+    A trial that has not been measured is taken to cost half of the cheapest that has been; before the first one, what
+    no run is done in.
+
+    Args:
+        known: what trials have been measured to cost.
+        left: trials that have not failed; those without a cost are still to be probed.
+        rows: of the final comparison, the winner apart.
+        epochs, done, eta: as in :func:`make_plan`.
+    """
+    least = Cost(LEAST_OF_A_RUN, 0.0)
+    if known:
+        least = Cost(min(cost.start for cost in known.values()) / 2, min(cost.epoch for cost in known.values()) / 2)
+    if not left:
+        return 0.0
+    costs = [known.get(label, least) for label in left]
+    mean = Cost(statistics.fmean(cost.start for cost in costs), statistics.fmean(cost.epoch for cost in costs))
+    rungs = _rungs_at(counts_of(len(costs), eta), LARGEST_RATIO, 1, epochs, done)
+    final = LEAST_SEEDS * sum(known.get(label, least).of(epochs) for label in rows)
+    return len(set(left) - set(known)) * least.of(done) + cost_of_rungs(rungs, mean, done) + final
+
+
+def _rungs_at(counts: Sequence[int], ratio: float, seeds: int, epochs: int, done: int) -> list[Rung]:
+    """Rungs a factor apart, the last one with so many seeds."""
+    last = len(counts) - 1
+    lengths = [max(done, min(epochs, math.ceil(epochs / ratio ** (last - k) - 1e-9))) for k in range(last + 1)]
+    every = enumerate(zip(counts, lengths, strict=True))
+    rungs = [Rung(n, length, seeds if k == last else 1) for k, (n, length) in every]
+    # Where lengths are rounded to one epoch, the later rung would rank fewer trials by what is known already.
+    return [rung for k, rung in enumerate(rungs) if k == 0 or rung.epochs > rungs[k - 1].epochs or rung.seeds > 1]
 
 
 def cost_of_rungs(rungs: Sequence[Rung], cost: Cost, done: int) -> float:
