@@ -113,6 +113,10 @@ def starts_processes(module: ModuleType | None) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     keep_out_of_collections()
+    if not hands_out(session.config) and any(starts_processes(getattr(item, "module", None)) for item in session.items):
+        import processes
+
+        processes.start_server()
     # Tensors do not wait for a collection, and each one looks at all that tests have made since they began.
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

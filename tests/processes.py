@@ -2,7 +2,8 @@
 
 A script starts as `python script.py ...` would: its own process, arguments, environment, working folder, standard
 output and exit code, and SIGKILL ends it. It is forked from multiprocessing's fork server, which has imported torch,
-timm, Hydra and the engine once, so that a start takes milliseconds and not the four seconds of these imports.
+timm, Hydra and the engine once, so that a start takes milliseconds and not the four seconds of these imports. The
+server is a fork of the process that runs the tests, made when that has imported them and run none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import atexit
 import datetime
 import gc
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -18,10 +22,11 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The engine imports some of these when a run first needs them.
@@ -33,6 +38,28 @@ CONTEXT.set_forkserver_preload(
         *("mixaug.models", "mixaug.policies", "torch.distributed.nn"),
     ]
 )
+
+
+def start_server() -> None:
+    """Start the fork server as a fork of this process, which has imported by now what the server would import anew."""
+
+    def forked(path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            # The pipes of pytest-xdist, among others, which would not end with their process.
+            open_ones = sorted({0, 1, 2, *kept})
+            for low, high in zip(open_ones, [*open_ones[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+                os.closerange(low + 1, high)
+            # What a fresh interpreter would be told to run: the server, which ends with SystemExit.
+            exec(arguments[-1], {})
+        finally:
+            os._exit(0)
+
+    multiprocessing.resource_tracker.ensure_running()
+    with mock.patch.object(multiprocessing.util, "spawnv_passfds", forked):
+        multiprocessing.forkserver.ensure_running()
 
 
 def _main(script: str, arguments: list[str], environment: dict[str, str], cwd: str, out: str, err: str) -> None:
