@@ -18,12 +18,13 @@ MODEL_FREE = ours(mixaug.list_policies(needs=()))
 BESIDE = ("lisa", "selecmix", "selfmix")
 CASES = [(name, "sample") for name in MODEL_FREE if name not in BESIDE]
 CASES += [(name, per) for name in ("mixup", "cutmix", "maskmix") for per in ("batch", "pair")]
-#: What these draw and mix with is drawn and mixed by another one that is always compiled: patches and other masks by
-#: MaskMix, a box that is blended by ResizeMix's box and a blend, chosen policies by DeiT, a share by Mixup. Or another
-#: test below compares it with eager code: nearest rows and Mixup's share where sizes change, one share for all and
-#: FMix's spectrum where everything is dynamic, CutMix's boxes in a step.
+#: These are left to the slow suite. What they draw and mix with is drawn and mixed by another one that is always
+#: compiled: patches and other masks by MaskMix, a box that is blended by ResizeMix's box and a blend, chosen policies
+#: by DeiT, a share for each by Mixup where sizes change, one for all where everything is dynamic. Or it is a search of
+#: its own, whose reading back of a value, the usual reason why a graph breaks, tests/test_launches.py finds as well:
+#: nearest rows, FMix's spectrum, SaliencyMix's maps, CutMix's boxes.
 OF_A_KIND_SEEN = {
-    *(("cowmix", "sample"), ("gmix", "sample"), ("dmixup", "sample")),
+    *(("cowmix", "sample"), ("gmix", "sample"), ("dmixup", "sample"), ("saliencymix", "sample")),
     *(("gridmix", "sample"), ("smoothmix", "sample"), ("patchmix", "sample"), ("hmix", "sample")),
     *(("local_mixup", "sample"), ("regmix", "sample"), ("selective_mixup", "sample"), ("rsb", "sample")),
     *(("cutmix", "batch"), ("maskmix", "batch"), ("cutmix", "pair"), ("maskmix", "pair")),
@@ -83,7 +84,9 @@ def test_one_graph_serves_all_batch_sizes(name, per):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow), "knn_mixup"])
+@pytest.mark.parametrize(
+    "name", ["mixup", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cutmix", "knn_mixup"))]
+)
 def test_sizes_change_without_a_word_to_the_compiler(name):
     policy = make(name, "sample")
     # How often is compiled is Dynamo's matter, for which its eager backend is the quick one.
@@ -100,7 +103,8 @@ def test_sizes_change_without_a_word_to_the_compiler(name):
 
 # A batch of one is compiled anew, which one of them is to show in the fast suite.
 @pytest.mark.parametrize(
-    ("name", "alone"), [("mixup", True), ("fmix", False), pytest.param("fmix", True, marks=pytest.mark.slow)]
+    ("name", "alone"),
+    [("mixup", True), *(pytest.param("fmix", alone, marks=pytest.mark.slow) for alone in (True, False))],
 )
 def test_dynamic_everything(name, alone):
     # Numbers of the policy, such as FMix's decay, are symbols then too.
@@ -114,7 +118,9 @@ def test_dynamic_everything(name, alone):
 
 
 # By itself the compiler meets the second size with a second graph; told that sizes change, it makes one.
-@pytest.mark.parametrize("told", [True, pytest.param(False, marks=pytest.mark.slow)])
+# That a step is one graph is shown by tests/test_policy.py, gradients of a compiled model by tests/test_step.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
 def test_a_step_has_the_gradients_of_eager_code(told):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 18, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
@@ -138,7 +144,8 @@ def test_a_step_has_the_gradients_of_eager_code(told):
     assert counter.frame_count == (1 if told else 2)
 
 
-@pytest.mark.parametrize("names", [("mixup", "dmixup"), pytest.param(("mixup", "patchmix"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("mixup", "dmixup"), ("mixup", "patchmix")])
 def test_several_policies_in_one_process(names):
     # Two policies whose batch sizes change stay within the default limit; more need versions of their own.
     traced = [torch.compile(mixaug.create(name), fullgraph=True, backend="eager") for name in names]

@@ -456,7 +456,7 @@ def test_the_command_takes_every_finished_run_below_a_folder(
     said = capsys.readouterr()
     assert "1 of 2 runs were not evaluated" in said.err and "it is absent" in said.err
     assert "calibration: done before" in said.out
-    assert tool(below, *given, "--outliers", "digits", "train_size") == 1
+    assert tool(below, *given, "--outliers", "digits", "train_size") == 2
     assert "options as NAME=VALUE, got 'train_size'" in capsys.readouterr().err
     assert tool(below, str(folder)) == 2
     assert "several runs take --suite" in capsys.readouterr().err
