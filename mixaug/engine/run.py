@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -198,12 +199,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
     """Versions, device, threads and source commit behind a run's numbers."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
     versions["cuda"] = torch.version.cuda
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
@@ -213,6 +209,15 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "git_commit": _git_commit(),
     }
+
+
+@cache
+def _version(package: str) -> str | None:
+    # Of a process, in which a package stays what it was when it was imported; a search through all that is installed.
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git_commit() -> str | None:
