@@ -50,7 +50,7 @@ def test_kill_nine_at_several_moments_changes_nothing(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             now = inode(last)
             seen, known = seen + int(now not in (known, 0)), now or known
-            time.sleep(0.0005)
+            time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait().returncode == -signal.SIGKILL

@@ -246,8 +246,9 @@ def test_a_constant_rate_of_the_mixer_beside_the_models_cosine(tiny: Tiny, learn
 def test_an_interrupted_run_ends_bit_identical(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: None, batches: int, own: tuple[str, ...]
 ) -> None:
-    shared = (*own, "epochs=2", "batch_size=50", "checkpoint_every_steps=1", "clip_grad_norm=1.0")
-    whole, broken = tiny(*shared, root=tmp_path / "whole"), tiny(*shared, root=tmp_path / "broken")
+    shared = (*own, "epochs=2", "batch_size=50", "clip_grad_norm=1.0")
+    whole = tiny(*shared, root=tmp_path / "whole")
+    broken = tiny(*shared, f"checkpoint_every_steps={batches}", root=tmp_path / "broken")
     train(whole)
     with monkeypatch.context() as patch:
         interrupt(patch, after=batches)

@@ -88,8 +88,8 @@ OF_A_KIND_SEEN = ("pool", "ferkd")
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in OF_A_KIND_SEEN else ()) for kind in SETTINGS]
 )
 def test_a_run_resumes_to_the_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    overrides = [*SETTINGS[kind], "checkpoint_every_steps=1"]
-    whole, broken = tiny(*overrides), tiny(*overrides, root=tmp_path / "broken")
+    overrides = SETTINGS[kind]
+    whole, broken = tiny(*overrides), tiny(*overrides, "checkpoint_every_steps=5", root=tmp_path / "broken")
     assert train(whole)["status"] == "finished"
     with monkeypatch.context() as patch:
         interrupt(patch, after=5)

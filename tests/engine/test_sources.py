@@ -318,14 +318,14 @@ def test_a_run_of_many_passes_and_networks_resumes_to_the_bit(
     tiny: Tiny, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside(monkeypatch)
-    settings = (*ways(teacher), *OUTLIERS, "+streams.outliers.batch_size=10", "checkpoint_every_steps=1")
+    settings = (*ways(teacher), *OUTLIERS, "+streams.outliers.batch_size=10")
     whole = tiny(*settings, root=tmp_path / "whole")
     train(whole)
     expected = ended(whole)
     slow = expected["networks"]["slow.copied.fc.weight"]
     assert not torch.equal(slow, expected["model"]["fc.weight"])
     assert set(expected["losses"][0]) >= {"train_clean", "train_mixed", "train_outliers", "train_teacher", "train_slow"}
-    broken = tiny(*settings, root=tmp_path / "broken")
+    broken = tiny(*settings, "checkpoint_every_steps=1", root=tmp_path / "broken")
     for stop in (2, 3):  # in the first epoch, then in the second one
         with monkeypatch.context() as patch:
             interrupt(patch, after=stop)
@@ -354,11 +354,12 @@ def test_streams_read_from_files_resume_to_the_bit_whatever_reads_them(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "build_objective", lambda config: Outliers())
-    settings = ("policy=mixup", "checkpoint_every_steps=1", "+model.drop_rate=0.2")
+    settings = ("policy=mixup", "+model.drop_rate=0.2")
     whole = from_files(images, tmp_path / "whole", *settings)
     train(whole)
     for workers in (0, 2):
-        broken = from_files(images, tmp_path / f"broken{workers}", *settings, f"workers={workers}")
+        ways = (*settings, "checkpoint_every_steps=7", f"workers={workers}")
+        broken = from_files(images, tmp_path / f"broken{workers}", *ways)
         with monkeypatch.context() as patch:
             interrupt(patch, after=7)
             with pytest.raises(KeyboardInterrupt):
