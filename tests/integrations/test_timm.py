@@ -379,3 +379,14 @@ def test_a_task_refuses_what_it_cannot_train():
     for wrong in (0, -1, 2.5, float("inf"), "4", True, [3]):
         with pytest.raises(ValueError, match="expects total_updates as a positive whole number"):
             task_of("mixup", total_updates=wrong)
+
+
+def test_clips_are_mixed_in_the_layout_that_is_said():
+    clips, labels = torch.rand(6, 5, 3, 8, 8, generator=seeded(0)), torch.arange(6) % 5
+    policy = mixaug.create("cutmix")
+    expected = policy(clips, labels, layout="NTCHW", generator=seeded(2))
+    mixed, targets = MixupFn(policy, 5, generator=seeded(2), layout="NTCHW")(clips, labels)
+    assert torch.equal(mixed, expected.inputs)
+    assert torch.equal(targets, expected.targets(5))
+    with pytest.raises(ValueError, match="MixupFn expects layout"):
+        MixupFn(policy, 5, layout="channels last")
