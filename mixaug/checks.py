@@ -218,7 +218,9 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def check_generator(what: str, generator: Generator | None, device: torch.device) -> None:
-    """Raise unless the generator lives where the images do."""
+    """Raise unless the generator is one, and lives where the images do."""
+    if generator is not None and not hasattr(generator, "device"):
+        raise TypeError(f"{what} expects generator as a torch.Generator, got {shown(generator)}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(
             f"{what} draws on the images' device {device}, but the generator is on {generator.device}; "

@@ -19,6 +19,7 @@ _DEEP = ("I", "F")
 #: Formats that store at most 16 bits where Pillow reads 32, scaled to all of the 16.
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 def read_rgb(path: str | Path) -> Any:
@@ -29,22 +30,31 @@ def read_rgb(path: str | Path) -> Any:
 
     Raises:
         OSError: the file cannot be read, is cut off or no image; names it.
-        ValueError: greyscale of 32 bits, of signed integers or of floating point, whose range nobody knows; names it.
+        ValueError: values of 32 bits, of signed integers or of floating point, whose range nobody knows; names it.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             file.load()
-            if not file.mode.startswith(_DEEP):
-                return file.convert("RGB")
-            return Image.fromarray(_eight_bits(file, path)).convert("RGB")
+            is_deep = file.mode.startswith(_DEEP)
+            if not is_deep and not _is_signed(file):
+                # A palette with transparency is dropped in two steps: in one, Pillow warns of every such file.
+                return (file.convert("RGBA") if file.mode == "P" else file).convert("RGB")
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
         raise OSError(f"{str(path)!r} is refused as an image: {error}") from error
-    except (OSError, SyntaxError, EOFError, IndexError) as error:
+    except Exception as error:
+        # Every decoder of Pillow has errors of its own for a file that is cut off: OSError, ValueError, struct.error.
         raise OSError(f"{str(path)!r} cannot be read as an image: {error}") from error
+    return Image.fromarray(_eight_bits(file, path)).convert("RGB")
+
+
+def _is_signed(file: Any) -> bool:
+    """Whether a TIFF says that its values have a sign, which Pillow passes over where they have eight bits."""
+    kinds = getattr(file, "tag_v2", {}).get(_SAMPLE_FORMAT, 1)
+    return _SIGNED in (kinds if isinstance(kinds, tuple) else (kinds,))
 
 
 def _eight_bits(file: Any, path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

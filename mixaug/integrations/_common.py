@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug import MixCollate, MixedBatch, Policy
+from mixaug.checks import check_probability
 from mixaug.plan import Unmixed
 
 
@@ -58,10 +59,8 @@ def require_class_count(num_classes: int, caller: str) -> int:
 
 
 def require_smoothing(label_smoothing: float, caller: str) -> float:
-    """Return `label_smoothing` if it lies in [0, 1], else raise a `ValueError` that names `caller`."""
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{caller} expected `label_smoothing` in [0, 1], got {label_smoothing!r}")
-    return float(label_smoothing)
+    """Return `label_smoothing` if it is a number in [0, 1], else raise a `ValueError` that names `caller`."""
+    return check_probability(caller, "label_smoothing", label_smoothing)
 
 
 def unmixed(inputs: Tensor, labels: Tensor | None) -> MixedBatch:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixaug import MixedBatch, MixStep, ModelSignals, Policy
+from mixaug.axes import check_layout
 from mixaug.integrations._common import refuse_mixing_collate, require_model_free, require_policy, require_smoothing
 from mixaug.integrations._trainer_losses import (
     REGRESSION,
@@ -67,6 +68,8 @@ class MixTrainerMixin:
         objective: instead, for training only, what :class:`mixaug.MixStep` takes: a loss `(outputs, MixedBatch)` to
             a mean, or a :class:`mixaug.Objective` (keyword).
         signals: where the parts of the model are, for policies that do not find them (keyword).
+        layout: where the channels of the images are (keyword), such as `"NTCHW"` for the clips that video models take,
+            see :meth:`mixaug.Policy.forward`; policies that look at the model take channels second alone.
 
     All other arguments go to the Trainer.
 
@@ -76,10 +79,10 @@ class MixTrainerMixin:
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
-        ValueError: `label_smoothing` out of range; two ways of smoothing or two losses asked for; a model whose own
-            loss is not that of its problem type, found on the first batch where it lies in `forward`; a policy that
-            looks at the model, in a run where the model is wrapped by something other than DistributedDataParallel or
-            `torch.compile`.
+        ValueError: `label_smoothing` out of range; a layout that is none; two ways of smoothing or two losses asked
+            for; a model whose own loss is not that of its problem type, found on the first batch where it lies in
+            `forward`; a policy that looks at the model, in a run where the model is wrapped by something other than
+            DistributedDataParallel or `torch.compile`.
         KeyError: a training batch lacks the images or the labels.
 
     Example:
@@ -101,9 +104,11 @@ class MixTrainerMixin:
         compute_loss_func: Callable[..., Tensor] | None = None,
         objective: Any = None,
         signals: ModelSignals | None = None,
+        layout: str | None = None,
         **kwargs: Any,
     ) -> None:
         name = type(self).__name__
+        self.mix_layout = check_layout(name, layout)
         self.mix_policy = require_policy(policy, name)
         self.image_key = image_key
         require_smoothing(label_smoothing, name)
@@ -146,7 +151,8 @@ class MixTrainerMixin:
                 raise ValueError(f"{name} shows the model to the policy: pass model=, not model_init=")
             if objective is None and signals is None:
                 signals = ModelSignals(model, loss=_loss_of_labels(self.mix_loss))  # type: ignore[arg-type]
-            self.mix_step = _TrainerStep(model, policy, objective or _mean_of(self.mix_loss), signals)  # type: ignore[arg-type]
+            objective = objective or _mean_of(self.mix_loss)
+            self.mix_step = _TrainerStep(model, policy, objective, signals, self.mix_layout)  # type: ignore[arg-type]
         else:
             require_model_free(policy, name)
         if self.mix_step is not None or policy.state_dict():
@@ -175,7 +181,7 @@ class MixTrainerMixin:
             self.mix_policy.set_progress(min(1.0, state.global_step / state.max_steps))
         inputs["labels"] = as_the_problem_takes(inputs["labels"], getattr(self.mix_loss, "problem_type", None))
         if self.mix_step is None:
-            mixed = self.mix_policy(inputs[self.image_key], inputs["labels"])
+            mixed = self.mix_policy(inputs[self.image_key], inputs["labels"], layout=self.mix_layout)
             inputs = {**inputs, self.image_key: mixed.inputs, "labels": mixed}
             return self._part(super().compute_loss(model, inputs, *args, **kwargs))  # type: ignore[misc]
         others = sorted(key for key in inputs if key not in (self.image_key, "labels"))
@@ -256,10 +262,12 @@ class MixTrainerMixin:
 class _TrainerStep(MixStep):
     """A step whose training passes go through the Trainer's wrapper around the model, if there is one."""
 
-    def __init__(self, model: nn.Module, policy: Policy, objective: Any, signals: ModelSignals | None) -> None:
+    def __init__(
+        self, model: nn.Module, policy: Policy, objective: Any, signals: ModelSignals | None, layout: str | None
+    ) -> None:
         # A list, so that the model is not registered twice.
         self._looked_at = [model]
-        super().__init__(model, policy, objective, signals)
+        super().__init__(model, policy, objective, signals, layout=layout)
 
     def show(self, model: nn.Module) -> None:
         """Take the model as the Trainer runs it."""

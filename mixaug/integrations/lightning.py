@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from mixaug import MixedBatch, MixStep, Policy
+from mixaug.axes import check_layout
 from mixaug.integrations._common import refuse_mixing_collate, require_model_free
 
 
@@ -35,11 +36,14 @@ class MixBatchMixin:
     Attributes:
         mix_policy: a model-free policy, set by the class that uses the mixin.
         mix_step: a step around the model, for any policy; its parameters are found by `self.parameters()`.
+        mix_layout: where the channels of the images are that `mix_policy` mixes, such as `"NHWC"`, or `"NTCHW"` for
+            clips, see :meth:`mixaug.Policy.forward`; a `mix_step` has an argument for it.
 
     Raises:
         TypeError: when a class is made, `LightningModule` stands before the mixin; in training, neither or both of
             `mix_policy` and `mix_step` are set, a batch that cannot be taken apart.
-        ValueError: in training, `mix_policy` needs a model, a collate function mixes already.
+        ValueError: in training, `mix_policy` needs a model, a collate function mixes already, a `mix_layout` that is
+            none, or beside a `mix_step`.
         RuntimeError: in training, another hook has taken the place of the mixin's.
 
     Warns:
@@ -62,6 +66,7 @@ class MixBatchMixin:
     # No defaults: a class attribute would hide the submodule of that name.
     mix_policy: Policy
     mix_step: MixStep
+    mix_layout: str | None = None
     #: Optimizer steps before this batch.
     _mix_steps_before: int = 0
     _mix_batch: Any = None
@@ -135,7 +140,10 @@ class MixBatchMixin:
             for loader in _each_loader(getattr(self.trainer, "train_dataloader", None)):
                 refuse_mixing_collate(getattr(loader, "collate_fn", None), name)
             self._mix_was_asked = True
+        layout = check_layout(f"{name}.mix_layout", self.mix_layout)
         if step is not None:
+            if layout is not None:
+                raise ValueError(f"{name}.mix_layout is for a mix_policy: give the step its own, MixStep(..., layout=)")
             self._tell_progress(step)
             self._mix_batch = batch
             return batch
@@ -145,7 +153,7 @@ class MixBatchMixin:
         if isinstance(batch, MixedBatch):
             raise TypeError(f"{name} got a MixedBatch: leave out MixCollate or mix_policy, for it would be mixed twice")
         images, labels = self.split_batch(batch)
-        self._mix_batch = policy(images, labels)
+        self._mix_batch = policy(images, labels, layout=layout)
         return self._mix_batch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:

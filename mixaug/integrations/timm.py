@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from mixaug import MixCollate, MixStep, Policy
+from mixaug.axes import check_layout
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing, unmixed
 
 try:
@@ -48,6 +49,7 @@ class MixupFn:
         num_classes: K, the width of the dense targets.
         label_smoothing: in [0, 1], spread evenly over all K classes, as `torch.nn.CrossEntropyLoss` does.
         generator: where the draws come from; default: torch's own for the device.
+        layout: where the channels of the images are, such as `"NTCHW"` for clips, see :meth:`mixaug.Policy.forward`.
 
     Attributes:
         mixup_enabled: set to False, `x` comes back as it is, with its dense (smoothed) target, so that the
@@ -56,7 +58,7 @@ class MixupFn:
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
-        ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range.
+        ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range; a layout that is none.
 
     Example:
         >>> import mixaug
@@ -74,11 +76,13 @@ class MixupFn:
         label_smoothing: float = 0.0,
         *,
         generator: torch.Generator | None = None,
+        layout: str | None = None,
     ) -> None:
         self.policy = require_model_free(policy, "MixupFn")
         self.num_classes = require_class_count(num_classes, "MixupFn")
         self.label_smoothing = require_smoothing(label_smoothing, "MixupFn")
         self.generator = generator
+        self.layout = check_layout("MixupFn", layout)
         self.mixup_enabled = True
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +96,7 @@ class MixupFn:
             The mixed images, dtype and memory format as in `x`, and dense targets (B, K), float32.
         """
         if self.mixup_enabled:
-            mixed = self.policy(x, target, generator=self.generator)
+            mixed = self.policy(x, target, generator=self.generator, layout=self.layout)
         else:
             mixed = unmixed(x, target)
         return mixed.inputs, mixed.targets(self.num_classes, label_smoothing=self.label_smoothing)

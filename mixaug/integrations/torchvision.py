@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mixaug import Policy
+from mixaug.axes import check_layout
 from mixaug.checks import check_dense, shown
 from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing
 from mixaug.ops.nested import mapping_like
@@ -39,10 +40,12 @@ class MixTransform(v2.Transform):
             one inside a tuple, that is called label, labels, target or targets, in any case.
         generator: where the draws come from; default: torch's own for the device. Leave it out in a collate
             function: a `DataLoader` seeds torch's own afresh in every worker, but copies a generator to all.
+        layout: where the channels of the images are, such as `"NHWC"`, see :meth:`mixaug.Policy.forward`. None is
+            `"NTCHW"` for a `tv_tensors.Video` (B, T, C, H, W).
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`, `labels_getter` is neither "default" nor callable.
-        ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range.
+        ValueError: `policy` needs a model; `num_classes` or `label_smoothing` out of range; a layout that is none.
 
     Example:
         >>> import mixaug
@@ -64,6 +67,7 @@ class MixTransform(v2.Transform):
         *,
         labels_getter: Callable[[Any], Tensor] | str = "default",
         generator: torch.Generator | None = None,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
         self.policy = require_model_free(policy, "MixTransform")
@@ -75,13 +79,15 @@ class MixTransform(v2.Transform):
             )
         self.labels_getter = labels_getter
         self.generator = generator
+        self.layout = check_layout("MixTransform", layout)
 
     def forward(self, *inputs: Any) -> Any:
         """Mix one batch.
 
         Args:
-            inputs: images (B, C, H, W), a tensor or `tv_tensors.Image`, and class ids (B,) or dense targets
-                (B, K), as two arguments or as one pair; or a dictionary or tuple that holds them.
+            inputs: images (B, C, H, W), a tensor or `tv_tensors.Image`, or clips (B, T, C, H, W), a `tv_tensors.Video`;
+                and class ids (B,) or dense targets (B, K); as two arguments or as one pair, or in a dictionary or tuple
+                that holds them.
 
         Returns:
             The mixed images, of the type that came in, and dense targets (B, K), float32, in the structure that came
@@ -114,7 +120,10 @@ class MixTransform(v2.Transform):
         images = leaves[image_at]
         check_dense("MixTransform", "images", images)
         check_dense("MixTransform", "labels", labels)
-        mixed = self.policy(images.as_subclass(Tensor), labels.as_subclass(Tensor), generator=self.generator)
+        is_clip = isinstance(images, tv_tensors.Video) and images.ndim == 5
+        layout = "NTCHW" if is_clip and self.layout is None else self.layout
+        pixels, ids = images.as_subclass(Tensor), labels.as_subclass(Tensor)
+        mixed = self.policy(pixels, ids, generator=self.generator, layout=layout)
         output = mixed.inputs
         if isinstance(images, tv_tensors.TVTensor):
             output = tv_tensors.wrap(output, like=images)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_probability, check_whole
 from mixaug.loading.samples import Layout, explained_samples
 from mixaug.policy import Policy
 from mixaug.streams import process_rank, stream_key
@@ -74,10 +75,9 @@ class MixCollate:
                 "MixCollate works in the processes of a loader, which each have a copy of the policy that nobody "
                 f"saves, but {type(keeping[0]).__name__} keeps earlier samples: mix in DeviceLoader or MixStep"
             )
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"MixCollate expects num_classes >= 1 or None, got {num_classes}")
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"MixCollate expects label_smoothing in [0, 1], got {label_smoothing}")
+        if num_classes is not None:
+            num_classes = check_whole("MixCollate", "num_classes", num_classes)
+        label_smoothing = check_probability("MixCollate", "label_smoothing", label_smoothing)
         if label_smoothing and num_classes is None:
             raise ValueError(
                 "MixCollate smooths dense targets only: pass num_classes, or give label_smoothing to the loss"

@@ -18,6 +18,8 @@ __all__ = ["Normalize"]
 
 #: Dtypes that the kernel reads and, but for the first, writes.
 KERNEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+#: Axes of the tensors that some memory formats are for.
+_AXES = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
 class Normalize:
@@ -32,9 +34,10 @@ class Normalize:
         memory_format: memory format of the result; None keeps the images'.
 
     Raises:
-        ValueError: std not positive, mean or std not finite, or of another length than the images' channels.
-        TypeError: a dtype that is not floating (uint8 is fine without mean and std), or images that are
-            neither uint8 nor floating.
+        ValueError: std not positive, mean or std not finite, or of another length than the images' channels, a memory
+            format of other images.
+        TypeError: a memory format that is none, a dtype that is not floating (uint8 is fine without mean and std), or
+            images that are neither uint8 nor floating.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Normalize:
             raise ValueError(f"mean has {len(self.mean)} numbers, but std has {len(self.std)}")
         if dtype is not None and not dtype.is_floating_point and (self.scales or dtype != torch.uint8):
             raise TypeError(f"dtype expects a floating type, or uint8 without mean and std, got {dtype}")
+        if memory_format is not None and not isinstance(memory_format, torch.memory_format):
+            raise TypeError(f"memory_format expects one of torch, such as torch.channels_last, got {memory_format!r}")
         self.dtype = dtype
         self.memory_format = memory_format
         self._made: dict[tuple[torch.device, torch.dtype, int, bool], tuple[Tensor, Tensor]] = {}
@@ -114,6 +119,11 @@ class Normalize:
             raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
         if self.dtype == torch.uint8 and images.dtype != torch.uint8:
             raise TypeError(f"dtype=torch.uint8 keeps uint8 images, but these are {images.dtype}")
+        axes = None if self.memory_format is None else _AXES.get(self.memory_format)
+        if axes is not None and images.ndim != axes:
+            raise ValueError(
+                f"memory_format={self.memory_format} is one of inputs with {axes} axes, got shape {tuple(images.shape)}"
+            )
 
     def _result_dtype(self, images: Tensor) -> torch.dtype | None:
         """Dtype of normalised images; None where nothing is computed."""

@@ -172,19 +172,38 @@ class Layout:
 
 
 def explained_samples(what: str, samples: Sequence[Any]) -> Exception | None:
-    """Why samples cannot be put together: pictures that are no tensors, or tensors of different sizes; None otherwise.
+    """Why samples cannot be put together: nothing in a place, pictures that are no tensors, tensors of different sizes.
+
+    None where it is for another reason.
 
     Args:
         what: name of the caller, for messages.
         samples: each a tensor, a sequence or a mapping of entries.
     """
+    missing = [number for number, sample in enumerate(samples) if sample is None]
+    if missing:
+        return TypeError(
+            f"{what} got None for sample {missing[0]} of a batch of {len(samples)}: leave such samples out of the data"
+        )
     first = samples[0]
     entries: list[Any] = [None]
     if isinstance(first, (list, tuple, Mapping)):
         entries = list(first) if isinstance(first, Mapping) else list(range(len(first)))
+        for number, sample in enumerate(samples):
+            if isinstance(sample, (list, tuple, Mapping)) and len(sample) != len(first):
+                return ValueError(
+                    f"{what} expects samples with as many entries as the first, {len(first)}, got {len(sample)} in "
+                    f"sample {number}"
+                )
     for key in entries:
         values = [sample if key is None else sample[key] for sample in samples]
         place = "samples" if key is None else f"entry {key!r} of the samples"
+        if any(value is None for value in values):
+            number = next(number for number, value in enumerate(values) if value is None)
+            return TypeError(
+                f"{what} expects {place} as tensors or numbers, got None in sample {number} of a batch of "
+                f"{len(samples)}: leave the entry out, or such samples"
+            )
         if any(type(value).__module__.partition(".")[0] == "PIL" for value in values):
             return TypeError(
                 f"{what} expects {place} as tensors, got PIL images: give the data set a transform to tensors, such as "

@@ -112,7 +112,23 @@ def test_a_folder_of_deep_images(tmp_path):
         assert [split[index][1] for index in range(4)] == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_signed_values_of_eight_bits_are_refused(tmp_path):
+    """Pillow reads them as unsigned ones, in grey and in colour."""
+    tiff(tmp_path / "signed.tif", (LOW % 100).astype(np.int8), 8, sample_format=2)
+    with pytest.raises(ValueError, match=r"signed.tif' holds signed or 32-bit integer values"):
+        read_rgb(tmp_path / "signed.tif")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path):
+    colours = np.random.default_rng(1).integers(0, 256, (4, 3)).astype(np.uint8)
+    image = Image.fromarray((LOW % 4).astype(np.uint8))
+    image.putpalette(colours.tobytes())
+    image.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255, 7]))
+    assert np.array_equal(np.asarray(read_rgb(tmp_path / "palette.png")), colours[LOW % 4])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "ppm", "gif"])
 def test_files_that_cannot_be_read_are_named(tmp_path, suffix):
     path = tmp_path / f"broken.{suffix}"
     Image.fromarray(LOW.astype(np.uint8)).convert("RGB").save(path)

@@ -170,3 +170,18 @@ def test_trains_under_transformers(tmp_path):
     for training, images in seen:
         assert any(tuple(image.flatten().tolist()) in originals for image in images) != training
     assert {training for training, _ in seen} == {True, False}
+
+
+def test_clips_are_mixed_in_the_layout_that_is_said():
+    """Video models take (B, T, C, H, W)."""
+    clips, labels = torch.rand(6, 5, 4, 6, 2, generator=seeded(0)), torch.arange(6) % 5
+    model = Model()
+    torch.manual_seed(0)
+    expected = mixaug.create("cutmix")(clips, labels, layout="NTCHW")
+    wanted = F.cross_entropy(model(expected.inputs)["logits"], expected.targets(5))
+    torch.manual_seed(0)
+    trainer = MixTrainer(policy=mixaug.create("cutmix"), layout="NTCHW")
+    torch.testing.assert_close(trainer.compute_loss(model, {"pixel_values": clips, "labels": labels}), wanted)
+    assert torch.equal(trainer.seen[0], expected.inputs)
+    with pytest.raises(ValueError, match="MixTrainer expects layout"):
+        MixTrainer(policy=mixaug.create("cutmix"), layout="clips")

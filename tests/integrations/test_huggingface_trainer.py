@@ -370,3 +370,19 @@ def test_what_cannot_work_is_refused_when_the_trainer_is_made(tmp_path):
         trainer.compute_loss(trainer.model.train(), {"pixel_values": IMAGES, "labels": IDS, "age": IDS})
     with pytest.raises(ValueError, match="which the Trainer has wrapped in DataParallel"):
         trainer.compute_loss(torch.nn.DataParallel(trainer.model), {"pixel_values": IMAGES, "labels": IDS})
+
+
+def test_a_step_of_the_trainer_knows_the_layout(tmp_path):
+    class Clips(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(6 * 3 * 8 * 8, 5)
+
+        def forward(self, pixel_values, labels=None):
+            return {"logits": self.fc(pixel_values.flatten(1))}
+
+    data = [{"pixel_values": torch.rand(6, 3, 8, 8), "labels": index % 5} for index in range(4)]
+    options = {"train_dataset": data, "policy": mixaug.create("cutmix"), "objective": MixedCrossEntropy()}
+    with pytest.raises(ValueError, match="looks like NTCHW; say layout="):
+        MixTrainer(Clips(), arguments(tmp_path, max_steps=1), **options).train()
+    MixTrainer(Clips(), arguments(tmp_path, max_steps=1), layout="NTCHW", **options).train()

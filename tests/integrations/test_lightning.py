@@ -153,3 +153,27 @@ def test_a_module_inside_another_one_says_that_it_mixes_nothing(policy, told, tm
         trainer.fit(Outer(), loader)
     found = [w for w in seen if "Inner is a part of Outer, which is what is trained" in str(w.message)]
     assert bool(found) == told
+
+
+def test_clips_are_mixed_in_the_layout_that_is_said():
+    clips, labels = torch.rand(6, 5, 3, 8, 8, generator=seeded(0)), torch.arange(6) % 5
+    module = Classifier(mixaug.create("cutmix"))
+    with pytest.raises(ValueError, match="looks like NTCHW; say layout="):
+        module.on_after_batch_transfer((clips, labels), 0)
+    module.mix_layout = "NTCHW"
+    torch.manual_seed(0)
+    mixed = module.on_after_batch_transfer((clips, labels), 0)
+    torch.manual_seed(0)
+    assert torch.equal(mixed.inputs, module.mix_policy(clips, labels, layout="NTCHW").inputs)
+    assert not torch.equal(mixed.inputs, clips)
+    module.mix_layout = "clips"
+    with pytest.raises(ValueError, match=r"Classifier\.mix_layout expects layout"):
+        module.on_after_batch_transfer((clips, labels), 0)
+
+
+def test_a_layout_beside_a_step_is_refused():
+    module = Classifier(None)
+    module.mix_step = mixaug.MixStep(torch.nn.Flatten(), mixaug.create("none"), mixaug.losses.MixedCrossEntropy())
+    module.mix_layout = "NHWC"
+    with pytest.raises(ValueError, match=r"mix_layout is for a mix_policy: give the step its own"):
+        module.on_after_batch_transfer(batch(), 0)

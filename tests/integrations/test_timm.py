@@ -77,7 +77,7 @@ def test_images_of_the_caller_stay_and_odd_batches_work():
         (("cutmix", 5), TypeError, "mixaug.Policy, got str: 'cutmix'"),
         ((None, 0), ValueError, "`num_classes` to be a positive int, got 0"),
         ((None, 5.0), ValueError, "`num_classes` to be a positive int, got 5.0"),
-        ((None, 5, 1.5), ValueError, r"`label_smoothing` in \[0, 1\], got 1.5"),
+        ((None, 5, 1.5), ValueError, r"label_smoothing in \[0, 1\], got 1.5"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
@@ -379,3 +379,26 @@ def test_a_task_refuses_what_it_cannot_train():
     for wrong in (0, -1, 2.5, float("inf"), "4", True, [3]):
         with pytest.raises(ValueError, match="expects total_updates as a positive whole number"):
             task_of("mixup", total_updates=wrong)
+
+
+def test_clips_are_mixed_in_the_layout_that_is_said():
+    clips, labels = torch.rand(6, 5, 3, 8, 8, generator=seeded(0)), torch.arange(6) % 5
+    policy = mixaug.create("cutmix")
+    expected = policy(clips, labels, layout="NTCHW", generator=seeded(2))
+    mixed, targets = MixupFn(policy, 5, generator=seeded(2), layout="NTCHW")(clips, labels)
+    assert torch.equal(mixed, expected.inputs)
+    assert torch.equal(targets, expected.targets(5))
+    with pytest.raises(ValueError, match="MixupFn expects layout"):
+        MixupFn(policy, 5, layout="channels last")
+
+
+@pytest.mark.parametrize("smoothing", ["0.1", True, float("nan"), None, 1.5])
+def test_smoothing_that_is_no_share_is_refused(smoothing):
+    with pytest.raises(ValueError, match=r"MixupFn expects label_smoothing in \[0, 1\], got"):
+        MixupFn(mixaug.create("mixup"), 5, smoothing)
+
+
+def test_what_is_no_generator_is_refused():
+    mixup_fn = MixupFn(mixaug.create("mixup"), 5, generator="cpu")
+    with pytest.raises(TypeError, match=r"Mixup expects generator as a torch\.Generator, got 'cpu'"):
+        mixup_fn(torch.rand(2, 3, 8, 8), torch.arange(2))

@@ -158,3 +158,20 @@ def test_labels_or_images_that_are_not_found_are_named():
         )
     with pytest.raises(TypeError, match='as a function or "default", got 3'):
         MixTransform(mixaug.create("mixup"), 5, labels_getter=3)
+
+
+def test_clips_are_mixed_in_their_layout():
+    """A `Video` has its channels behind its frames, and says so by its type; of a tensor the layout is to be said."""
+    images, labels = torch.rand(6, 5, 3, 8, 8, generator=seeded(0)), torch.arange(6) % 5
+    policy = mixaug.create("cutmix")
+    expected = policy(images, labels, layout="NTCHW", generator=seeded(2))
+    for given, layout in ((tv_tensors.Video(images), None), (images, "NTCHW")):
+        mix = MixTransform(policy, 5, layout=layout, generator=seeded(2))
+        mixed, targets = mix(given, labels)
+        assert type(mixed) is type(given)
+        assert torch.equal(mixed.as_subclass(torch.Tensor), expected.inputs)
+        assert torch.equal(targets, expected.targets(5))
+    with pytest.raises(ValueError, match="looks like NTCHW; say layout="):
+        MixTransform(policy, 5)(images, labels)
+    with pytest.raises(ValueError, match="MixTransform expects layout"):
+        MixTransform(policy, 5, layout="NTHWX")

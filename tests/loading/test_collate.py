@@ -249,7 +249,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_classes": 0}, "num_classes >= 1"),
+            ({"num_classes": 0}, "num_classes as an integer >= 1"),
+            ({"num_classes": "10"}, "num_classes as an integer >= 1"),
+            ({"num_classes": 10, "label_smoothing": "0.1"}, r"label_smoothing in \[0, 1\], got '0.1'"),
             ({"num_classes": 5, "label_smoothing": 1.5}, "label_smoothing in"),
             ({"label_smoothing": 0.1}, "pass num_classes"),
         ],

@@ -121,6 +121,16 @@ class TestNormalize:
         tolerance = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(wanted, 2e-6)
         torch.testing.assert_close(out.double(), self.reference(images), rtol=tolerance, atol=tolerance)
 
+    def test_a_memory_format_fits_the_images(self):
+        with pytest.raises(TypeError, match="memory_format expects one of torch, such as"):
+            Normalize(memory_format="channels_last")
+        for memory_format, images in (
+            (torch.channels_last, torch.rand(4, 3)),
+            (torch.channels_last_3d, torch.rand(4, 3, 2, 2)),
+        ):
+            with pytest.raises(ValueError, match=r"memory_format=torch\.channels_last.* with [45] axes, got shape"):
+                Normalize(0.5, 0.2, memory_format=memory_format)(images)
+
     def test_half_precision_is_cast_last(self):
         images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
         full = Normalize(0.5, 0.2)(images)

@@ -147,3 +147,17 @@ def test_pictures_are_told_apart_from_tensors():
         MixCollate(CUTMIX)(samples)
     with pytest.raises(TypeError, match="samples as tensors, got PIL images"):
         MixCollate(CUTMIX)([sample[0] for sample in samples])
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([(IMAGES[0], 0), None], "got None for sample 1 of a batch of 2: leave such samples out"),
+        ([(IMAGES[0], 0), (IMAGES[1], None)], "entry 1 of the samples as tensors or numbers, got None in sample 1"),
+        ([{"x": IMAGES[0], "y": None}] * 2, "entry 'y' of the samples as tensors or numbers, got None in sample 0"),
+        ([(IMAGES[0], 0), (IMAGES[1],)], "samples with as many entries as the first, 2, got 1 in sample 1"),
+    ],
+)
+def test_samples_that_lack_something_are_named(samples, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MixCollate(CUTMIX)(samples)
