@@ -144,7 +144,10 @@ WRONG = {
     "benchmark jobs=x": (2, "jobs: expected an integer of at least 1, got 'x'"),
     "benchmark launch=x": (2, "launch: expected fork (where the system has it) or command, got 'x'"),
     "benchmark root=file": (2, "root: expected a folder, got 'file', and 'file' is a file"),
-    "search data=digits data.valid_share=0.2 budget=1m out=file": (2, "error: out: expected a folder, got 'file', and "),
+    "search data=digits data.valid_share=0.2 budget=1m out=file": (
+        2,
+        "error: out: expected a folder, got 'file', and ",
+    ),
     "benchmark out=file/x": (2, "out: expected a folder, got 'file/x', and 'file' is a file"),
     "leaderboard /nowhere": (2, "expected a folder of runs, got '/nowhere', which is not a folder"),
     "leaderboard empty": (2, "no run folder below empty"),

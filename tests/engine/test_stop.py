@@ -73,7 +73,13 @@ def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_whose_model_gave_no_numbers_is_not_made_again(tmp_path: Path) -> None:
-    result = {**json.loads(FINISHED), "task": "regression", "data": "diabetes", "rmse_last": None, "rmse_selected": None}
+    result = {
+        **json.loads(FINISHED),
+        "task": "regression",
+        "data": "diabetes",
+        "rmse_last": None,
+        "rmse_selected": None,
+    }
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert read_result(tmp_path / "result.json") == result
     # No table has a place for it, and a figure that is not there at all is damage.

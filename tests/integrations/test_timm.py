@@ -240,7 +240,9 @@ def test_a_task_says_once_that_targets_were_mixed_before():
     images, labels = batch()
     rows = F.one_hot(labels, 5).float()
     task = task_of("mixup")
-    with pytest.warns(UserWarning, match=r"got targets \(\d+, 5\) as floating rows, which is what timm's own mixing makes"):
+    with pytest.warns(
+        UserWarning, match=r"got targets \(\d+, 5\) as floating rows, which is what timm's own mixing makes"
+    ):
         task(images, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
