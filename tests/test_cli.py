@@ -111,6 +111,13 @@ WRONG = {
     "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
     "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
     "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
+    # A name that sections have is that of a section's setting, whatever the command.
+    "train lr=0.2": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "benchmark lr=0.2 policy=none": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "search lr=0.2 budget=1m": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "train search=images": (2, "error: there is no setting search; it is an argument of mixaug search"),
+    "benchmark search.eta=2": (2, "error: there is no setting search.eta; it is an argument of mixaug search"),
+    "train +xyzzy=1": (2, "error: there is no setting xyzzy; mixaug train --cfg job prints all"),
     "train jobs=2": (2, "there is no setting jobs; it is an argument of mixaug benchmark and mixaug search"),
     "train experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
     "benchmark experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
