@@ -112,6 +112,13 @@ WRONG = {
     "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
     "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
     "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
+    # A name that sections have is that of a section's setting, whatever the command.
+    "train lr=0.2": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "benchmark lr=0.2 policy=none": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "search lr=0.2 budget=1m": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
+    "train search=images": (2, "error: there is no setting search; it is an argument of mixaug search"),
+    "benchmark search.eta=2": (2, "error: there is no setting search.eta; it is an argument of mixaug search"),
+    "train +xyzzy=1": (2, "error: there is no setting xyzzy; mixaug train --cfg job prints all"),
     "train jobs=2": (2, "there is no setting jobs; it is an argument of mixaug benchmark and mixaug search"),
     "train experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
     "benchmark experiment=phots": (2, "there is no experiment=phots; did you mean photos?"),
@@ -145,6 +152,10 @@ WRONG = {
     "benchmark jobs=x": (2, "jobs: expected an integer of at least 1, got 'x'"),
     "benchmark launch=x": (2, "launch: expected fork (where the system has it) or command, got 'x'"),
     "benchmark root=file": (2, "root: expected a folder, got 'file', and 'file' is a file"),
+    "search data=digits data.valid_share=0.2 budget=1m out=file": (
+        2,
+        "error: out: expected a folder, got 'file', and ",
+    ),
     "benchmark out=file/x": (2, "out: expected a folder, got 'file/x', and 'file' is a file"),
     "leaderboard /nowhere": (2, "expected a folder of runs, got '/nowhere', which is not a folder"),
     "leaderboard empty": (2, "no run folder below empty"),
@@ -344,6 +355,9 @@ def test_the_policies_as_a_table(say: Say) -> None:
     assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
     assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
+    # What is like none is told beside what is like some.
+    code, shown, complaint = say("policies", "cutmix", "mixupp")
+    assert (code, complaint) == (1, "no policy is like mixupp\n") and "\ncutmix " in shown
     assert say("policies", "--family", "blend")[0] == 2
 
 
@@ -354,9 +368,13 @@ def test_a_list_for_numbers_names_what_is_for_images_apart(say: Say, monkeypatch
     assert code == 0 and all(len(line) <= 90 for line in lines)
     rows = [line.split()[0] for line in lines if line and not line.startswith(" ")]
     assert {"mixup", "cmixup", "knn_mixup"} <= set(rows) and not {"comixup", "adamixup"} & set(rows)
-    assert "For images alone, these take numbers as labels too: adamixup, comixup." in lines
+    assert "These take numbers as labels too, for images (B, C, H, W): adamixup, comixup." in lines
     whole = " ".join(shown.split())
     assert all(mixaug.describe(name).summary in whole for name in ("mixup", "cmixup", "knn_mixup"))
+    # What cuts images cuts series as well.
+    code, shown, _ = say("policies", "--task", "regression", "cutmix", "c*mixup")
+    kinds = "series (B, C, T), images (B, C, H, W), volumes (B, C, D, H, W)"
+    assert code == 0 and f"These take numbers as labels too, for {kinds}: cutmix." in " ".join(shown.split())
 
 
 def test_policies_as_cards(say: Say) -> None:

@@ -103,6 +103,13 @@ def test_contract(name, device):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in POLICIES if SIZES[name] != (32, 48)])
+def test_contract_of_larger_images(name, device):
+    promises = [promise for promise in PROMISES if promise not in ("compiled", "device")]
+    check_policy(maker(name), promises=promises, device=device, model=MODELS[name], size=(32, 48))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in PRETENDED | BACKWARD])
 def test_nothing_waits_for_a_gpu_that_is_pretended(name):
     check_policy(maker(name), promises=["device"], model=MODELS[name])

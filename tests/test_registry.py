@@ -1,6 +1,7 @@
 """Policies by name."""
 
 import importlib.metadata
+import re
 import warnings
 
 import pytest
@@ -270,3 +271,9 @@ def test_a_card_says_of_every_option_what_it_means():
         assert not silent, (name, silent)
         # Marks of the docstrings are not shown, nor is what stands in the next section.
         assert not any(mark in text for text in card.options.values() for mark in ("``", ":class:", "Raises:")), name
+
+
+def test_a_card_offers_no_draws_that_the_policy_refuses():
+    for name in set(ours()) - {"attentivemix"}:  # it draws nothing as long as `k` is given
+        offered = re.findall(r'"(sample|batch|pair)"', mixaug.describe(name).options.get("per", ""))
+        assert [mixaug.create(name, per=per).per for per in offered] == offered, name

@@ -37,8 +37,8 @@ def split(command: str, given: Sequence[str]) -> tuple[dict[str, Any], list[str]
         given: ``key=value`` words.
 
     Raises:
-        ConfigError: a key that is neither, with the one that was probably meant. Keys with dots, and those that Hydra's
-            marks ``+`` and ``~`` add or remove, are left to Hydra.
+        ConfigError: a key that is neither, with the one that was probably meant. Keys with dots, and those that are
+            like none of these, are left to Hydra, beside whose settings they are told.
     """
     from mixaug.engine.config import GROUPS, KNOWN_KEYS
     from mixaug.engine.errors import ConfigError
@@ -54,8 +54,15 @@ def split(command: str, given: Sequence[str]) -> tuple[dict[str, Any], list[str]
             if not equals:
                 raise ConfigError(f"cannot read {word!r}: expected {key}=value")
             own[key] = value
+        elif plain.partition(".")[0] == "search" and "search" not in known:
+            raise ConfigError(f"there is no setting {plain}; it is an argument of mixaug search")
         elif equals and plain.isidentifier() and plain not in known:
-            raise ConfigError(f"there is no setting {plain}; {_meant(plain, known)}")
+            meant = _meant(plain, known)
+            if not meant and key == plain:
+                # It may be the name of a section's setting, which is known where the sections are composed.
+                overrides.append(word)
+                continue
+            raise ConfigError(f"there is no setting {plain}; {meant or 'mixaug train --cfg job prints all'}")
         elif plain in OWN[command] and plain not in KNOWN_KEYS:
             raise ConfigError(f"{word}: {plain} is no setting of a run; give {plain}=value")
         else:
@@ -68,7 +75,7 @@ def _meant(key: str, known: Sequence[str]) -> str:
     if where:
         return f"it is an argument of {' and '.join(where)}"
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
-    return f"did you mean {close[0]}?" if close else "mixaug train --cfg job prints all"
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def status_of(error: BaseException) -> int:

@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from mixaug.commands.arguments import STATUSES, status_of
+from mixaug.commands.arguments import FAILED, STATUSES, status_of
 
 __all__ = ["ACTIONS", "main", "parser"]
 
@@ -88,19 +88,27 @@ def main(arguments: Sequence[str]) -> int:
         return status_of(error)
     if not names:
         print("no policy is like that", file=sys.stderr)
-        return 1
+        return FAILED
     cards = [mixaug.describe(name) for name in names]
     if chosen.task != "regression":
         print(table(cards))
-        return 0
-    # What cuts images takes numbers as labels too, but only where the inputs are images: a line names it.
-    usual, others = [card for card in cards if card.any_tensor], [card.name for card in cards if not card.any_tensor]
-    print(table(usual, f"For images alone, these take numbers as labels too: {', '.join(others)}." if others else ""))
+    else:
+        # What cuts images takes numbers as labels too, but no rows of a table: lines name it by its inputs.
+        others: dict[str, list[str]] = {}
+        for card in cards:
+            if not card.any_tensor:
+                others.setdefault(card.inputs, []).append(card.name)
+        notes = [f"These take numbers as labels too, for {kinds}: {', '.join(n)}." for kinds, n in others.items()]
+        print(table([card for card in cards if card.any_tensor], notes))
+    unmatched = [pattern for pattern in chosen.names if not mixaug.list_policies(pattern)]
+    if unmatched:
+        print(f"no policy is like {', '.join(unmatched)}", file=sys.stderr)
+        return FAILED
     return 0
 
 
-def table(cards: Sequence[Any], note: str = "") -> str:
-    """Policies by families, name, what is looked at of the model, source, what it does; and a note below."""
+def table(cards: Sequence[Any], notes: Sequence[str] = ()) -> str:
+    """Policies by families, name, what is looked at of the model, source, what it does; and notes below."""
     from mixaug.listing import filled, plain
     from mixaug.registry import FAMILIES
 
@@ -116,7 +124,7 @@ def table(cards: Sequence[Any], note: str = "") -> str:
         if members:
             lines += ["", filled("", f"{(family or 'others').capitalize()}. {common}", width())]
             lines += [_line(rows[name], widths) for name in members]
-    lines += ["", filled("", note, width())] if note else []
+    lines += [line for note in notes for line in ("", filled("", note, width()))]
     return "\n".join([*lines, "", "mixaug policies NAME says more."])
 
 

@@ -168,10 +168,10 @@ def open_run(
         allow_targets: full names that the config may call beside those of mixaug, as ``"my_package.MyPolicy"``.
 
     Raises:
-        FileNotFoundError: no such folder, or no ``config.yaml`` in it.
+        FileNotFoundError: no such folder, no ``config.yaml`` in it, or no checkpoint yet.
         ConfigError: the config would run code that is not mixaug's own, or cannot work.
         DamagedFile: the config cannot be read.
-        CheckpointError: no checkpoint, or none that can be read and fits.
+        CheckpointError: no checkpoint that can be read and fits.
         ValueError: a run in regression, or on inputs that are no images.
     """
     folder = Path(folder)
@@ -180,7 +180,7 @@ def open_run(
     config = open_config(folder, allow_targets)
     state = checkpoint.load_latest(folder, say)
     if state is None:
-        raise CheckpointError(f"{folder} has no checkpoint yet: a run writes its first one at the end of an epoch")
+        raise FileNotFoundError(f"{folder} has no checkpoint yet: a run writes its first one at the end of an epoch")
     world = start(device)
     data = build.load_data(config)
     if task_of(data) is not CLASSIFICATION:

@@ -29,13 +29,19 @@ def read_result(path: Path) -> dict[str, Any]:
         result = read_object(path)
     except DamagedFile as error:
         raise DamagedFile(f"{path}: {error}") from error
-    if fault := fault_of_result(result):
+    if fault := fault_of_result(result, is_ranked=False):
         raise DamagedFile(f"{path}: {path.name}: {fault}")
     return result
 
 
-def fault_of_result(result: Mapping[str, Any]) -> str:
-    """What is wrong with the content of a result.json, by the first key that is; empty for a finished run's."""
+def fault_of_result(result: Mapping[str, Any], *, is_ranked: bool = True) -> str:
+    """What is wrong with the content of a result.json, by the first key that is; empty for a finished run's.
+
+    Args:
+        result: the content.
+        is_ranked: the figures must be numbers. A run in regression whose model gave no numbers at the end is finished
+            with figures that are null, and has no place in a table.
+    """
     for key in TEXT_KEYS:
         if not isinstance(result.get(key), str):
             return f"{key}: expected text, got {shown(result.get(key))}"
@@ -49,6 +55,7 @@ def fault_of_result(result: Mapping[str, Any]) -> str:
     details = [task.detail_key(detail, figure) for detail in task.details for figure in task.figures]
     # The last ten epochs need not all have been scored.
     gaps = [task.result_key(figure) for figure in FIGURES_OF_LAST_EPOCHS if figure in task.figures]
+    gaps += figures if task.unit != "%" and not is_ranked else []
     gaps = [key for key in gaps if key in result and result[key] is None]
     figures = [key for key in figures if key not in gaps]
     if result.get("selected_on", "test") not in list(SPLIT_TITLES):

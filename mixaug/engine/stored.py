@@ -11,12 +11,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mixaug.engine import checkpoint, run
+from mixaug.engine import checkpoint
 from mixaug.engine.batches import Batches
 from mixaug.engine.build import build_model, build_network, load_data
 from mixaug.engine.config import plain_section
 from mixaug.engine.distributed import start
 from mixaug.engine.errors import CheckpointError, ConfigError
+from mixaug.engine.reading import DamagedFile
+from mixaug.engine.results import read_result
 from mixaug.engine.targets import open_config
 from mixaug.engine.tasks import task_of
 from mixaug.networks import Frozen, fingerprint
@@ -132,10 +134,14 @@ def initialise(config: DictConfig, model: nn.Module) -> dict[str, str] | None:
         return None
     path, what = Path(source), f"init_from={source}"
     if path.is_dir():
-        if run.status(path) != "finished":
+        try:
+            read_result(path / "result.json")
+        except FileNotFoundError:
             raise ConfigError(
                 f"{what} is no finished run, since it has no result.json: finish that run, or name a checkpoint of it"
-            )
+            ) from None
+        except DamagedFile as error:
+            raise ConfigError(f"{what} is no finished run: {error}: finish it, or name a checkpoint of it") from error
         path = path / checkpoint.LAST
     try:
         state = checkpoint.load(path)

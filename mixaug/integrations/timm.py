@@ -210,8 +210,9 @@ class MixTask(TrainingTask):
         device: where the step is moved to, as timm's tasks move their loss; None leaves it where it is.
         dtype: of the task's own tensors, as for timm's tasks.
         verbose: log one line that says what is trained.
-        soft_targets: the data's targets are rows (B, K) on purpose, as for distillation. Without it such targets give a
-            warning, once: in timm's script they come of its own mixing, and every batch is mixed twice.
+        soft_targets: the data's targets are rows (B, K) on purpose, as for distillation and for several labels an
+            image. Without it floating rows of two columns or more give a warning, once: in timm's script they come of
+            its own mixing, and every batch is mixed twice.
 
     Raises:
         TypeError: `step` is no `mixaug.MixStep`.
@@ -265,13 +266,12 @@ class MixTask(TrainingTask):
             input: images (B, C, H, W).
             target: class ids (B,), or what else the objective understands.
         """
-        if not self.soft_targets and target.ndim == 2 and target.is_floating_point():
-            # Labels of timm's data sets are ids; rows are what its Mixup and FastCollateMixup make of them.
+        if not self.soft_targets and _are_like_timms_mixed(target):
             self.soft_targets = True
             warnings.warn(
-                f"MixTask got targets {tuple(target.shape)} as floating rows: timm's own mixing is on, and every batch "
-                "is mixed twice. Switch it off (--mixup 0 --cutmix 0, no --cutmix-minmax), or say that the data's "
-                "targets are rows (soft_targets=True)",
+                f"MixTask got targets {tuple(target.shape)} as floating rows, which is what timm's own mixing makes of "
+                "class ids: every batch is mixed twice then. Switch it off (--mixup 0 --cutmix 0, no --cutmix-minmax), "
+                "or say that the data's targets are rows (soft_targets=True)",
                 stacklevel=2,
             )
         loss, logs = self.trainable_module(input, target)
@@ -379,3 +379,11 @@ class MixTask(TrainingTask):
     def _tell_progress(self) -> None:
         if self.total_updates is not None:
             self._step().set_progress(min(1.0, self._updates / self.total_updates))
+
+
+def _are_like_timms_mixed(target: Any) -> bool:
+    """Whether targets are what timm's Mixup and FastCollateMixup make of the class ids of timm's data sets.
+
+    A single column is no row of classes, but numbers to predict.
+    """
+    return isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] > 1 and target.is_floating_point()

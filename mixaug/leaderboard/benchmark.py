@@ -160,6 +160,13 @@ def _next(waiting: list[Outcome]) -> Outcome | None:
     return None
 
 
+def check_folder(name: str, folder: Path) -> None:
+    """Raise ValueError where an argument names a folder that cannot be made, for a file stands on its path."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, and {str(there)!r} is a file")
+
+
 def _skipped(outcome: Outcome) -> bool:
     """Whether there is nothing left to do for the cell."""
     if not outcome.cell.is_done():
@@ -285,10 +292,8 @@ def run_grid(
                 f"statistic: {statistic!r} is not taken in {task.name}; there it is one of {', '.join(task.figures)}"
             )
     out = Path(out or cells[0].folder.parent / "leaderboard")
-    for name, folder in (("root", cells[0].folder.parent), ("out", out)):
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        if not there.is_dir():
-            raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, and {str(there)!r} is a file")
+    check_folder("root", cells[0].folder.parent)
+    check_folder("out", out)
     workers = Workers.of(config, len(cells), jobs=jobs, launch=launch)
     console.print(f"{len(cells)} runs, {workers}", highlight=False)
     try:

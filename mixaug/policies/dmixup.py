@@ -87,7 +87,7 @@ class DMixup(Policy):
         alpha: concentration of the Dirichlet distribution, positive; 1 is uniform over all shares.
         points: samples in each mixture, the sample itself among them, 2 to 64.
         pairing: draws the others, anew for each of them.
-        per: see :class:`mixaug.Policy`; once per batch in the authors' code.
+        per: "sample" draws for each sample, "batch" once for all, as the authors' code does.
 
     Raises:
         ValueError: an option out of range.

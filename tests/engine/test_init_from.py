@@ -152,6 +152,8 @@ def test_what_cannot_be_started_from_is_named_before_anything_is_created(
     # Another checkpoint never takes the place of a damaged one.
     (source / checkpoint.LAST).write_bytes(b"torn")
     refused(given, match=r"init_from=.*last\.pt cannot be read")
+    (source / "result.json").write_text("{}")
+    refused(given, match=r"init_from=.* is no finished run: .*result\.json: policy: expected text, got None")
     (source / "result.json").unlink()
     refused(given, match=r"init_from=.* is no finished run, since it has no result\.json")
     assert not (tmp_path / "runs").exists()

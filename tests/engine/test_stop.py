@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from helpers import FINISHED, assert_same, timeless
 from mixaug.commands.train import main
 from mixaug.engine import checkpoint, run
+from mixaug.engine.results import fault_of_result, read_result
 from mixaug.engine.train import train
 from mixaug.leaderboard.collect import read_run
 from mixaug.leaderboard.grid import Cell
@@ -69,6 +70,25 @@ def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:
     for damaged in ('{"status": "fin', "{}", "[]", '{"status": "finished"}', FINISHED.replace("50.0", "NaN")):
         (tmp_path / "result.json").write_text(damaged)
         assert not cell(None).is_done(), damaged
+
+
+def test_a_finished_run_whose_model_gave_no_numbers_is_not_made_again(tmp_path: Path) -> None:
+    result = {
+        **json.loads(FINISHED),
+        "task": "regression",
+        "data": "diabetes",
+        "rmse_last": None,
+        "rmse_selected": None,
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert read_result(tmp_path / "result.json") == result
+    # No table has a place for it, and a figure that is not there at all is damage.
+    assert fault_of_result(result) == "rmse_selected: expected a finite number, got None"
+    del result["rmse_last"]
+    assert fault_of_result(result, is_ranked=False) == "rmse_last: expected a finite number, got None"
+    # A share of right answers is always a number.
+    of_classes = {**json.loads(FINISHED), "top1_last": None}
+    assert fault_of_result(of_classes, is_ranked=False) == "top1_last: expected a finite number, got None"
 
 
 def test_a_sweeper_is_told_the_validation_figure(

@@ -23,13 +23,14 @@ def results(root: Path) -> list[tuple[str, int]]:
     return sorted((r["policy"], r["seed"]) for r in map(read_json, root.glob("*/result.json")))
 
 
-def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path) -> None:
+@pytest.mark.parametrize("seeds", [(0,), pytest.param((0, 1), marks=pytest.mark.slow)])
+def test_multirun_makes_one_folder_for_each_point(tmp_path: Path, root: Path, seeds: tuple[int, ...]) -> None:
     (tmp_path / "own" / "policy").mkdir(parents=True)
     (tmp_path / "own" / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
     own = ("--config-dir", "own")
-    done = call(root, tmp_path, "--multirun", *own, *TINY, "policy=none,mine")
+    done = call(root, tmp_path, "--multirun", *own, *TINY, "policy=none,mine", f"seed={','.join(map(str, seeds))}")
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "runs") == [("mine", 0), ("none", 0)]
+    assert results(tmp_path / "runs") == [(policy, seed) for policy in ("mine", "none") for seed in seeds]
     # Nothing but the runs' root is left behind.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "runs"]
 

@@ -240,7 +240,9 @@ def test_a_task_says_once_that_targets_were_mixed_before():
     images, labels = batch()
     rows = F.one_hot(labels, 5).float()
     task = task_of("mixup")
-    with pytest.warns(UserWarning, match=r"got targets \(\d+, 5\) as floating rows: timm's own mixing is on"):
+    with pytest.warns(
+        UserWarning, match=r"got targets \(\d+, 5\) as floating rows, which is what timm's own mixing makes"
+    ):
         task(images, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -248,6 +250,13 @@ def test_a_task_says_once_that_targets_were_mixed_before():
         # Rows that are the data's own, and class ids, are nothing to speak of.
         task_of("mixup", soft_targets=True)(images, rows)
         task_of("mixup")(images, labels)
+        # A single column holds numbers to predict; timm mixes rows of classes.
+        model = Net(nn.Flatten(), nn.Linear(images[0].numel(), 1))
+        numbers = mixaug.MixStep(model, mixaug.create("mixup"), mixaug.losses.MixedSquaredError())
+        MixTask(numbers)(images.float(), rows[:, :1])
+    # What is no tensor is refused by whoever knows what was expected.
+    with pytest.raises(ValueError, match="needs labels"):
+        task_of("mixup")(images, None)
 
 
 def test_a_task_tells_the_policy_how_much_of_training_is_done():

@@ -31,6 +31,7 @@ from mixaug.leaderboard.search.plan import (
     cost_of_rungs,
     counts_of,
     make_plan,
+    needed_at_least,
     seconds_of,
     whole_grid,
 )
@@ -101,6 +102,35 @@ def test_a_tight_budget_takes_seeds_first_and_says_what_is_missing() -> None:
         make_plan(EQUAL, EQUAL[:3], available=400, **PLAN)
     with pytest.raises(BudgetTooSmall, match="the probe took 28 s too much, nothing is left for 16 trials"):
         make_plan(EQUAL, EQUAL[:3], available=-28, **PLAN)
+
+
+@pytest.mark.parametrize("epochs", [4, 10, 50])
+@pytest.mark.parametrize("measured", [["dear"], ["dear", "plain"], ["plain"]])
+def test_a_budget_that_is_enough_is_never_refused_by_what_is_measured_so_far(measured: list[str], epochs: int) -> None:
+    # The dear one is the first of the file, and ten times as dear as the fifteen others.
+    costs = {"dear": Cost(0.1, 10.0), "plain": Cost(0.1, 1.0), **{f"cheap {k}": Cost(0.1, 0.9) for k in range(14)}}
+    probe = sum(cost.of(1) for cost in costs.values())
+    told = {**PLAN, "epochs": epochs, "done": 1}
+
+    def suffices(budget: float) -> bool:
+        final = [costs["plain"], costs["cheap 0"], costs["dear"]]
+        try:
+            make_plan(list(costs.values()), final, available=budget - probe, **told)
+        except BudgetTooSmall:
+            return False
+        return True
+
+    enough = next(budget for budget in range(10**6) if suffices(budget))
+    needed = sum(costs[label].of(1) for label in measured) + needed_at_least(
+        {label: costs[label] for label in measured},
+        list(costs),
+        ["plain", "cheap 0"],
+        plain=costs["plain"] if "plain" in measured else None,
+        epochs=epochs,
+        done=1,
+        eta=3,
+    )
+    assert 16 * 0.05 < needed <= enough
 
 
 def test_every_rung_after_the_first_trains_something() -> None:

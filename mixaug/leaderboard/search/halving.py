@@ -19,7 +19,7 @@ from mixaug.engine.reading import is_number
 from mixaug.engine.run import read_stops
 from mixaug.engine.tasks import Task, task_of
 from mixaug.leaderboard import Leaderboard, aggregate, collect, write
-from mixaug.leaderboard.benchmark import Workers, show
+from mixaug.leaderboard.benchmark import Workers, check_folder, show
 from mixaug.leaderboard.collect import read_epochs, read_run
 from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.launch import cpu_seconds_of
@@ -105,6 +105,7 @@ def run_search(
     except ValueError as error:
         raise ConfigError(f"measure={space.config.measure}: {error}") from error
     folder = Path(out) if out is not None else Path(space.config.root) / f"search-{name}"
+    check_folder("root" if out is None else "out", folder)
     console = console or terminal()
     own = [] if config_dir is None else ["--config-dir", str(config_dir)]
     asked = [f"budget={budget}", *([] if clock == "wall" else [f"clock={clock}"])]
@@ -203,7 +204,8 @@ class Search:
         settings, journal = self.space.settings, self.journal
         if journal.plan is not None:
             return
-        known = {label: cost for label in self.trials if (cost := journal.cost(label)) is not None}
+        # Of a command that was killed, the epochs it trained are not trained again.
+        known = {label: self.cost(label) for label in self._measured()}
         failed = {job.trial for job in journal.jobs if job.state == "failed"} - set(known)
         left = [label for label in self.trials if label not in failed]
         rows = list({self.space.none.label, self.space.usual.label})
@@ -211,6 +213,7 @@ class Search:
             known,
             left,
             rows,
+            plain=journal.cost(self.space.none.label),
             epochs=self.space.epochs,
             done=min(settings.probe_epochs, self.space.epochs),
             eta=settings.eta,

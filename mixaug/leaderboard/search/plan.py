@@ -193,22 +193,29 @@ def make_plan(
 
 
 def needed_at_least(
-    known: Mapping[str, Cost], left: Sequence[str], rows: Sequence[str], *, epochs: int, done: int, eta: int
+    known: Mapping[str, Cost],
+    left: Sequence[str],
+    rows: Sequence[str],
+    *,
+    plain: Cost | None,
+    epochs: int,
+    done: int,
+    eta: int,
 ) -> float:
     """Seconds that the shortest search takes for certain, beside those that were spent.
 
-    A trial that has not been measured is taken to cost half of the cheapest that has been; before the first one, what
-    no run is done in.
+    A trial that has not been measured may be far cheaper than one that has been: it is taken to cost half of what
+    training without mixing costs for each epoch, and what no run is done in while that is not known.
 
     Args:
         known: what trials have been measured to cost.
         left: trials that have not failed; those without a cost are still to be probed.
         rows: of the final comparison, the winner apart.
+        plain: what training without mixing costs, or less; None while it has not been measured.
         epochs, done, eta: as in :func:`make_plan`.
     """
-    least = Cost(LEAST_OF_A_RUN, 0.0)
-    if known:
-        least = Cost(min(cost.start for cost in known.values()) / 2, min(cost.epoch for cost in known.values()) / 2)
+    # The first command to start is the slowest to do so: files and code are not in memory yet.
+    least = Cost(LEAST_OF_A_RUN, 0.0 if plain is None else plain.epoch / 2)
     if not left:
         return 0.0
     costs = [known.get(label, least) for label in left]
