@@ -243,7 +243,7 @@ class MixedBatch(_NoTensor, ConvertibleFields):
             (B, ...), dtype of ``tensor``.
 
         Raises:
-            ValueError: fewer rows than the sources name.
+            ValueError: fewer rows than the sources name; a policy that moved what it shows, as ResizeMix does.
             TypeError: no dense tensor.
 
         Example:
@@ -254,6 +254,11 @@ class MixedBatch(_NoTensor, ConvertibleFields):
             (tensor([2, 1, 0]), tensor([ 70, 100,  70]))
         """
         check_dense("extent", "tensor", tensor)
+        if self.plan is not None and self.plan.relocates:
+            raise ValueError(
+                f"extent expects content that stays where its sample has it, got a {type(self.plan).__name__}, which moves "
+                "it: how far it reaches is no length of a source; the whole padded length counts"
+            )
         if self.labels is not None:
             rows = len(self.labels)
         else:

@@ -60,6 +60,11 @@ class Plan(ConvertibleFields):
         return True
 
     @property
+    def relocates(self) -> bool:
+        """Whether content of a source may show at another place than where the source has it."""
+        return any(plan.relocates for plan in self.members)
+
+    @property
     def members(self) -> tuple[Plan, ...]:
         """The plans that this one is made of; none for most plans."""
         return ()

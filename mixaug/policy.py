@@ -83,6 +83,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     reads: frozenset[str] = frozenset()
     #: Numbers of spatial axes that the policy can work on; None for any tensor (B, ...).
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
+    #: Whether content of a sample may show at another place than where the sample has it.
+    relocates: bool = False
 
     #: Defaults of its bases that a class changes, by the names of :class:`SharedOptions`.
     shared_defaults: ClassVar[SharedOptions] = {

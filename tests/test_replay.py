@@ -1,10 +1,12 @@
 """What else belongs to the images: label maps stay label maps, lengths and masks reach as far as the mixture."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import mixaug
-from helpers import INTEGERS, seeded
+from helpers import INTEGERS, ours, seeded
 from mixaug import DeviceLoader, MixCollate, MixedBatch, MixStep
 from mixaug.losses import MixedCrossEntropy
 
@@ -80,6 +82,41 @@ def test_a_second_view_of_bytes_is_still_blended():
 
 LENGTHS = torch.tensor([50, 100, 30, 80])
 RECORDINGS = (torch.arange(100) < LENGTHS[:, None]).float()[:, None]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in mixaug.list_policies(needs=()) if 1 in (mixaug.describe(n).target.spatial or (1,))]
+)
+def test_nothing_is_heard_behind_the_extent_or_it_is_refused(name):
+    policy = mixaug.create(name)
+    refused = 0
+    for seed in range(20):
+        try:
+            mixed = policy(RECORDINGS.repeat(2, 1, 1), torch.arange(8) % 4, generator=seeded(seed))
+        except (ValueError, TypeError) as error:
+            pytest.skip(f"made for something else: {error}")
+        heard = torch.where(mixed.inputs[:, 0] > 1e-6, torch.arange(100) + 1, 0).amax(1)
+        lengths = LENGTHS.repeat(2)
+        if policy.relocates and mixed.plan.mixes:
+            with pytest.raises(ValueError, match="extent expects content that stays where its sample has it"):
+                mixed.extent(lengths)
+            refused += bool((heard > lengths[mixed.sources].amax(1)).any())
+        else:
+            assert (heard <= mixed.extent(lengths)).all()
+    assert not policy.relocates or refused
+
+
+@pytest.mark.parametrize(
+    "make", [mixaug.MixCollate, lambda policy, **options: mixaug.DeviceLoader([], "cpu", policy, **options)]
+)
+def test_a_policy_that_moves_what_it_shows_is_refused_with_lengths_when_it_is_set_up(make):
+    for policy in (
+        mixaug.create("resizemix"),
+        mixaug.Sometimes("resizemix", 0.01),
+        mixaug.OneOf(["mixup", "resizemix"]),
+    ):
+        with pytest.raises(ValueError, match=r"extent_keys=\['length'\], but ResizeMix moves what it shows"):
+            make(policy, image_key="wave", label_key="label", extent_keys=["length"])
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "none", "deit", "cmixup"])

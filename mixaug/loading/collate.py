@@ -87,6 +87,7 @@ class MixCollate:
         self.label_smoothing = label_smoothing
         self.collate = collate
         self.layout = Layout("MixCollate", image_key, label_key, keys, extent_keys, layout)  # type: ignore[arg-type]
+        self.layout.check_policy(policy)
         self.seed = seed
         self._rank: int | None = None
         # Epoch, first batch and number of set_epoch calls lie in shared memory, so that persistent workers,

@@ -93,6 +93,8 @@ class DeviceLoader:
         self.generator = torch.Generator(self.device) if seed is not None else generator
         self.seed = seed
         self.layout = Layout("DeviceLoader", image_key, label_key, keys, extent_keys, layout)  # type: ignore[arg-type]
+        if policy is not None:
+            self.layout.check_policy(policy)
         self.epoch = 0
         self._first = 0
         self._finds_images = policy is not None or any(

@@ -51,6 +51,15 @@ class Layout:
         object.__setattr__(self, "extent_keys", extents)
         self._check_apart(self.image_key, self.label_key)
 
+    def check_policy(self, policy: Policy) -> None:
+        """Raise where `extent_keys` cannot be told of what the policy, or one inside it, makes."""
+        moving = [type(part).__name__ for part in policy.modules() if getattr(part, "relocates", False)]
+        if self.extent_keys and moving:
+            raise ValueError(
+                f"{self.what} got extent_keys={list(self.extent_keys)}, but {moving[0]} moves what it shows, so that no "
+                "length of a source says how far a mixture reaches: leave extent_keys out, the whole padded length counts"
+            )
+
     def images(self, batch: Any) -> Tensor:
         """The images of a batch."""
         images = batch if isinstance(batch, Tensor) else self._get(batch, self._image_key(batch))

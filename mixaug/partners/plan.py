@@ -54,6 +54,10 @@ class PartnersPlan(Plan):
         return self.inner.is_mean
 
     @property
+    def relocates(self) -> bool:
+        return self.inner.relocates
+
+    @property
     def members(self) -> tuple[Plan, ...]:
         return tuple(self._around(member) for member in self.inner.members)
 

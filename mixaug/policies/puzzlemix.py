@@ -185,6 +185,10 @@ class Puzzle(Plan):
     noisy: tuple[bool, bool] = (False, False)
     statistics: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def relocates(self) -> bool:
+        return bool(self.moves)
+
     def area(self) -> Tensor:
         return self.blocks.flatten(1).mean(1, dtype=torch.float32)
 
@@ -260,7 +264,7 @@ class PuzzleMix(SaliencyPolicy):
         self.n_labels, self.neigh_size = int(n_labels), int(neigh_size)
         self.t_size = None if t_size is None else int(t_size)
         self.beta, self.gamma, self.eta, self.t_eps = float(beta), float(gamma), float(eta), float(t_eps)
-        self.transport = check_flag("PuzzleMix", "transport", transport)
+        self.transport = self.relocates = check_flag("PuzzleMix", "transport", transport)
         self.statistics = check_statistics("PuzzleMix", mean, std)
         self.mean = None if self.statistics is None else self.statistics[0]
         self.std = None if self.statistics is None else self.statistics[1]

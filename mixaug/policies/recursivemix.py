@@ -70,6 +70,8 @@ class RecursiveMix(Policy):
         ValueError: an option out of range, another source of partners.
     """
 
+    relocates = True
+
     needs = frozenset({"features"})
     reads = frozenset({"features", "outputs"})
     spatial = (2,)

@@ -243,6 +243,10 @@ class ResizePaste(Paste):
 
     interpolation: Interpolation
 
+    @property
+    def relocates(self) -> bool:
+        return True
+
     def mix(self, tensor: Tensor, *, out: Tensor | None = None, inplace: bool = False) -> Tensor:
         picture = tensor.is_floating_point() or (tensor.dtype == torch.uint8 and tensor.ndim > 1 + len(self.size))
         return paste_resized(
@@ -287,6 +291,8 @@ class ResizeMix(Policy):
     Raises:
         ValueError: an option out of range.
     """
+
+    relocates = True
 
     not_offered = ("ratio",)
 

@@ -239,6 +239,10 @@ class MovedWindows(Plan):
     boxes: Tensor
     corners: Tensor
 
+    @property
+    def relocates(self) -> bool:
+        return True
+
     def area(self) -> Tensor:
         return area_kept(self.boxes, self.size)
 
@@ -273,6 +277,8 @@ class SMMix(Policy):
     Raises:
         ValueError: an option out of range.
     """
+
+    relocates = True
 
     needs = frozenset({"attention", "outputs"})
     reads = frozenset({"features", "outputs"})
