@@ -256,8 +256,8 @@ class MixedBatch(_NoTensor, ConvertibleFields):
         check_dense("extent", "tensor", tensor)
         if self.plan is not None and self.plan.relocates:
             raise ValueError(
-                f"extent expects content that stays where its sample has it, got a {type(self.plan).__name__}, which moves "
-                "it: how far it reaches is no length of a source; the whole padded length counts"
+                f"extent expects content that stays where its sample has it, got a {type(self.plan).__name__}, which "
+                "moves it: how far it reaches is no length of a source; the whole padded length counts"
             )
         if self.labels is not None:
             rows = len(self.labels)

@@ -84,17 +84,14 @@ LENGTHS = torch.tensor([50, 100, 30, 80])
 RECORDINGS = (torch.arange(100) < LENGTHS[:, None]).float()[:, None]
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in mixaug.list_policies(needs=()) if 1 in (mixaug.describe(n).target.spatial or (1,))]
-)
+@pytest.mark.parametrize("name", ours(mixaug.list_policies(needs=())))
 def test_nothing_is_heard_behind_the_extent_or_it_is_refused(name):
     policy = mixaug.create(name)
+    if 1 not in (policy.spatial or (1,)) or name in ("lisa", "selecmix", "selfmix"):
+        return  # For images, or with metadata or a network beside them.
     refused = 0
     for seed in range(20):
-        try:
-            mixed = policy(RECORDINGS.repeat(2, 1, 1), torch.arange(8) % 4, generator=seeded(seed))
-        except (ValueError, TypeError) as error:
-            pytest.skip(f"made for something else: {error}")
+        mixed = policy(RECORDINGS.repeat(2, 1, 1), torch.arange(8) % 4, generator=seeded(seed))
         heard = torch.where(mixed.inputs[:, 0] > 1e-6, torch.arange(100) + 1, 0).amax(1)
         lengths = LENGTHS.repeat(2)
         if policy.relocates and mixed.plan.mixes:
@@ -106,15 +103,10 @@ def test_nothing_is_heard_behind_the_extent_or_it_is_refused(name):
     assert not policy.relocates or refused
 
 
-@pytest.mark.parametrize(
-    "make", [mixaug.MixCollate, lambda policy, **options: mixaug.DeviceLoader([], "cpu", policy, **options)]
-)
+@pytest.mark.parametrize("make", [mixaug.MixCollate, partial(mixaug.DeviceLoader, [], "cpu")])
 def test_a_policy_that_moves_what_it_shows_is_refused_with_lengths_when_it_is_set_up(make):
-    for policy in (
-        mixaug.create("resizemix"),
-        mixaug.Sometimes("resizemix", 0.01),
-        mixaug.OneOf(["mixup", "resizemix"]),
-    ):
+    resizemix = mixaug.create("resizemix")
+    for policy in (resizemix, mixaug.Sometimes(resizemix, 0.01), mixaug.OneOf(["mixup", resizemix])):
         with pytest.raises(ValueError, match=r"extent_keys=\['length'\], but ResizeMix moves what it shows"):
             make(policy, image_key="wave", label_key="label", extent_keys=["length"])
 

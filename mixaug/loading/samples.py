@@ -56,8 +56,9 @@ class Layout:
         moving = [type(part).__name__ for part in policy.modules() if getattr(part, "relocates", False)]
         if self.extent_keys and moving:
             raise ValueError(
-                f"{self.what} got extent_keys={list(self.extent_keys)}, but {moving[0]} moves what it shows, so that no "
-                "length of a source says how far a mixture reaches: leave extent_keys out, the whole padded length counts"
+                f"{self.what} got extent_keys={list(self.extent_keys)}, but {moving[0]} moves what it shows, so that "
+                "no length of a source says how far a mixture reaches: leave extent_keys out, the whole padded length "
+                "counts"
             )
 
     def images(self, batch: Any) -> Tensor:

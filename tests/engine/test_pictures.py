@@ -275,7 +275,7 @@ def test_tool_says_what_is_wrong_with_a_run(
     assert "no config.yaml" in said(tmp_path / "nowhere")
     config = tiny()
     run.prepare(run.run_folder(config), config, torch.device("cpu"), 1)
-    assert "has no checkpoint yet" in said(run.run_folder(config), status=1)
+    assert "has no checkpoint yet" in said(run.run_folder(config))
     (run.run_folder(config) / "last.pt").write_bytes(b"torn")
     assert "cannot be read" in said(run.run_folder(config), status=1)
     assert "--samples expects at least 2" in said(run.run_folder(config), "--samples", "1")
