@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,11 +44,16 @@ CONTEXT.set_forkserver_preload(
 def start_server() -> None:
     """Start the fork server as a fork of this process, which has imported by now what the server would import anew."""
 
+    spawned = multiprocessing.util.spawnv_passfds
+
     def forked(path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
         pid = os.fork()
         if pid:
             return pid
         try:
+            # Whatever is started from here on is started as ever; the lock is held by what is under way around this.
+            multiprocessing.util.spawnv_passfds = spawned
+            multiprocessing.forkserver._forkserver._lock = threading.RLock()
             # The pipes of pytest-xdist, among others, which would not end with their process.
             open_ones = sorted({0, 1, 2, *kept})
             for low, high in zip(open_ones, [*open_ones[1:], os.sysconf("SC_OPEN_MAX")], strict=True):

@@ -1,4 +1,4 @@
-"""Script of test_sweep.py: tools/train.py, whose submitit jobs come from the fork server of the tests.
+"""Script of test_sweep.py: tools/train.py, whose submitit jobs come from a fork server.
 
 A job is still a process that has nothing of the sweep but what submitit has pickled for it. Only the interpreter is not
 a new one, which would spend ten seconds on imports.

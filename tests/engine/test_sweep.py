@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -52,6 +55,10 @@ def test_an_error_ends_with_its_reason_and_a_failing_exit_code(tmp_path: Path, r
 )
 def test_the_submitit_launcher_runs_a_sweep_on_this_machine(tmp_path: Path, root: Path) -> None:
     launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.launcher.cpus_per_task=1")
-    done = run_script(JOBS, "--multirun", *launcher, *TINY, "seed=3", cwd=tmp_path)
+    # An interpreter of its own: the jobs come from a fork server that this process starts.
+    command = [sys.executable, str(JOBS), "--multirun", *launcher, *TINY, "seed=3"]
+    paths = os.pathsep.join([str(JOBS.parent), str(root)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(tmp_path / "runs") == [("none", 3)]
