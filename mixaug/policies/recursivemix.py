@@ -71,7 +71,6 @@ class RecursiveMix(Policy):
     """
 
     relocates = True
-
     needs = frozenset({"features"})
     reads = frozenset({"features", "outputs"})
     spatial = (2,)

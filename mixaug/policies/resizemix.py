@@ -293,7 +293,6 @@ class ResizeMix(Policy):
     """
 
     relocates = True
-
     not_offered = ("ratio",)
 
     def __init__(

@@ -279,7 +279,6 @@ class SMMix(Policy):
     """
 
     relocates = True
-
     needs = frozenset({"attention", "outputs"})
     reads = frozenset({"features", "outputs"})
     spatial = (2,)
