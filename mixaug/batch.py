@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from mixaug.axes import SIGNED, channels_first
-from mixaug.checks import check_class_ids, check_dense, check_label_kind, check_rows_named, check_whole
-from mixaug.frozen import BriefRepr, ConvertibleFields
+from mixaug.checks import (
+    check_class_ids,
+    check_dense,
+    check_label_kind,
+    check_probability,
+    check_rows_named,
+    check_whole,
+)
+from mixaug.frozen import ConvertibleFields
 from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
 
+BatchT = TypeVar("BatchT", bound="_NoTensor")
+
 
 class _NoTensor:
-    """Refuses to stand where a function of torch expects a tensor, and says what goes there."""
+    """Refuses to stand where a tensor or a tuple is expected, and says what goes there."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -28,13 +37,45 @@ class _NoTensor:
         name = getattr(func, "__name__", func)
         raise TypeError(f"torch's {name} expects tensors and got a {cls.__name__}: {cls._instead()}")
 
+    def __getattr__(self, name: str) -> Any:
+        # Modules such as Flatten and BatchNorm call methods of their input before any function of torch.
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(f"a {type(self).__name__} is no tensor and has no {name!r}: {self._instead()}")
+
+    def __getitem__(self, index: Any) -> Any:
+        # Unpacking ends here too. An __iter__ that raises would make it an iterable to those who ask.
+        raise TypeError(f"a {type(self).__name__} is neither indexed nor unpacked: {self._instead()}")
+
     @classmethod
     def _instead(cls) -> str:
         return "its tensors are .inputs and .labels"
 
+    def to(self: BatchT, device: torch.device | str | int, *, non_blocking: bool = False) -> BatchT:
+        """The same batch on another device.
+
+        Raises:
+            TypeError: a dtype or a tensor in place of a device.
+        """
+        if isinstance(device, torch.dtype | Tensor):
+            got = device if isinstance(device, torch.dtype) else "a tensor"
+            raise TypeError(
+                f"{type(self).__name__}.to expects a device, got {got}: labels and their weights are never rounded; "
+                "dataclasses.replace(batch, inputs=batch.inputs.to(dtype)) converts the inputs"
+            )
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: BatchT) -> BatchT:
+        """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
+
+    def map_tensors(self: BatchT, move: Callable[[Tensor], Tensor]) -> BatchT:
+        """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class Batch(_NoTensor, BriefRepr):
+class Batch(_NoTensor, ConvertibleFields):
     """One batch before it is mixed: what a loader brings, a policy draws for and an objective runs.
 
     Attributes:
@@ -59,6 +100,9 @@ class Batch(_NoTensor, BriefRepr):
     views: Mapping[str, Tensor] = field(default_factory=dict)
     streams: Mapping[str, Batch] = field(default_factory=dict)
 
+    #: Labels and metadata are never rounded.
+    convertible: ClassVar[tuple[str, ...]] = ("inputs", "views", "streams")
+
     def __post_init__(self) -> None:
         for name, values in self.metadata.items():
             if not isinstance(values, Tensor):
@@ -77,6 +121,25 @@ class Batch(_NoTensor, BriefRepr):
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    def map_tensors(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device.
+
+        Raises:
+            ValueError: there are signals, which are asked of the batch that the model sees.
+        """
+        if self.signals is not None:
+            raise ValueError(
+                "a Batch with signals stays as it is: move or pin it first, then ask the model for signals"
+            )
+        return Batch(
+            inputs=map_tensors(self.inputs, move),
+            labels=None if self.labels is None else move(self.labels),
+            rows=None if self.rows is None else move(self.rows),
+            metadata={name: move(values) for name, values in self.metadata.items()},
+            views={name: map_tensors(view, move) for name, view in self.views.items()},
+            streams={name: stream.map_tensors(move) for name, stream in self.streams.items()},
+        )
 
     def ask(self, what: str) -> Signals:
         """The signals, for a policy of the name ``what`` that cannot do without.
@@ -161,8 +224,9 @@ class MixedBatch(_NoTensor, ConvertibleFields):
     @classmethod
     def _instead(cls) -> str:
         return (
-            "mixed labels have a loss of their own, mixaug.losses.MixedCrossEntropy()(outputs, mixed); "
-            "mixed.targets(num_classes) is a tensor (B, K) for other losses, and mixed.inputs goes into the model"
+            "mixed.inputs goes into the model; mixed labels have a loss of their own, "
+            "mixaug.losses.MixedCrossEntropy()(outputs, mixed), and mixed.targets(num_classes) is a tensor (B, K) for "
+            "others"
         )
 
     def __len__(self) -> int:
@@ -308,8 +372,7 @@ class MixedBatch(_NoTensor, ConvertibleFields):
         check_label_kind("targets", labels)
         if num_classes is not None:
             check_whole("targets", "num_classes", num_classes)
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing expects a share in [0, 1], got {label_smoothing!r}")
+        label_smoothing = check_probability("targets", "label_smoothing", label_smoothing)
         check_rows_named("targets", self.sources, len(labels))
         if labels.is_floating_point():
             if num_classes is not None and (labels.ndim != 2 or labels.shape[1] != num_classes):
@@ -352,14 +415,6 @@ class MixedBatch(_NoTensor, ConvertibleFields):
             importance=None if self.importance is None else self.importance.index_select(0, index),
             metadata=self.metadata,
         )
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedBatch:
-        """The same batch on another device."""
-        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> MixedBatch:
-        """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
-        return self.map_tensors(lambda tensor: tensor.pin_memory())
 
     def map_tensors(self, move: Callable[[Tensor], Tensor]) -> MixedBatch:
         """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""

@@ -43,7 +43,9 @@ def check_dense(what: str, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{what} expects {name} as a torch.Tensor, got {type(tensor).__name__}{_nested_hint(tensor)}")
     if tensor.is_nested:
-        kind, way_out = "a nested tensor", "pad it with .to_padded_tensor(0.0) and mix the lengths, MixedBatch.extent"
+        kind, way_out = "a nested tensor", "pad it with .to_padded_tensor(0.0)"
+        if name != "labels":
+            way_out += " and mix the lengths, MixedBatch.extent"
     elif tensor.is_quantized:
         kind, way_out = "a quantized tensor", "pass .dequantize()"
     elif tensor.layout != torch.strided:

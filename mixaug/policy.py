@@ -24,7 +24,6 @@ from mixaug.checks import (
     check_per,
     check_positive,
     check_probability,
-    shown,
 )
 from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
@@ -85,6 +84,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
     #: Whether content of a sample may show at another place than where the sample has it.
     relocates: bool = False
+    #: Whether ``alpha`` has an effect with every ratio; otherwise it is refused beside one that is not "beta".
+    alpha_acts_always: ClassVar[bool] = False
 
     #: Defaults of its bases that a class changes, by the names of :class:`SharedOptions`.
     shared_defaults: ClassVar[SharedOptions] = {
@@ -107,14 +108,12 @@ class Policy(TakesPartners, Offering, nn.Module):
         #: Part of training that is done; None until :meth:`set_progress` says so.
         self.progress: float | None = None
         options: Any = {**shared_defaults_of(type(self)), **shared}
-        if is_schedule(alpha) and options["ratio"] != "beta":
-            raise ValueError(
-                f"{what} draws nothing from Beta(alpha, alpha) with ratio={shown(options['ratio'])}, so a "
-                "schedule of alpha has no effect: leave one of them out"
-            )
+        given = alpha
         alpha = self.scheduled("alpha", alpha, check_positive)
         check_per(what, options["per"])
         self.ratio: Ratio = ratios.make(options["ratio"], alpha, what)
+        if not self.alpha_acts_always:
+            ratios.check_alpha_acts(what, given, options_of(type(self)).get("alpha", alpha), options["ratio"])
         self.alpha = float(alpha)
         self.pairing: Pairing = pairings.make(options["pairing"], options["per"], what)
         self.labeling: Labeling = labelings.make(options["labeling"], what)
@@ -463,17 +462,22 @@ class Policy(TakesPartners, Offering, nn.Module):
         if isinstance(ratio, str) and repr(self.ratio) != repr(ratios.make(ratio, self.alpha)):
             shown.append(f"ratio={self.ratio!r}")
         if isinstance(labeling, str) and type(self.labeling) is not type(labelings.make(labeling)):
-            names = {made: name for name, made in labelings.NAMED.items()}
-            shown.append(f"labeling={names.get(type(self.labeling), type(self.labeling).__name__)!r}")
-        # A plain pairing shows by its name among the options; the others say what they were made with.
+            shown.append(f"labeling={_name_of(self.labeling, labelings.NAMED)!r}")
+        # A pairing that was made with something says so; the others have names.
         if type(self.pairing).__repr__ is not object.__repr__:
             shown.append(f"pairing={self.pairing!r}")
+        elif type(self.pairing) is not type(pairings.make(options.get("pairing"), self.per)):
+            shown.append(f"pairing={_name_of(self.pairing, pairings.NAMED)!r}")
         return ", ".join(shown)
 
 
 def no_change(parameters: Iterable[Tensor]) -> Tensor:
     """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
+
+
+def _name_of(made: object, named: Mapping[str, Callable[[], object]]) -> str:
+    return next((name for name, kind in named.items() if kind is type(made)), type(made).__name__)
 
 
 def _batch(policy: Policy, images: Any, labels: Tensor | None, rows: Tensor | None) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from mixaug.checks import check_callable, check_positive, check_probability, check_range, shown
 from mixaug.draws import Draws
 from mixaug.ops.layout import wide_dtype
+from mixaug.schedule import Schedule, is_schedule
 
 
 @runtime_checkable
@@ -129,3 +130,26 @@ def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> 
     if not isinstance(ratio, numbers.Real) or isinstance(ratio, bool):
         raise TypeError(f"{what} expects ratio as a name, a share in [0, 1] or a Ratio, got {shown(ratio)}")
     return Constant(check_probability(what, "ratio as a share", ratio))
+
+
+def check_alpha_acts(what: str, alpha: float | Schedule, default: float, ratio: str | float | Ratio) -> None:
+    """Refuse an alpha that somebody chose beside a ratio that draws nothing from Beta(alpha, alpha).
+
+    The default says nothing, for configs spell it out.
+
+    Raises:
+        ValueError: alpha is not the default, or a schedule, and ratio is not ``"beta"``.
+    """
+    if isinstance(ratio, str) and ratio == "beta":
+        return
+    if is_schedule(alpha) or alpha != default:
+        raise ValueError(
+            f"{what} draws nothing from Beta(alpha, alpha) with ratio={shown(ratio)}, so alpha={shown(alpha)} has no "
+            'effect: leave one of them out, or say ratio="beta"'
+        )
+
+
+def alpha_or_ratio(what: str, alpha: float | Schedule, default: float, ratio: str | float | Ratio) -> dict[str, Any]:
+    """The one that acts of both, for a function that makes a policy; errors as of :func:`check_alpha_acts`."""
+    check_alpha_acts(what, alpha, default, ratio)
+    return {"alpha": alpha} if isinstance(ratio, str) and ratio == "beta" else {"ratio": ratio}

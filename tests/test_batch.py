@@ -1,6 +1,7 @@
 """`MixedBatch`: targets and replay."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_bad_targets():
         mixed().targets(3)
     with pytest.raises(ValueError, match="num_classes=7 does not fit"):
         mixed(labels=torch.rand(5, 4)).targets(7)
-    with pytest.raises(ValueError, match=r"label_smoothing expects a share in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"label_smoothing in \[0, 1\], got 1.5"):
         mixed().targets(4, 1.5)
     with pytest.raises(ValueError, match="label_smoothing needs class targets"):
         mixed(labels=torch.rand(5)).targets(label_smoothing=0.1)
@@ -199,6 +200,21 @@ def test_torch_is_told_what_goes_in_the_place_of_a_batch() -> None:
             call()
     with pytest.raises(TypeError, match=r"torch's linear expects tensors and got a Batch: its tensors are \.inputs"):
         torch.nn.Linear(3, 1)(mixaug.Batch(torch.zeros(2, 3)))
+    # Modules that call a method of their input, and whoever unpacks a batch, do not come to a function of torch.
+    for call in (lambda: torch.nn.Flatten()(batch), lambda: torch.nn.BatchNorm2d(3)(batch)):
+        with pytest.raises(AttributeError, match=r"a MixedBatch is no tensor and has no .*: mixed\.inputs goes into"):
+            call()
+    with pytest.raises(TypeError, match=r"a MixedBatch is neither indexed nor unpacked: mixed\.inputs goes into"):
+        _, _ = batch
+    with pytest.raises(TypeError, match=r"a Batch is neither indexed nor unpacked: its tensors are"):
+        mixaug.Batch(torch.zeros(2, 3))[0]
+    assert not isinstance(batch, Iterable) and not hasattr(batch, "flatten")
+    with pytest.raises(AttributeError, match=r"^MixedBatch has no attribute 'image'$"):
+        _ = batch.image
+    with pytest.raises(TypeError, match=r"MixedBatch\.to expects a device, got torch\.float16: labels and their"):
+        batch.to(torch.float16)
+    with pytest.raises(TypeError, match=r"Batch\.to expects a device, got a tensor"):
+        mixaug.Batch(torch.zeros(2, 3)).to(torch.zeros(1))
     # What only compares goes on.
     assert (torch.zeros(4) == batch) is False and batch not in [torch.zeros(4)]
 
@@ -225,3 +241,26 @@ def test_parts_that_do_not_fit_are_told_where_a_batch_is_made() -> None:
         few.targets(4)
     # Several mixtures of one sample are more than there are labels.
     assert len(batch.rows_of(torch.tensor([0, 1, 2, 3, 0, 1]))) == 6
+
+
+def test_a_batch_that_is_not_mixed_yet_moves_with_all_its_tensors() -> None:
+    extra = mixaug.Batch(torch.rand(2, 3), torch.arange(2))
+    batch = mixaug.Batch(
+        torch.rand(4, 3),
+        torch.arange(4),
+        rows=torch.arange(4) + 10,
+        metadata={"length": torch.arange(4)},
+        views={"second": torch.rand(4, 3)},
+        streams={"outliers": extra},
+    )
+    moved = batch.to("meta")
+    tensors = [moved.inputs, moved.labels, moved.rows, moved.metadata["length"], moved.views["second"]]
+    tensors += [moved.streams["outliers"].inputs, moved.streams["outliers"].labels]
+    assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
+    assert batch.inputs.device.type == "cpu"
+    doubled = batch.map_tensors(lambda tensor: tensor * 2)
+    assert torch.equal(doubled.streams["outliers"].inputs, extra.inputs * 2)
+    assert doubled.rows is not None and torch.equal(doubled.rows, torch.tensor([20, 22, 24, 26]))
+    seen = mixaug.Batch(torch.rand(4, 3), signals=mixaug.Signals(outputs=torch.rand(4, 2)))
+    with pytest.raises(ValueError, match="a Batch with signals stays as it is"):
+        seen.to("meta")

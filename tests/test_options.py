@@ -26,6 +26,8 @@ from mixaug import OneOf, Sometimes
 from mixaug.draws import Draws
 from mixaug.options import options_of
 from mixaug.policies import AutoMix, CutMix, MixPro, RegMix, ResizeMix, SnapMix, TransMix
+from mixaug.ratio import Beta, Constant, Uniform
+from mixaug.schedule import Cosine
 from mixaug.shared_options import SharedOptions
 
 CHANNELS, BATCH, SIZE = 4, 4, (16, 16)
@@ -193,6 +195,55 @@ def test_a_wrong_value_is_refused_by_name_or_works(count):
 def test_what_a_refusal_says(name, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         mixaug.create(name, **options)
+
+
+BOTH = [name for name in OURS if {"alpha", "ratio"} <= set(mixaug.describe(name).defaults)]
+# What lets a ratio act where the defaults draw none.
+LETTING: dict[str, dict[str, Any]] = {
+    "attentivemix": {"k": None, "network": torch.nn.Identity()},
+    "cowmix": {"share": None},
+    "resizemix": {"rule": "beta"},
+    "supermix": {"network": torch.nn.Identity()},
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_an_alpha_that_draws_nothing_is_refused(name: str) -> None:
+    default = mixaug.describe(name).defaults["alpha"]
+    letting = LETTING.get(name, {})
+    for ratio in ("uniform", 0.3, Beta(2.0, 3.0)):
+        with pytest.raises(ValueError, match=r"leave .*alpha|alpha=.* has no effect"):
+            mixaug.create(name, alpha=default + 0.25, ratio=ratio, **letting)
+    with pytest.raises(ValueError, match=r"leave .*alpha|alpha=.* has no effect|alpha as a"):
+        mixaug.create(name, alpha=Cosine(1.0, 0.5), ratio="uniform", **letting)
+    # A config that spells out all defaults says nothing by alpha.
+    made = mixaug.create(name, alpha=default, ratio="uniform", **letting)
+    assert isinstance(made.ratio, Uniform)
+    drawn = mixaug.create(name, alpha=default + 0.25, ratio="beta", **letting)
+    assert isinstance(drawn.ratio, Beta) and drawn.ratio.alpha == default + 0.25
+
+
+def test_an_alpha_that_draws_something_beside_the_ratio_is_taken() -> None:
+    three = {"network": torch.nn.Identity(), "sources": 3}
+    assert mixaug.create("supermix", alpha=0.5, ratio="uniform", **three).alpha == 0.5
+    assert mixaug.create("regmix", limits="learned", alpha=0.5, ratio="uniform").alpha == 0.5
+
+
+def test_a_policy_of_ones_own_is_refused_an_alpha_by_its_own_default() -> None:
+    class Own(mixaug.Policy):
+        def __init__(self, alpha: float = 0.2, **shared: Any) -> None:
+            super().__init__(alpha=alpha, **shared)
+
+    assert isinstance(Own(ratio="midpoint").ratio, Constant)
+    with pytest.raises(ValueError, match=r"Own draws nothing .* ratio='midpoint', so alpha=1.0 has no effect"):
+        Own(alpha=1.0, ratio="midpoint")
+
+    class Fixed(mixaug.Policy):
+        def __init__(self) -> None:
+            super().__init__(alpha=3.0, ratio="uniform")
+
+    # Nobody who makes it chose an alpha.
+    assert isinstance(Fixed().ratio, Uniform)
 
 
 def test_numbers_of_numpy_and_fractions_count_as_numbers():

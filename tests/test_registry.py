@@ -3,13 +3,14 @@
 import importlib.metadata
 import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 import mixaug
 from helpers import ours
-from mixaug import registry
+from mixaug import ratio, registry
 from mixaug.policies import CutMix, Mixup
 
 
@@ -34,6 +35,10 @@ def test_shares_and_labels_are_in_the_repr_where_they_were_chosen():
         "CutMix(ratio=Uniform(0, 1), labeling='ratio')"
     )
     assert repr(mixaug.create("fmix", labeling="attention")) == "FMix(labeling='attention')"
+    assert repr(mixaug.create("mixup", pairing="reversed", per="pair")) == "Mixup(per='pair', pairing='reversed')"
+    assert repr(mixaug.create("mixup", per="pair")) == "Mixup(per='pair')"
+    for name in ("cutmix", "mixup", "automix", "samix", "mixstyle", "none"):
+        assert "pairing=" not in repr(mixaug.create(name)), name
     for name in ("cutmix", "mixup", "automix", "samix", "cmixup"):
         assert "ratio=" not in repr(mixaug.create(name)) and "labeling=" not in repr(mixaug.create(name))
 
@@ -273,7 +278,25 @@ def test_a_card_says_of_every_option_what_it_means():
         assert not any(mark in text for text in card.options.values() for mark in ("``", ":class:", "Raises:")), name
 
 
-def test_a_card_offers_no_draws_that_the_policy_refuses():
-    for name in set(ours()) - {"attentivemix"}:  # it draws nothing as long as `k` is given
-        offered = re.findall(r'"(sample|batch|pair)"', mixaug.describe(name).options.get("per", ""))
-        assert [mixaug.create(name, per=per).per for per in offered] == offered, name
+# Where an option of one's own draws in place of the shared ones, the card says so, and what lets those act.
+LETTING: dict[str, tuple[str, dict[str, Any]]] = {
+    "attentivemix": ("k=None alone", {"k": None}),
+    "cowmix": ("share=None alone", {"share": None}),
+    "selfmix": ("with a view", {"view": "second"}),
+}
+
+
+def test_a_card_offers_nothing_that_the_policy_refuses():
+    for name in ours():
+        options = mixaug.describe(name).options
+        for option in ("per", "ratio", "labeling", "pairing"):
+            for value in re.findall(r'"([a-z]+)"', options.get(option, "").split(" with per=")[0]):
+                if option == "ratio" and value not in ratio.NAMED:
+                    # A mode of the policy, of which the text speaks too.
+                    continue
+                try:
+                    mixaug.create(name, **{option: value})
+                except ValueError:
+                    condition, letting = LETTING[name]
+                    assert condition in options[option], (name, option)
+                    mixaug.create(name, **{option: value}, **letting)

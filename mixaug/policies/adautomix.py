@@ -211,9 +211,13 @@ class AdAutoMix(LearnedMixer):
     Labels keep the drawn shares; ``labeling="area"`` takes the masks'.
 
     Args:
-        alpha, ratio, pairing, labeling, per: see :class:`mixaug.Policy`. Of three or more images each share is drawn
-            by ``ratio`` and divided by their sum, and each further image comes from a ``pairing`` of its own, so that
-            one that is not random gives the same image again; labels are ``"ratio"`` or ``"area"`` then.
+        alpha, per: see :class:`mixaug.Policy`.
+        ratio: of each image's share before they are divided by their sum, for three or more images; of lam for two:
+            ``"beta"``, ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
+        pairing: see :class:`mixaug.Policy`. Each further image comes from a pairing of its own, so that one that is not
+            random gives the same image again.
+        labeling: weight of the labels: ``"ratio"`` (as drawn) or ``"area"`` (the means of the masks); for two images
+            others of :mod:`mixaug.labeling` too, a Labeling.
         n_images: N, in every mixture, the sample itself among them. Two are mixed as by
             :class:`mixaug.policies.AutoMix`: one lambda for the classifier, one for the block.
         lam_channel: let the masks depend on the shares, see :class:`AdaptiveMask`; off in the published CIFAR settings.

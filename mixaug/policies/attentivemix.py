@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import Batch
-from mixaug.checks import check_choice, check_images, check_out, check_partner, check_whole, check_whole_numbers
+from mixaug.checks import check_choice, check_images, check_out, check_partner, check_whole, check_whole_numbers, shown
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
@@ -151,9 +151,14 @@ class AttentiveMix(NetworkPolicy):
             None asks the model in training, in ``eval()`` mode: our substitute.
         network_size: (H, W) or one side to which the network's images are resized, bilinearly; None leaves them.
         attention: ``"mean"`` over the channels of the map, or the ``"last"`` channel.
-        ratio, pairing, labeling, per: see :class:`mixaug.Policy`. ``labeling="ratio"`` is k / cells, and the drawn
-            lam for ``k=None``. With a number ``k`` nothing but partners is drawn, so that ``ratio`` and
-            ``per="batch"`` are refused.
+        ratio: another distribution of lam, with ``k=None`` alone, for a number of cells draws none: ``"midpoint"``,
+            ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
+        pairing: see :class:`mixaug.Policy`.
+        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (k / cells, and the drawn lam for
+            ``k=None``), ``"attention"`` and others of :mod:`mixaug.labeling` (through :class:`mixaug.MixStep`), a
+            Labeling.
+        per: ``"sample"`` draws for each sample, ``"pair"`` once for two samples that mix with each other; ``"batch"``
+            once for all, with ``k=None`` alone.
 
     Raises:
         ValueError: an option out of range; when mixing, more cells than the feature map has.
@@ -174,10 +179,10 @@ class AttentiveMix(NetworkPolicy):
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         if k is not None and (alpha != 2.0 or shared.get("ratio", "beta") != "beta" or shared.get("per") == "batch"):
-            raise ValueError(
-                f"AttentiveMix draws no share with k={k}: leave out alpha={alpha!r}, ratio={shared.get('ratio')!r} and "
-                f"per={self.per!r}, or take k=None"
-            )
+            given = {"alpha": alpha, "ratio": shared.get("ratio", "beta"), "per": self.per}
+            plain = {"alpha": 2.0, "ratio": "beta", "per": "sample"}
+            without = [f"{name}={shown(value)}" for name, value in given.items() if value != plain[name]]
+            raise ValueError(f"AttentiveMix draws no share with k={k}: leave out {', '.join(without)}, or take k=None")
         check_choice("AttentiveMix", "attention", attention, get_args(Attention))
         self.k = None if k is None else check_whole("AttentiveMix", "k", k)
         self.attention: Attention = attention

@@ -21,7 +21,7 @@ from mixaug.policies.manifoldmix import ManifoldMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policies.stages import check_stages
 from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.ratio import Ratio, alpha_or_ratio
 from mixaug.registry import register
 
 __all__ = ["cmixup"]
@@ -61,6 +61,7 @@ def cmixup(
     """
     check_label_kernel("cmixup", bandwidth, units, kernel, include_self)
     pairing = LabelKernel(bandwidth, units=units, kernel=kernel, include_self=include_self)
+    drawn = alpha_or_ratio("cmixup", alpha, 2.0, ratio)
     if stages is None:
-        return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=pairing, per=per)
-    return ManifoldMix(alpha, check_stages("cmixup", stages), ratio=ratio, labeling=labeling, pairing=pairing, per=per)
+        return Mixup(**drawn, labeling=labeling, pairing=pairing, per=per)
+    return ManifoldMix(stages=check_stages("cmixup", stages), **drawn, labeling=labeling, pairing=pairing, per=per)

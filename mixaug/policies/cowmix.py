@@ -34,6 +34,7 @@ from mixaug.checks import (
     check_positive,
     check_range,
     check_share,
+    shown,
 )
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
@@ -182,7 +183,9 @@ class CowMix(Policy):
         sigma: (low, high), 0 < low <= high: range of the smoothing in pixels, uniform in its logarithm. (4, 16) is the
             authors' value for CIFAR; larger images want more.
         border: ``"zero"`` or ``"reflect"``: what lies outside the image when it is smoothed.
-        ratio, pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the drawn share.
+        ratio: another distribution of lam, with ``share=None`` alone: ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a
+            share, a Ratio.
+        pairing, labeling, per: see :class:`mixaug.Policy`; ``labeling="ratio"`` keeps the drawn share.
 
     Raises:
         ValueError: an option out of range.
@@ -198,9 +201,12 @@ class CowMix(Policy):
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         if share is not None and (alpha != 1.0 or shared.get("ratio", "beta") != "beta"):
+            given = {"alpha": alpha, "ratio": shared.get("ratio", "beta")}
+            plain = {"alpha": 1.0, "ratio": "beta"}
+            without = [f"{name}={shown(value)}" for name, value in given.items() if value != plain[name]]
             raise ValueError(
-                f"CowMix draws the own share between share={share!r}: leave out alpha={alpha!r} and "
-                f"ratio={shared.get('ratio', 'beta')!r}, or take share=None"
+                f"CowMix draws the own share between share={share!r}: leave out {', '.join(without)}, or take "
+                "share=None"
             )
         self.share = None if share is None else check_range("CowMix", "share", share, 0, 1)
         self.sigma = check_range("CowMix", "sigma", sigma, positive=True)

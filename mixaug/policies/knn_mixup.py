@@ -15,7 +15,7 @@ from mixaug.labeling import Labeling
 from mixaug.pairing.nearest import Nearest
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
-from mixaug.ratio import Ratio
+from mixaug.ratio import Ratio, alpha_or_ratio
 from mixaug.registry import register
 
 __all__ = ["knn_mixup"]
@@ -45,4 +45,5 @@ def knn_mixup(
     """
     k = check_whole("knn_mixup", "k", k)
     check_choice("knn_mixup", "by", by, get_args(By))
-    return Mixup(alpha, ratio=ratio, labeling=labeling, pairing=Nearest(k, by=by), per=per)
+    drawn = alpha_or_ratio("knn_mixup", alpha, 2.0, ratio)
+    return Mixup(**drawn, labeling=labeling, pairing=Nearest(k, by=by), per=per)

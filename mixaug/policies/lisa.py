@@ -39,7 +39,7 @@ def lisa(
         group: metadata of the batch that hold each sample's domain, integers (B,).
         same_label: probability of pairs within a class, drawn once a batch; 0.5 in the paper.
         mixing: ``"mixup"``, or ``"cutmix"`` as the authors take on some image sets.
-        per: how often lam is drawn; CutMix in the authors' code draws once a batch.
+        per: how often lam is drawn: ``"sample"`` or ``"batch"``; CutMix in the authors' code draws once a batch.
 
     Raises:
         ValueError: an option out of range.
@@ -54,5 +54,5 @@ def lisa(
     check_choice("lisa", "mixing", mixing, ("mixup", "cutmix"))
     same_label = check_probability("lisa", "same_label", same_label)
     pairs = [Selective("same", (group, "other")), Selective("other", (group, "same"))]
-    made: list[Policy | str] = [mix_selected(mixing, alpha, pairing, per) for pairing in pairs]
+    made: list[Policy | str] = [mix_selected(mixing, {"alpha": alpha}, pairing, per) for pairing in pairs]
     return OneOf(made, [same_label, 1 - same_label])

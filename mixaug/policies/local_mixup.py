@@ -14,7 +14,7 @@ from mixaug.labeling import Labeling
 from mixaug.pairing.nearest import Local, check_local
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
-from mixaug.ratio import Ratio
+from mixaug.ratio import Ratio, alpha_or_ratio
 from mixaug.registry import register
 
 __all__ = ["local_mixup"]
@@ -50,6 +50,5 @@ def local_mixup(
         ValueError: an option out of range.
     """
     check_local("local_mixup", radius, by, include_self)
-    return Mixup(
-        alpha, ratio=ratio, labeling=labeling, pairing=Local(radius, by=by, include_self=include_self), per=per
-    )
+    drawn = alpha_or_ratio("local_mixup", alpha, 1.0, ratio)
+    return Mixup(**drawn, labeling=labeling, pairing=Local(radius, by=by, include_self=include_self), per=per)

@@ -63,7 +63,9 @@ class RecursiveMix(Policy):
             the model. 0.5 on ImageNet, 0.1 on CIFAR-10.
         interpolation: ``"nearest"``, ``"bilinear"``, or ``"bilinear_corners"``, which the authors' code offers.
         share_head: classify the region with the model's own classifier in place of a second one.
-        pairing, per: see :class:`mixaug.Policy`.
+        pairing: with partners of another source than the batch before: who mixes with whom, a name of
+            :mod:`mixaug.pairing` or a Pairing.
+        per: see :class:`mixaug.Policy`.
         partners: a :class:`mixaug.partners.PreviousBatch`, or its name ``"previous"``; another source with ``omega=0``.
 
     Raises:

@@ -36,7 +36,7 @@ from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
 from mixaug.preparation import Preparation
-from mixaug.ratio import Beta
+from mixaug.ratio import Beta, check_alpha_acts
 from mixaug.registry import register
 from mixaug.shared_options import SharedOptions
 from mixaug.streams import default_generator
@@ -272,6 +272,8 @@ class RegMix(Mixup):
     """
 
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
+    # Learned limits are learned with it.
+    alpha_acts_always = True
     not_offered = ("pairing", "sources")
 
     def __init__(
@@ -301,6 +303,8 @@ class RegMix(Mixup):
             pairing = Nearest(k, by=by)
         else:
             pairing = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
+        if not learns:
+            check_alpha_acts("RegMix", alpha, 2.0, shared.get("ratio", "beta"))
         super().__init__(alpha, pairing=pairing, **shared)
         self.k, self.k_max, self.by = k, k_max, by
         self.learns, self.learning_steps = learns, learning_steps

@@ -52,7 +52,7 @@ def selecmix(
             :class:`mixaug.pairing.Contradicting`.
         group: metadata of the batch with the known bias of each sample, integers (B,): then another bias within the
             class, or the same bias in another class, takes the place of similarity, and no network is asked.
-        per: how often lam is drawn.
+        per: how often lam is drawn: ``"sample"`` or ``"batch"``.
 
     Raises:
         ValueError: an option out of range.

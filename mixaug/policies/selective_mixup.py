@@ -7,7 +7,7 @@ of the gain is this resampling: compare with plain mixup on balanced batches bef
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from mixaug.checks import check_choice, check_per, check_positive, shown
 from mixaug.draws import Per
@@ -17,7 +17,7 @@ from mixaug.partners import PartnerSource
 from mixaug.policies.cutmix import CutMix
 from mixaug.policies.mixup import Mixup
 from mixaug.policy import Policy
-from mixaug.ratio import Ratio
+from mixaug.ratio import Ratio, alpha_or_ratio
 from mixaug.registry import register
 
 __all__ = ["selective_mixup"]
@@ -52,7 +52,7 @@ def selective_mixup(
         group: metadata of the batch that hold each sample's group, integers (B,); None looks at no group.
         relation: ``"same"`` group, an ``"other"`` one, or ``"any"``.
         mixing: ``"mixup"`` or ``"cutmix"``.
-        per: how often lam is drawn.
+        per: how often lam is drawn: ``"sample"`` or ``"batch"``.
         partners: see :class:`mixaug.Policy`; the paper draws them from the whole training set.
         ratio: see :class:`mixaug.Policy`.
     """
@@ -68,17 +68,16 @@ def selective_mixup(
             f"selective_mixup got relation={relation!r}, but no group to look at: name one, group='domain'"
         )
     pairing = Selective(label, None if group is None else (group, relation))
-    return mix_selected(mixing, alpha, pairing, per, partners, ratio)
+    return mix_selected(mixing, alpha_or_ratio("selective_mixup", alpha, 1.0, ratio), pairing, per, partners)
 
 
 def mix_selected(
     mixing: Mixing,
-    alpha: float,
+    drawn: dict[str, Any],
     pairing: Selective,
     per: Per,
     partners: str | PartnerSource | None = None,
-    ratio: str | float | Ratio = "beta",
 ) -> Policy:
-    """Mixup or CutMix with partners by class and group."""
+    """Mixup or CutMix with partners by class and group; ``drawn`` says from what lam is drawn."""
     made = Mixup if mixing == "mixup" else CutMix
-    return made(alpha, pairing=pairing, per=per, partners=partners, ratio=ratio)
+    return made(**drawn, pairing=pairing, per=per, partners=partners)

@@ -46,7 +46,8 @@ def selfmix(
         switch_prob: probability of CutMix; 0.5 in FKD.
         group: metadata that say which image each crop of a batch is from, integers (B,).
         view: name of a view of the batch that holds another crop of each image; it takes the place of ``group``.
-        per: how often the choice, lam and the box are drawn; once a batch in FKD.
+        per: how often the choice, lam and the box are drawn: ``"batch"`` as in FKD, or ``"sample"``; with a ``view``
+            ``"pair"`` too.
 
     Raises:
         ValueError: an option out of range.

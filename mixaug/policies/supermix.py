@@ -42,7 +42,7 @@ from mixaug.ops.masks import top_mask
 from mixaug.ops.resample import cast_pixels
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.network import NetworkPolicy
-from mixaug.ratio import Beta
+from mixaug.ratio import Beta, check_alpha_acts
 from mixaug.registry import register
 from mixaug.shared_options import SharedOptions
 from mixaug.signals import ModelSignals
@@ -272,6 +272,8 @@ class SuperMix(NetworkPolicy):
     needs = frozenset({"outputs"})
     spatial = (2,)
     shared_defaults: ClassVar[SharedOptions] = {"labeling": "ratio"}
+    # In sets of three and more alpha draws what the others leave of each other.
+    alpha_acts_always = True
     not_offered = ("per", "partners")
 
     def __init__(
@@ -288,7 +290,9 @@ class SuperMix(NetworkPolicy):
     ) -> None:
         sources = check_whole("SuperMix", "sources", sources, 2, 16)
         alpha = check_positive("SuperMix", "alpha", alpha)
-        if sources > 2 and shared.get("ratio", "beta") == "beta":
+        if sources == 2:
+            check_alpha_acts("SuperMix", alpha, 3.0, shared.get("ratio", "beta"))
+        elif shared.get("ratio", "beta") == "beta":
             # One share of a Dirichlet distribution, beside all the others.
             shared["ratio"] = Beta(alpha, (sources - 1) * alpha)
         super().__init__(alpha=alpha, **shared)

@@ -101,6 +101,31 @@ def _plain_init(module, kind):
     module.model, module.seen = network(), []
 
 
+def test_a_batch_that_is_not_mixed_yet_is_moved_and_converted():
+    from lightning.fabric.plugins.precision.half import HalfPrecision
+    from lightning.pytorch.utilities import move_data_to_device
+
+    numbers = torch.full((4, 2), 1 / 3)
+    other = mixaug.Batch(torch.rand(2, 3), numbers[:2])
+    batch = mixaug.Batch(
+        torch.rand(4, 3),
+        numbers,
+        metadata={"share": numbers},
+        views={"second": torch.rand(4, 3)},
+        streams={"outliers": other},
+    )
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert type(moved) is mixaug.Batch and moved.labels.device.type == moved.streams["outliers"].inputs.device.type
+    assert moved.labels.device.type == "meta"
+    rounded = HalfPrecision("bf16-true").convert_input(batch)
+    assert type(rounded) is mixaug.Batch
+    inner = rounded.streams["outliers"]
+    assert rounded.inputs.dtype == rounded.views["second"].dtype == inner.inputs.dtype == torch.bfloat16
+    assert torch.equal(rounded.labels, numbers) and torch.equal(rounded.metadata["share"], numbers)
+    assert torch.equal(inner.labels, numbers[:2])
+    assert batch.inputs.dtype == torch.float32
+
+
 # SelecMix chooses partners by a network beside the model, which only a step has.
 @pytest.mark.parametrize("name", [n for n in ours() if not mixaug.describe(n).needs and n != "selecmix"])
 def test_the_batch_of_every_policy_is_converted(name):
