@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import mixaug
+from forks import common
 from helpers import imports_and_classes
 from processes import run_script
 
@@ -145,8 +146,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Made once, whichever of the test processes comes first.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installation"
+    folder = common(tmp_path_factory.getbasetemp()) / "installation"
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
