@@ -240,6 +240,8 @@ def test_remix_counts_the_classes_before_training_where_nobody_says_them() -> No
     kept.prepare(preparation)
     assert kept.labeling.class_counts == [5, 5, 5]
     missing = mixaug.create("cutmix", labeling="remix")
+    with pytest.raises(TypeError, match="Remix expects labeling as a name or a Labeling, called with"):
+        Remix(labeling="area")
     with pytest.raises(ValueError, match="class_counts as positive numbers"):
         missing.prepare(Preparation(lambda split: (images, labels * 2), nothing, 4, 0.1, nothing, torch.Generator()))
 
