@@ -83,6 +83,24 @@ def documented_options(target: Callable[..., Any]) -> dict[str, str]:
     return {**pointers, **said}
 
 
+def check_read(made: object, reason: str, **given: Any) -> None:
+    """Refuse options that somebody chose though nothing reads them. Their defaults say nothing: configs spell them out.
+
+    Args:
+        made: the object that has the options.
+        reason: why nothing reads them, as the end of a sentence that begins with its class.
+        given: values by the names of the options.
+
+    Raises:
+        ValueError: a value that is not the default.
+    """
+    defaults = options_of(type(made))
+    chosen = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name, value)]
+    if chosen:
+        have = "has" if len(chosen) == 1 else "have"
+        raise ValueError(f"{type(made).__name__} {reason}, so {' and '.join(chosen)} {have} no effect: leave it out")
+
+
 def takes_any_option(target: Callable[..., Any]) -> bool:
     """Whether a class or function takes options beyond those of :func:`options_of`."""
     if inspect.isclass(target):

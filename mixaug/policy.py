@@ -62,8 +62,8 @@ class Policy(TakesPartners, Offering, nn.Module):
         ratio: another distribution of lam: ``"midpoint"``, ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
         pairing: who mixes with whom: a name of :mod:`mixaug.pairing`, a Pairing, or None for a random
             permutation (random pairs with ``per="pair"``).
-        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), ``"attention"`` and
-            others of :mod:`mixaug.labeling` (through :class:`mixaug.MixStep`), a Labeling.
+        labeling: weight of the labels: ``"area"`` (pixels really kept), ``"ratio"`` (as drawn), a Labeling; where
+            there is a mask ``"attention"`` and others of :mod:`mixaug.labeling` (through :class:`mixaug.MixStep`).
         per: ``"sample"`` draws for each sample, ``"batch"`` once for all, ``"pair"`` once for two samples
             that mix with each other.
         partners: where partners come from: None for the batch, a source of :mod:`mixaug.partners`, or its name.
@@ -84,6 +84,8 @@ class Policy(TakesPartners, Offering, nn.Module):
     spatial: ClassVar[tuple[int, ...] | None] = (1, 2, 3)
     #: Whether content of a sample may show at another place than where the sample has it.
     relocates: bool = False
+    #: Whether places may differ in the share of each source, which some labelings weigh; else those are refused.
+    has_mask: ClassVar[bool] = True
     #: Whether ``alpha`` has an effect with every ratio; otherwise it is refused beside one that is not "beta".
     alpha_acts_always: ClassVar[bool] = False
 
@@ -116,7 +118,7 @@ class Policy(TakesPartners, Offering, nn.Module):
             ratios.check_alpha_acts(what, given, options_of(type(self)).get("alpha", alpha), options["ratio"])
         self.alpha = float(alpha)
         self.pairing: Pairing = pairings.make(options["pairing"], options["per"], what)
-        self.labeling: Labeling = labelings.make(options["labeling"], what)
+        self.labeling: Labeling = labelings.make(options["labeling"], what, has_mask=self.has_mask)
         self.per: Per = options["per"]
         self.needs = self.needs | self.labeling.needs
         self.reads = self.reads | getattr(self.labeling, "reads", frozenset())

@@ -68,8 +68,12 @@ class MixStep(nn.Module):
                 f"MixStep expects policy as a mixaug.Policy, got {type(policy).__name__}; "
                 "make one with mixaug.create(name)"
             )
+        if signals is not None and not isinstance(signals, ModelSignals):
+            raise TypeError(f"MixStep expects signals as mixaug.ModelSignals, got {type(signals).__name__}")
         if signals is not None and signals.model is not model:
             raise ValueError("MixStep expects signals made of its own model: ModelSignals(model, ...)")
+        if networks is not None and not isinstance(networks, Mapping):
+            raise TypeError(f"MixStep expects networks as a mapping of names, got {type(networks).__name__}")
         for name, network in (networks or {}).items():
             check_network(name, network)
         self.networks = nn.ModuleDict(networks)

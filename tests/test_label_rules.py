@@ -9,6 +9,7 @@ from scipy import stats
 
 import mixaug
 from helpers import seeded
+from mixaug import labeling
 from mixaug.batch import Batch
 from mixaug.labeling import Remix, Separate, VisibleObject
 from mixaug.preparation import Preparation
@@ -239,5 +240,20 @@ def test_remix_counts_the_classes_before_training_where_nobody_says_them() -> No
     kept.prepare(preparation)
     assert kept.labeling.class_counts == [5, 5, 5]
     missing = mixaug.create("cutmix", labeling="remix")
+    with pytest.raises(TypeError, match="Remix expects labeling as a name or a Labeling, called with"):
+        Remix(labeling="area")
     with pytest.raises(ValueError, match="class_counts as positive numbers"):
         missing.prepare(Preparation(lambda split: (images, labels * 2), nothing, 4, 0.1, nothing, torch.Generator()))
+
+
+@pytest.mark.parametrize("name", ["mixup", "regmix", "manifoldmix", "nfm", "moex", "mixstyle", "alignmix", "cmixup"])
+def test_labelings_that_weigh_a_mask_are_refused_where_there_is_none(name):
+    weighing = [label for label, made in labeling.NAMED.items() if getattr(made(), "weighs_mask", False)]
+    assert weighing == ["attention", "progressive", "token_labels", "cam", "content", "saliency"]
+    for label in weighing:
+        with pytest.raises(ValueError, match=rf"has no mask, .* so labeling='{label}' has nothing to weigh"):
+            mixaug.create(name, labeling=label)
+        assert mixaug.create("cutmix", labeling=label).labeling.weighs_mask
+    # An object that is blended shows a share of its pixels, and the class counts of the pair are there in any case.
+    for label in set(labeling.NAMED) - set(weighing):
+        mixaug.create(name, labeling=label)

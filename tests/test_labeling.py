@@ -14,6 +14,7 @@ from helpers import seeded
 from mixaug import functional
 from mixaug.labeling import Attention, Progressive, TokenLabels
 from mixaug.losses import MixedCrossEntropy
+from mixaug.plan import Blend
 from mixaug.signals import BlockAttention, MixedSignals, ModelSignals, Signals
 
 vision_transformer = pytest.importorskip("timm.models.vision_transformer", reason="needs the train extra")
@@ -323,10 +324,17 @@ def test_any_cut_mask(name, labeling, per):
     assert (final.lam - mixed.lam).abs().max() > 1e-4
 
 
+class Blending(mixaug.Policy):
+    """A policy of which nobody said that it has no mask."""
+
+    def sample(self, batch, partner, draws):
+        return Blend(partner=partner, lam=self.ratio(draws).float())
+
+
 @pytest.mark.parametrize("labeling", LABELINGS)
 def test_a_blend_keeps_its_weights(labeling):
     model, (images, labels) = make_vit(), pictures()
-    mixed, _, final = drawn(mixaug.create("mixup", labeling=labeling), model, images, labels)
+    mixed, _, final = drawn(Blending(labeling=labeling), model, images, labels)
     assert torch.equal(final.weights, mixed.weights)
     alone = mixaug.create("cutmix", labeling=labeling)(images[:1], labels[:1], signals=model)
     assert alone.weights.tolist() == [[1, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -655,3 +656,35 @@ def test_wide_unsigned_class_ids(dtype):
     assert mixed_cross_entropy(logits, labels.to(dtype), sources, weights) == expected
     with pytest.raises(ValueError, match="got 5 at row 1"):
         mixed_cross_entropy(logits, torch.tensor([0, 5, 2]).to(dtype), sources, weights)
+
+
+WRONG_OPTIONS = [
+    (MixedCrossEntropy, "class_weight", value) for value in ("x", 2.0, {}, [], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan])
+]
+WRONG_OPTIONS += [(MixedCrossEntropy, "class_weight", torch.ones(2, 2)), (MixedCrossEntropy, "class_weight", [True])]
+WRONG_OPTIONS += [(MixedCrossEntropy, "ignore_index", value) for value in ("x", 1.5, math.nan, True, [1])]
+WRONG_OPTIONS += [(MixedBinaryCrossEntropy, "pos_weight", value) for value in ("x", 0, -1.0, {}, [[1.0]], math.inf)]
+WRONG_OPTIONS += [(MixedBinaryCrossEntropy, "target_threshold", value) for value in ("x", [0.2], 1.0, True, math.nan)]
+WRONG_OPTIONS += [(MixedBinaryCrossEntropy, name, "no") for name in ("multi_label", "sum_classes")]
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), WRONG_OPTIONS)
+def test_a_wrong_option_is_named_when_the_loss_is_made(kind, option, value):
+    with pytest.raises(ValueError, match=rf"{kind.__name__} expects {option} "):
+        kind(**{option: value})
+
+
+def test_factors_of_classes_come_as_numbers_too():
+    numbers = MixedCrossEntropy(class_weight=[1, 0, 2.5])
+    assert torch.equal(numbers.class_weight, torch.tensor([1.0, 0.0, 2.5]))
+    logits, labels = torch.randn(4, 3, generator=seeded(0)), torch.tensor([0, 1, 2, 2])
+    mixed = mixaug.create("mixup")(torch.rand(4, 2), labels, generator=seeded(1))
+    expected = F.cross_entropy(logits, mixed.targets(3), weight=torch.tensor([1.0, 0.0, 2.5]))
+    torch.testing.assert_close(numbers(logits, mixed), expected)
+
+
+def test_a_misspelt_option_of_a_loss_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(TypeError, match="MixedCrossEntropy has no option 'weight'; did you mean 'class_weight'"):
+        MixedCrossEntropy(weight=torch.ones(3))
+    with pytest.raises(TypeError, match="MixedHuber has no option 'detla'; did you mean 'delta'"):
+        losses.MixedHuber(detla=2.0)

@@ -482,3 +482,21 @@ def test_the_old_name_of_an_option_works_with_a_warning(name, old, new, value):
     assert getattr(policy, new) == 0.3
     with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=f"{new} as a number that is not negative"):
         target(**{old: -1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("attentivemix", {"network_size": 112}, "without a network asks .*, so network_size=112 has no effect"),
+        ("regmix", {"k_max": 4}, "without limits takes k partners, so k_max=4 has no effect"),
+        ("regmix", {"limits": "learned", "k": 4}, "as many partners as they say, so k=4 has no effect"),
+        ("regmix", {"learning_steps": 10}, "learns no limits, so learning_steps=10 has no effect"),
+        ("sumix", {"policy": CutMix(), "alpha": 0.7}, "that is made already, so alpha=0.7 has no effect"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        mixaug.create(name, **options)
+    # Configs spell out the defaults.
+    (last,) = list(options)[-1:]
+    mixaug.create(name, **{**options, last: mixaug.describe(name).defaults[last]})

@@ -290,7 +290,7 @@ def test_a_card_offers_nothing_that_the_policy_refuses():
     for name in ours():
         options = mixaug.describe(name).options
         for option in ("per", "ratio", "labeling", "pairing"):
-            for value in re.findall(r'"([a-z]+)"', options.get(option, "").split(" with per=")[0]):
+            for value in re.findall(r'"([a-z]+)"', re.split(" with per=|; where", options.get(option, ""))[0]):
                 if option == "ratio" and value not in ratio.NAMED:
                     # A mode of the policy, of which the text speaks too.
                     continue

@@ -62,6 +62,9 @@ def test_a_probability_follows_its_schedule():
     (lambda: Linear(0.0, 1.0, steps=0), "steps"),
     (lambda: Steps({0.5: 1.0}), "the first from 0 on"),
     (lambda: Steps({}), "the first from 0 on"),
+    (lambda: Steps([(0.0, 1.0)]), "Steps expects values as a mapping"),
+    (lambda: Steps({0: "1.0"}), "Steps expects values of finite numbers"),
+    (lambda: Steps({0: float("nan")}), "Steps expects values of finite numbers"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_when_the_policy_is_made(call, message):
     with pytest.raises((ValueError, TypeError), match=message):

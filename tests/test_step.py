@@ -320,6 +320,11 @@ def test_what_is_read_must_be_named_among_the_needs():
 
 
 def test_signals_of_another_model_are_refused():
+    for wrong in ("x", [], 1, resnet()):
+        with pytest.raises(TypeError, match=r"MixStep expects signals as mixaug\.ModelSignals, got"):
+            MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), wrong)
+        with pytest.raises(TypeError, match="MixStep expects networks as a mapping of names, got"):
+            MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), networks=wrong)
     with pytest.raises(ValueError, match="signals made of its own model"):
         MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), mixaug.ModelSignals(resnet()))
     model = resnet()

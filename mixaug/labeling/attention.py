@@ -18,7 +18,7 @@ class Attention:
 
     Known after the mixed pass, whose own attention is read: :class:`mixaug.MixStep` or ``Policy.relabel`` puts it in
     the place of the area's share. For models without a class token see :meth:`mixaug.Signals.attention`. Works with
-    every mask over images (B, C, H, W); a policy without one (mixup) keeps its weights.
+    every mask over images (B, C, H, W); where a plan has none, its weights stay.
 
     Args:
         attention_share: weight of the attention's share beside the area's, in [0, 1]: 0.5 as in the authors' code, 1
@@ -28,6 +28,7 @@ class Attention:
         ValueError: an option out of range.
     """
 
+    weighs_mask = True
     needs = frozenset({"attention"})
     reads = frozenset({"attention"})
 

@@ -22,7 +22,8 @@ class Labeling(Protocol):
     draws)``, which is asked in place of the call. One that learns from the training data beforehand has a method
     ``on_prepare(preparation)``, see :class:`mixaug.preparation.Preparation`. One that needs per-sample tensors
     beside images and labels names them in ``metadata``. One whose weights need not sum to one over the sources has
-    an attribute ``normalised = False``, so that :func:`mixaug.testing.check_policy` does not expect it.
+    an attribute ``normalised = False``, so that :func:`mixaug.testing.check_policy` does not expect it. One that weighs
+    what a mask shows of each source has an attribute ``weighs_mask = True``; policies without a mask refuse it.
     """
 
     needs: frozenset[str]

@@ -31,6 +31,7 @@ class ClassActivation:
         ValueError: another mode.
     """
 
+    weighs_mask = True
     needs: frozenset[str] = frozenset({"cam"})
     #: The weights need not sum to 1: each is a share of another map.
     normalised = False

@@ -18,8 +18,8 @@ Source = Literal["attention", "cam"]
 class Content:
     """Weigh every source by the share of its activation that the mixed image shows (TokenMix, arXiv:2207.08409).
 
-    For any policy that mixes images (B, C, H, W); one without a mask (mixup) shows the same share of every pixel, and
-    keeps its weights. Weights lie in [0, 1]; their sum lies between 0 and 2.
+    For any policy with a mask over images (B, C, H, W); where a plan has none, the area's share stands. Weights
+    lie in [0, 1]; their sum lies between 0 and 2.
 
     Args:
         source: ``"attention"`` of the class token, or ``"cam"``, class activation, both of the clean images.
@@ -30,6 +30,7 @@ class Content:
 
     #: The weights need not sum to 1: each is a share of another map.
     normalised = False
+    weighs_mask = True
 
     def __init__(self, source: Source = "attention") -> None:
         check_choice("Content", "source", source, get_args(Source))

@@ -34,13 +34,28 @@ NAMED: dict[str, Callable[[], Labeling]] = {
 }
 
 
-def make(labeling: str | Labeling, what: str = "labeling.make") -> Labeling:
-    """The :class:`Labeling` that a policy's options ask for: a name of ``NAMED``, or an object; ``what`` asks.
+def make(labeling: str | Labeling, what: str = "labeling.make", *, has_mask: bool = True) -> Labeling:
+    """The :class:`Labeling` that a policy's options ask for.
+
+    Args:
+        labeling: a name of ``NAMED``, or an object.
+        what: who asks, for messages.
+        has_mask: whether pixels may differ in the share of each source.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a labeling that weighs what a mask shows where there is none.
         TypeError: neither a name nor a Labeling.
     """
+    made = _made(labeling, what)
+    if not has_mask and getattr(made, "weighs_mask", False):
+        raise ValueError(
+            f"{what} has no mask, all places show the same share, so labeling={shown(labeling)} has nothing to weigh: "
+            "leave it out, or choose a policy that cuts"
+        )
+    return made
+
+
+def _made(labeling: str | Labeling, what: str) -> Labeling:
     if isinstance(labeling, str):
         if labeling not in NAMED:
             raise ValueError(

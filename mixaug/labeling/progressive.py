@@ -20,8 +20,8 @@ class Progressive:
     """From the area's share to the attention's, as far as the prediction agrees with the area's target.
 
     Progressive attention labeling of MixPro (arXiv:2304.12043): ``rho * attention + (1 - rho) * area``, rho the cosine
-    of the area's target and the predicted probabilities. Known after the mixed pass; needs labels of classes. A policy
-    without a mask keeps its weights.
+    of the area's target and the predicted probabilities. Known after the mixed pass; needs labels of classes. Where a
+    plan has no mask, its weights stay.
 
     Args:
         attention: ``"mixed"`` reads the attention of the mixed images, as the paper; ``"own"`` that of the unmixed own
@@ -32,6 +32,7 @@ class Progressive:
         ValueError: an option out of range.
     """
 
+    weighs_mask = True
     needs = frozenset({"attention", "outputs"})
     reads = frozenset({"attention"})
 

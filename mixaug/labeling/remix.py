@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_class_ids, check_numbers, check_positive, check_probability
+from mixaug.checks import check_callable, check_class_ids, check_numbers, check_positive, check_probability
 from mixaug.labeling.base import Labeling, two_shares
 from mixaug.labeling.shares import Area
 from mixaug.plan import Plan
@@ -47,6 +47,8 @@ class Remix:
         self.class_counts = None if class_counts is None else _checked(class_counts)
         self.kappa = check_positive("Remix", "kappa", kappa, least=1.0)
         self.tau = check_probability("Remix", "tau", tau)
+        if labeling is not None:
+            check_callable("Remix", "labeling", labeling, ["plan", "batch"], "Labeling", attribute="needs")
         self.labeling = Area() if labeling is None else labeling
         if getattr(self.labeling, "reads", None):
             raise TypeError(

@@ -18,9 +18,8 @@ from mixaug.signals import Mode
 class VisibleSaliency:
     """Weigh two sources by the shares of their saliency that the mixed image shows, made to sum to one.
 
-    For any policy that mixes pairs of images: ``create("cutmix", labeling="saliency")``. One without a mask (mixup)
-    shows the same share of every pixel, and keeps its weights. Where nothing salient of either image is left, or a
-    map has no saliency at all, the area takes its place.
+    For any policy that mixes pairs of images by a mask: ``create("cutmix", labeling="saliency")``. Where a plan has no
+    mask, nothing salient of either image is left, or a map has no saliency at all, the area takes its place.
 
     Args:
         mode: how the model stands during the pass over the unmixed images: ``"eval"``, or ``"train"``, which a policy
@@ -30,6 +29,7 @@ class VisibleSaliency:
         ValueError: another mode.
     """
 
+    weighs_mask = True
     needs: frozenset[str] = frozenset({"saliency"})
 
     def __init__(self, mode: Mode = "eval") -> None:

@@ -20,9 +20,10 @@ class TokenLabels:
     Every token starts with the label of its patch, or its share of both where the mask cuts through, the tokens before
     them with the area's; every block mixes the labels by its attention, half and half with what they were. The label is
     the class token's after the last block; for models whose classifier reads the mean of the tokens, that of the image
-    tokens. Known after the mixed pass. A policy without a mask keeps its weights.
+    tokens. Known after the mixed pass. Where a plan has no mask, its weights stay.
     """
 
+    weighs_mask = True
     needs = frozenset({"attention"})
     reads = frozenset({"attentions"})
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixaug.checks import check_dense
+from mixaug.checks import check_dense, shown
 from mixaug.loading.crops import check_windows, crop_and_flip
 from mixaug.ops import fused
 from mixaug.ops.layout import carries_gradient, channels_last_format
@@ -54,6 +54,8 @@ class Normalize:
             raise ValueError(f"std expects positive numbers, got {self.std}")
         if len({len(self.mean), len(self.std)} - {1}) > 1:
             raise ValueError(f"mean has {len(self.mean)} numbers, but std has {len(self.std)}")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype expects a torch.dtype, got {shown(dtype)}")
         if dtype is not None and not dtype.is_floating_point and (self.scales or dtype != torch.uint8):
             raise TypeError(f"dtype expects a floating type, or uint8 without mean and std, got {dtype}")
         if memory_format is not None and not isinstance(memory_format, torch.memory_format):
@@ -222,9 +224,12 @@ def _(images: Tensor, rows: Tensor | None, *others: Any) -> Tensor:
 
 
 def _numbers(name: str, values: float | Sequence[float] | Tensor) -> list[float]:
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    numbers = [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
-    if not numbers or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{name} expects finite numbers, one or one for each channel, got {values}")
+    try:
+        # Arrays, tensors and the lists of a config all have numbers of a kind of their own.
+        found = values.tolist() if isinstance(values, Tensor) else values
+        numbers = [float(value) for value in found] if isinstance(found, Iterable) else [float(found)]
+    except (TypeError, ValueError):
+        numbers = []
+    if isinstance(values, (str, bytes, bool)) or not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} expects finite numbers, one or one for each channel, got {shown(values)}")
     return numbers

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
 from mixaug.losses.checks import check_mixing, check_options, check_per_sample, labels_of, reduced, refuse_uniform
+from mixaug.options import Offering
 
 
 def mixed_loss(
@@ -66,7 +67,7 @@ def mixed_loss(
     return reduced(total, importance, reduction)
 
 
-class MixedLoss(nn.Module):
+class MixedLoss(Offering, nn.Module):
     """Turns any per-sample loss into one for mixed samples; ``forward(logits, mixed)`` takes a MixedBatch.
 
     Args:

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
-from mixaug.checks import check_dense, shown
+from mixaug.checks import check_dense, check_flag
 from mixaug.losses.checks import (
     check_inputs,
     check_options,
     check_per_sample,
+    check_target_threshold,
+    class_factors,
     compute_dtype,
     labels_of,
     mix_rows,
@@ -22,6 +24,7 @@ from mixaug.losses.checks import (
     reduced,
     refuse_one_output,
 )
+from mixaug.options import Offering
 
 
 def mixed_binary_cross_entropy(
@@ -78,10 +81,7 @@ def mixed_binary_cross_entropy(
             CPU outside ``torch.compile``, class ids outside [0, K) or sources outside [0, B).
     """
     check_options("mixed_binary_cross_entropy", label_smoothing, reduction)
-    if target_threshold is not None and not 0 <= target_threshold < 1:
-        raise ValueError(
-            f"mixed_binary_cross_entropy expected target_threshold in [0, 1) or None, got {target_threshold}"
-        )
+    check_target_threshold("mixed_binary_cross_entropy", target_threshold)
     refuse_one_output("mixed_binary_cross_entropy", logits, labels)
     check_inputs("mixed_binary_cross_entropy", logits, labels, sources, weights, None)
     if multi_label and labels.ndim != 2:
@@ -156,7 +156,7 @@ def _checked_weight(name: str, pos_weight: Tensor, classes: int) -> Tensor:
     return pos_weight
 
 
-class MixedBinaryCrossEntropy(nn.Module):
+class MixedBinaryCrossEntropy(Offering, nn.Module):
     """Module form of :func:`mixed_binary_cross_entropy`; ``forward(logits, mixed)`` takes a MixedBatch.
 
     Args:
@@ -189,16 +189,16 @@ class MixedBinaryCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         check_options("MixedBinaryCrossEntropy", label_smoothing, reduction)
-        if target_threshold is not None and not 0 <= target_threshold < 1:
-            raise ValueError(
-                f"MixedBinaryCrossEntropy expected target_threshold in [0, 1) or None, got {target_threshold}"
-            )
+        name = "MixedBinaryCrossEntropy"
         self.label_smoothing = label_smoothing
-        self.target_threshold = target_threshold
-        self.sum_classes = sum_classes
-        self.multi_label = multi_label
+        self.target_threshold = check_target_threshold(name, target_threshold)
+        self.sum_classes = check_flag(name, "sum_classes", sum_classes)
+        self.multi_label = check_flag(name, "multi_label", multi_label)
         self.reduction = reduction
-        self.register_buffer("pos_weight", _positive_weights(pos_weight), persistent=False)
+        expected = "one positive number or one for each class"
+        least = torch.finfo(torch.float32).tiny
+        factors = class_factors(name, "pos_weight", pos_weight, expected, least=least, single=True)
+        self.register_buffer("pos_weight", factors, persistent=False)
 
     def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:
         """Loss of ``logits`` (B, K), or of outputs with ``logits`` of that shape, against the labels of ``mixed``."""
@@ -227,15 +227,3 @@ class MixedBinaryCrossEntropy(nn.Module):
             f"label_smoothing={self.label_smoothing}, target_threshold={self.target_threshold}, "
             f"sum_classes={self.sum_classes}, multi_label={self.multi_label}, reduction={self.reduction!r}{weight}"
         )
-
-
-def _positive_weights(values: Tensor | Sequence[float] | float | None) -> Tensor | None:
-    if values is None:
-        return None
-    tensor = torch.as_tensor(values)
-    if tensor.ndim > 1 or not tensor.numel() or not bool(((tensor > 0) & tensor.isfinite()).all()):
-        raise ValueError(
-            "MixedBinaryCrossEntropy expects pos_weight as one positive number or one for each class, got "
-            f"{shown(values)}"
-        )
-    return tensor if tensor.is_floating_point() else tensor.float()

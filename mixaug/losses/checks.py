@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
-from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability
+from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability, shown
 from mixaug.ops.nested import logits_of
 from mixaug.plan import Unmixed
 
@@ -67,6 +69,44 @@ def outputs_of(name: str, outputs: Any) -> Tensor:
 def check_options(name: str, label_smoothing: float, reduction: str) -> None:
     check_probability(name, "label_smoothing", label_smoothing)
     check_choice(name, "reduction", reduction, _REDUCTIONS)
+
+
+def check_target_threshold(name: str, threshold: Any) -> float | None:
+    """``target_threshold`` as a float in [0, 1) or None, or a ValueError."""
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and 0 <= threshold < 1):
+        raise ValueError(f"{name} expects target_threshold in [0, 1) or None, got {shown(threshold)}")
+    return None if threshold is None else float(threshold)
+
+
+def class_factors(
+    name: str, option: str, value: Any, expected: str, *, least: float = 0.0, single: bool = False
+) -> Tensor | None:
+    """Factors of classes, not all 0, as a floating tensor (K,), with ``single`` or (); None stays None.
+
+    Args:
+        name, option, value: who asks, for which option, and what came.
+        expected: what to say that is expected.
+        least: the smallest factor that is allowed.
+        single: whether one number for all classes will do.
+
+    Raises:
+        ValueError: something else, or factors that are not finite or too small.
+    """
+    if value is None:
+        return None
+    try:
+        # A config brings lists of its own kind, which torch does not read.
+        factors = torch.as_tensor(list(value) if isinstance(value, Sequence) else value)
+        check_dense(name, option, factors)
+        real = factors.dtype != torch.bool and not factors.is_complex() and factors.numel() > 0
+        shaped = factors.ndim == 1 or (single and factors.ndim == 0)
+        fits = real and shaped and bool((factors.isfinite() & (factors >= least)).all() & factors.any())
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} expects {option} as {expected}, got {shown(value)}")
+    return factors if factors.is_floating_point() else factors.float()
 
 
 def check_mixing(

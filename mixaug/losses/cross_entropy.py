@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_whole
 from mixaug.losses.checks import (
     can_read,
     check_inputs,
     check_options,
     check_per_sample,
+    class_factors,
     compute_dtype,
     labels_of,
     leaves_as_is,
@@ -20,6 +23,7 @@ from mixaug.losses.checks import (
     outputs_of,
     reduced,
 )
+from mixaug.options import Offering
 
 NO_LABEL = -(2**62)
 
@@ -130,14 +134,17 @@ def mixed_cross_entropy(
     return reduced(own, importance, reduction, count)
 
 
-class MixedCrossEntropy(nn.Module):
+class MixedCrossEntropy(Offering, nn.Module):
     """Module form of :func:`mixed_cross_entropy`; ``forward(logits, mixed)`` takes a MixedBatch.
 
     Args:
         label_smoothing: eps in [0, 1].
-        class_weight: (K,) factors, kept as a buffer.
+        class_weight: (K,) factors, not negative, kept as a buffer.
         ignore_index: class id whose sources drop out with their weight; None where no label is such.
         reduction: "none", "mean" or "sum".
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     #: What the labels are: "classification" or "regression".
@@ -148,15 +155,19 @@ class MixedCrossEntropy(nn.Module):
     def __init__(
         self,
         label_smoothing: float = 0.0,
-        class_weight: Tensor | None = None,
+        class_weight: Tensor | Sequence[float] | None = None,
         ignore_index: int | None = -100,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        check_options("MixedCrossEntropy", label_smoothing, reduction)
+        name = "MixedCrossEntropy"
+        check_options(name, label_smoothing, reduction)
         self.label_smoothing = label_smoothing
-        self.register_buffer("class_weight", class_weight)
-        self.ignore_index = ignore_index
+        factors = class_factors(name, "class_weight", class_weight, "a number not below 0 for each class")
+        self.register_buffer("class_weight", factors)
+        self.ignore_index = (
+            None if ignore_index is None else check_whole(name, "ignore_index", ignore_index, least=-(2**63))
+        )
         self.reduction = reduction
 
     def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:

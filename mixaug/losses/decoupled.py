@@ -21,6 +21,7 @@ from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_not_negative, check_positive_share
 from mixaug.losses.checks import check_inputs, check_options, compute_dtype, labels_of, outputs_of, reduced
 from mixaug.losses.cross_entropy import mixed_cross_entropy
+from mixaug.options import Offering
 
 #: Choice of the mixed classes that are decoupled: all, the one of less share, or the one of more.
 Side = Literal["both", "less", "more"]
@@ -76,7 +77,7 @@ def decoupled_regularizer(
     return total
 
 
-class DecoupledCrossEntropy(nn.Module):
+class DecoupledCrossEntropy(Offering, nn.Module):
     """Mixed cross-entropy and the decoupled term; ``forward(logits, mixed)`` takes a MixedBatch with class ids.
 
     Args:

@@ -21,6 +21,7 @@ from mixaug.losses.checks import (
     outputs_of,
     refuse_uniform,
 )
+from mixaug.options import Offering
 
 #: Values that a regression loss compares the prediction with.
 Against = Literal["target", "sources"]
@@ -93,7 +94,7 @@ def mixed_regression_loss(
     return errors.mean() if reduction == "mean" else errors.sum()
 
 
-class MixedRegressionLoss(nn.Module):
+class MixedRegressionLoss(Offering, nn.Module):
     """Base of the regression objectives; ``forward(predictions, mixed)`` takes a MixedBatch.
 
     Args:

@@ -290,6 +290,7 @@ class AlignMix(Policy):
 
     needs = frozenset({"hidden"})
     spatial = None
+    has_mask = False
     shared_defaults: ClassVar[SharedOptions] = {"per": "batch"}
 
     def __init__(

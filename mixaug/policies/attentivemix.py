@@ -27,6 +27,7 @@ from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import reads_freely, single_precision, wide_dtype
 from mixaug.ops.masks import cells_to_size, top_mask
+from mixaug.options import check_read
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.network import NetworkPolicy
 from mixaug.policy import SharedOptions
@@ -149,7 +150,7 @@ class AttentiveMix(NetworkPolicy):
             :class:`mixaug.ModelSignals` that say where the map is. It is frozen in place and always runs in ``eval()``
             mode; it moves with the policy, but is no part of its parameters, its ``state_dict`` or its submodules.
             None asks the model in training, in ``eval()`` mode: our substitute.
-        network_size: (H, W) or one side to which the network's images are resized, bilinearly; None leaves them.
+        network_size: (H, W) or one side to which the images of a ``network`` are resized, bilinearly; None leaves them.
         attention: ``"mean"`` over the channels of the map, or the ``"last"`` channel.
         ratio: another distribution of lam, with ``k=None`` alone, for a number of cells draws none: ``"midpoint"``,
             ``"uniform"``, ``"bernoulli"``, a share, a Ratio.
@@ -187,6 +188,8 @@ class AttentiveMix(NetworkPolicy):
         self.k = None if k is None else check_whole("AttentiveMix", "k", k)
         self.attention: Attention = attention
         self.network_size = _size_option(network_size)
+        if network is None and network_size is not None:
+            check_read(self, "without a network asks the model for the batch's own images", network_size=network_size)
         self.hold_network(network, "features")
 
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:

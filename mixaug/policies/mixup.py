@@ -71,6 +71,7 @@ class Mixup(Policy):
     """
 
     spatial = None
+    has_mask = False
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from mixaug.checks import check_callable, check_choice, check_positive, check_whole
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend
+from mixaug.options import check_read
 from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
@@ -303,7 +304,12 @@ class RegMix(Mixup):
             pairing = Nearest(k, by=by)
         else:
             pairing = Nearest(self._learned if isinstance(limits, str) else limits, by=by, k_max=k_max)
+        if limits is None:
+            check_read(self, "without limits takes k partners", k_max=k_max)
+        else:
+            check_read(self, "with limits takes as many partners as they say", k=k)
         if not learns:
+            check_read(self, "learns no limits", learning_steps=learning_steps)
             check_alpha_acts("RegMix", alpha, 2.0, shared.get("ratio", "beta"))
         super().__init__(alpha, pairing=pairing, **shared)
         self.k, self.k_max, self.by = k, k_max, by

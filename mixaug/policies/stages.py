@@ -44,6 +44,7 @@ class StagePolicy(Policy):
 
     needs = frozenset({"hidden"})
     spatial: ClassVar[tuple[int, ...] | None] = None
+    has_mask = False
 
     def __init__(
         self, *, stages: Sequence[int | str] | None = None, alpha: float = 1.0, **shared: Unpack[SharedOptions]

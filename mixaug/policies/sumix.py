@@ -39,6 +39,7 @@ from mixaug.checks import (
     shown,
 )
 from mixaug.ops.layout import single_precision
+from mixaug.options import check_read
 from mixaug.plan import Plan
 from mixaug.policy import Policy, no_change
 from mixaug.registry import create, describe, register
@@ -230,6 +231,8 @@ class SUMix(Policy):
         pairing, per = shared.get("pairing"), self.per
         if isinstance(policy, Policy) and (pairing is not None or per != "sample"):
             raise ValueError("SUMix got a policy that is made already: give pairing and per to that policy")
+        if isinstance(policy, Policy):
+            check_read(self, "mixes by a policy that is made already", alpha=alpha)
         check_choice("SUMix", "uncertainty", uncertainty, get_args(Uncertainty))
         self.gamma = check_not_negative("SUMix", "gamma", gamma)
         self.scale = None if scale is None else check_positive("SUMix", "scale", scale)

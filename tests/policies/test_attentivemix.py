@@ -263,7 +263,7 @@ def test_one_training_step_by_hand(own_network):
 
 @pytest.mark.parametrize("own_network", [True, False], ids=["own network", "model in training"])
 def test_step_under_autocast(own_network):
-    policy = mixaug.create("attentivemix", network=small_model(1) if own_network else None, network_size=40)
+    policy = mixaug.create("attentivemix", **({"network": small_model(1), "network_size": 40} if own_network else {}))
     step = mixaug.MixStep(small_model(), policy, MixedCrossEntropy())
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = step(IMAGES.to(memory_format=torch.channels_last), LABELS, generator=seeded(11))

@@ -86,10 +86,9 @@ def test_labels_fall_back_to_the_area():
     )
     batch = mixaug.Batch(images, signals=mixaug.Signals(saliency=saliency))
     assert mixaug.labeling.VisibleSaliency()(plan, batch)[:, 0].tolist() == [0.0] * 4
-    blended = mixaug.create("mixup", labeling="saliency")(
-        images, torch.arange(4), signals=mixaug.Signals(saliency=saliency), generator=seeded(6)
-    )
-    torch.testing.assert_close(blended.lam, blended.plan.area())
+    # A plan without a mask shows the same share of every pixel.
+    plan = mixaug.plan.Blend(partner=torch.tensor([1, 0, 3, 2]), lam=torch.full((4,), 0.3))
+    torch.testing.assert_close(mixaug.labeling.VisibleSaliency()(plan, batch)[:, 0], torch.full((4,), 0.3))
 
 
 @pytest.mark.parametrize("clean_weight", [0.0, 0.7])

@@ -198,8 +198,9 @@ def test_content_labels_for_other_policies():
     own = (cam * mixed.mask[:, 0]).sum((1, 2))
     other = (cam[mixed.partner] * (1 - mixed.mask[:, 0])).sum((1, 2))
     torch.testing.assert_close(mixed.weights, torch.stack([own, other], 1), rtol=0, atol=1e-5)
-    blended = mixaug.create("mixup", labeling="content")(pictures(), LABELS, signals=signals, generator=seeded(18))
-    torch.testing.assert_close(blended.lam, blended.plan.lam)
+    blend = mixaug.create("mixup").draw(pictures(), LABELS, generator=seeded(18))
+    batch = mixaug.Batch(pictures(), LABELS, signals)
+    torch.testing.assert_close(mixaug.labeling.Content()(blend, batch)[:, 0], blend.lam.expand(len(LABELS)))
     # Where the partner's pixels move, its map moves along.
     peaks = torch.zeros(6, 4, 4)
     peaks[:, 3, 3] = 1
