@@ -190,10 +190,11 @@ class Forks:
         config.pluginmanager.register(teller)
         # What was recorded before is told to each new plug-in.
         teller.warnings.clear()
-        # Files that hold what is captured would be written by all.
+        # Files that hold what is captured would be written by all; between tests nothing is captured.
         capture: Any = config.pluginmanager.getplugin("capturemanager")
         capture.stop_global_capturing()
         capture.start_global_capturing()
+        capture.suspend_global_capture()
         factory = config._tmp_path_factory  # type: ignore[attr-defined]
         factory._basetemp = factory.getbasetemp() / f"fork-{at}"
         factory._basetemp.mkdir()
