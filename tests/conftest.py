@@ -191,8 +191,8 @@ def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return
     import omegaconf
 
-    from mixaug.engine import reading, run
     from forks import common
+    from mixaug.engine import reading, run
     from quick_compose import FOLDER, quick
 
     folder = common(tmp_path_factory.getbasetemp()) / "composed"

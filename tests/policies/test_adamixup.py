@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixaug
-from helpers import index_images, interrupt, seeded
+from helpers import THIN, index_images, interrupt, seeded
 from mixaug import functional as F
 from mixaug import models
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy
@@ -703,9 +703,9 @@ def test_a_run_of_the_engine_resumes_exactly(tmp_path, monkeypatch):
     from mixaug.engine.train import train
 
     digits = ("data=digits", "data.train_size=110", "batch_size=25", "epochs=2")
-    common = (*digits, "policy=adamixup", "threads=1", "device=cpu")
-    common += ("progress=false", "checkpoint_every_steps=2", "optimizer.lr=0.02")
-    whole, broken = (compose([*common, f"root={tmp_path / name}"]) for name in ("whole", "broken"))
+    common = (*digits, *THIN, "policy=adamixup", "threads=1", "device=cpu", "progress=false", "optimizer.lr=0.02")
+    whole = compose([*common, f"root={tmp_path / 'whole'}"])
+    broken = compose([*common, "checkpoint_every_steps=5", f"root={tmp_path / 'broken'}"])
     train(whole)
     with monkeypatch.context() as patch:
         interrupt(patch, after=5)
