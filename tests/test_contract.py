@@ -68,8 +68,8 @@ def thin():
     return mixaug.models.create("cifar_resnet8", num_classes=10, channels=(4, 8, 16), stem_width=4)
 
 
-#: A twelfth keep the contract's own model and its images. Another model for policies that do nothing with one that tells
-#: no two images apart.
+#: A twelfth keep the contract's own model and its images, in the slow suite all do. Another model for policies that do
+#: nothing with one that tells no two images apart.
 MODELS = {name: None if at % 12 == 0 else thin for at, name in enumerate(POLICIES)} | {"supermix": Pixels}
 SIZES = {name: (32, 48) if at % 12 == 0 else (16, 24) for at, name in enumerate(POLICIES)}
 #: Policies that run a backward pass, which tensors that only pretend to lie on a GPU cannot.

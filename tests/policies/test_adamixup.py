@@ -667,7 +667,8 @@ def test_on_digits_the_discriminator_learns_and_the_regions_move():
     labels = torch.tensor(labels[:640])
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model, generator = models.create("cifar_resnet8", num_classes=10, in_chans=1), seeded(1)
+        thin = {"channels": (8, 16, 32), "stem_width": 8}
+        model, generator = models.create("cifar_resnet8", num_classes=10, in_chans=1, **thin), seeded(1)
         step = step_of(model, mixaug.create("adamixup"))
         optimizer = torch.optim.SGD(step.parameters(), 0.1, momentum=0.9)
         epochs = []
