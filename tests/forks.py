@@ -161,11 +161,12 @@ class Forks:
         except EOFError:
             at, process = forks.pop(ours)
             process.join()
+            reason = f"the process of this test ended with exit code {process.exitcode}"
             for test in deal.held(at):
                 item = session.items[test]
-                reason = f"the process of this test ended with exit code {process.exitcode}"
                 report = pytest.TestReport(item.nodeid, item.location, {}, "failed", reason, "call")
                 item.ihook.pytest_runtest_logreport(report=report)
+                reason = f"not run, since its process ended in {item.nodeid}"
             return
         hook = session.config.hook
         for one in recorded:
