@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mixaug import labeling
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 #: Pages each of whose examples is complete.
@@ -70,3 +72,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     card = (tmp_path / "policies" / "cutmix.html").read_text()
     assert "mixaug train policy=cutmix" in card and "images/policies/cutmix.png" in card
     assert 'id="mixaug.registry.create"' in (tmp_path / "reference" / "core.html").read_text()
+
+
+def test_every_labeling_has_a_row() -> None:
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "labeling.md").read_text().splitlines() if line[:2] == "| "]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(labeling.NAMED)
