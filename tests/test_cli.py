@@ -14,11 +14,13 @@ import pytest
 
 pytest.importorskip("hydra", reason="the command needs the train extra")
 
+from omegaconf import OmegaConf
+
 import mixaug
 from helpers import ours
 from mixaug import cli
 from mixaug.commands import COMMANDS, completion, evaluate, leaderboard, policies
-from mixaug.commands.arguments import STATUSES, status_of
+from mixaug.commands.arguments import STATUSES, status_of, status_of_all
 from mixaug.engine.config import compose, config_hash, with_config_dir
 from mixaug.engine.errors import (
     CheckpointError,
@@ -272,6 +274,48 @@ def test_one_rule_of_exit_statuses_for_all_commands(say: Say, root: Path) -> Non
 )
 def test_a_status_follows_from_the_error(error: Exception, status: int) -> None:
     assert status_of(error) == status
+    # A command that trains nothing was told of the checkpoint that it cannot read.
+    assert status_of(error, reads=True) == (2 if isinstance(error, CheckpointError) else status)
+
+
+def test_a_run_that_cannot_be_opened_is_a_wrong_line_for_what_only_looks_at_it(say: Say, tmp_path: Path) -> None:
+    config = OmegaConf.to_yaml(compose(["data=digits", "policy=none", "device=cpu"]))
+    for name in ("torn", "unfinished", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("a: [1" if name == "damaged" else config)
+        (tmp_path / name / "last.pt").write_bytes(b"PK\x03\x04")
+    for name in ("torn", "damaged"):
+        (tmp_path / name / "result.json").write_text("{}")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    torn, unfinished, damaged = (str(tmp_path / name) for name in ("torn", "unfinished", "damaged"))
+    suite = ("--suite", "geometry")
+    for line, told in (
+        (("evaluate", f"{torn}/last.pt"), "last.pt cannot be read"),
+        (("evaluate", torn), "last.pt cannot be read"),
+        (("evaluate", torn, *suite), "torn has no checkpoint that can be read"),
+        (("evaluate", damaged, *suite), "damaged"),
+        (("evaluate", unfinished, *suite), "it is unfinished"),
+        (("gallery", "--run", torn, "--out", str(tmp_path / "x.png")), "last.pt cannot be read"),
+        (("mixer", torn), "last.pt cannot be read"),
+    ):
+        code, shown, complaint = say(*line)
+        assert (code, shown, complaint.count("\n")) == (2, "", 1) and told in complaint, (line, complaint)
+    code, _, complaint = say("evaluate", torn, unfinished, *suite)
+    assert code == 2 and "2 of 2 runs were not evaluated" in complaint
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name != ".lock") == before
+
+
+def test_the_status_over_several_runs_is_a_reason_or_that_one_failed() -> None:
+    for statuses, count, expected in (
+        ([], 3, 0),
+        ([2], 1, 2),
+        ([75, 75], 2, 75),
+        ([1, 1], 2, 1),
+        # One has been evaluated, or they failed for different reasons.
+        ([2], 2, 1),
+        ([2, 75], 2, 1),
+    ):
+        assert status_of_all(statuses, count) == expected, (statuses, count)
 
 
 def test_commands_end_by_the_error_that_they_meet(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixaug.commands.arguments import STATUSES, status_of
+from mixaug.commands.arguments import STATUSES, status_of, status_of_all
 
 __all__ = ["main", "parser"]
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
     except faults as error:
         _say(f"{reader.prog}: {on_one_line(error)}")
-        return status_of(error)
+        return status_of(error, reads=True)
 
 
 def _say(line: str) -> None:
@@ -113,7 +113,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
     from mixaug.engine.explained import on_one_line
 
     sets = DataSets()
-    failed = []
+    failed: list[int] = []
     for folder in folders:
         try:
             evaluate_run(
@@ -141,11 +141,12 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
                 )
                 print("\n".join(f"wrote {path}" for path in drawn), flush=True)
         except faults as error:
-            failed.append(folder)
-            _say(f"{program}: {folder}: {on_one_line(error)}")
-    if failed:
+            failed.append(status_of(error, reads=True))
+            said = on_one_line(error)
+            _say(f"{program}: {said}" if said.startswith(str(folder)) else f"{program}: {folder}: {said}")
+    if failed and len(folders) > 1:
         _say(f"{program}: {len(failed)} of {len(folders)} runs were not evaluated")
-    return 1 if failed else 0
+    return status_of_all(failed, len(folders))
 
 
 def _finished(path: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return status_of(error)
+        return status_of(error, reads=True)
 
 
 def draw_policies(chosen: argparse.Namespace) -> int:

@@ -57,5 +57,5 @@ def main(arguments: Sequence[str]) -> int:
             print()
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return status_of(error)
+        return status_of(error, reads=True)
     return 0
