@@ -6,6 +6,7 @@ import copy
 import inspect
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,7 +189,8 @@ def test_any_timm_model_by_name() -> None:
 @pytest.mark.parametrize("schedule", list_choices("schedule"))
 @pytest.mark.parametrize("optimizer", list_choices("optimizer"))
 def test_optimizers_and_schedules_build_and_step(optimizer: str, schedule: str) -> None:
-    config = compose([f"optimizer={optimizer}", f"schedule={schedule}", "epochs=5"])
+    drops = ["schedule.decay_milestones=[2,4]"] if schedule == "multistep" else []
+    config = compose([f"optimizer={optimizer}", f"schedule={schedule}", "epochs=5", *drops])
     step = MixStep(nn.Linear(3, 2), mixaug.create("none"), build.build_objective(config))
     made = build.build_optimizer(config, step)
     scheduler = build.build_scheduler(config, made, updates_per_epoch=4)
@@ -619,3 +621,56 @@ def test_each_file_says_how_to_run_it() -> None:
         assert any(f"mixaug {command} " in head for command in ("train", "benchmark", "search")), path
         known = path in (CONFIGS / "train.yaml", CONFIGS / "search.yaml") or path.parent.name in (*GROUPS, "search")
         assert known, path
+
+
+IDLE = {
+    "schedule=constant schedule.min_lr=0.01": "schedule.min_lr=0.01 does nothing in a schedule with sched=constant",
+    "schedule.warmup_lr=0.01": "schedule.warmup_lr=0.01 does nothing without a warm-up",
+    "schedule=constant schedule.step_on_epochs=false": "schedule.step_on_epochs=false does nothing where",
+    "schedule=multistep": r"schedule.decay_milestones=\[100, 150\] lie behind epochs=30",
+    "augment.crop_padding=0 augment.padding_mode=reflect": "augment.padding_mode=reflect does nothing without padding",
+    "optimizer.weight_decay=0 optimizer.filter_bias_and_bn=true": "optimizer.filter_bias_and_bn=true does nothing",
+    "data=digits data.split_seed=3": "data.split_seed=3 does nothing where all samples are taken",
+    "data.split_seed=by_seed data.classes=3": "data.split_seed=by_seed does nothing where all samples are taken",
+    "data=diabetes data.scaling=none data.fit_on=all": "data.fit_on=all does nothing beside data.scaling=none",
+    "ema.warmup=true": "ema.warmup=true does nothing without averaged weights",
+    "sampling=class reshuffle=false": "reshuffle=false keeps the order of the first epoch, and sampling=class",
+    "policy=automix mixer.schedule.warmup_lr=0.1": "mixer.schedule.warmup_lr=0.1 does nothing without a warm-up",
+}
+#: What makes each of them do something.
+BUSY = (
+    "schedule.min_lr=0.01 schedule.warmup_epochs=2 schedule.warmup_lr=0.01 schedule.step_on_epochs=false",
+    "schedule=multistep schedule.decay_milestones=[10] augment.padding_mode=reflect sampling=class",
+    "data=digits data.train_size=100 data.split_seed=3 ema.warmup=true ema.decay=0.9 reshuffle=false",
+    "data.per_class=10 data.split_seed=by_seed optimizer=adamw optimizer.filter_bias_and_bn=false",
+    "data=diabetes data.fit_on=all policy=mixup",
+    "policy=automix mixer.schedule.warmup_lr=0.1 mixer.schedule.warmup_epochs=1",
+    # The rules of a protocol may say what this run has no use for, and what is removed says nothing.
+    "data=digits protocol=openmixup_cifar augment.crop_padding=0",
+    "~schedule.warmup_lr",
+)
+
+
+def test_a_setting_that_would_do_nothing_beside_the_others_is_refused() -> None:
+    for line, told in IDLE.items():
+        with pytest.raises(ConfigError, match=told):
+            compose(line.split())
+    for line in BUSY:
+        compose(line.split())
+
+
+def test_a_momentum_is_for_optimizers_that_have_one() -> None:
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match=r"optimizer.momentum=0.5: optimizer=adam has no momentum to set"):
+        build.build_optimizer(compose(["optimizer=adam", "+optimizer.momentum=0.5"]), step)
+    for line in (["optimizer.momentum=0.5"], ["optimizer=nesterov", "optimizer.momentum=0.5"]):
+        assert build.build_optimizer(compose(line), step).param_groups[0]["momentum"] == 0.5
+
+
+def test_a_network_beside_the_model_that_nobody_looks_at_is_refused() -> None:
+    config = compose(["data=digits", "+networks.teacher={_target_: torch.nn.Identity}"])
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), nn.CrossEntropyLoss())
+    with pytest.raises(
+        ConfigError, match=r"networks: neither objective=cross_entropy nor policy=none looks at teacher"
+    ):
+        build.check_wants(config, step.objective, step.policy, SimpleNamespace(metadata=()))

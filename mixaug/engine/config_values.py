@@ -48,7 +48,7 @@ def check_number(
 
 def shown(value: object) -> str:
     """A value as a config file writes it."""
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_choice_of(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:

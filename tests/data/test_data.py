@@ -598,9 +598,15 @@ def test_in_memory_needs_both_splits():
     ("options", "message"),
     [
         ({"transform": "uint8", "image_size": 16}, "would keep; image_size=16 needs transform and test_transform to"),
-        ({"transform": "cifar10_train", "image_size": 16}, "8x8 images, which test_transform would keep; image_size=16"),
+        (
+            {"transform": "cifar10_train", "image_size": 16},
+            "8x8 images, which test_transform would keep; image_size=16",
+        ),
         ({"transform": "uint8", "test_transform": "cifar_vit_test"}, "which transform would keep; 224 pixels, as the"),
-        ({"transform": "cifar10_train", "test_transform": "cifar_vit_test"}, "=cifar_vit_test images of 224 pixels and"),
+        (
+            {"transform": "cifar10_train", "test_transform": "cifar_vit_test"},
+            "=cifar_vit_test images of 224 pixels and",
+        ),
     ],
 )
 def test_images_in_memory_are_of_one_size_which_is_the_one_that_is_told(options, message):
@@ -627,5 +633,7 @@ def test_files_that_stay_as_they_are_say_the_size_of_images(tmp_path):
     save(tmp_path / "val" / "a" / "0.png", 0, height=10, width=10)
     with pytest.raises(ValueError, match=r"test_transform keeps images as they are, and .* are of 12x10"):
         load("imagefolder", root=tmp_path, transform="uint8")
-    made = load("imagefolder", root=tmp_path, transform="cifar_vit_train", test_transform="cifar_vit_test", image_size=16)
+    made = load(
+        "imagefolder", root=tmp_path, transform="cifar_vit_train", test_transform="cifar_vit_test", image_size=16
+    )
     assert made.image_size == (3, 16, 16) == tuple(made.train[0][0].shape) == tuple(made.test[0][0].shape)
