@@ -41,8 +41,8 @@ def mixed_accuracy(
             looks whether each row of labels sums to one. ``topk`` must then be 1.
         target_threshold: in [0, 1): a class whose mixed target is above it counts 1, others 0, as
             :func:`mixed_binary_cross_entropy` has it; None counts shares.
-        label_smoothing: of the targets that are compared with the threshold. Needs one: what it spreads over all classes is
-            no label, and counts nothing by itself.
+        label_smoothing: of the targets that are compared with the threshold. Needs one: what it spreads over all
+            classes is no label, and counts nothing by itself.
 
     Returns:
         float32 in [0, 1] on the device of the logits: a scalar for an integer ``topk``, else one value per k. Samples
