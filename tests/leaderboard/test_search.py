@@ -340,6 +340,8 @@ class Pretended:
             100.0 - valid,
             policy_options={key: value for key, value in policy.items() if key != "_target_"},
             epochs=total,
+            data=cell.config["data"]["name"],
+            data_options={key: value for key, value in cell.config["data"].items() if key not in ("_target_", "name")},
             valid_top1_last=valid,
             selected_on="valid",
             test_samples=100,
