@@ -237,6 +237,14 @@ SETTINGS = {
         ("networks.teacher", "; +networks.teacher=... adds it"),
         ("polcy.alpha", "; did you mean policy.alpha?"),
         ("alpha", "; did you mean policy.alpha?"),
+        # Only what is near is asked about; else what there is is told.
+        ("resume", "; the same command goes on with an interrupted run"),
+        ("schedule.foo", "; schedule has schedule.warmup_epochs"),
+        ("schedule.warmup", "; did you mean schedule.warmup_epochs or +schedule.warmup_lr or +schedule.warmup_prefix?"),
+        ("augment.reshuffle", "; augment has augment.flip"),
+        ("optimizer.learning_rate", "; it is optimizer.lr"),
+        ("schedule.lr", "; did you mean mixer.lr or optimizer.lr?"),
+        ("rehsuffle", "; mixaug train --cfg job prints all"),
         ("rot", "; did you mean root?"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -74,8 +73,10 @@ def _meant(key: str, known: Sequence[str]) -> str:
     where = [f"mixaug {command}" for command, names in OWN.items() if key in names]
     if where:
         return f"it is an argument of {' and '.join(where)}"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
-    return f"did you mean {close[0]}?" if close else ""
+    from mixaug.engine.near import near
+
+    close = near(key, known)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def status_of(error: BaseException, *, reads: bool = False) -> int:

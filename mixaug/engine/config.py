@@ -226,9 +226,10 @@ def _by_hydra(name: str, overrides: list[str]) -> DictConfig:
 
 def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     composed = composed_by_hydra("train", overrides)
-    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
-    if broken:
-        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
+    for group in (*GROUPS, "augment", "ema", "mixer"):
+        value = composed.get(group)
+        if not OmegaConf.is_dict(value) and not (value is None and group in ("experiment", "mixer")):
+            raise ConfigError(f"{group} must be a group of settings, got {value!r}")
     choices = dict(composed.hydra.runtime.choices)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
