@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -170,9 +171,43 @@ WRONG = {
         2,
         "--out expects the name of a PNG, such as runs/gallery.png, got",
     ),
-    "gallery --policies cutmix --size 0": (2, "--size expects at least 16 pixels, got 0"),
+    "gallery --policies cutmix --size 0": (2, "--size expects 16 to 2048 pixels, got 0"),
     "gallery --run /nowhere": (2, "/nowhere is no run folder: it has no config.yaml"),
     "mixer empty": (2, "empty is no run folder: it has no config.yaml"),
+    # Values of a wrong kind, out of range, of a file in a folder's place, empty.
+    "benchmark out= data=digits": (2, "out: expected a folder, got ''"),
+    "search out= budget=1m": (2, "out: expected a folder, got ''"),
+    "train device=cuda:x": (2, "device must be auto, cpu, cuda or cuda:<index>, got 'cuda:x'"),
+    "train ema=0.9": (2, "ema must be a group of settings, got 0.9"),
+    "leaderboard ''": (2, "argument roots: expected a path, got ''"),
+    "leaderboard empty --config-dir file": (2, "expected config_dir as a folder of config files, got 'file'"),
+    "leaderboard empty --out ''": (2, "argument --out: expected a path, got ''"),
+    "evaluate ''": (2, "argument RUN: expected a value, got ''"),
+    "evaluate file": (2, "file is no checkpoint of a run: there is no config.yaml beside it"),
+    "evaluate empty --device foo": (2, "argument --device: expected auto, cpu, cuda or cuda:<index>, got 'foo'"),
+    "evaluate empty --trust model": (
+        2,
+        "argument --trust: expected a full name such as my_package.MyModel",
+    ),
+    "evaluate empty --seed 0": (2, "--seed does nothing without --suite"),
+    "evaluate empty --suite all --samples 0": (2, "argument --samples: expected a whole number of at least 1, got '0'"),
+    "evaluate empty --suite all --seed -1": (2, "argument --seed: expected a whole number from 0 to 922"),
+    "evaluate empty --suite all --corrupted file": (2, "--corrupted expects a folder, got 'file'"),
+    "evaluate empty --suite all --pictures file": (
+        2,
+        "--pictures: expected a folder, got 'file'",
+    ),
+    "evaluate empty --suite all --outliers nope": (2, "got the unknown data set 'nope'"),
+    "evaluate empty --suite geometry --outliers digits": (2, "--outliers does nothing without the family outliers"),
+    "evaluate empty --suite geometry --corrupted empty": (2, "--corrupted does nothing without the family corruption"),
+    "gallery --out ''": (2, "argument --out: expected a path, got ''"),
+    "gallery --pick 1 2": (2, "--pick says which images of --sheets: give that too"),
+    "gallery --samples 3": (2, "--samples is of --run: give that too"),
+    "gallery --run empty --size 64": (2, "--size is of the photographs: leave it out beside --sheets and --run"),
+    "gallery --only mixup --strips empty --out x.png": (2, "--only draws no sheet: leave out --out"),
+    "gallery --run empty --samples 1": (2, "argument --samples: expected a whole number of at least 2, got '1'"),
+    "mixer empty --samples 0": (2, "argument --samples: expected a whole number of at least 2, got '0'"),
+    "policies --needs foo": (2, "--needs expects what policies look at, attention, cam, features, hidden, outputs,"),
     "policies describe cutmixx": (2, "unknown policy 'cutmixx'. Did you mean 'cutmix'"),
 }
 
@@ -185,7 +220,7 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for line, (expected, told) in list(WRONG.items())[::every]:
-        code, shown, complaint = say(*line.split())
+        code, shown, complaint = say(*shlex.split(line))
         *usage, last = complaint.splitlines()
         assert (code, shown) == (expected, ""), line
         assert told in last, (line, complaint)
@@ -406,7 +441,7 @@ def test_the_policies_as_a_table(say: Say) -> None:
     _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
     assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
-    assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
+    assert say("policies", "nothing*") == (1, "", "no policy is like nothing*\n")
     # What is like none is told beside what is like some.
     code, shown, complaint = say("policies", "cutmix", "mixupp")
     assert (code, complaint) == (1, "no policy is like mixupp\n") and "\ncutmix " in shown

@@ -52,6 +52,8 @@ def split(command: str, given: Sequence[str]) -> tuple[dict[str, Any], list[str]
         if key in OWN[command]:
             if not equals:
                 raise ConfigError(f"cannot read {word!r}: expected {key}=value")
+            if key == "out" and not value.strip():
+                raise ConfigError(f"out: expected a folder, got {value!r}; the present one is .")
             own[key] = value
         elif plain.partition(".")[0] == "search" and "search" not in known:
             raise ConfigError(f"there is no setting {plain}; it is an argument of mixaug search")

@@ -27,7 +27,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mixaug.engine.config_values import check_choice_of, check_integer, check_number, shown
+from mixaug.engine.config_values import check_choice_of, check_integer, check_number, is_device, shown
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import explained, settings_of
 from mixaug.engine.idle import NO_MINIMUM, fault_of_idle
@@ -137,7 +137,7 @@ def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list
     """
     if folder is None:
         return list(overrides)
-    if not Path(folder).is_dir():
+    if not str(folder).strip() or not Path(folder).is_dir():
         raise ConfigError(f"--config-dir expects a folder of config files, got {str(folder)!r}")
     if any(override.startswith(SEARCH_PATH) for override in overrides):
         raise ConfigError(f"give --config-dir or {SEARCH_PATH.rstrip('=')}, not both")
@@ -226,10 +226,9 @@ def _by_hydra(name: str, overrides: list[str]) -> DictConfig:
 
 def _hydra_compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     composed = composed_by_hydra("train", overrides)
-    for group in (*GROUPS, "augment", "ema", "mixer"):
-        value = composed.get(group)
-        if not OmegaConf.is_dict(value) and not (value is None and group in ("experiment", "mixer")):
-            raise ConfigError(f"{group} must be a group of settings, got {value!r}")
+    broken = [group for group in GROUPS if composed.get(group) is not None and not OmegaConf.is_dict(composed[group])]
+    if broken:
+        raise ConfigError(f"{broken[0]} must be a group of settings, got {composed[broken[0]]!r}")
     choices = dict(composed.hydra.runtime.choices)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
@@ -355,6 +354,9 @@ def validate(config: DictConfig) -> None:
     if unknown or missing:
         wrong = [f"{kind} top-level keys {keys}" for kind, keys in (("unknown", unknown), ("missing", missing)) if keys]
         raise ConfigError(", ".join(wrong))
+    for section in ("augment", "ema"):
+        if not isinstance(config[section], DictConfig):
+            raise ConfigError(f"{section} must be a group of settings, got {config[section]!r}")
     for key in ("choices.policy", "data.name"):
         # Both are part of the name of the run's folder.
         value = OmegaConf.select(config, key)
@@ -425,9 +427,8 @@ def validate(config: DictConfig) -> None:
     check_choice_of(config, "protocol.figure", FIGURES)
     check_choice_of(config, "augment.padding_mode", PADDING_MODES)
     check_integer(config, "augment.crop_padding", minimum=0)
-    device = config.device
-    if not isinstance(device, str) or (device != "auto" and device.split(":")[0] not in ("cpu", "cuda")):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
+    if not is_device(config.device):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {config.device!r}")
     if not isinstance(config.root, str) or not config.root:
         raise ConfigError(f"root must be the folder that holds the run folders, got {config.root!r}")
 

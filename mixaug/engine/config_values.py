@@ -9,7 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["check_choice_of", "check_integer", "check_number", "shown"]
+__all__ = ["check_choice_of", "check_integer", "check_number", "is_device", "shown"]
+
+
+def is_device(value: object) -> bool:
+    """Whether this names a device, ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``, be it there or not."""
+    if not isinstance(value, str):
+        return False
+    kind, _, index = value.partition(":")
+    return value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())
 
 
 def check_integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
