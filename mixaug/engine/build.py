@@ -33,8 +33,8 @@ __all__ = [
     "build_policy",
     "build_scheduler",
     "build_step",
-    "check_mixer",
     "check_model",
+    "check_training",
     "check_wants",
     "checked_task",
     "data_settings",
@@ -368,22 +368,28 @@ def _plain_loss(objective: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], 
     return loss
 
 
-def check_mixer(config: DictConfig, step: MixStep) -> None:
-    """Refuse settings of a learned mixer where there is none, or where the optimizer has no use for them.
+def check_training(config: DictConfig, step: MixStep, updates_per_epoch: int) -> None:
+    """Refuse settings of optimizer and schedule that cannot work, and those of a learned mixer that would do nothing.
+
+    Both are built and let go: what is wrong with them is said before a run begins.
 
     Raises:
         ConfigError: names the settings.
     """
     settings = mixer_settings(config)
-    if not settings:
-        return
-    if not _mixer_parameters(step):
+    if settings and not _mixer_parameters(step):
         listed = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise ConfigError(
             f"{listed}: policy={config.choices.policy} has no learned mixer to train, so these settings would do "
             "nothing; leave them at null"
         )
-    build_optimizer(config, step)
+    schedule = build_scheduler(config, build_optimizer(config, step), updates_per_epoch)
+    try:
+        # A plateau follows from scores, which there are none of yet.
+        if schedule is not None and config.schedule.get("sched") != "plateau":
+            schedule.step(config.epochs - 1)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"schedule: these settings give no rate of epoch {config.epochs}: {error}") from error
 
 
 def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:

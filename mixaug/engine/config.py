@@ -27,7 +27,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mixaug.engine.config_values import check_choice_of, check_integer, check_number, is_device, shown
+from mixaug.engine.config_values import check_choice_of, check_integer, check_number, check_numbers, is_device, shown
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import explained, settings_of
 from mixaug.engine.idle import NO_MINIMUM, fault_of_idle
@@ -383,7 +383,16 @@ def validate(config: DictConfig) -> None:
     check_number(config, "clip_grad_norm", above=0.0, optional=True)
     check_number(config, "optimizer.lr", above=0.0)
     check_number(config, "optimizer.weight_decay", minimum=0.0)
+    check_number(config, "optimizer.momentum", minimum=0.0, below=1.0, optional=True)
+    check_number(config, "optimizer.eps", minimum=0.0, optional=True)
+    check_numbers(config, "optimizer.betas", below=1.0)
     check_number(config, "schedule.min_lr", minimum=0.0)
+    check_number(config, "schedule.warmup_lr", minimum=0.0, optional=True)
+    check_number(config, "schedule.decay_rate", above=0.0, optional=True)
+    check_integer(config, "schedule.warmup_epochs", minimum=0, optional=True)
+    check_numbers(config, "schedule.decay_milestones", positive=True)
+    check_numbers(config, "augment.mean")
+    check_numbers(config, "augment.std", positive=True)
     check_number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
     if config.ema.warmup and config.ema.decay is None:
