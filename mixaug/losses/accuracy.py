@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import MixedBatch
-from mixaug.losses.checks import check_inputs, check_options, labels_of, leaves_as_is, mix_rows
+from mixaug.losses.checks import check_inputs, check_options, check_target_threshold, labels_of, leaves_as_is, mix_rows
 
 #: Sum of a row of labels may differ from one by so much, as half precision makes it, where it shares one label out.
 TOLERANCE = 0.02
@@ -65,8 +65,7 @@ def mixed_accuracy(
         raise ValueError(
             f"mixed_accuracy got label_smoothing={label_smoothing}, which acts on a target_threshold alone"
         )
-    if target_threshold is not None and not 0 <= target_threshold < 1:
-        raise ValueError(f"mixed_accuracy expected target_threshold in [0, 1) or None, got {target_threshold}")
+    check_target_threshold("mixed_accuracy", target_threshold)
     importance = uniform = None
     if isinstance(targets, Tensor):
         labels = targets
