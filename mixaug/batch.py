@@ -89,7 +89,7 @@ class Batch(_NoTensor, ConvertibleFields):
 
     Raises:
         TypeError: metadata that are no tensors.
-        ValueError: metadata without a row for each sample.
+        ValueError: metadata without a row for each sample; inputs that are a MixedBatch.
     """
 
     inputs: Tensor
@@ -104,6 +104,10 @@ class Batch(_NoTensor, ConvertibleFields):
     convertible: ClassVar[tuple[str, ...]] = ("inputs", "views", "streams")
 
     def __post_init__(self) -> None:
+        if isinstance(self.inputs, MixedBatch):
+            raise ValueError(
+                "got a MixedBatch to mix, which is mixed already: mix here or where it was made, not twice"
+            )
         for name, values in self.metadata.items():
             if not isinstance(values, Tensor):
                 raise TypeError(f"Batch expects metadata[{name!r}] as a tensor, got {type(values).__name__}")

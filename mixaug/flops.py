@@ -45,6 +45,12 @@ class Flops(TorchDispatchMode):
         self.total = 0
         self._formulas = flop_registry
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's question whether to keep its compiler out of the method below, for which it would import it: for some
+        seconds, and for nothing where all that is counted runs eagerly."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         result = func(*args, **given)

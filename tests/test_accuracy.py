@@ -179,3 +179,61 @@ def test_losses_take_class_ids_of_every_integer_dtype(dtype):
             *(DecoupledCrossEntropy(), MixedLoss(nn.MultiMarginLoss(reduction="none")), mixed_accuracy),
         ):
             assert torch.equal(loss(logits, mixed), loss(logits, expected))
+
+
+def counted_above(outputs, targets, importance, topk):
+    """Share of the classes above the threshold that are among the first ones, sample by sample."""
+    hit = total = 0.0
+    for row, target, factor in zip(outputs.tolist(), targets.tolist(), importance.tolist(), strict=True):
+        best = sorted(range(len(row)), key=lambda k: -row[k])[:topk]
+        hit += factor * sum(target[k] for k in best)
+        total += factor * sum(target)
+    return hit / total
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("threshold", "smoothing"), [(0.0, 0.0), (0.2, 0.0), (0.2, 0.5), (0.6, 0.0), (0.05, 0.3)])
+def test_targets_above_a_threshold_count_as_the_loss_counts_them(dense, threshold, smoothing):
+    generator = seeded(5)
+    outputs = torch.randn(9, 4, generator=generator)
+    ids = torch.randint(4, (9,), generator=generator)
+    mixed = mixaug.create("mixup")(torch.rand(9, 1, 2, 2, generator=generator), ids, generator=generator)
+    loss = MixedBinaryCrossEntropy(target_threshold=threshold, label_smoothing=smoothing)
+    for uniform, importance in ((None, None), (torch.linspace(0, 0.5, 9), torch.linspace(0, 2, 9))):
+        shares = mixed.targets(4, smoothing) + (0 if uniform is None else uniform[:, None] / 4)
+        above = (shares > threshold).float()
+        labels = F.one_hot(ids, 4).float() if dense else ids
+        given = MixedBatch(None, labels, mixed.sources, mixed.weights, uniform=uniform, importance=importance)
+        # What is expected is what the loss is zero for: outputs that say yes to just these classes.
+        assert loss(100 * (2 * above - 1), given) < 1e-6
+        for topk in (1, 2):
+            expected = counted_above(outputs, above, torch.ones(9) if importance is None else importance, topk)
+            options = {"target_threshold": threshold, "label_smoothing": smoothing}
+            torch.testing.assert_close(mixed_accuracy(outputs, given, topk, **options), torch.tensor(expected))
+    policy = mixaug.create("mixup")
+    _, log = MixStep(Given(outputs), policy, loss)(torch.rand(9, 2), ids, generator=seeded(7))
+    drawn = policy(torch.rand(9, 2), ids, generator=seeded(7)).targets(4, smoothing)
+    expected = counted_above(outputs, (drawn > threshold).float(), torch.ones(9), 1)
+    torch.testing.assert_close(log["accuracy"], torch.tensor(expected))
+
+
+def test_answers_above_a_threshold_are_a_yes():
+    mixed = MixedBatch(
+        None, torch.tensor([[1.0, 1, 0], [0, 1, 1]]), torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0.7, 0.3]] * 2)
+    )
+    # Targets are 0.7, 1, 0.3 and 0.3, 1, 0.7.
+    outputs = torch.tensor([[1.0, 1, 1], [1, -1, -1]])
+    for threshold, right in ((0.2, 4), (0.5, 2)):
+        for multi_label in (True, None):
+            got = mixed_accuracy(outputs, mixed, multi_label=multi_label, target_threshold=threshold)
+            torch.testing.assert_close(got, torch.tensor(right / 6))
+
+
+def test_a_threshold_that_is_none_is_refused():
+    for options, told in (
+        ({"target_threshold": 1.0}, r"target_threshold in \[0, 1\) or None, got 1.0"),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1, which acts on a target_threshold alone"),
+        ({"target_threshold": 0.1, "label_smoothing": 2}, "label_smoothing"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mixed_accuracy(RIGHT, ANSWERS, **options)

@@ -243,6 +243,14 @@ def test_parts_that_do_not_fit_are_told_where_a_batch_is_made() -> None:
     assert len(batch.rows_of(torch.tensor([0, 1, 2, 3, 0, 1]))) == 6
 
 
+def test_what_is_mixed_already_is_not_mixed_again() -> None:
+    mixed = mixaug.create("mixup")(torch.rand(4, 3), torch.arange(4))
+    step = mixaug.MixStep(torch.nn.Linear(3, 4), mixaug.create("mixup"), mixaug.losses.MixedCrossEntropy())
+    for mix in (mixaug.create("cutmix"), mixaug.create("puzzlemix").draw, mixaug.OneOf(["mixup"]), step):
+        with pytest.raises(ValueError, match="got a MixedBatch to mix, which is mixed already"):
+            mix(mixed)
+
+
 def test_a_batch_that_is_not_mixed_yet_moves_with_all_its_tensors() -> None:
     extra = mixaug.Batch(torch.rand(2, 3), torch.arange(2))
     batch = mixaug.Batch(

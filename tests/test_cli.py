@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 
 pytest.importorskip("hydra", reason="the command needs the train extra")
 
+from omegaconf import OmegaConf
+
 import mixaug
 from helpers import ours
 from mixaug import cli
 from mixaug.commands import COMMANDS, completion, evaluate, leaderboard, policies
-from mixaug.commands.arguments import STATUSES, status_of
+from mixaug.commands.arguments import STATUSES, status_of, status_of_all
 from mixaug.engine.config import compose, config_hash, with_config_dir
 from mixaug.engine.errors import (
     CheckpointError,
@@ -168,9 +171,43 @@ WRONG = {
         2,
         "--out expects the name of a PNG, such as runs/gallery.png, got",
     ),
-    "gallery --policies cutmix --size 0": (2, "--size expects at least 16 pixels, got 0"),
+    "gallery --policies cutmix --size 0": (2, "--size expects 16 to 2048 pixels, got 0"),
     "gallery --run /nowhere": (2, "/nowhere is no run folder: it has no config.yaml"),
     "mixer empty": (2, "empty is no run folder: it has no config.yaml"),
+    # Values of a wrong kind, out of range, of a file in a folder's place, empty.
+    "benchmark out= data=digits": (2, "out: expected a folder, got ''"),
+    "search out= budget=1m": (2, "out: expected a folder, got ''"),
+    "train device=cuda:x": (2, "device must be auto, cpu, cuda or cuda:<index>, got 'cuda:x'"),
+    "train ema=0.9": (2, "ema must be a group of settings, got 0.9"),
+    "leaderboard ''": (2, "argument roots: expected a path, got ''"),
+    "leaderboard empty --config-dir file": (2, "expected config_dir as a folder of config files, got 'file'"),
+    "leaderboard empty --out ''": (2, "argument --out: expected a path, got ''"),
+    "evaluate ''": (2, "argument RUN: expected a value, got ''"),
+    "evaluate file": (2, "file is no checkpoint of a run: there is no config.yaml beside it"),
+    "evaluate empty --device foo": (2, "argument --device: expected auto, cpu, cuda or cuda:<index>, got 'foo'"),
+    "evaluate empty --trust model": (
+        2,
+        "argument --trust: expected a full name such as my_package.MyModel",
+    ),
+    "evaluate empty --seed 0": (2, "--seed does nothing without --suite"),
+    "evaluate empty --suite all --samples 0": (2, "argument --samples: expected a whole number of at least 1, got '0'"),
+    "evaluate empty --suite all --seed -1": (2, "argument --seed: expected a whole number from 0 to 922"),
+    "evaluate empty --suite all --corrupted file": (2, "--corrupted expects a folder, got 'file'"),
+    "evaluate empty --suite all --pictures file": (
+        2,
+        "--pictures: expected a folder, got 'file'",
+    ),
+    "evaluate empty --suite all --outliers nope": (2, "got the unknown data set 'nope'"),
+    "evaluate empty --suite geometry --outliers digits": (2, "--outliers does nothing without the family outliers"),
+    "evaluate empty --suite geometry --corrupted empty": (2, "--corrupted does nothing without the family corruption"),
+    "gallery --out ''": (2, "argument --out: expected a path, got ''"),
+    "gallery --pick 1 2": (2, "--pick says which images of --sheets: give that too"),
+    "gallery --samples 3": (2, "--samples is of --run: give that too"),
+    "gallery --run empty --size 64": (2, "--size is of the photographs: leave it out beside --sheets and --run"),
+    "gallery --only mixup --strips empty --out x.png": (2, "--only draws no sheet: leave out --out"),
+    "gallery --run empty --samples 1": (2, "argument --samples: expected a whole number of at least 2, got '1'"),
+    "mixer empty --samples 0": (2, "argument --samples: expected a whole number of at least 2, got '0'"),
+    "policies --needs foo": (2, "--needs expects what policies look at, attention, cam, features, hidden, outputs,"),
     "policies describe cutmixx": (2, "unknown policy 'cutmixx'. Did you mean 'cutmix'"),
 }
 
@@ -183,7 +220,7 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for line, (expected, told) in list(WRONG.items())[::every]:
-        code, shown, complaint = say(*line.split())
+        code, shown, complaint = say(*shlex.split(line))
         *usage, last = complaint.splitlines()
         assert (code, shown) == (expected, ""), line
         assert told in last, (line, complaint)
@@ -235,6 +272,14 @@ SETTINGS = {
         ("networks.teacher", "; +networks.teacher=... adds it"),
         ("polcy.alpha", "; did you mean policy.alpha?"),
         ("alpha", "; did you mean policy.alpha?"),
+        # Only what is near is asked about; else what there is is told.
+        ("resume", "; the same command goes on with an interrupted run"),
+        ("schedule.foo", "; schedule has schedule.warmup_epochs"),
+        ("schedule.warmup", "; did you mean schedule.warmup_epochs or +schedule.warmup_lr or +schedule.warmup_prefix?"),
+        ("augment.reshuffle", "; augment has augment.flip"),
+        ("optimizer.learning_rate", "; it is optimizer.lr"),
+        ("schedule.lr", "; did you mean mixer.lr or optimizer.lr?"),
+        ("rehsuffle", "; mixaug train --cfg job prints all"),
         ("rot", "; did you mean root?"),
     ],
 )
@@ -272,6 +317,48 @@ def test_one_rule_of_exit_statuses_for_all_commands(say: Say, root: Path) -> Non
 )
 def test_a_status_follows_from_the_error(error: Exception, status: int) -> None:
     assert status_of(error) == status
+    # A command that trains nothing was told of the checkpoint that it cannot read.
+    assert status_of(error, reads=True) == (2 if isinstance(error, CheckpointError) else status)
+
+
+def test_a_run_that_cannot_be_opened_is_a_wrong_line_for_what_only_looks_at_it(say: Say, tmp_path: Path) -> None:
+    config = OmegaConf.to_yaml(compose(["data=digits", "policy=none", "device=cpu"]))
+    for name in ("torn", "unfinished", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("a: [1" if name == "damaged" else config)
+        (tmp_path / name / "last.pt").write_bytes(b"PK\x03\x04")
+    for name in ("torn", "damaged"):
+        (tmp_path / name / "result.json").write_text("{}")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    torn, unfinished, damaged = (str(tmp_path / name) for name in ("torn", "unfinished", "damaged"))
+    suite = ("--suite", "geometry")
+    for line, told in (
+        (("evaluate", f"{torn}/last.pt"), "last.pt cannot be read"),
+        (("evaluate", torn), "last.pt cannot be read"),
+        (("evaluate", torn, *suite), "torn has no checkpoint that can be read"),
+        (("evaluate", damaged, *suite), "damaged"),
+        (("evaluate", unfinished, *suite), "it is unfinished"),
+        (("gallery", "--run", torn, "--out", str(tmp_path / "x.png")), "last.pt cannot be read"),
+        (("mixer", torn), "last.pt cannot be read"),
+    ):
+        code, shown, complaint = say(*line)
+        assert (code, shown, complaint.count("\n")) == (2, "", 1) and told in complaint, (line, complaint)
+    code, _, complaint = say("evaluate", torn, unfinished, *suite)
+    assert code == 2 and "2 of 2 runs were not evaluated" in complaint
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name != ".lock") == before
+
+
+def test_the_status_over_several_runs_is_a_reason_or_that_one_failed() -> None:
+    for statuses, count, expected in (
+        ([], 3, 0),
+        ([2], 1, 2),
+        ([75, 75], 2, 75),
+        ([1, 1], 2, 1),
+        # One has been evaluated, or they failed for different reasons.
+        ([2], 2, 1),
+        ([2, 75], 2, 1),
+    ):
+        assert status_of_all(statuses, count) == expected, (statuses, count)
 
 
 def test_commands_end_by_the_error_that_they_meet(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -354,7 +441,7 @@ def test_the_policies_as_a_table(say: Say) -> None:
     _, shown, _ = say("policies", "list", "s*", "--needs", "attention", "--task", "classification", "--passes", "2")
     assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
-    assert say("policies", "nothing*") == (1, "", "no policy is like that\n")
+    assert say("policies", "nothing*") == (1, "", "no policy is like nothing*\n")
     # What is like none is told beside what is like some.
     code, shown, complaint = say("policies", "cutmix", "mixupp")
     assert (code, complaint) == (1, "no policy is like mixupp\n") and "\ncutmix " in shown

@@ -6,6 +6,7 @@ import copy
 import inspect
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 import mixaug
 from helpers import ours
 from mixaug.engine import build
+from mixaug.engine.batches import Batches
 from mixaug.engine.config import GROUPS, compose, list_choices, matching_values, mixer_settings, validate
 from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard.grid import expand
@@ -188,7 +190,8 @@ def test_any_timm_model_by_name() -> None:
 @pytest.mark.parametrize("schedule", list_choices("schedule"))
 @pytest.mark.parametrize("optimizer", list_choices("optimizer"))
 def test_optimizers_and_schedules_build_and_step(optimizer: str, schedule: str) -> None:
-    config = compose([f"optimizer={optimizer}", f"schedule={schedule}", "epochs=5"])
+    drops = ["schedule.decay_milestones=[2,4]"] if schedule == "multistep" else []
+    config = compose([f"optimizer={optimizer}", f"schedule={schedule}", "epochs=5", *drops])
     step = MixStep(nn.Linear(3, 2), mixaug.create("none"), build.build_objective(config))
     made = build.build_optimizer(config, step)
     scheduler = build.build_scheduler(config, made, updates_per_epoch=4)
@@ -484,7 +487,7 @@ def test_learned_mixers_read_like_the_published_configs(
     assert {key: config.policy[key] for key in policy_values} == policy_values
     # What the policy's group then trains with.
     step = MixStep(model_of(OmegaConf.to_yaml(config.model)), build.build_policy(config), build.build_objective(config))
-    build.check_mixer(config, step)
+    build.check_training(config, step, 1)
     group = build.build_optimizer(config, step).param_groups[-1]
     assert group["mixer"] is True
     assert group["lr"] == (config.optimizer.lr if own.lr is None else own.lr)
@@ -553,10 +556,10 @@ def test_a_mixer_that_is_given_takes_back_the_settings_of_a_trained_one() -> Non
     config = composed("openmixup_tiny_imagenet", "cifar_resnet18", "automix", *frozen)
     assert mixer_settings(config) == {}
     step = MixStep(model_of(OmegaConf.to_yaml(config.model)), build.build_policy(config), build.build_objective(config))
-    build.check_mixer(config, step)
+    build.check_training(config, step, 1)
     kept = composed("openmixup_tiny_imagenet", "cifar_resnet18", "automix", "policy.frozen=true")
     with pytest.raises(ConfigError, match="no learned mixer to train"):
-        build.check_mixer(kept, step)
+        build.check_training(kept, step, 1)
 
 
 # Every data set without and with the last policy: what one adds, others hardly do. The slow suite takes all of them.
@@ -619,3 +622,100 @@ def test_each_file_says_how_to_run_it() -> None:
         assert any(f"mixaug {command} " in head for command in ("train", "benchmark", "search")), path
         known = path in (CONFIGS / "train.yaml", CONFIGS / "search.yaml") or path.parent.name in (*GROUPS, "search")
         assert known, path
+
+
+IDLE = {
+    "schedule=constant schedule.min_lr=0.01": "schedule.min_lr=0.01 does nothing in a schedule with sched=constant",
+    "schedule.warmup_lr=0.01": "schedule.warmup_lr=0.01 does nothing without a warm-up",
+    "schedule=constant schedule.step_on_epochs=false": "schedule.step_on_epochs=false does nothing where",
+    "schedule=multistep": r"schedule.decay_milestones=\[100, 150\] lie behind epochs=30",
+    "augment.crop_padding=0 augment.padding_mode=reflect": "augment.padding_mode=reflect does nothing without padding",
+    "optimizer.weight_decay=0 optimizer.filter_bias_and_bn=true": "optimizer.filter_bias_and_bn=true does nothing",
+    "data=digits data.split_seed=3": "data.split_seed=3 does nothing where all samples are taken",
+    "data.split_seed=by_seed data.classes=3": "data.split_seed=by_seed does nothing where all samples are taken",
+    "data=diabetes data.scaling=none data.fit_on=all": "data.fit_on=all does nothing beside data.scaling=none",
+    "ema.warmup=true": "ema.warmup=true does nothing without averaged weights",
+    "sampling=class reshuffle=false": "reshuffle=false keeps the order of the first epoch, and sampling=class",
+    "policy=automix mixer.schedule.warmup_lr=0.1": "mixer.schedule.warmup_lr=0.1 does nothing without a warm-up",
+}
+#: What makes each of them do something.
+BUSY = (
+    "schedule.min_lr=0.01 schedule.warmup_epochs=2 schedule.warmup_lr=0.01 schedule.step_on_epochs=false",
+    "schedule=multistep schedule.decay_milestones=[10] augment.padding_mode=reflect sampling=class",
+    "data=digits data.train_size=100 data.split_seed=3 ema.warmup=true ema.decay=0.9 reshuffle=false",
+    "data.per_class=10 data.split_seed=by_seed optimizer=adamw optimizer.filter_bias_and_bn=false",
+    "data=diabetes data.fit_on=all policy=mixup",
+    "policy=automix mixer.schedule.warmup_lr=0.1 mixer.schedule.warmup_epochs=1",
+    # The rules of a protocol may say what this run has no use for, and what is removed says nothing.
+    "data=digits protocol=openmixup_cifar augment.crop_padding=0",
+    "~schedule.warmup_lr",
+)
+
+
+def test_a_setting_that_would_do_nothing_beside_the_others_is_refused() -> None:
+    for line, told in IDLE.items():
+        with pytest.raises(ConfigError, match=told):
+            compose(line.split())
+    for line in BUSY:
+        compose(line.split())
+
+
+def test_a_momentum_is_for_optimizers_that_have_one() -> None:
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match=r"optimizer.momentum=0.5: optimizer=adam has no momentum to set"):
+        build.build_optimizer(compose(["optimizer=adam", "+optimizer.momentum=0.5"]), step)
+    for line in (["optimizer.momentum=0.5"], ["optimizer=nesterov", "optimizer.momentum=0.5"]):
+        assert build.build_optimizer(compose(line), step).param_groups[0]["momentum"] == 0.5
+
+
+def test_a_network_beside_the_model_that_nobody_looks_at_is_refused() -> None:
+    config = compose(["data=digits", "+networks.teacher={_target_: torch.nn.Identity}"])
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), nn.CrossEntropyLoss())
+    with pytest.raises(
+        ConfigError, match=r"networks: neither objective=cross_entropy nor policy=none looks at teacher"
+    ):
+        build.check_wants(config, step.objective, step.policy, SimpleNamespace(metadata=()))
+
+
+WRONG_VALUES = {
+    "optimizer.momentum=2": "optimizer.momentum must be a number at least 0.0 and below 1.0, got 2",
+    "optimizer.momentum=x": "optimizer.momentum must be a number at least 0.0 and below 1.0, got 'x'",
+    "optimizer=adamw optimizer.betas=3": "optimizer.betas must be null or a list of numbers from 0, below 1.0, got 3",
+    "optimizer=adamw optimizer.betas=[0.9,1.5]": r"optimizer.betas must be .*, got \[0.9, 1.5\]",
+    "schedule.warmup_epochs=-1": "schedule.warmup_epochs must be an integer of at least 0, got -1",
+    "schedule.warmup_epochs=x": "schedule.warmup_epochs must be an integer of at least 0, got 'x'",
+    "schedule=multistep schedule.decay_milestones=x": "schedule.decay_milestones must be null or a list of",
+    "schedule=multistep schedule.decay_milestones=[1,x]": "schedule.decay_milestones must be .*, got",
+    "schedule=multistep schedule.decay_rate=x": "schedule.decay_rate must be a number above 0.0, got 'x'",
+    "augment.mean=x": "augment.mean must be null or a list of numbers, got x",
+    "augment.std=[0,0,0]": r"augment.std must be null or a list of positive numbers, got \[0, 0, 0\]",
+    "ema=0.9": "ema must be a group of settings, got 0.9",
+    "device=cuda:x": "device must be auto, cpu, cuda or cuda:<index>, got 'cuda:x'",
+}
+
+
+def test_values_of_optimizer_schedule_and_images_are_checked_before_anything_is_built() -> None:
+    for line, told in WRONG_VALUES.items():
+        with pytest.raises(ConfigError, match=told):
+            compose(line.split())
+
+
+def test_what_optimizer_and_schedule_refuse_is_said_before_a_run_begins() -> None:
+    step = MixStep(nn.Linear(3, 2), mixaug.create("none"), nn.CrossEntropyLoss())
+    for line, told in (
+        ("optimizer.opt=nope", "optimizer: .*nope"),
+        ("schedule.sched=nope", "schedule: .*nope"),
+        ("+schedule.cycle_decay=x +schedule.cycle_mul=2 epochs=9", "schedule: these settings give no rate of epoch 9"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            build.check_training(compose(line.split()), step, 3)
+    before = step.state_dict()
+    build.check_training(compose(["schedule=multistep", "schedule.decay_milestones=[3]"]), step, 3)
+    assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
+
+
+def test_means_of_images_are_as_many_as_these_have_channels() -> None:
+    config = compose(["data=digits", "augment.mean=[0.1,0.2]", "device=cpu"])
+    world = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), is_main=True)
+    with pytest.raises(ConfigError, match=r"augment.mean=\[0.1, 0.2\] has 2 numbers, but images of digits"):
+        Batches(config, build.load_data(config), world)

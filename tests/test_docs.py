@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mixaug import labeling
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 #: Pages each of whose examples is complete.
@@ -70,3 +72,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     card = (tmp_path / "policies" / "cutmix.html").read_text()
     assert "mixaug train policy=cutmix" in card and "images/policies/cutmix.png" in card
     assert 'id="mixaug.registry.create"' in (tmp_path / "reference" / "core.html").read_text()
+
+
+def test_every_labeling_has_a_row() -> None:
+    table = (ROOT / "docs" / "labeling.md").read_text().partition("| name |")[2].partition("\n\n")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(name for row in firsts for name in re.findall(r"`(\w+)`", row)) == sorted(labeling.NAMED)

@@ -393,3 +393,11 @@ def test_what_cannot_be_mixed_with_partners_from_outside_is_refused():
     )
     assert torch.equal(mixed.inputs["a"], policy(with_outliers(), generator=seeded(18)).inputs)
     assert mixed.inputs["b"] is IMAGES
+
+
+@pytest.mark.parametrize(
+    "source", [View("second"), PreviousBatch(), Memory(8)], ids=lambda source: type(source).__name__
+)
+def test_pairs_of_the_batch_do_not_share_draws_with_partners_from_elsewhere(source):
+    with pytest.raises(ValueError, match=rf'per="pair" shares draws .*, and partners of {type(source).__name__} come'):
+        mixaug.create("mixup", per="pair", partners=source)

@@ -440,7 +440,7 @@ def test_a_choice_per_sample_cannot_mix_inside_the_model():
     (lambda: Pooled(3, INPUTS, LABELS), "expects policy as a policy or its name, got 3"),
     (lambda: Pooled("mixupp", INPUTS, LABELS), "unknown policy 'mixupp'"),
     (lambda: Pooled(mixaug.create("mixup", pairing="reversed"), INPUTS, LABELS), "Reversed only orders a batch"),
-    (lambda: Pooled(mixaug.create("cutmix", per="pair"), INPUTS, LABELS), "RandomPairs only orders a batch"),
+    (lambda: Pooled(mixaug.create("cutmix", per="pair"), INPUTS, LABELS), 'per="pair" shares draws between'),
     (lambda: Pooled("cmixup", INPUTS, torch.ones(N)), "all labels are equal"),
     (lambda: Pooled("cmixup", INPUTS, torch.full((N,), float("nan"))), "row 0 of labels holds NaN"),
     (lambda: Pooled("knn_mixup", INPUTS[:5], LABELS[:5]), "more than k=5 rows"),

@@ -282,7 +282,7 @@ def test_a_card_says_of_every_option_what_it_means():
 LETTING: dict[str, tuple[str, dict[str, Any]]] = {
     "attentivemix": ("k=None alone", {"k": None}),
     "cowmix": ("share=None alone", {"share": None}),
-    "selfmix": ("with a view", {"view": "second"}),
+    "recursivemix": ("with partners of the batch alone", {"partners": "batch", "omega": 0}),
 }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CTRL_C", "FAILED", "OWN", "STATUSES", "WRONG", "split", "status_of"]
+__all__ = ["CTRL_C", "FAILED", "OWN", "STATUSES", "WRONG", "split", "status_of", "status_of_all"]
 
 #: Arguments that a command has beside the overrides of a run.
 OWN: Mapping[str, tuple[str, ...]] = {
@@ -53,6 +52,8 @@ def split(command: str, given: Sequence[str]) -> tuple[dict[str, Any], list[str]
         if key in OWN[command]:
             if not equals:
                 raise ConfigError(f"cannot read {word!r}: expected {key}=value")
+            if key == "out" and not value.strip():
+                raise ConfigError(f"out: expected a folder, got {value!r}; the present one is .")
             own[key] = value
         elif plain.partition(".")[0] == "search" and "search" not in known:
             raise ConfigError(f"there is no setting {plain}; it is an argument of mixaug search")
@@ -74,17 +75,24 @@ def _meant(key: str, known: Sequence[str]) -> str:
     where = [f"mixaug {command}" for command, names in OWN.items() if key in names]
     if where:
         return f"it is an argument of {' and '.join(where)}"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
-    return f"did you mean {close[0]}?" if close else ""
+    from mixaug.engine.near import near
+
+    close = near(key, known)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def status_of(error: BaseException) -> int:
+def status_of(error: BaseException, *, reads: bool = False) -> int:
     """The exit status of a command that an error ended.
 
     An error of a value, or of a path that is not there or not of the kind, is one of what was asked for; all others,
-    a full disk or a damaged checkpoint say, are failures of what had begun.
+    a full disk or a run whose own checkpoints are damaged say, are failures of what had begun.
+
+    Args:
+        error: what ended it.
+        reads: the command opens runs that it is told of and trains none: a checkpoint that cannot be read, or does not
+            serve, is a file that was named to it.
     """
-    from mixaug.engine.errors import EXIT_HELD, RunFolderError, RunHeld
+    from mixaug.engine.errors import EXIT_HELD, CheckpointError, RunFolderError, RunHeld
 
     if isinstance(error, RunHeld):
         return EXIT_HELD
@@ -92,4 +100,19 @@ def status_of(error: BaseException) -> int:
         # A file where the folder of a run should be made is a wrong root=; else writing has failed.
         return WRONG if isinstance(error.__cause__, (FileExistsError, NotADirectoryError)) else FAILED
     wrong = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-    return WRONG if isinstance(error, wrong) else FAILED
+    return WRONG if isinstance(error, (*wrong, CheckpointError) if reads else wrong) else FAILED
+
+
+def status_of_all(statuses: Collection[int], count: int) -> int:
+    """The exit status of a command over several runs, from the statuses of those that failed.
+
+    Where nothing could be begun for one and the same reason, the status says that; else one of several has failed.
+
+    Args:
+        statuses: of those that failed, other than 0.
+        count: how many there were in all.
+    """
+    if not statuses:
+        return 0
+    reasons = set(statuses)
+    return reasons.pop() if len(statuses) == count and len(reasons) == 1 else FAILED

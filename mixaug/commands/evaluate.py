@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixaug.commands.arguments import STATUSES, status_of
+from mixaug.commands import values
+from mixaug.commands.arguments import STATUSES, status_of, status_of_all
 
 __all__ = ["main", "parser"]
 
@@ -30,11 +31,18 @@ def parser() -> argparse.ArgumentParser:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("runs", nargs="+", metavar="RUN", help="a checkpoint file, or a run folder for its newest one")
+    made.add_argument(
+        *("runs",),
+        type=values.text,
+        nargs="+",
+        metavar="RUN",
+        help="a checkpoint file, or a run folder for its newest one",
+    )
     made.add_argument("--weights", choices=("auto", "model", "ema"), default="auto")
-    made.add_argument("--device", default="auto")
+    made.add_argument("--device", type=values.device, default="auto")
     made.add_argument(
         *("--trust",),
+        type=values.dotted_name,
         metavar="NAME",
         action="append",
         default=[],
@@ -42,17 +50,23 @@ def parser() -> argparse.ArgumentParser:
     )
     suite = made.add_argument_group("with --suite")
     suite.add_argument("--suite", metavar="FAMILIES", help=f"all, or some of {','.join(FAMILIES)}")
-    suite.add_argument("--samples", type=int, help="take at most so many test images, drawn by the seed")
-    suite.add_argument("--seed", type=int, default=0, help="seed of masks, starts and corruptions (default: 0)")
-    suite.add_argument("--corrupted", help="folder with the files of CIFAR-C (default: they are made and kept)")
+    suite.add_argument("--samples", type=values.whole(1), help="take at most so many test images, drawn by the seed")
+    suite.add_argument("--seed", type=values.seed, help="seed of masks, starts and corruptions (default: 0)")
+    suite.add_argument(
+        *("--corrupted",), type=values.path, help="folder with the files of CIFAR-C (default: they are made and kept)"
+    )
     suite.add_argument(
         *("--outliers",),
+        type=values.text,
         nargs="+",
         metavar=("NAME", "OPTION=VALUE"),
         help="second data set, and options of mixaug.data.load",
     )
     suite.add_argument(
-        *("--pictures",), metavar="FOLDER", help="also draw decisions in a plane and the loss around the weights"
+        *("--pictures",),
+        type=values.path,
+        metavar="FOLDER",
+        help="also draw decisions in a plane and the loss around the weights",
     )
     return made
 
@@ -62,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     reader = parser()
     chosen = reader.parse_args(list(arguments))
     if chosen.suite is None:
-        needless = [name for name in ("samples", "seed", "corrupted", "outliers", "pictures") if getattr(chosen, name)]
+        only_with = ("samples", "seed", "corrupted", "outliers", "pictures")
+        needless = [name for name in only_with if getattr(chosen, name) is not None]
         if needless:
             reader.error(f"--{needless[0]} does nothing without --suite")
         if len(chosen.runs) > 1:
@@ -84,10 +99,12 @@ def main(arguments: Sequence[str]) -> int:
                 raise ValueError(f"expected a run folder or a checkpoint, and there is nothing at {str(path)!r}")
             if chosen.suite is None and path.is_dir() and not os.path.lexists(path / "config.yaml"):
                 raise ValueError(f"{path} is no run folder: it has no config.yaml")
+            if path.is_file() and not os.path.lexists(path.parent / "config.yaml"):
+                raise ValueError(f"{path} is no checkpoint of a run: there is no config.yaml beside it")
         return _scores(chosen) if chosen.suite is None else _families(reader.prog, chosen, faults)
     except faults as error:
         _say(f"{reader.prog}: {on_one_line(error)}")
-        return status_of(error)
+        return status_of(error, reads=True)
 
 
 def _say(line: str) -> None:
@@ -103,17 +120,29 @@ def _scores(chosen: argparse.Namespace) -> int:
 
 
 def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Exception], ...]) -> int:
+    from mixaug.data import options_of_set
     from mixaug.engine.evaluation.datasets import DataSets
     from mixaug.engine.evaluation.pictures import draw_pictures
     from mixaug.engine.evaluation.suite import evaluate_run, families_named
+    from mixaug.leaderboard.benchmark import check_folder
 
     families = families_named(chosen.suite)
-    folders = [folder for path in chosen.runs for folder in _finished(Path(path))]
+    seed = 0 if chosen.seed is None else chosen.seed
+    for name, family in (("corrupted", "corruption"), ("outliers", "outliers")):
+        if getattr(chosen, name) is not None and family not in families:
+            raise ValueError(f"--{name} does nothing without the family {family} in --suite {chosen.suite}")
+    if chosen.corrupted is not None and not chosen.corrupted.is_dir():
+        raise ValueError(f"--corrupted expects a folder, got {str(chosen.corrupted)!r}")
+    if chosen.pictures is not None:
+        check_folder("--pictures", chosen.pictures)
     outliers = None if chosen.outliers is None else _spec(chosen.outliers)
+    if outliers is not None:
+        options_of_set(str(outliers["name"]))
+    folders = [folder for path in chosen.runs for folder in _finished(Path(path))]
     from mixaug.engine.explained import on_one_line
 
     sets = DataSets()
-    failed = []
+    failed: list[int] = []
     for folder in folders:
         try:
             evaluate_run(
@@ -122,7 +151,7 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
                 device=chosen.device,
                 weights=chosen.weights,
                 samples=chosen.samples,
-                seed=chosen.seed,
+                seed=seed,
                 outliers=outliers,
                 corrupted=chosen.corrupted,
                 allow_targets=chosen.trust,
@@ -132,20 +161,21 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
             if chosen.pictures is not None:
                 drawn = draw_pictures(
                     folder,
-                    Path(chosen.pictures) / folder.name,
+                    chosen.pictures / folder.name,
                     device=chosen.device,
                     weights=chosen.weights,
-                    seed=chosen.seed,
+                    seed=seed,
                     allow_targets=chosen.trust,
                     sets=sets,
                 )
                 print("\n".join(f"wrote {path}" for path in drawn), flush=True)
         except faults as error:
-            failed.append(folder)
-            _say(f"{program}: {folder}: {on_one_line(error)}")
-    if failed:
+            failed.append(status_of(error, reads=True))
+            said = on_one_line(error)
+            _say(f"{program}: {said}" if said.startswith(str(folder)) else f"{program}: {folder}: {said}")
+    if failed and len(folders) > 1:
         _say(f"{program}: {len(failed)} of {len(folders)} runs were not evaluated")
-    return 1 if failed else 0
+    return status_of_all(failed, len(folders))
 
 
 def _finished(path: Path) -> list[Path]:

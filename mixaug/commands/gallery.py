@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixaug.commands import values
 from mixaug.commands.arguments import STATUSES, status_of
 
 __all__ = ["main", "parser"]
 
 TRUST = "full name that the config of --run may call beside those of mixaug; may be given several times"
 
-#: Side in pixels below which some policies have nothing to cut.
-SMALLEST = 16
+#: Side in pixels below which some policies have nothing to cut, and one beyond which a sheet is larger than a page.
+SMALLEST, LARGEST = 16, 2048
+#: The defaults of what goes without --run, and of what goes with it alone.
+ALONE: Mapping[str, Any] = {"size": 128, "pick": (10, 2010)}
+OF_RUN: Mapping[str, Any] = {"samples": 6, "split": "test", "device": "auto"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,20 +36,22 @@ def parser() -> argparse.ArgumentParser:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--out", type=Path, default=Path("runs/gallery.png"), help="the PNG to write")
-    made.add_argument("--policies", nargs="+", help="rows of the sheet; default: all")
+    made.add_argument("--out", type=values.path, help="the PNG to write (default: runs/gallery.png)")
+    made.add_argument("--policies", type=values.text, nargs="+", help="rows of the sheet; default: all")
     made.add_argument("--row", action="store_true", help="no sheet, but one picture of each policy side by side")
-    made.add_argument("--strips", type=Path, help="folder for one PNG per policy")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="draw the PNGs of these in --strips, and no sheet")
-    made.add_argument("--sheets", type=Path, help="folder of CIFAR-100 sheets to take the images from")
-    made.add_argument("--pick", type=int, nargs=2, default=(10, 2010), help="rows of the training images of --sheets")
-    made.add_argument("--size", type=int, default=128, help="side of the photographs in pixels")
-    made.add_argument("--run", type=Path, help="run folder: draw what its model sees and its policy makes of that")
-    made.add_argument("--samples", type=int, default=6, help="images of --run, at least 2")
-    made.add_argument("--split", choices=("test", "train"), default="test", help="set of --run that they are from")
-    made.add_argument("--device", default="auto", help="of --run")
-    made.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
-    made.add_argument("--seed", type=int, default=0, help="of the draws, and of the choice of samples")
+    made.add_argument("--strips", type=values.path, help="folder for one PNG per policy")
+    made.add_argument(
+        "--only", type=values.text, nargs="+", metavar="NAME", help="draw these PNGs in --strips, and no sheet"
+    )
+    made.add_argument("--sheets", type=values.path, help="folder of CIFAR-100 sheets to take the images from")
+    made.add_argument("--pick", type=values.whole(0), nargs=2, help="rows of the training images of --sheets")
+    made.add_argument("--size", type=int, help="side of the photographs in pixels (default: 128)")
+    made.add_argument("--run", type=values.path, help="run folder: draw what its model sees and its policy does")
+    made.add_argument("--samples", type=values.whole(2), help="images of --run, at least 2 (default: 6)")
+    made.add_argument("--split", choices=("test", "train"), help="set of --run that they are from (default: test)")
+    made.add_argument("--device", type=values.device, help="of --run (default: auto)")
+    made.add_argument("--trust", type=values.dotted_name, metavar="NAME", action="append", default=[], help=TRUST)
+    made.add_argument("--seed", type=values.seed, default=0, help="of the draws, and of the choice of samples")
     return made
 
 
@@ -61,10 +67,22 @@ def main(arguments: Sequence[str]) -> int:
         reader.error("--row draws --policies side by side: leave out --only and --run")
     if chosen.only and (chosen.policies or chosen.strips is None):
         reader.error("--only says which PNGs to draw in the folder --strips: give that, and leave out --policies")
+    if chosen.only and chosen.out is not None:
+        reader.error("--only draws no sheet: leave out --out")
+    if chosen.pick is not None and chosen.sheets is None:
+        reader.error("--pick says which images of --sheets: give that too")
+    if chosen.size is not None and (chosen.sheets is not None or chosen.run is not None):
+        reader.error("--size is of the photographs: leave it out beside --sheets and --run")
+    for option in OF_RUN if chosen.run is None else ():
+        if getattr(chosen, option) is not None:
+            reader.error(f"--{option} is of --run: give that too")
+    for option, usual in {"out": Path("runs/gallery.png"), **ALONE, **OF_RUN}.items():
+        if getattr(chosen, option) is None:
+            setattr(chosen, option, usual)
     if chosen.out.suffix.lower() != ".png" or chosen.out.is_dir():
         reader.error(f"--out expects the name of a PNG, such as runs/gallery.png, got {str(chosen.out)!r}")
-    if chosen.size < SMALLEST:
-        reader.error(f"--size expects at least {SMALLEST} pixels, got {chosen.size}")
+    if not SMALLEST <= chosen.size <= LARGEST:
+        reader.error(f"--size expects {SMALLEST} to {LARGEST} pixels, got {chosen.size}")
     from mixaug.engine.errors import CheckpointError
     from mixaug.engine.explained import on_one_line
 
@@ -72,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         return draw_policies(chosen) if chosen.run is None else draw_run(chosen)
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return status_of(error)
+        return status_of(error, reads=True)
 
 
 def draw_policies(chosen: argparse.Namespace) -> int:
@@ -110,8 +128,6 @@ def draw_run(chosen: argparse.Namespace) -> int:
     from mixaug import gallery
     from mixaug.engine.pictures import open_run
 
-    if chosen.samples < 2:
-        raise ValueError(f"--samples expects at least 2 images, which can be mixed, got {chosen.samples}")
     run = open_run(chosen.run, chosen.device, allow_targets=chosen.trust)
     images, labels = run.samples(chosen.split, chosen.samples, chosen.seed)
     config, data = run.config, run.batches.data

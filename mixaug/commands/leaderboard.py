@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mixaug.commands import values
 from mixaug.commands.arguments import STATUSES, status_of
 
 __all__ = ["main", "parser"]
@@ -28,13 +28,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("roots", nargs="+", type=Path, help="folders that hold run folders, at any depth")
-    made.add_argument("--out", type=Path, help="folder to write to (default: <first root>/leaderboard)")
+    made.add_argument("roots", nargs="+", type=values.path, help="folders that hold run folders, at any depth")
+    made.add_argument("--out", type=values.path, help="folder to write to (default: <first root>/leaderboard)")
     made.add_argument("--statistic", choices=STATISTICS, help="number of a run that counts (default: the protocol's)")
     made.add_argument("--confidence", type=float, default=0.95, help="coverage of the intervals (default: 0.95)")
     made.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
     made.add_argument("--hide-paths", action="store_true", help="leave folders out of the printed commands")
-    made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own, from which runs were made")
+    own = "config files of your own, from which runs were made"
+    made.add_argument("--config-dir", type=values.path, metavar="FOLDER", help=own)
     return made
 
 

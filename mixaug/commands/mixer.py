@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mixaug.commands import values
 from mixaug.commands.arguments import STATUSES, status_of
 
 __all__ = ["main", "parser"]
@@ -25,11 +26,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("runs", nargs="+", help="run folders of automix or samix")
-    made.add_argument("--samples", type=int, default=200, help="test images")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST)
+    made.add_argument("runs", type=values.text, nargs="+", help="run folders of automix or samix")
+    made.add_argument("--samples", type=values.whole(2), default=200, help="test images")
+    made.add_argument("--device", type=values.device, default="auto")
+    made.add_argument("--seed", type=values.seed, default=0)
+    made.add_argument("--trust", type=values.dotted_name, metavar="NAME", action="append", default=[], help=TRUST)
     return made
 
 
@@ -57,5 +58,5 @@ def main(arguments: Sequence[str]) -> int:
             print()
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
-        return status_of(error)
+        return status_of(error, reads=True)
     return 0

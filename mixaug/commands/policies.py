@@ -79,6 +79,11 @@ def main(arguments: Sequence[str]) -> int:
     ):
         chosen.action = "describe"
     try:
+        if chosen.needs:
+            known = sorted({need for name in mixaug.list_policies() for need in mixaug.describe(name).needs})
+            for need in chosen.needs:
+                if need not in known:
+                    raise ValueError(f"--needs expects what policies look at, {', '.join(known)}, got {need!r}")
         if chosen.action == "describe":
             print("\n\n".join(mixaug.describe(name).text(min(width(), CARD_WIDTH)) for name in chosen.names))
             return 0
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return status_of(error)
     if not names:
-        print("no policy is like that", file=sys.stderr)
+        print(f"no policy is like {' or '.join(chosen.names) or 'that'}", file=sys.stderr)
         return FAILED
     cards = [mixaug.describe(name) for name in names]
     if chosen.task != "regression":

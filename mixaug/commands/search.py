@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mixaug.commands import values
 from mixaug.commands.arguments import FAILED, STATUSES, WRONG, split, status_of
 
 __all__ = ["main", "parser"]
@@ -37,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as described above")
-    made.add_argument("--config-dir", metavar="FOLDER", help="config files of your own: FOLDER/search/mine.yaml")
+    own = "config files of your own: FOLDER/search/mine.yaml"
+    made.add_argument("--config-dir", type=values.path, metavar="FOLDER", help=own)
     return made
 
 

@@ -83,9 +83,10 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
     the two splits, which are then read image by image; where only one is given, the other split gives its images
     as unchanged uint8 tensors, and where none is given, files give PIL images. `image_size` is the side in pixels
-    that named transforms produce and that `DataSet.image_size` reports. `classes`, `class_seed`, `per_class`,
-    `valid_share`, `imbalance` and `split_seed` choose classes, samples of each and a validation part: see
-    `mixaug.data.splits`. Each loader in `mixaug.data.loaders` documents its own options.
+    that named transforms produce and that `DataSet.image_size` reports. Images that a split keeps as they are must
+    have it already: of files the first one of a part is looked at, and says the size where nothing else does.
+    `classes`, `class_seed`, `per_class`, `valid_share`, `imbalance` and `split_seed` choose classes, samples of each
+    and a validation part: see `mixaug.data.splits`. Each loader in `mixaug.data.loaders` documents its own options.
 
     Sets with real-valued labels come as a `RegressionSet`, in memory:
 

@@ -250,7 +250,7 @@ def tiny_imagenet(
     expected = [f"{base}/{entry}" for entry in ("wnids.txt", "train/", "val/images/", "val/val_annotations.txt")]
     source = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     folder = require_files("tiny_imagenet", root, expected, source) / base
-    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 64)
+    train_fn, test_fn, sides = file_transforms(transform, test_transform, image_size, 64)
 
     ids = sorted(row[0] for row in read_lines(folder / "wnids.txt", 1))
     label_of = {wnid: label for label, wnid in enumerate(ids)}
@@ -274,7 +274,7 @@ def tiny_imagenet(
 
     words = dict(read_lines(folder / "words.txt", 2)) if (folder / "words.txt").is_file() else {}
     names = [words.get(wnid, wnid) for wnid in ids]
-    return set_from_files("tiny_imagenet", FileData(train_paths, train_labels, train_fn), test, names, side)
+    return set_from_files("tiny_imagenet", FileData(train_paths, train_labels, train_fn), test, names, sides)
 
 
 def imagefolder(
@@ -307,7 +307,7 @@ def imagefolder(
     layout = f"your own images, as {' and '.join(f'{folder}/<class>/<image>' for folder in folders)}"
     tables = [] if metadata is None else [metadata]
     path = require_files("imagefolder", root, [*(f"{folder}/" for folder in folders), *tables], None, holds=layout)
-    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, sides = file_transforms(transform, test_transform, image_size, 224)
     if not isinstance(allow_empty, bool):
         raise TypeError(f"data set 'imagefolder' expected allow_empty to be true or false, got {allow_empty!r}")
     name = "imagefolder"
@@ -326,7 +326,7 @@ def imagefolder(
         FileData(files[number], targets, test_fn if number else train_fn, known[number])
         for number, (_, targets) in enumerate(found)
     ]
-    return set_from_files(name, train, test, classes[0], side, valid[0] if valid else None)
+    return set_from_files(name, train, test, classes[0], sides, valid[0] if valid else None)
 
 
 def cub(
@@ -341,7 +341,7 @@ def cub(
     tables = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     source = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
     folder = require_files("cub", root, [f"{base}/{entry}" for entry in (*tables, "images/")], source) / base
-    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, sides = file_transforms(transform, test_transform, image_size, 224)
 
     paths = dict(read_lines(folder / "images.txt", 2))
     labels = dict(read_lines(folder / "image_class_labels.txt", 2))
@@ -362,7 +362,7 @@ def cub(
         ids = [image_id for image_id in paths if is_train[image_id] == flag]
         return FileData([folder / "images" / paths[i] for i in ids], [label_of[labels[i]] for i in ids], function)
 
-    return set_from_files("cub", part("1", train_fn), part("0", test_fn), classes.values(), side)
+    return set_from_files("cub", part("1", train_fn), part("0", test_fn), classes.values(), sides)
 
 
 def aircraft(
@@ -396,12 +396,12 @@ def aircraft(
         [f"fgvc-aircraft-2013b/data/{entry}" for entry in entries],
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
-    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, sides = file_transforms(transform, test_transform, image_size, 224)
     found = [FGVCAircraft(str(path), split, annotation_level) for split in splits]
     train, test, *valid = [
         FileData(part._image_files, part._labels, train_fn if part is found[0] else test_fn) for part in found
     ]
-    return set_from_files("aircraft", train, test, found[0].classes, side, valid[0] if valid else None)
+    return set_from_files("aircraft", train, test, found[0].classes, sides, valid[0] if valid else None)
 
 
 def cars(
@@ -423,14 +423,14 @@ def cars(
         [f"{base}/{entry}" for entry in (*entries, "cars_train/", "cars_test/")],
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (its links are dead; copies circulate)",
     )
-    train_fn, test_fn, side = file_transforms(transform, test_transform, image_size, 224)
+    train_fn, test_fn, sides = file_transforms(transform, test_transform, image_size, 224)
     train, test = (StanfordCars(str(path), split) for split in ("train", "test"))
 
     def part(cars: Any, function: Callable[[Any], Any] | None) -> FileData:
         # SciPy decides the type of the labels in the tables; the interface promises plain ints.
         return FileData([file for file, _ in cars._samples], [int(label) for _, label in cars._samples], function)
 
-    return set_from_files("cars", part(train, train_fn), part(test, test_fn), train.classes, side)
+    return set_from_files("cars", part(train, train_fn), part(test, test_fn), train.classes, sides)
 
 
 LOADERS: dict[str, Callable[..., DataSet | RegressionSet]] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixaug.data.sets import ArrayData, DataSet, MappedData
+from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData
 
 # The normalisation that the published CIFAR mixing tables use, for both sets.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -60,37 +60,65 @@ def shortened(entries: list[str], most: int = 10) -> str:
     return ", ".join(entries[:most]) + rest
 
 
+class Sides(NamedTuple):
+    """What is known of the size of images before one is read.
+
+    Attributes:
+        told: side in pixels that ``image_size`` says, or that a named transform makes; None where nothing tells it.
+        usual: side where nothing tells it.
+        kept: options whose transform leaves images at the size they have.
+    """
+
+    told: int | None
+    usual: int
+    kept: tuple[str, ...]
+
+
 def _transforms(
-    transform: Transform, test_transform: Transform, image_size: int | None, native: int
-) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, int]:
-    """Both transforms as callables, and the side in pixels of what they give."""
+    transform: Transform, test_transform: Transform, image_size: int | None, usual: int
+) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, Sides]:
+    """Both transforms as callables, and the size in pixels of what they give.
+
+    Raises:
+        TypeError: a transform that is none.
+        ValueError: an unknown name, a size that is none, transforms that make images of two sizes.
+    """
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise ValueError(f"image_size must be a positive int or None, got {image_size!r}")
-    side = image_size
     built: list[Callable[[Any], Any] | None] = []
+    made: dict[str, int] = {}
+    kept = []
     for option, value in (("test_transform", test_transform), ("transform", transform)):
         if isinstance(value, str):
             from mixaug.data.transforms import build, default_size
 
-            usual = default_size(value)
-            built.append(build(value, image_size if usual is not None else None))
-            side = side or usual
+            side = default_size(value)
+            built.append(build(value, None if side is None else image_size))
+            if side is None:
+                kept.append(option)
+            else:
+                made[f"{option}={value}"] = image_size or side
         elif value is None or callable(value):
             built.append(value)
+            kept += [option] if value is None else []
         else:
             raise TypeError(f"{option} must be a name, a callable or None, got {value!r}")
-    return built[1], built[0], side or native
+    if len(set(made.values())) > 1:
+        sizes = " and ".join(f"{option} images of {side} pixels" for option, side in made.items())
+        raise ValueError(f"{sizes}, but a model meets one size: give image_size, which both then make")
+    told = image_size or next(iter(made.values()), None)
+    return built[1], built[0], Sides(told, usual, tuple(kept))
 
 
 def file_transforms(
-    transform: Transform, test_transform: Transform, image_size: int | None, native: int
-) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, int]:
+    transform: Transform, test_transform: Transform, image_size: int | None, usual: int
+) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, Sides]:
     """As `_transforms`; where one is given and the other is not, the other makes tensors of the images as they are."""
     if transform is None and test_transform is not None:
         transform = "uint8"
     if test_transform is None and transform is not None:
         test_transform = "uint8"
-    return _transforms(transform, test_transform, image_size, native)
+    return _transforms(transform, test_transform, image_size, usual)
 
 
 def in_memory_set(
@@ -107,13 +135,15 @@ def in_memory_set(
     valid: ArrayData | None = None,
 ) -> DataSet:
     channels, height, width = train.images.shape[1:]
-    train_fn, test_fn, side = _transforms(transform, test_transform, image_size, height)
-    plain = train_fn is None and test_fn is None
-    if plain and image_size not in (None, height):
+    train_fn, test_fn, sides = _transforms(transform, test_transform, image_size, height)
+    if sides.kept and sides.told not in (None, height):
+        other = f"image_size={image_size}" if image_size else f"{sides.told} pixels, as the other images have them,"
         raise ValueError(
-            f"data set {name!r} has {height}x{width} images; image_size={image_size} needs transform and test_transform"
+            f"data set {name!r} has {height}x{width} images, which {' and '.join(reversed(sides.kept))} would keep; "
+            f"{other} needs {' and '.join(reversed(sides.kept))} to make them, such as cifar_vit_test"
         )
     names = tuple(class_names)
+    side = sides.told or height
     return DataSet(
         name=name,
         train=train if train_fn is None else MappedData(train, train_fn),
@@ -121,7 +151,7 @@ def in_memory_set(
         num_classes=len(names),
         mean=mean,
         std=std,
-        image_size=(channels, height, width) if plain else (channels, side, side),
+        image_size=(channels, height, width) if sides.kept else (channels, side, side),
         class_names=names,
         valid=valid if valid is None or test_fn is None else MappedData(valid, test_fn),
         fitted=fitted,
@@ -129,10 +159,28 @@ def in_memory_set(
 
 
 def set_from_files(
-    name: str, train: Any, test: Any, class_names: Iterable[str], image_size: int, valid: Any = None
+    name: str, train: FileData, test: FileData, class_names: Iterable[str], sides: Sides, valid: FileData | None = None
 ) -> DataSet:
+    """A data set of image files; where images stay as they are, the first one of a part says which size that is.
+
+    Raises:
+        ValueError: a size is told, and the first image of a part that keeps its images has another one.
+    """
+    size = None if sides.told is None else (3, sides.told, sides.told)
+    parts = (("transform", train), ("test_transform", test), ("test_transform", valid))
+    for option, part in parts:
+        if part is None or part.transform is None or option not in sides.kept or not len(part):
+            continue
+        own = tuple(part[0][0].shape)
+        if size is not None and own != size:
+            raise ValueError(
+                f"data set {name!r}: {option} keeps images as they are, and {part.paths[0]} is of {own[1]}x{own[2]} "
+                f"pixels, but image_size or the other images are of {size[1]}x{size[2]}: give {option} one that makes "
+                "that size, such as imagenet_test"
+            )
+        size = own
     names = tuple(class_names)
-    size = (3, image_size, image_size)
+    size = size or (3, sides.usual, sides.usual)
     return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names, valid)
 
 

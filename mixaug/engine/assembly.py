@@ -79,7 +79,7 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     policy = build.with_pool(config, build.build_policy(config), batches)
     build.check_wants(config, objective, policy, batches)
     step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
-    build.check_mixer(config, step)
+    build.check_training(config, step, -(-len(batches) // config.accumulate))
     batches.draw_evenly()
     refreshes = Refreshes(config, step, batches, world)
     return Parts(data, task, objective, model, batches, policy, step, refreshes, init_from)

@@ -49,6 +49,13 @@ class Batches:
         self.mean = _listed(data.mean if config.augment.mean is None else config.augment.mean)
         self.std = _listed(data.std if config.augment.std is None else config.augment.std)
         self.memory_format = torch.channels_last if config.channels_last else None
+        for key in ("mean", "std"):
+            told, channels = config.augment[key], data.input_shape[0]
+            if told is not None and len(told) not in (1, channels):
+                raise ConfigError(
+                    f"augment.{key}={list(told)} has {len(told)} numbers, but images of {data.name} have {channels} "
+                    "channels"
+                )
         for option, part in (("transform", data.train), ("test_transform", data.test)):
             if not data.in_memory and getattr(part, "transform", self) is None:
                 raise ConfigError(

@@ -38,7 +38,7 @@ from mixaug.refreshing import Sets, asking, looks_a_sample, rows_shown
 from mixaug.registry import create
 from mixaug.step import MixStep
 
-__all__ = ["settle", "step_cost"]
+__all__ = ["data_of", "settle", "step_cost"]
 
 #: Samples of a step that is only counted.
 SAMPLES = 8
@@ -96,7 +96,7 @@ def _step_cost(content: str) -> float:
     few = {"batch_size": min(SAMPLES, told["batch_size"]), "root": ".", "budget": None, "epochs": 1, "seed": 0}
     config = OmegaConf.create({**told, **few})
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        parts = assemble(config, World(0, 1, torch.device("cpu")), _data(json.dumps(told["data"])))
+        parts = assemble(config, World(0, 1, torch.device("cpu")), data_of(json.dumps(told["data"])))
         try:
             build.prepare_policy(config, parts.step.policy, parts.objective, parts.data, parts.batches)
             batch = next(parts.batches.epoch(0))
@@ -116,8 +116,8 @@ def _step_cost(content: str) -> float:
 
 
 @lru_cache(maxsize=2)
-def _data(section: str) -> Any:
-    """The data set of a config's section; the runs of a grid mostly share one."""
+def data_of(section: str) -> Any:
+    """The data set of a config's section, given as JSON; the runs of a grid mostly share one."""
     return build.load_data(OmegaConf.create({"data": json.loads(section), "seed": 0}))
 
 

@@ -33,8 +33,8 @@ __all__ = [
     "build_policy",
     "build_scheduler",
     "build_step",
-    "check_mixer",
     "check_model",
+    "check_training",
     "check_wants",
     "checked_task",
     "data_settings",
@@ -278,10 +278,11 @@ def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:
-    """Refuse an objective or a policy that wants what no setting brings, and streams and views that nobody wants.
+    """Refuse an objective or a policy that wants what no setting brings, and what is brought and nobody wants.
 
     Raises:
-        ConfigError: names it, what there is, and the setting that brings it; or the stream or view that is not used.
+        ConfigError: names it, what there is, and the setting that brings it; or the stream, view or network that is not
+            used.
     """
     parts = [part for part in policy.modules() if isinstance(part, Policy)]
     sources = [part.partners for part in parts if part.partners is not None]
@@ -301,12 +302,12 @@ def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batche
         "metadata": (batches.metadata, "data that bring it, such as data=imagefolder data.metadata=<table with {!r}>"),
     }
     wanted = (("objective", as_objective(objective).wants), ("policy", by_policy))
-    for kind in ("streams", "views"):
+    for kind in ("streams", "views", "networks"):
         idle = sorted(set(brought[kind][0]) - {name for _, wants in wanted for name in getattr(wants, kind)})
         if idle:
             raise ConfigError(
                 f"{kind}: neither objective={config.choices.objective} nor policy={config.choices.policy} looks at "
-                f"{', '.join(idle)}, which would be read for nothing: leave it out"
+                f"{', '.join(map(str, idle))}, which would be there for nothing: leave it out"
             )
     for who, wants in wanted:
         for kind, (there, way_out) in brought.items():
@@ -367,22 +368,28 @@ def _plain_loss(objective: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], 
     return loss
 
 
-def check_mixer(config: DictConfig, step: MixStep) -> None:
-    """Refuse settings of a learned mixer where there is none, or where the optimizer has no use for them.
+def check_training(config: DictConfig, step: MixStep, updates_per_epoch: int) -> None:
+    """Refuse settings of optimizer and schedule that cannot work, and those of a learned mixer that would do nothing.
+
+    Both are built and let go: what is wrong with them is said before a run begins.
 
     Raises:
         ConfigError: names the settings.
     """
     settings = mixer_settings(config)
-    if not settings:
-        return
-    if not _mixer_parameters(step):
+    if settings and not _mixer_parameters(step):
         listed = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise ConfigError(
             f"{listed}: policy={config.choices.policy} has no learned mixer to train, so these settings would do "
             "nothing; leave them at null"
         )
-    build_optimizer(config, step)
+    schedule = build_scheduler(config, build_optimizer(config, step), updates_per_epoch)
+    try:
+        # A plateau follows from scores, which there are none of yet.
+        if schedule is not None and config.schedule.get("sched") != "plateau":
+            schedule.step(config.epochs - 1)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"schedule: these settings give no rate of epoch {config.epochs}: {error}") from error
 
 
 def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
@@ -397,9 +404,14 @@ def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
         step: a ``MixStep``.
 
     Raises:
-        ConfigError: a momentum for the mixer, and an optimizer that has none.
+        ConfigError: a momentum, of the model or the mixer, and an optimizer that has none.
     """
     optimizer: torch.optim.Optimizer = _instantiate(config, "optimizer", step.model)
+    if config.optimizer.get("momentum") is not None and "momentum" not in optimizer.defaults:
+        raise ConfigError(
+            f"optimizer.momentum={config.optimizer.momentum}: optimizer={config.choices.optimizer} has no momentum "
+            "to set"
+        )
     as_model = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
     mixer = _mixer_parameters(step)
     known = {id(parameter) for parameter in [*step.model.parameters(), *mixer]}

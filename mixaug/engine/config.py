@@ -27,9 +27,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mixaug.engine.config_values import check_choice_of, check_integer, check_number, shown
+from mixaug.engine.config_values import check_choice_of, check_integer, check_number, check_numbers, is_device, shown
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import explained, settings_of
+from mixaug.engine.idle import NO_MINIMUM, fault_of_idle
 from mixaug.engine.lengths import fault_of_budget
 
 __all__ = [
@@ -67,9 +68,6 @@ SAMPLINGS = ("class", "group")
 MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
-
-#: These kinds of timm's schedules have no ``min_lr``.
-NO_MINIMUM = ("none", "constant", "step", "multistep")
 
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
@@ -139,7 +137,7 @@ def with_config_dir(overrides: Sequence[str], folder: str | Path | None) -> list
     """
     if folder is None:
         return list(overrides)
-    if not Path(folder).is_dir():
+    if not str(folder).strip() or not Path(folder).is_dir():
         raise ConfigError(f"--config-dir expects a folder of config files, got {str(folder)!r}")
     if any(override.startswith(SEARCH_PATH) for override in overrides):
         raise ConfigError(f"give --config-dir or {SEARCH_PATH.rstrip('=')}, not both")
@@ -164,7 +162,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         A read-only config with every interpolation resolved, ready for ``train`` and ``run_folder``.
 
     Raises:
-        ConfigError: an unknown key, an unknown choice, or a value out of range.
+        ConfigError: an unknown key, an unknown choice, a value out of range, or one that does nothing beside others.
     """
     overrides = list(overrides)
     composed, choices = _hydra_compose(overrides)
@@ -182,6 +180,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     if isinstance(mixer, dict) and mixer.get("schedule") is None:
         composed.mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
     validate(composed)
+    # What is removed asks for nothing.
+    kept = given - {override.lstrip("~") for override in overrides if override.startswith("~")}
+    if fault := fault_of_idle(composed, kept):
+        raise ConfigError(fault)
     OmegaConf.set_readonly(composed, True)
     return composed
 
@@ -352,6 +354,9 @@ def validate(config: DictConfig) -> None:
     if unknown or missing:
         wrong = [f"{kind} top-level keys {keys}" for kind, keys in (("unknown", unknown), ("missing", missing)) if keys]
         raise ConfigError(", ".join(wrong))
+    for section in ("augment", "ema"):
+        if not isinstance(config[section], DictConfig):
+            raise ConfigError(f"{section} must be a group of settings, got {config[section]!r}")
     for key in ("choices.policy", "data.name"):
         # Both are part of the name of the run's folder.
         value = OmegaConf.select(config, key)
@@ -378,9 +383,30 @@ def validate(config: DictConfig) -> None:
     check_number(config, "clip_grad_norm", above=0.0, optional=True)
     check_number(config, "optimizer.lr", above=0.0)
     check_number(config, "optimizer.weight_decay", minimum=0.0)
+    check_number(config, "optimizer.momentum", minimum=0.0, below=1.0, optional=True)
+    check_number(config, "optimizer.eps", minimum=0.0, optional=True)
+    check_numbers(config, "optimizer.betas", below=1.0)
     check_number(config, "schedule.min_lr", minimum=0.0)
+    check_number(config, "schedule.warmup_lr", minimum=0.0, optional=True)
+    check_number(config, "schedule.decay_rate", above=0.0, optional=True)
+    check_integer(config, "schedule.warmup_epochs", minimum=0, optional=True)
+    check_numbers(config, "schedule.decay_milestones", positive=True)
+    check_numbers(config, "augment.mean")
+    check_numbers(config, "augment.std", positive=True)
     check_number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
+    if config.ema.warmup and config.ema.decay is None:
+        raise ConfigError("ema.warmup=true does nothing without averaged weights: ema.decay=0.999")
+    if config.sampling is not None and not config.reshuffle:
+        raise ConfigError(
+            f"reshuffle=false keeps the order of the first epoch, and sampling={config.sampling} draws without an order"
+        )
+    milestones = config.schedule.get("decay_milestones")
+    if milestones and config.schedule.get("sched") == "multistep" and min(milestones) >= config.epochs:
+        raise ConfigError(
+            f"schedule.decay_milestones={list(milestones)} lie behind epochs={config.epochs}, so that the rate would "
+            "never drop: give some within the run"
+        )
     networks = config.networks
     if not isinstance(networks, DictConfig) or not all(
         isinstance(network, str) or (isinstance(network, DictConfig) and "_target_" in network)
@@ -410,9 +436,8 @@ def validate(config: DictConfig) -> None:
     check_choice_of(config, "protocol.figure", FIGURES)
     check_choice_of(config, "augment.padding_mode", PADDING_MODES)
     check_integer(config, "augment.crop_padding", minimum=0)
-    device = config.device
-    if not isinstance(device, str) or (device != "auto" and device.split(":")[0] not in ("cpu", "cuda")):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
+    if not is_device(config.device):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {config.device!r}")
     if not isinstance(config.root, str) or not config.root:
         raise ConfigError(f"root must be the folder that holds the run folders, got {config.root!r}")
 
@@ -467,6 +492,11 @@ def _check_mixer(config: DictConfig) -> None:
 
     own, its = config.mixer.schedule, config.schedule
     kind = own.sched or its.get("sched")
+    warmup = its.get("warmup_epochs") if own.warmup_epochs is None else own.warmup_epochs
+    if own.warmup_lr is not None and not warmup:
+        raise ConfigError(
+            f"mixer.schedule.warmup_lr={own.warmup_lr} does nothing without a warm-up: mixer.schedule.warmup_epochs=5"
+        )
     if kind in NO_MINIMUM:
         for key, value in mixer_settings(config).items():
             if key == "mixer.schedule.min_lr" or (kind == "none" and key.startswith("mixer.schedule.")):

@@ -5,11 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["check_choice_of", "check_integer", "check_number", "shown"]
+__all__ = ["check_choice_of", "check_integer", "check_number", "check_numbers", "is_device", "shown"]
+
+
+def check_numbers(config: DictConfig, key: str, *, positive: bool = False, below: float | None = None) -> None:
+    """Raise a ConfigError where the setting of a dotted key is neither null nor a list of finite numbers.
+
+    ``below`` is for shares, which are not negative.
+    """
+    values = OmegaConf.select(config, key)
+    if values is None:
+        return
+    listed = list(values) if isinstance(values, ListConfig) else [None]
+    numbers = [float(v) for v in listed if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if (
+        len(numbers) < len(listed)
+        or (positive and min(numbers, default=1.0) <= 0)
+        or (below is not None and not all(0 <= number < below for number in numbers))
+    ):
+        expected = f"null or a list of {'positive ' if positive else ''}numbers"
+        expected += "" if below is None else f" from 0, below {below}"
+        raise ConfigError(f"{key} must be {expected}, got {shown(values)}")
+
+
+def is_device(value: object) -> bool:
+    """Whether this names a device, ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``, be it there or not."""
+    if not isinstance(value, str):
+        return False
+    kind, _, index = value.partition(":")
+    return value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())
 
 
 def check_integer(config: DictConfig, key: str, *, minimum: int, optional: bool = False) -> None:
@@ -48,7 +76,7 @@ def check_number(
 
 def shown(value: object) -> str:
     """A value as a config file writes it."""
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_choice_of(config: DictConfig, key: str, allowed: Sequence[str | None]) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mixaug.engine.config_values import is_device
 from mixaug.engine.errors import ConfigError, ProcessLost
 
 __all__ = ["World", "explained", "gather_objects", "gather_rows", "on_main", "share_buffers", "start", "stream_seed"]
@@ -76,8 +77,10 @@ def start(device: str = "auto") -> World:
             rank.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none, or what was asked for is no device.
     """
+    if not is_device(device):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got {device!r}")
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     wanted = device

@@ -2,6 +2,7 @@
 
 __all__ = [
     "EXIT_HELD",
+    "EXIT_WRONG",
     "FAULTS",
     "CheckpointError",
     "ConfigError",
@@ -15,6 +16,9 @@ __all__ = [
 
 #: Exit code of a command whose run folder another process holds: "try again later" (EX_TEMPFAIL of sysexits.h).
 EXIT_HELD = 75
+
+#: Exit code of a command that cannot work as asked, and has begun nothing.
+EXIT_WRONG = 2
 
 
 class ConfigError(ValueError):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.near import ELSEWHERE, near
 
 __all__ = ["explained", "no_setting", "on_one_line", "read_overrides", "settings_of"]
 
-#: How alike two names are, from 0 to 1, for one to be taken for a misspelling of the other.
-ALIKE = 0.65
+#: Arguments of what config files build that the engine hands over itself.
+OF_THE_ENGINE = ("num_epochs", "updates_per_epoch", "num_classes", "in_chans")
 
 
 def on_one_line(error: object) -> str:
@@ -43,7 +43,7 @@ def explained(error: Exception, overrides: Sequence[str], settings: Callable[[],
             if error.missing_cfg_file.startswith(f"{parent}/"):
                 group, choice = parent, error.missing_cfg_file[len(parent) + 1 :]
         known = list(error.options)
-        return f"there is no {group}={choice}; {_closest(choice, known) or 'there is ' + ', '.join(known)}"
+        return f"there is no {group}={choice}; {_question(near(choice, known)) or 'there is ' + ', '.join(known)}"
     for pattern in (
         r"Could not override '([^']+)'\. To append",
         r"Could not delete from config. '([^']+)' does not exist",
@@ -143,8 +143,8 @@ def no_setting(key: str, known: Mapping[str, Any]) -> str:
         names = [
             name for name in {**known, **dict.fromkeys(sections)} if "." not in name and (not dot or name in sections)
         ]
-        close = difflib.get_close_matches(first, names, n=1, cutoff=ALIKE)
-        meant = f"did you mean {close[0]}{dot}{rest}?" if close else _elsewhere(key, known)
+        close = [f"{name}{dot}{rest}" for name in near(first, names)]
+        meant = _question(close) if close else _elsewhere(key, known) or ELSEWHERE.get(key)
         return f"{said}; {meant or 'mixaug train --cfg job prints all'}"
     first = key[len(section) + 1 :].partition(".")[0]
     own = {name[len(section) + 1 :].partition(".")[0] for name in known if name.startswith(f"{section}.")}
@@ -152,10 +152,16 @@ def no_setting(key: str, known: Mapping[str, Any]) -> str:
     if first in further:
         return f"{said} in the config file; +{key}=... adds it"
     own.discard("_target_")
-    close = difflib.get_close_matches(first, [*sorted(own), *sorted(further - own)], n=1, cutoff=ALIKE)
-    if close:
-        return f"{said}; did you mean {'' if close[0] in own else '+'}{section}.{close[0]}?"
-    if hint := _elsewhere(first, known):
+    told = ELSEWHERE.get(first, "")
+    # Whatever is given to a target that takes anything may be its own.
+    told = "" if is_open and f" {section}." not in told else told
+    names = [*sorted(own), *sorted(further - own)]
+    begun = [name for name in names if name.startswith(f"{first}_")][:3]
+    misspelt, longer, alike = (
+        _question([f"{'' if name in own else '+'}{section}.{name}" for name in found])
+        for found in (near(first, names, words=False), begun, near(first, names))
+    )
+    if hint := misspelt or longer or _elsewhere(first, known) or alike or told:
         return f"{said}; {hint}"
     shown = ", ".join(f"{section}.{name}" for name in sorted(own))
     target = known.get(f"{section}._target_")
@@ -178,7 +184,7 @@ def _addable(section: str, known: Mapping[str, Any]) -> tuple[set[str], bool]:
     except Exception:
         # A target that cannot be imported is told of where it is built.
         return set(), True
-    return offered - {name.partition(".")[0] for name in settings}, is_open
+    return offered - {name.partition(".")[0] for name in settings} - set(OF_THE_ENGINE), is_open
 
 
 def _offered(target: str, settings: Mapping[str, Any]) -> tuple[set[str], bool]:
@@ -199,11 +205,10 @@ def _offered(target: str, settings: Mapping[str, Any]) -> tuple[set[str], bool]:
 
 
 def _elsewhere(name: str, known: Mapping[str, Any]) -> str:
-    """Settings of the same name in other sections, as a question."""
-    same = [key for key in known if "." in key and key.rpartition(".")[2] == name]
-    return f"did you mean {' or '.join(sorted(same)[:3])}?" if same else ""
+    """Settings of the same name in other sections, or in none, as a question."""
+    same = [key for key in known if key.rpartition(".")[2] == name]
+    return _question(sorted(same)[:3])
 
 
-def _closest(given: str, known: Collection[str], most: int = 3) -> str:
-    close = difflib.get_close_matches(given, known, n=most, cutoff=0.7)
-    return f"did you mean {' or '.join(close)}?" if close else ""
+def _question(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(names)}?" if names else ""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixaug.engine.reading import LARGEST, DamagedFile, is_number, is_text, read_object
+from mixaug.engine.identity import digest_of, fault_of_belonging
+from mixaug.engine.reading import LARGEST, DamagedFile, is_number, is_text, read_config, read_object
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, task_said
 
-__all__ = ["fault_of_result", "read_result", "shown"]
+__all__ = ["digest_beside", "fault_of_result", "read_result", "shown"]
 
 TEXT_KEYS = ("policy", "model", "data", "protocol")
 INTEGER_KEYS = {"seed": 0, "epochs": 1}  # each with its smallest value
@@ -23,15 +24,30 @@ def read_result(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is nothing of this name.
-        DamagedFile: not the result of a finished run; names the file.
+        DamagedFile: not the result of a finished run, or that of another one than the config beside it; names the file.
     """
     try:
         result = read_object(path)
     except DamagedFile as error:
         raise DamagedFile(f"{path}: {error}") from error
-    if fault := fault_of_result(result, is_ranked=False):
+    fault = fault_of_result(result, is_ranked=False) or fault_of_belonging(result, _config_of(path.parent))
+    if fault:
         raise DamagedFile(f"{path}: {path.name}: {fault}")
     return result
+
+
+def digest_beside(folder: Path) -> str | None:
+    """`digest_of` the config of a run's folder, by which its result is known; None where it cannot be read."""
+    config = _config_of(folder)
+    return digest_of(config) if config else None
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The config of a folder; empty where it cannot be read, which is said where the run is opened."""
+    try:
+        return read_config(folder / "config.yaml")
+    except (FileNotFoundError, DamagedFile):
+        return {}
 
 
 def fault_of_result(result: Mapping[str, Any], *, is_ranked: bool = True) -> str:

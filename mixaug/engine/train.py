@@ -41,7 +41,7 @@ from mixaug.engine.evaluate import autocast
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
-from mixaug.engine.results import read_result
+from mixaug.engine.results import digest_beside, read_result
 from mixaug.engine.state import Meters, StepClock, Streams, TrainingState, median_of
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, LAST_EPOCHS, Task, held_out_splits
 from mixaug.policy import Policy
@@ -288,7 +288,8 @@ def _run_epochs(training: _Training) -> dict[str, Any]:
             log.picture("mixed", training.pictures.draw(state.step), position.step)
     if last < config.epochs:
         return _stop(training)
-    result = _result(config, state, task, len(training.batches.data.test))
+    of_config = distributed.on_main(training.world, lambda: digest_beside(training.folder))
+    result = {**_result(config, state, task, len(training.batches.data.test)), "config": of_config}
     if training.world.is_main:
         run.write_json(training.folder / "result.json", result)
     training.world.barrier()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixaug.engine.lock import EXIT_HELD, holder
+from mixaug.engine.errors import EXIT_HELD, EXIT_WRONG, ConfigError
+from mixaug.engine.lock import holder
 from mixaug.engine.tasks import task_named
 from mixaug.leaderboard.collect import read_run
 from mixaug.leaderboard.grid import Cell
@@ -137,6 +138,7 @@ class Benchmark:
 
     def _settle(self, outcome: Outcome, code: int, started: float) -> None:
         outcome.look()
+        outcome.code = code
         if code == EXIT_HELD:
             outcome.hold(f"held by {holder(outcome.cell.folder) or 'another process'}")
             return
@@ -264,7 +266,7 @@ def run_grid(
         0, or 1 if a run failed, or 130 after Ctrl-C.
 
     Raises:
-        ConfigError: arguments that cannot be composed.
+        ConfigError: arguments that cannot be composed, or with which none of the runs can begin.
         ValueError: an option that cannot work.
     """
     from mixaug.engine.config import with_config_dir
@@ -321,6 +323,9 @@ def run_grid(
             soft_wrap=True,
         )
         console.print(f"        log: {outcome.log}", markup=False, highlight=False, soft_wrap=True)
+    if len(failed) == len(outcomes) and all(outcome.code == EXIT_WRONG for outcome in failed):
+        # No run could begin, and there is nothing to write.
+        raise ConfigError(f"none of the runs can begin: {'; '.join(dict.fromkeys(o.reason for o in failed))}")
     for path in write(leaderboard, out):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mixaug.engine.identity import fault_of_belonging, identity_of, objective_of
 from mixaug.engine.reading import (
     DamagedFile,
     clean,
@@ -23,7 +24,6 @@ from mixaug.engine.reading import (
 )
 from mixaug.engine.results import fault_of_result, shown
 from mixaug.engine.tasks import TASKS, Task, task_said
-from mixaug.leaderboard.identity import identity_of, objective_of
 from mixaug.options import renamed_of
 from mixaug.registry import describe, list_policies
 
@@ -154,7 +154,7 @@ def read_run(folder: str | Path) -> Run:
         result = _read_object(folder / "result.json", read)
         if result is None:
             return run("corrupt", "; ".join(read))
-        fault = fault_of_result(result)
+        fault = fault_of_result(result) or fault_of_belonging(result, config)
         if fault:
             return run("corrupt", f"result.json: {fault}", result=result)
         return run("finished", result={**result, **_current_options(result)})

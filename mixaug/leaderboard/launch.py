@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,11 +123,13 @@ class _Forked:
 
 
 def train_cell(config: dict[str, Any]) -> None:
-    """Train one composed config; exit code `EXIT_HELD` if another process works on its folder."""
+    """Train one composed config.
+
+    The exit code is `EXIT_HELD` if another process works on its folder, and `EXIT_WRONG` if it cannot work as asked.
+    """
     from omegaconf import OmegaConf
 
-    from mixaug.engine.errors import RunHeld
-    from mixaug.engine.lock import EXIT_HELD
+    from mixaug.engine.errors import EXIT_HELD, EXIT_WRONG, ConfigError, RunHeld
     from mixaug.engine.train import train
 
     try:
@@ -134,6 +137,10 @@ def train_cell(config: dict[str, Any]) -> None:
     except RunHeld as error:
         print(error)
         sys.exit(EXIT_HELD)
+    except (ConfigError, FileNotFoundError):
+        # The log has it whole.
+        traceback.print_exc()
+        sys.exit(EXIT_WRONG)
 
 
 def _run_forked(

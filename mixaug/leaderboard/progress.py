@@ -31,7 +31,8 @@ class Outcome:
 
     A cell is held while another process works on its folder. ``epoch`` and ``score`` are those of the last finished
     epoch, ``reason`` says why it failed or who holds it. ``seconds`` are those since its process was there,
-    ``cpu_seconds`` those that it computed; None where the system does not say it.
+    ``cpu_seconds`` those that it computed; None where the system does not say it. ``code`` is the exit code of its
+    process, once that has ended.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Outcome:
     seconds: float = 0.0
     cpu_seconds: float | None = None
     resumed_at: int = 0
+    code: int | None = None
     _size: int = field(default=-1, repr=False)
     _again: float = field(default=0.0, repr=False)
 

@@ -219,7 +219,10 @@ class MixedBinaryCrossEntropy(Offering, nn.Module):
 
     def counted(self) -> dict[str, Any]:
         """Options of :func:`mixed_accuracy` that make it count the labels that this loss counts."""
-        return {"multi_label": True if self.multi_label else None}
+        counted: dict[str, Any] = {"multi_label": True if self.multi_label else None}
+        if self.target_threshold is not None:
+            counted |= {"target_threshold": self.target_threshold, "label_smoothing": self.label_smoothing}
+        return counted
 
     def extra_repr(self) -> str:
         weight = "" if self.pos_weight is None else f", pos_weight={self.pos_weight.tolist()}"

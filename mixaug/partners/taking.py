@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from mixaug.axes import Form, channels_first, check_layout, check_place_of_channels
 from mixaug.batch import Batch
 from mixaug.checks import check_dense, check_generator, whole_ids
+from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.ops.precision import full_precision
 from mixaug.pairing import Pairing
@@ -23,6 +24,7 @@ class TakesPartners:
     """Base of :class:`mixaug.Policy`: draws a plan for a batch together with its partners."""
 
     needs: frozenset[str]
+    per: Per
     labeling: Labeling
     #: Whether the policy weighs labels anew once the model has seen the mixed batch (``relabel``).
     relabels: ClassVar[bool] = False
@@ -96,6 +98,11 @@ class TakesPartners:
     def check_partners(self, source: PartnerSource) -> None:
         """Raise a ValueError for a source of partners that the policy, as it was made, cannot take."""
         what = type(self).__name__
+        if self.per == "pair":
+            raise ValueError(
+                f'{what}: per="pair" shares draws between two samples of the batch that mix with each other, and '
+                f'partners of {type(source).__name__} come from elsewhere: take per="sample" or "batch"'
+            )
         asks = sorted((self.needs & {"saliency", "cam"}) | getattr(self.labeling, "reads", frozenset()))
         if asks and not source.labels_own:
             raise ValueError(

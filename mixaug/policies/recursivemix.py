@@ -65,7 +65,8 @@ class RecursiveMix(Policy):
         share_head: classify the region with the model's own classifier in place of a second one.
         pairing: with partners of another source than the batch before: who mixes with whom, a name of
             :mod:`mixaug.pairing` or a Pairing.
-        per: see :class:`mixaug.Policy`.
+        per: ``"sample"`` draws for each sample, ``"batch"`` once for all, ``"pair"``, with partners of the batch alone,
+            once for two samples that mix with each other.
         partners: a :class:`mixaug.partners.PreviousBatch`, or its name ``"previous"``; another source with ``omega=0``.
 
     Raises:

@@ -46,8 +46,7 @@ def selfmix(
         switch_prob: probability of CutMix; 0.5 in FKD.
         group: metadata that say which image each crop of a batch is from, integers (B,).
         view: name of a view of the batch that holds another crop of each image; it takes the place of ``group``.
-        per: how often the choice, lam and the box are drawn: ``"batch"`` as in FKD, or ``"sample"``; with a ``view``
-            ``"pair"`` too.
+        per: how often the choice, lam and the box are drawn: ``"batch"`` as in FKD, or ``"sample"``.
 
     Raises:
         ValueError: an option out of range.
@@ -57,8 +56,8 @@ def selfmix(
     cutmix_alpha = check_positive("selfmix", "cutmix_alpha", cutmix_alpha)
     switch_prob = check_probability("selfmix", "switch_prob", switch_prob)
     check_per("selfmix", per)
-    if per == "pair" and view is None:
-        raise ValueError("selfmix draws partners that need not be mutual, so per='pair' goes with a view alone")
+    if per == "pair":
+        raise ValueError("selfmix has partners that need not be mutual: per expects 'sample' or 'batch', got 'pair'")
     for name, value in (("group", group), ("view", view)):
         if not (isinstance(value, str) and value) and not (name == "view" and value is None):
             raise TypeError(f"selfmix expects {name} as a name, got {shown(value)}")

@@ -39,6 +39,7 @@ from mixaug.draws import Draws
 from mixaug.labeling import Area, Drawn
 from mixaug.ops.layout import deliver, over_channels, reads_freely, single_precision, take_rows
 from mixaug.ops.masks import top_mask
+from mixaug.ops.nested import logits_of
 from mixaug.ops.resample import cast_pixels
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.network import NetworkPolicy
@@ -363,7 +364,7 @@ class SuperMix(NetworkPolicy):
         with in_mode(model, "eval"):
             with torch.no_grad():
                 known = self.network is None and batch.signals is not None
-                outputs = batch.ask("SuperMix").outputs() if known else model(images)
+                outputs = batch.ask("SuperMix").outputs() if known else logits_of(model(images))
             classes = outputs.argmax(1)
             named = classes[sources][..., None] == torch.arange(outputs.shape[1], device=batch.device)
             target = (named * shares[..., None]).sum(1)
@@ -371,7 +372,7 @@ class SuperMix(NetworkPolicy):
                 single_precision(images),
                 sources,
                 target,
-                lambda mixed: model(mixed.to(dtype)),
+                lambda mixed: logits_of(model(mixed.to(dtype))),
                 mask_size=min(self.mask_size, *batch.size),
                 sigma=self.sigma,
                 sparsity=self.sparsity,

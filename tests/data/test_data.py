@@ -592,3 +592,48 @@ def test_in_memory_needs_both_splits():
     facts = (1, (0.0,), (1.0,), (1, 1, 1), ("only",))
     assert DataSet("x", array, array, *facts).in_memory
     assert not DataSet("x", array, FileData([], []), *facts).in_memory
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": "uint8", "image_size": 16}, "would keep; image_size=16 needs transform and test_transform to"),
+        (
+            {"transform": "cifar10_train", "image_size": 16},
+            "8x8 images, which test_transform would keep; image_size=16",
+        ),
+        ({"transform": "uint8", "test_transform": "cifar_vit_test"}, "which transform would keep; 224 pixels, as the"),
+        (
+            {"transform": "cifar10_train", "test_transform": "cifar_vit_test"},
+            "=cifar_vit_test images of 224 pixels and",
+        ),
+    ],
+)
+def test_images_in_memory_are_of_one_size_which_is_the_one_that_is_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        load("digits", train_size=10, **options)
+    # The size that images keep may be told all the same.
+    same = load("digits", train_size=10, transform="uint8", image_size=8)
+    assert same.image_size == (1, 8, 8) == tuple(same.train[0][0].shape) == tuple(same.test.images[0].shape)
+
+
+def test_files_that_stay_as_they_are_say_the_size_of_images(tmp_path):
+    for part in ("train", "val"):
+        save(tmp_path / part / "a" / "0.png", 0, height=12, width=10)
+    found = load("imagefolder", root=tmp_path, transform="uint8")
+    assert found.image_size == (3, 12, 10) == tuple(found.train[0][0].shape) == tuple(found.test[0][0].shape)
+    for options in (
+        {"transform": "uint8", "image_size": 16},
+        {"transform": "cifar_vit_train", "image_size": 16},
+        {"transform": "uint8", "test_transform": "imagenet_test"},
+    ):
+        option = "transform" if options["transform"] == "uint8" else "test_transform"
+        with pytest.raises(ValueError, match=rf": {option} keeps images as they are, and .*0.png is of 12x10 pixels"):
+            load("imagefolder", root=tmp_path, **options)
+    save(tmp_path / "val" / "a" / "0.png", 0, height=10, width=10)
+    with pytest.raises(ValueError, match=r"test_transform keeps images as they are, and .* are of 12x10"):
+        load("imagefolder", root=tmp_path, transform="uint8")
+    made = load(
+        "imagefolder", root=tmp_path, transform="cifar_vit_train", test_transform="cifar_vit_test", image_size=16
+    )
+    assert made.image_size == (3, 16, 16) == tuple(made.train[0][0].shape) == tuple(made.test[0][0].shape)

@@ -172,8 +172,8 @@ def test_images_that_make_no_batch_are_told_before_or_at_the_batch(
     config = read("data.transform=null", "data.test_transform=null")
     with pytest.raises(ConfigError, match=r"reads image files, and data\.transform is null: set data\.transform and"):
         Batches(config, build.load_data(config), distributed.World(0, 1, torch.device("cpu")))
-    Image.new("RGB", (9, 8)).save(images / "train" / "a" / "0.png")
-    config = read("data.transform=uint8", "data.image_size=null", "batch_size=16")
+    Image.new("RGB", (9, 8)).save(images / "train" / "a" / "1.png")
+    config = read("data.transform=uint8", "data.test_transform=uint8", "data.image_size=null", "batch_size=16")
     batches = Batches(config, build.load_data(config), distributed.World(0, 1, torch.device("cpu")))
     with pytest.raises(LoadingError, match=r"one size, got \(3, 8, [89]\) and \(3, 8, [89]\).*data\.transform"):
         list(batches.epoch(0))

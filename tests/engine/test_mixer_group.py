@@ -322,8 +322,10 @@ def test_bad_values_name_their_key(overrides: tuple[str, ...], named: str) -> No
 
 
 def test_a_low_rate_is_fine_where_nothing_rises() -> None:
-    for fine in (("schedule=constant", "mixer.lr=0.01"), ("mixer.lr=0.01", "mixer.schedule.min_lr=0.01")):
-        compose([*fine, "schedule.min_lr=0.05"])
+    # With a constant schedule it is a protocol's rules that set the least rate, for the schedule of the protocol.
+    constant = ("policy=automix", "protocol=openmixup_cifar", "data=cifar100", "data.root=x", "schedule=constant")
+    assert compose([*constant, "mixer.lr=0.01"]).schedule.min_lr == 0.05
+    compose(["mixer.lr=0.01", "mixer.schedule.min_lr=0.01", "schedule.min_lr=0.05"])
 
 
 @pytest.mark.parametrize(

@@ -285,8 +285,8 @@ def test_settings_that_cannot_work_are_refused(tiny: Tiny, overrides: list[str],
 def test_a_stream_that_does_not_fit_is_named(tiny: Tiny, images: Path) -> None:
     with pytest.raises(ConfigError, match=r"streams\.outliers: 70 training samples give no batch"):
         made(tiny(*OUTLIERS, "+streams.outliers.batch_size=71"))
-    with pytest.raises(ConfigError, match=r"streams\.o has inputs \(3, 16, 16\), but the model is for .* \(1, 8, 8\)"):
-        made(tiny(f"+streams.o.data={{name: imagefolder, root: {images}, transform: uint8, image_size: 16}}"))
+    with pytest.raises(ConfigError, match=r"streams\.o has inputs \(3, 8, 8\), but the model is for .* \(1, 8, 8\)"):
+        made(tiny(f"+streams.o.data={{name: imagefolder, root: {images}, transform: uint8, image_size: 8}}"))
 
 
 def test_a_network_from_a_target_draws_nothing_from_the_models_stream(tiny: Tiny) -> None:

@@ -65,6 +65,18 @@ def config(told: dict[str, Any], **changes: Any) -> dict[str, Any]:
     }
 
 
+def agreeing(told: dict[str, Any], configured: dict[str, Any], **choices: Any) -> dict[str, Any]:
+    """A whole config as the run had it that a result is of; ``choices`` are other names of files than its own."""
+    changed = {
+        "model": {**configured["model"], "name": told["model"]},
+        "protocol": {**configured["protocol"], "name": told["protocol"]},
+        "data": {"_target_": "mixaug.data.load", "name": told["data"], **told["data_options"]},
+        "policy": {"_target_": configured["policy"]["_target_"], **told["policy_options"]},
+        "choices": {**configured["choices"], "policy": told["policy"], **choices},
+    }
+    return {**configured, "seed": told["seed"], "epochs": told["epochs"], "pool": None, **changed}
+
+
 def write_run(
     root: Path,
     told: dict[str, Any],

@@ -160,22 +160,25 @@ def test_command_regenerates_the_row(asked):
 
 
 def test_settings_of_a_learned_mixer_are_the_policys_and_in_its_command(tmp_path):
+    from mixaug.engine.build import options
     from mixaug.engine.config import compose, mixer_settings, plain
 
+    photos = {"data": "photos", "data_options": options(plain(compose([]))["data"])}
     for rate in (None, 0.01, 0.2):
         given = [] if rate is None else [f"mixer.lr={rate}", "mixer.momentum=0", "mixer.schedule.min_lr=0.001"]
         policy = "none" if rate is None else "mixup"
         composed = compose([f"policy={policy}", *given])
-        told = result(policy, 0, 80.0 + (rate or 0), policy_options=mixer_settings(composed))
+        set_for_it = {**options(plain(composed)["policy"]), **mixer_settings(composed)}
+        told = result(policy, 0, 80.0 + (rate or 0), policy_options=set_for_it, **photos)
         write_run(tmp_path, told, configured=plain(composed))
     # Such a run comes from a version that had no mixers.
     older = plain(compose(["policy=none", "seed=1"]))
     del older["mixer"]
-    write_run(tmp_path, result("none", 1, 81.0), configured=older)
+    write_run(tmp_path, result("none", 1, 81.0, **photos), configured=older)
 
     [board] = aggregate(collect(tmp_path)).boards
     rows = {row.label: row for row in board.rows}
-    shown = "mixer.lr={}, mixer.momentum=0, mixer.schedule.min_lr=0.001"
+    shown = "alpha=1, mixer.lr={}, mixer.momentum=0, mixer.schedule.min_lr=0.001"
     assert set(rows) == {"none", f"mixup ({shown.format(0.2)})", f"mixup ({shown.format(0.01)})"}
     found = rows[f"mixup ({shown.format(0.2)})"]
     assert found.difference.mean == pytest.approx(0.2)  # the baseline has no mixer to set

@@ -7,15 +7,18 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import FINISHED
 from mixaug.commands.benchmark import main as benchmark_command
+from mixaug.engine.config import compose, plain
 from mixaug.engine.errors import ConfigError
+from mixaug.leaderboard import benchmark
 from mixaug.leaderboard.benchmark import Benchmark, default_jobs, run_grid
 from mixaug.leaderboard.grid import Cell, expand
-from mixaug.leaderboard.launch import CommandLauncher
+from mixaug.leaderboard.launch import CommandLauncher, train_cell
 from mixaug.leaderboard.progress import Outcome
 from processes import CONTEXT, Script
 
@@ -189,3 +192,41 @@ def test_progress_shows_the_measure_that_counts(tmp_path: Path) -> None:
     for measure, shown in ((None, "Top-1 90.00 %"), ("worst_group", "Worst group 40.00 %")):
         outcome = Outcome(Cell("none", (), {"measure": measure, "epochs": 5}, tmp_path), tmp_path / "log")
         assert outcome.look() and outcome.score == shown
+
+
+class Refusing:
+    """A launcher whose runs end at once with a code, as those that cannot work do."""
+
+    def __init__(self, codes):
+        self.codes = list(codes)
+
+    def start(self, cell, log, environment):
+        log.write_text(f"error: {cell.label} cannot work")
+        code = self.codes.pop(0)
+        return SimpleNamespace(poll=lambda: code, cpu_seconds=lambda: 0.0)
+
+    def close(self):
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(("codes", "begun"), [((2, 2), False), ((2, 1), True)])
+def test_a_grid_of_which_no_run_can_begin_is_a_wrong_line(tmp_path, monkeypatch, codes, begun):
+    monkeypatch.setattr(benchmark, "_launcher", lambda name, threads: Refusing(codes))
+    monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
+    given = ["data=digits", "policy=none,mixup", "threads=1", f"root={tmp_path}"]
+    if begun:
+        assert run_grid(given, jobs=1) == 1
+        assert (tmp_path / "leaderboard").is_dir()
+        return
+    with pytest.raises(ConfigError, match=r"none of the runs can begin: .*none cannot work.*; .*mixup cannot work"):
+        run_grid(given, jobs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_run_that_cannot_work_ends_with_the_status_for_that(tmp_path, capsys):
+    config = plain(compose(["data=imagefolder", f"data.root={tmp_path / 'none'}", f"root={tmp_path}", "device=cpu"]))
+    with pytest.raises(SystemExit) as ended:
+        train_cell(config)
+    assert ended.value.code == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from mixaug.leaderboard import collect
 from mixaug.leaderboard.collect import read_epochs, read_run
 
-from .fabricate import fail, result, write_run
+from .fabricate import agreeing, fail, result, write_run
 
 
 def test_each_state_is_told_apart(tmp_path):
@@ -104,3 +104,42 @@ def test_roots_nest_overlap_and_may_be_runs_themselves(tmp_path):
 def test_a_root_that_is_no_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         collect(tmp_path / "nowhere")
+
+
+def test_a_result_of_another_run_is_told_by_the_config_that_it_lies_beside(tmp_path):
+    from mixaug.engine.config import compose, plain
+    from mixaug.engine.identity import digest_of
+    from mixaug.engine.reading import DamagedFile
+    from mixaug.engine.results import digest_beside, read_result
+
+    composed = plain(compose(["data=digits", "policy=mixup", "epochs=30"]))
+    told = result("mixup", 0, policy_options={"alpha": 1.0})
+    config = agreeing(told, composed)
+    told["config"] = digest_of(config)
+    folder = write_run(tmp_path, told, configured=config)
+    assert (read_run(folder).status, read_result(folder / "result.json")) == ("finished", told)
+    assert digest_beside(folder) == told["config"]
+    for changes, said in (
+        ({"policy": "none", "seed": 1}, "policy=none, seed=1, and the config.yaml beside it has policy=mixup, seed=0"),
+        ({"model": "resnet50"}, "model=resnet50, and the config.yaml beside it has model=cifar_resnet8"),
+        ({"policy_options": {"alpha": 0.2}}, "whose policy_options are not those"),
+        ({"config": "0123456789"}, "whose settings are not those"),
+    ):
+        (folder / "result.json").write_text(json.dumps({**told, **changes}))
+        run = read_run(folder)
+        assert run.status == "corrupt" and "it is the result of another run" in run.reason and said in run.reason
+        with pytest.raises(DamagedFile, match="it is the result of another run"):
+            read_result(folder / "result.json")
+    (folder / "result.json").write_text(json.dumps(told))
+    # What cannot change a number, or says where data lie, may be written anew by whoever moves a folder.
+    for moved in ({"workers": 3, "root": "elsewhere"}, {"data": {**config["data"], "root": "/data"}}):
+        (folder / "config.yaml").write_text(json.dumps({**config, **moved}))
+        assert read_run(folder).status == "finished", moved
+    (folder / "config.yaml").write_text(json.dumps({**config, "batch_size": 7}))
+    assert "whose settings are not those" in read_run(folder).reason
+    # Results of earlier versions have no digest, and folders may have no config.
+    del told["config"]
+    (folder / "result.json").write_text(json.dumps(told))
+    assert read_run(folder).status == "finished"
+    (folder / "config.yaml").unlink()
+    assert (read_run(folder).status, digest_beside(folder)) == ("finished", None)

@@ -22,7 +22,7 @@ from mixaug.engine.errors import ConfigError
 from mixaug.leaderboard import aggregate, collect, to_csv, to_html, to_markdown
 from mixaug.leaderboard.render import print_tables
 
-from .fabricate import fail, result, write_run
+from .fabricate import agreeing, fail, result, write_run
 
 DEEP = "[" * 100_000 + "]" * 100_000
 EPOCHS = [{"epoch": epoch, "test_top1": 50.0 + epoch} for epoch in range(1, 4)]
@@ -164,7 +164,7 @@ def test_an_option_of_another_kind_finds_no_rerun(tmp_path: Path) -> None:
         values = result(
             "cmixup", number, rmse_selected=1.0, rmse_last=1.0, policy_options={**options, "alpha": alpha}, **told
         )
-        write_run(tmp_path, values, configured={**configured, "seed": number})
+        write_run(tmp_path, values, configured=agreeing(values, configured))
     rows = [row for board in aggregate(collect(tmp_path)).boards for row in board.rows]
     assert len(rows) == 4
     assert all(row.published.rerun is None for row in rows)
@@ -174,17 +174,18 @@ def test_an_option_of_another_kind_finds_no_rerun(tmp_path: Path) -> None:
     "choice", ["../../../../etc/passwd", "/etc/passwd", "a/../b", "none,mixup", "x y=1", "", 3, {"a": 1}]
 )
 def test_a_choice_is_the_name_of_a_file_or_nothing(choice: object, tmp_path: Path) -> None:
-    configured = {**COMPOSED, "choices": {**COMPOSED["choices"], "policy": choice}}
-    write_run(tmp_path, result("cutmix", 0), configured=configured)
+    told = result(choice if isinstance(choice, str) and choice else "cutmix", 0)
+    write_run(tmp_path, told, name="run", configured=agreeing(told, COMPOSED, policy=choice))
     [board] = aggregate(collect(tmp_path)).boards
     assert board.rows[0].command.startswith("# config.yaml names ")
     assert "\n" not in board.rows[0].command
 
 
 def test_a_row_says_when_its_command_runs_foreign_code(tmp_path: Path) -> None:
-    configured = copy.deepcopy(COMPOSED)
+    told = result("cutmix", 0)
+    configured = agreeing(told, copy.deepcopy(COMPOSED))
     configured["policy"]["_target_"] = "os.system"
-    write_run(tmp_path, result("cutmix", 0), configured=configured)
+    write_run(tmp_path, told, configured=configured)
     [board] = aggregate(collect(tmp_path)).boards
     assert "the command runs code outside of mixaug: os.system" in board.rows[0].notes
 
@@ -207,8 +208,8 @@ def test_the_markdown_shows_texts_as_they_are(text: str, tmp_path: Path) -> None
 
     options = {"note": text, text: 1}
     # The model is one that no command can be made for: its text comes into the block of commands.
-    configured = {**COMPOSED, "choices": {**COMPOSED["choices"], "model": text}, "note": text}
     told = result(text, 0, model=text, protocol=text, data_options=options, policy_options=options)
+    configured = {**agreeing(told, COMPOSED, model=text), "note": text}
     write_run(tmp_path, told, configured=configured, environment={"device": text, "git_commit": text})
     fail(write_run(tmp_path, result("none", 0), name="failed"), f"{text}\nand {text}")
     write_run(tmp_path, result("none", 1), name=f"cut-{text.replace('/', '')}", finished=False)

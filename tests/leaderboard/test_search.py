@@ -19,9 +19,11 @@ from rich.console import Console
 from mixaug.engine.config import compose, config_hash, list_choices
 from mixaug.engine.errors import ConfigError, RunHeld
 from mixaug.engine.lock import RunLock
+from mixaug.engine.tasks import task_named
 from mixaug.leaderboard import benchmark
 from mixaug.leaderboard.grid import Cell
 from mixaug.leaderboard.search import halving, run_search
+from mixaug.leaderboard.search.halving import Search
 from mixaug.leaderboard.search.journal import NAME, Job, Journal, Standing
 from mixaug.leaderboard.search.plan import (
     BudgetTooSmall,
@@ -340,6 +342,8 @@ class Pretended:
             100.0 - valid,
             policy_options={key: value for key, value in policy.items() if key != "_target_"},
             epochs=total,
+            data=cell.config["data"]["name"],
+            data_options={key: value for key, value in cell.config["data"].items() if key not in ("_target_", "name")},
             valid_top1_last=valid,
             selected_on="valid",
             test_samples=100,
@@ -484,6 +488,26 @@ def test_a_budget_below_the_least_ends_as_soon_as_that_is_certain(
     assert (tmp_path / "out").exists() == (started > 0)
     if started:
         assert "There is no winner yet." in (tmp_path / "out" / "search.md").read_text()
+
+
+def test_trials_that_cannot_begin_are_no_part_of_what_a_budget_must_pay(tmp_path: Path) -> None:
+    unfit = [-float(number) for number in range(1, 13)]
+    told = [*FEW[:-4], f"search.policies.mixup.alpha={[0.2, *unfit]}", "search.policies.cutmix.alpha=[0.5]", *FEW[-3:]]
+    told += ["data.valid_share=0.2", "data.train_size=50", "epochs=8", f"root={tmp_path}"]
+    space = read_space(told)
+    assert len(space.trials) == 16
+    fitting = [trial.label for trial in space.trials if not trial.fault]
+    assert fitting == ["none", "mixup alpha=0.2", "cutmix alpha=0.5 labeling=area", "cutmix alpha=0.5 labeling=cam"]
+    assert "alpha as a positive finite number, got -1" in space.trials[2].fault
+    wanted = (space, task_named("digits"), 1.0, "cpu", tmp_path / "out", "", None, None)
+    least = [
+        needed_at_least({}, labels, ["none", "mixup"], plain=None, epochs=8, done=1, eta=2)
+        for labels in (fitting, [trial.label for trial in space.trials])
+    ]
+    assert least[0] < 1.0 < least[1]
+    Search(*wanted).check_budget()
+    with pytest.raises(BudgetTooSmall, match="budget: 4 trials and a final comparison"):
+        Search(*wanted[:2], 0.3, *wanted[3:]).check_budget()
 
 
 def test_stop_after_is_no_part_of_what_a_run_computes() -> None:

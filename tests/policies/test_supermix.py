@@ -1,5 +1,7 @@
 """SuperMix beyond the contract: what the search finds, sets of several images, unfinished sets, and whom it asks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -200,3 +202,27 @@ def test_bad_arguments():
         mixaug.create("supermix", network="resnet50")
     with pytest.raises(ValueError, match=r"sources \(B, K\) and target \(B, classes\)"):
         F.supermix_search(torch.zeros(2, 3, 4, 4), torch.zeros(3, 2), torch.zeros(2, 4), Quarters())
+
+
+class Boxed(nn.Module):
+    """A model whose outputs are objects with ``logits``, as those of Hugging Face are."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return SimpleNamespace(logits=self.model(images))
+
+
+def test_outputs_may_be_objects_with_logits():
+    images, labels = torch.rand(4, 3, 8, 8, generator=seeded(8)), torch.arange(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    for options in ({"network": model}, {}):
+        plain, boxed = (
+            mixaug.create(
+                "supermix", mask_size=2, max_iter=2, **({"network": make(options["network"])} if options else {})
+            )(images, labels, signals=None if options else mixaug.ModelSignals(make(model)), generator=seeded(9))
+            for make in (lambda given: given, Boxed)
+        )
+        assert torch.equal(plain.inputs, boxed.inputs) and torch.equal(plain.weights, boxed.weights)

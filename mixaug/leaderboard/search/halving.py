@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,15 +210,13 @@ class Search:
         failed = {job.trial for job in journal.jobs if job.state == "failed"} - set(known)
         left = [label for label in self.trials if label not in failed]
         rows = list({self.space.none.label, self.space.usual.label})
-        needed = journal.spent() + needed_at_least(
-            known,
-            left,
-            rows,
-            plain=journal.cost(self.space.none.label),
-            epochs=self.space.epochs,
-            done=min(settings.probe_epochs, self.space.epochs),
-            eta=settings.eta,
-        )
+        plain, done = journal.cost(self.space.none.label), min(settings.probe_epochs, self.space.epochs)
+        least = partial(needed_at_least, rows=rows, plain=plain, epochs=self.space.epochs, done=done, eta=settings.eta)
+        needed = journal.spent() + least(known, left)
+        if needed > self.budget:
+            # What cannot be built fails at once. Trials are built, which takes a moment, only where it decides.
+            left = [label for label in left if label in known or not self.trials[label].fault]
+            needed = journal.spent() + least(known, left)
         if needed > self.budget:
             told = f"by what {len(known)} of them cost so far" if known else f"at {LEAST_OF_A_RUN} s a run"
             error = BudgetTooSmall(

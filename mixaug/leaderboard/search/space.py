@@ -11,9 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mixaug.engine import build
+from mixaug.engine.assembly import assemble
+from mixaug.engine.budget import data_of
 from mixaug.engine.config import (
     compose,
     composed_by_hydra,
@@ -22,7 +25,9 @@ from mixaug.engine.config import (
     plain,
     with_config_dir,
 )
-from mixaug.engine.errors import ConfigError
+from mixaug.engine.distributed import World
+from mixaug.engine.errors import FAULTS, ConfigError
+from mixaug.engine.explained import on_one_line
 from mixaug.engine.run import run_folder
 from mixaug.engine.tasks import task_named
 from mixaug.leaderboard.command import literal
@@ -71,6 +76,17 @@ class Trial:
     def label(self) -> str:
         """``"cutmix alpha=0.2 labeling=cam"``."""
         return " ".join([self.policy, *(f"{key}={literal(value)}" for key, value in self.options.items())])
+
+    @cached_property
+    def fault(self) -> str:
+        """Why its run cannot begin; empty where it can. The parts of the run are built for it."""
+        try:
+            data = data_of(json.dumps(plain(self.config)["data"]))
+            parts = assemble(self.config, World(0, 1, torch.device("cpu")), data)
+        except (*FAULTS, ValueError, TypeError) as error:
+            return on_one_line(error)
+        parts.batches.close()
+        return ""
 
     def cell(self, folder: Path, seed: int, stop_after: int | None = None) -> Cell:
         """The run of this trial with a seed, below a folder, to its end or to an epoch."""
