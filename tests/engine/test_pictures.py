@@ -78,7 +78,8 @@ def shown(config: DictConfig) -> list[Tensor]:
         pytest.param(("policy=puzzlemix", "policy.clean_weight=0.5"), marks=pytest.mark.slow),
         ("policy=cutmix", "data.transform=uint8", "augment.crop_padding=0"),  # read sample by sample
         pytest.param(("policy=smmix", *VIT), marks=pytest.mark.slow),
-        ("policy=automix",),
+        # Drawn in evaluation mode, too; the tool below draws it.
+        pytest.param(("policy=automix",), marks=pytest.mark.slow),
     ],
     ids=["snapmix", "puzzlemix", "from_files", "smmix", "automix"],
 )
@@ -226,7 +227,7 @@ def tool(request: pytest.FixtureRequest) -> Any:
     ("overrides", "split"),
     [
         (("policy=puzzlemix", "ema.decay=0.9"), "test"),
-        (("policy=mixup", "pool=all", "augment.crop_padding=0"), "train"),
+        pytest.param(("policy=mixup", "pool=all", "augment.crop_padding=0"), "train", marks=pytest.mark.slow),
         # Attention goes the way of the saliency, and transmix has both attention and files.
         pytest.param(("policy=smmix", *VIT), "test", marks=pytest.mark.slow),
         (("policy=transmix", *VIT, "data.transform=uint8", "augment.crop_padding=0"), "train"),
