@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUNS ?= runs
 
-# One thread per process: the tests and the benchmark already use all cores, and results do not depend on their number.
+# One thread per process: pytest-xdist and the benchmark already use all cores, and results do not depend on their number.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 # Tests start many processes: what one of them has compiled, the others read.
@@ -41,14 +41,12 @@ demo: $(STAMP)  ## compare mixing policies on photographs and on diabetes data, 
 	@echo "and .html (open the page in a browser)"
 	@echo "Policies in pictures: $(RUNS)/gallery.png"
 
-# Where a process can be forked without harm, one collects the tests for all.
-SPREAD = $(if $(filter Linux,$(shell uname -s)),--forks $(PYTEST_WORKERS),-n $(PYTEST_WORKERS) --maxprocesses 8 --dist worksteal)
-
 # Side by side: the checks take one core for half a minute at most, and what they say comes after the tests' progress.
 test: $(STAMP)  ## lint, beside the tests that need neither a GPU nor much time
 	@echo "Checking style and types, and running the tests (without those marked slow or gpu)"
 	@said=$$(mktemp); trap 'rm -f $$said' EXIT; ($(CHECKS)) > $$said 2>&1 & lint=$$!; \
-	$(BIN)/python -m pytest $(SPREAD) -q --durations 10 -m "not slow and not gpu"; tests=$$?; \
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist worksteal -q --durations 10 \
+	  -m "not slow and not gpu"; tests=$$?; \
 	wait $$lint; lint=$$?; cat $$said; \
 	if [ $$tests -ne 0 ]; then echo "make test: tests failed"; fi; \
 	if [ $$lint -ne 0 ]; then echo "make test: style or types failed, see above"; fi; \

@@ -32,18 +32,11 @@ collect_ignore = ["example_plugin"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device for the tests that take one: cpu (default), cuda, cuda:1")
-    parser.addoption("--forks", default="0", help="run the tests in so many forks of this process; auto: one per core")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hands_out(config) and config.getoption("--device") == "cpu":
         return
-    forks = forks_of(config)
-    if forks:
-        if config.getoption("--device") != "cpu" or hands_out(config):
-            raise pytest.UsageError("--forks is for tests on the CPU, without -n: no fork can use a GPU of its parent")
-        # Looks for a GPU in a way that leaves forks free to use one.
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # Collection makes hundreds of thousands of objects that live to the end: to look for garbage among them is in vain.
     if not hands_out(config):
         gc.disable()
@@ -63,17 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
     device = torch.device(config.getoption("--device"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device {device}: this machine or this build of torch has no CUDA device")
-    if forks:
-        from forks import Forks
-
-        config.pluginmanager.register(Forks(forks, start_server), "forks")
-
-
-def forks_of(config: pytest.Config) -> int:
-    """In how many forks of this process the tests run; 0 runs them in this one."""
-    from forks import number_of
-
-    return number_of(config.getoption("--forks"))
 
 
 def hands_out(config: pytest.Config) -> bool:
@@ -131,25 +113,13 @@ def starts_processes(module: ModuleType | None) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     keep_out_of_collections()
-    served.extend(filter(starts_processes, dict.fromkeys(getattr(item, "module", None) for item in session.items)))
-    # Each fork starts its own: a process can wait for its children alone.
-    if not hands_out(session.config) and not forks_of(session.config):
-        start_server()
-    # Tensors do not wait for a collection, and each one looks at all that tests have made since they began.
-    gc.set_threshold(20_000, 20, 20)
-    gc.enable()
-
-
-served: list[ModuleType | None] = []
-"""The test modules among the collected ones that need the fork server."""
-
-
-def start_server() -> None:
-    """Start the fork server of `processes.py` where a test needs it."""
-    if served:
+    if not hands_out(session.config) and any(starts_processes(getattr(item, "module", None)) for item in session.items):
         import processes
 
         processes.start_server()
+    # Tensors do not wait for a collection, and each one looks at all that tests have made since they began.
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
@@ -191,11 +161,11 @@ def quick_compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return
     import omegaconf
 
-    from forks import common
     from mixaug.engine import reading, run
     from quick_compose import FOLDER, quick
 
-    folder = common(tmp_path_factory.getbasetemp()) / "composed"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "composed"
     folder.mkdir(exist_ok=True)
     loader = reading.yaml_loader()
     with pytest.MonkeyPatch.context() as patch:
