@@ -649,6 +649,8 @@ BUSY = (
     # The rules of a protocol may say what this run has no use for, and what is removed says nothing.
     "data=digits protocol=openmixup_cifar augment.crop_padding=0",
     "~schedule.warmup_lr",
+    # So does what the files say already.
+    "schedule=constant schedule.min_lr=0 schedule.warmup_lr=1e-05 augment.crop_padding=0 augment.padding_mode=zeros",
 )
 
 
