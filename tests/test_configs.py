@@ -721,3 +721,14 @@ def test_means_of_images_are_as_many_as_these_have_channels() -> None:
     world = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), is_main=True)
     with pytest.raises(ConfigError, match=r"augment.mean=\[0.1, 0.2\] has 2 numbers, but images of digits"):
         Batches(config, build.load_data(config), world)
+
+
+def test_a_pool_is_for_policies_that_take_partners_from_it() -> None:
+    for policy, refused in (("comixup", True), ("none", False)):
+        config = compose([f"policy={policy}", "pool=all", "data=digits"])
+        made = build.build_policy(config)
+        if refused:
+            with pytest.raises(ConfigError, match="pool=all does nothing for policy=comixup"):
+                build.with_pool(config, made, None)
+        else:
+            assert build.with_pool(config, made, None) is made
