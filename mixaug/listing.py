@@ -58,19 +58,19 @@ class Card(PolicyInfo):
         included; None where no step could be run. Of a policy that chooses for a whole batch the expectation; of one
         that looks at a whole set now and then, its share of that: of 5,000 validation images, or 50,000 for training,
         in batches of 128."""
-        return _seen(self.name).passes
+        return _first_seen(self.name)[0]
 
     @property
     def cost(self) -> float | None:
         """Floating-point operations of one training step with the default options, forward and backward, as a multiple
         of those of a step that mixes nothing; of a small vision transformer. None where no step could be run. Choices
         and looks count as in :attr:`passes`."""
-        return _seen(self.name).cost
+        return _first_seen(self.name)[1]
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The kinds of labels it takes, of :data:`TASKS`."""
-        return _seen(self.name).tasks
+        return tuple(task for task in TASKS if _seen(self.name, task) is not None)
 
     @property
     def inputs(self) -> str:
@@ -210,22 +210,13 @@ def list_policies(
             raise ValueError(f"list_policies expects {option} as a number of at least 1 or None, got {most!r}")
     names = registry.list_policies(pattern, needs, family)
     if task is not None:
-        names = [name for name in names if task in describe(name).tasks]
+        names = [name for name in names if _seen(name, task) is not None]
     if passes is not None:
         names = [name for name in names if (taken := describe(name).passes) is not None and taken <= passes]
     if cost is not None:
         # What is shown as 1.34 is kept by 1.34.
         names = [name for name in names if (taken := describe(name).cost) is not None and round(taken, 2) <= cost]
     return names
-
-
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What steps of a policy showed: passes and cost of one, and the tasks for which it runs."""
-
-    passes: float | None
-    cost: float | None
-    tasks: tuple[str, ...]
 
 
 #: Inputs by the number of their spatial axes.
@@ -243,23 +234,26 @@ def plain(text: str) -> str:
     return re.sub(r":\w+:`[~!]?([^`]*)`", r"\1", text).replace("``", "")
 
 
-def _seen(name: str) -> _Seen:
-    return _seen_of(name, registry.describe(name).target)
+def _first_seen(name: str) -> tuple[float, float] | tuple[None, None]:
+    """Passes and cost of a step of the first of :data:`TASKS` for which a policy runs."""
+    return next((seen for task in TASKS if (seen := _seen(name, task)) is not None), (None, None))
+
+
+def _seen(name: str, task: str) -> tuple[float, float] | None:
+    """Passes and cost of a step of a policy for one of :data:`TASKS`; None where it does not run."""
+    return _seen_of(name, registry.describe(name).target, task)
 
 
 @functools.cache
-def _seen_of(name: str, _: Any) -> _Seen:
+def _seen_of(name: str, _: Any, task: str) -> tuple[float, float] | None:
     # The class is part of the key: a name can be given anew.
-    found: dict[str, tuple[float, float]] = {}
-    with apart():
-        for task in TASKS:
-            try:
-                found[task] = _step_of(name, task)
-            except (ValueError, TypeError, RuntimeError):
-                # It refuses such labels, or such images at all; any of these is how policies refuse.
-                continue
-    passes, operations = next(iter(found.values()), (None, None))
-    return _Seen(passes, None if operations is None else operations / plain_operations(next(iter(found))), tuple(found))
+    try:
+        with apart():
+            passes, operations = _step_of(name, task)
+    except (ValueError, TypeError, RuntimeError):
+        # It refuses such labels, or such images at all; any of these is how policies refuse.
+        return None
+    return passes, operations / plain_operations(task)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ BESIDE = ("lisa", "selecmix", "selfmix")
 CASES = [(name, "sample") for name in MODEL_FREE if name not in BESIDE]
 CASES += [(name, per) for name in ("mixup", "cutmix", "maskmix") for per in ("batch", "pair")]
 #: These are left to the slow suite. What they draw and mix with is drawn and mixed by another one that is always
-#: compiled: patches and other masks by MaskMix, a box that is blended by ResizeMix's box and a blend, chosen policies
+#: compiled: patches and other masks by MaskMix, a box by CutMix in a step, chosen policies
 #: by DeiT, a share for each by Mixup where sizes change, one for all where everything is dynamic. Or it is a search of
 #: its own, whose reading back of a value, the usual reason why a graph breaks, tests/test_launches.py finds as well:
 #: nearest rows, FMix's spectrum, SaliencyMix's maps, CutMix's boxes.
@@ -28,7 +28,14 @@ OF_A_KIND_SEEN = {
     *(("gridmix", "sample"), ("smoothmix", "sample"), ("patchmix", "sample"), ("hmix", "sample")),
     *(("local_mixup", "sample"), ("regmix", "sample"), ("selective_mixup", "sample"), ("rsb", "sample")),
     *(("cutmix", "batch"), ("maskmix", "batch"), ("cutmix", "pair"), ("maskmix", "pair")),
-    *(("knn_mixup", "sample"), ("mixup", "sample"), ("mixup", "batch"), ("fmix", "sample"), ("cutmix", "sample")),
+    *(
+        ("resizemix", "sample"),
+        ("knn_mixup", "sample"),
+        ("mixup", "sample"),
+        ("mixup", "batch"),
+        ("fmix", "sample"),
+        ("cutmix", "sample"),
+    ),
 }
 
 
@@ -172,19 +179,25 @@ def test_labels_are_exact_in_generated_code(name, per, atol):
     assert torch.cat(weights).unique().numel() > 3, "every call draws anew"
 
 
-# One box in pixels, a box that is resized, and boxes of many cells.
+SIZES = ((8, 8), (16, 16), (24, 24), (32, 32), (8, 10), (12, 20), (20, 16))
+
+
+# One box in pixels, a box that is resized, and boxes of many cells. The first size, any square one, any other: square
+# ones are left to the slow suite.
 @pytest.mark.parametrize(
-    "name",
-    ["cutmix", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resizemix", "gridmix"))],
+    ("name", "sizes", "graphs"),
+    [
+        ("cutmix", SIZES[4:], 2),
+        *(pytest.param(name, SIZES, 3, marks=pytest.mark.slow) for name in ("cutmix", "resizemix", "gridmix")),
+    ],
 )
-def test_image_sizes_share_graphs(name):
+def test_image_sizes_share_graphs(name, sizes, graphs):
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(mixaug.create(name), backend=counter, fullgraph=True)
-    for size in ((8, 8), (16, 16), (24, 24), (32, 32), (8, 10), (12, 20), (20, 16)):
+    for size in sizes:
         compiled(torch.rand(4, 3, *size))
-    # The first size, any square one, any other.
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= graphs
 
 
 def test_a_compiled_policy_in_a_step_draws_from_the_given_generator():

@@ -562,8 +562,7 @@ def test_a_mixer_that_is_given_takes_back_the_settings_of_a_trained_one() -> Non
         build.check_training(kept, step, 1)
 
 
-# Every policy with one data set, and every data set without and with a policy: what one adds, others hardly do.
-# The slow suite takes all of them with all.
+# Every data set without and with the last policy: what one adds, others hardly do. The slow suite takes all of them.
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list_choices("experiment"))
 def test_experiment_composes_for_each_point_of_its_grid(name: str, whole: bool) -> None:
@@ -591,9 +590,10 @@ def test_experiment_composes_for_each_point_of_its_grid(name: str, whole: bool) 
         assert {key for part in grid for key, values in part.items() if values == "all"} == {"policy", "objective"}
         return
     assert grid.policy[0] == "none"
-    for at, data in enumerate(grid.get("data", [None])):
+    assert set(grid.policy) <= set(list_choices("policy"))
+    for data in grid.get("data", [None]):
         chosen = [] if data is None else [f"data={data}"]
-        for policy in grid.policy if whole or at == 0 else [grid.policy[0], grid.policy[-1]]:
+        for policy in grid.policy if whole else [grid.policy[0], grid.policy[-1]]:
             config = compose([*base, *chosen, f"policy={policy}", f"seed={grid.seed[-1]}"])
             build.build_policy(config)
             # Mixing partners from the whole set is for mixing: no mixing has none.
@@ -649,6 +649,8 @@ BUSY = (
     # The rules of a protocol may say what this run has no use for, and what is removed says nothing.
     "data=digits protocol=openmixup_cifar augment.crop_padding=0",
     "~schedule.warmup_lr",
+    # So does what the files say already.
+    "schedule=constant schedule.min_lr=0 schedule.warmup_lr=1e-05 augment.crop_padding=0 augment.padding_mode=zeros",
 )
 
 
@@ -719,3 +721,14 @@ def test_means_of_images_are_as_many_as_these_have_channels() -> None:
     world = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), is_main=True)
     with pytest.raises(ConfigError, match=r"augment.mean=\[0.1, 0.2\] has 2 numbers, but images of digits"):
         Batches(config, build.load_data(config), world)
+
+
+def test_a_pool_is_for_policies_that_take_partners_from_it() -> None:
+    for policy, refused in (("comixup", True), ("none", False)):
+        config = compose([f"policy={policy}", "pool=all", "data=digits"])
+        made = build.build_policy(config)
+        if refused:
+            with pytest.raises(ConfigError, match="pool=all does nothing for policy=comixup"):
+                build.with_pool(config, made, None)
+        else:
+            assert build.with_pool(config, made, None) is made

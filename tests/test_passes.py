@@ -489,8 +489,10 @@ def test_dictionaries_are_mixed_by_key():
     assert "accuracy" in logs
 
 
-# Joined passes and a network beside the model; RankMixup only draws more often.
-@pytest.mark.parametrize("objective", ["regmixup", "mixkd", pytest.param("rankmixup", marks=pytest.mark.slow)])
+# Joined passes; a network beside the model is called as it is, and RankMixup only draws more often.
+@pytest.mark.parametrize(
+    "objective", ["regmixup", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixkd", "rankmixup"))]
+)
 def test_several_passes_compile_into_one_graph(objective):
     torch.compiler.reset()
     beside = {"teacher": networks.Frozen(Counted())} if objective == "mixkd" else None

@@ -275,10 +275,16 @@ def test_compiled_models_give_the_same(kind, wrap):
         torch.testing.assert_close(quick.model(IMAGES), plain.model(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_models_of_one_class_keep_their_own_hooks():
+# One that mixes outside, one inside; the slow suite has a third, which mixes elsewhere.
+@pytest.mark.parametrize(
+    "names",
+    [("cutmix", "manifoldmix"), pytest.param(("cutmix", "manifoldmix", "alignmix"), marks=pytest.mark.slow)],
+    ids=len,
+)
+def test_compiled_models_of_one_class_keep_their_own_hooks(names):
     torch.compiler.reset()
     steps = {}
-    for name in ("cutmix", "manifoldmix", "alignmix"):
+    for name in names:
         compiled, plain = small(), small()
         compiled.compile(backend="eager")
         # What ran before the first step is no part of it.

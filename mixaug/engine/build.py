@@ -172,9 +172,17 @@ def with_pool(config: DictConfig, policy: Policy, batches: Batches) -> Policy:
     """The policy with partners from the training set, if ``pool`` asks for that.
 
     Raises:
-        ConfigError: a policy, or a training set, that cannot be used so.
+        ConfigError: a policy, or a training set, that cannot be used so. What mixes nothing takes any pool, for it is
+            the baseline of a grid of others.
     """
-    if config.pool is None or not policy.has_partners:
+    if config.pool is None:
+        return policy
+    if not policy.has_partners:
+        if policy.needs:
+            raise ConfigError(
+                f"pool={config.pool} does nothing for policy={config.choices.policy}, which takes no partners from "
+                "elsewhere"
+            )
         return policy
     pool = batches.pool()
     try:

@@ -23,6 +23,14 @@ DRAWING = {"per_class": None, "valid_share": 0.0, "imbalance": None}
 #: Sets that draw by ``split_seed`` themselves: digits where it takes fewer images than the pool has.
 DRAWN = ("framed_photos",)
 POOL_OF_DIGITS = 1000
+#: What the files have. Who gives these values asks for nothing that is not there.
+USUAL = {
+    "schedule.min_lr": 0.0,
+    "schedule.warmup_lr": 1e-5,
+    "augment.padding_mode": "zeros",
+    "data.split_seed": 0,
+    "data.fit_on": "train",
+}
 
 
 def fault_of_idle(config: DictConfig, given: Collection[str]) -> str:
@@ -33,7 +41,7 @@ def fault_of_idle(config: DictConfig, given: Collection[str]) -> str:
         given: dotted keys that the command line sets.
     """
     for key, why in _idle(config).items():
-        if key in given:
+        if key in given and (key not in USUAL or _value(config, key) != USUAL[key]):
             return f"{key}={shown(_value(config, key))} does nothing {why}"
     return ""
 

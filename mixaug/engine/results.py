@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixaug.engine.identity import digest_of, fault_of_belonging
+from mixaug.engine.identity import digest_of, fault_of_belonging, identity_of
 from mixaug.engine.reading import LARGEST, DamagedFile, is_number, is_text, read_config, read_object
 from mixaug.engine.tasks import FIGURES_OF_LAST_EPOCHS, SPLIT_TITLES, task_said
 
@@ -39,7 +39,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def digest_beside(folder: Path) -> str | None:
     """`digest_of` the config of a run's folder, by which its result is known; None where it cannot be read."""
     config = _config_of(folder)
-    return digest_of(config) if config else None
+    return digest_of(config) if identity_of(config) else None
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

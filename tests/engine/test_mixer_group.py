@@ -228,7 +228,8 @@ def test_a_constant_rate_of_the_mixer_beside_the_models_cosine(tiny: Tiny, learn
 @pytest.mark.parametrize(
     ("batches", "own"),
     [
-        (1, ("mixer.lr=0.05", "mixer.momentum=0.5", "mixer.schedule.min_lr=0.01")),
+        # A schedule that steps once an epoch has no other state than one of updates, and one for both is the run's own.
+        pytest.param(1, ("mixer.lr=0.05", "mixer.momentum=0.5", "mixer.schedule.min_lr=0.01"), marks=pytest.mark.slow),
         (
             3,
             (
@@ -239,7 +240,7 @@ def test_a_constant_rate_of_the_mixer_beside_the_models_cosine(tiny: Tiny, learn
             ),
         ),
         (2, ("optimizer=adamw", "mixer.lr=0.002", "mixer.weight_decay=0", "mixer.schedule.min_lr=1e-4")),
-        (1, ("mixer.lr=0.05",)),
+        pytest.param(1, ("mixer.lr=0.05",), marks=pytest.mark.slow),
     ],
     ids=["epochs", "updates", "adamw", "one schedule"],
 )
@@ -383,7 +384,10 @@ def test_the_result_tells_the_settings_as_options_of_the_policy(tiny: Tiny, lear
     assert result["policy_options"] == {"mixer.lr": 0.02, "mixer.momentum": 0}
 
 
-@pytest.mark.parametrize("name", ["automix", "samix", "adautomix"])
+# AdAutoMix keeps what the others keep, block and slow copy, and its alternation.
+@pytest.mark.parametrize(
+    "name", ["adautomix", *(pytest.param(name, marks=pytest.mark.slow) for name in ("automix", "samix"))]
+)
 def test_policies_that_learn_to_mix_resume_exactly(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:

@@ -67,9 +67,21 @@ def writes(path: Path) -> dict[str, Any]:
     return {"_target_": "builtins.open", "file": str(path), "mode": "w"}
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["itself", "nested"])
+# All tools read a folder by the same function, which one of them is to show for what lies deeper.
+@pytest.mark.parametrize(
+    ("tool", "nested"),
+    [
+        pytest.param(
+            tool,
+            nested,
+            id=f"{tool}-{'nested' if nested else 'itself'}",
+            marks=pytest.mark.slow if nested and tool != TOOLS[0] else (),
+        )
+        for tool in TOOLS
+        for nested in (False, True)
+    ],
+)
 @pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("tool", TOOLS)
 def test_no_tool_runs_what_a_folder_names(
     tool: str,
     section: str,

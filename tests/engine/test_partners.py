@@ -79,9 +79,10 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), part
 
 
-#: What these keep is kept by others, too: rows of the pool by "pool of files", a second view and a momentum network by
-#: test_sources.py.
-OF_A_KIND_SEEN = ("pool", "ferkd")
+#: What these keep is kept by others, too: rows of the pool by "pool of files", a second view, a momentum network and a
+#: stream's place by test_sources.py, samples of earlier batches by "recursivemix", what an objective remembers by
+#: "dualmix".
+OF_A_KIND_SEEN = ("pool", "ferkd", "memory", "mixoe", "cowa")
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,12 @@ def test_partners_come_from_the_whole_training_set(small: Tiny, policy: str) -> 
     assert from_batch.float().mean() < 0.7
 
 
+# What is learned beforehand, and partners that are drawn anew for each batch; where a pair is mixed changes neither.
 @pytest.mark.parametrize(
     "policy",
     [
-        ["policy=cmixup", "policy.stages=[layer1]"],
-        ["policy=cmixup", "policy.include_self=false"],
+        pytest.param(["policy=cmixup", "policy.stages=[layer1]"], marks=pytest.mark.slow),
+        pytest.param(["policy=cmixup", "policy.include_self=false"], marks=pytest.mark.slow),
         ["policy=regmix", "policy.limits=learned", "policy.learning_steps=20"],
         ["policy=mixup", "pool=batch", "policy.pairing=label_kernel"],
     ],

@@ -132,7 +132,8 @@ def test_a_run_with_a_validation_set(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
         result = train(config)
     finally:
         object.__setattr__(CLASSIFICATION, "score", really)
-    assert told == [10.0, 50.0, 50.0, 20.0]
+    # The first step is the one that tries the schedule before the run begins.
+    assert told == [None, 10.0, 50.0, 50.0, 20.0]
     assert (result["selected_on"], result["selected_epoch"], result["top1_best"]) == ("valid", 2, 40.0)
     assert checkpoint.load(run.run_folder(config) / checkpoint.BEST)["epoch"] == 2
     assert result["data_options"]["valid_share"] == 0.2

@@ -87,7 +87,8 @@ def stopped_after(monkeypatch: pytest.MonkeyPatch, config: DictConfig, saves: in
 
 
 WAYS = [
-    pytest.param(("policy=mixup",), 0, (2,), id="mixup"),
+    # AutoMix is read without workers, and this with them.
+    pytest.param(("policy=mixup",), 0, (2,), id="mixup", marks=pytest.mark.slow),
     pytest.param(("policy=mixup",), 2, (3,), id="mixup, two workers"),
     pytest.param(("policy=automix",), 0, (1,), id="automix"),
     pytest.param(

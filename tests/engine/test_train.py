@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny: Tiny
 @pytest.mark.parametrize(
     # Between two checkpoints, at the end of an epoch, in the second; test_kill.py ends runs at other moments.
     "moments",
-    [(1, 10, 13), pytest.param((0, 7), marks=pytest.mark.slow)],
+    [(10, 13), pytest.param((0, 1, 7), marks=pytest.mark.slow)],
     ids=str,
 )
 def test_an_interrupted_run_ends_bit_identical(
@@ -394,21 +394,15 @@ def one_graph_each(monkeypatch: pytest.MonkeyPatch, backend: Any = None) -> list
 
 def test_a_compiled_policy_goes_on_bit_identical(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("policy=mixup", "policy.per=sample", "data.train_size=50", "checkpoint_every_steps=1")
-    plain, whole, broken = (
-        tiny(*settings, f"compile={way}", root=tmp_path / name)
-        for name, way in (("plain", "false"), ("whole", "true"), ("broken", "true"))
-    )
+    plain, broken = (tiny(*settings, f"compile={way}", root=tmp_path / way) for way in ("false", "true"))
     train(plain)
     counter = CompileCounterWithBackend("eager")
     compiled = one_graph_each(monkeypatch, counter)
-    train(whole)
-    assert (compiled, counter.frame_count) == (["Mixup"], 1)
     interrupted_and_finished(broken, monkeypatch, 3)
     # Each beginning compiles anew, and its graph serves every step.
-    assert (compiled, counter.frame_count) == (["Mixup"] * 3, 3)
-    for other in (broken, plain):
-        saved = timeless(last(other))
-        assert_same(timeless(last(whole)), {**saved, "config_hash": last(whole)["config_hash"]})
+    assert (compiled, counter.frame_count) == (["Mixup"] * 2, 2)
+    # The slow suite has a compiled run that nothing interrupted.
+    assert_same(timeless(last(broken)), {**timeless(last(plain)), "config_hash": last(broken)["config_hash"]})
 
 
 @pytest.mark.slow

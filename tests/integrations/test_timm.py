@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 import warnings
 
 import numpy as np
@@ -369,11 +370,11 @@ def test_a_task_takes_up_no_state_of_another_one():
     assert all(torch.equal(now, then) for now, then in zip(task.parameters(), before, strict=True))
 
 
-def test_a_task_says_what_it_trains(caplog):
-    with caplog.at_level("INFO"):
+def test_a_task_says_what_it_trains():
+    with unittest.TestCase().assertLogs(level="INFO") as told:
         task_of("cutmix")
         task_of("mixup", verbose=False)
-    assert [record.message for record in caplog.records] == ["MixTask: policy=CutMix, objective=Counting"]
+    assert [record.getMessage() for record in told.records] == ["MixTask: policy=CutMix, objective=Counting"]
 
 
 def test_a_task_of_an_older_timm_says_which_one_it_needs(monkeypatch):

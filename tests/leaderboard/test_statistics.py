@@ -78,7 +78,7 @@ def test_bad_confidence(confidence):
 
 @pytest.mark.parametrize(("n", "confidence"), [(3, 0.95), (5, 0.95), (5, 0.5), (10, 0.99)])
 def test_the_interval_covers_the_true_difference_as_often_as_it_says(n, confidence):
-    trials, truth = 4000, 0.7
+    trials, truth = 1500, 0.7
     random = np.random.default_rng(0)
     shared = random.normal(90, 3, (trials, n))
     ours = shared + truth + random.normal(0, 0.4, (trials, n))

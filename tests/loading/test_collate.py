@@ -176,7 +176,7 @@ class TestStreams:
         assert not torch.equal(first[0][0], first[0][1])  # workers
 
     @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-    @pytest.mark.parametrize("workers", [1, 2, 3])
+    @pytest.mark.parametrize("workers", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 3))])
     def test_seeded_is_the_same_for_any_number_of_workers(self, policy, workers):
         alone = batches(MixCollate(policy, seed=5), epochs=2)
         ours = batches(MixCollate(policy, seed=5), workers=workers, epochs=2)

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixaug
-from helpers import index_images, interrupt, seeded
+from helpers import THIN, index_images, interrupt, seeded
 from mixaug import functional as F
 from mixaug import models
 from mixaug.losses import MixedBinaryCrossEntropy, MixedCrossEntropy
@@ -667,7 +667,8 @@ def test_on_digits_the_discriminator_learns_and_the_regions_move():
     labels = torch.tensor(labels[:640])
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model, generator = models.create("cifar_resnet8", num_classes=10, in_chans=1), seeded(1)
+        thin = {"channels": (8, 16, 32), "stem_width": 8}
+        model, generator = models.create("cifar_resnet8", num_classes=10, in_chans=1, **thin), seeded(1)
         step = step_of(model, mixaug.create("adamixup"))
         optimizer = torch.optim.SGD(step.parameters(), 0.1, momentum=0.9)
         epochs = []
@@ -703,9 +704,9 @@ def test_a_run_of_the_engine_resumes_exactly(tmp_path, monkeypatch):
     from mixaug.engine.train import train
 
     digits = ("data=digits", "data.train_size=110", "batch_size=25", "epochs=2")
-    common = (*digits, "policy=adamixup", "threads=1", "device=cpu")
-    common += ("progress=false", "checkpoint_every_steps=2", "optimizer.lr=0.02")
-    whole, broken = (compose([*common, f"root={tmp_path / name}"]) for name in ("whole", "broken"))
+    common = (*digits, *THIN, "policy=adamixup", "threads=1", "device=cpu", "progress=false", "optimizer.lr=0.02")
+    whole = compose([*common, f"root={tmp_path / 'whole'}"])
+    broken = compose([*common, "checkpoint_every_steps=5", f"root={tmp_path / 'broken'}"])
     train(whole)
     with monkeypatch.context() as patch:
         interrupt(patch, after=5)

@@ -205,7 +205,7 @@ def slow_shares(cost, A, start, beta, gamma, threshold, iterations, soft):
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_sweeps_against_the_slow_twin(count, iterations, soft):
-    parts, same = 12, 0
+    parts, compared, same = 12, 6, 0
     options = {"beta": 0.3, "gamma": 0.3, "threshold": 0.6, "iterations": iterations}
     g = seeded(10 * count + iterations)
     costs = torch.rand(parts, count, 2, 2, generator=g) ** 3
@@ -214,14 +214,14 @@ def test_sweeps_against_the_slow_twin(count, iterations, soft):
     compatibility = F.comixup_compatibility((distance + distance.transpose(1, 2)).triu(1), 0.01)
     start = torch.randint(0, count, (parts, count, 2, 2), generator=g)
     shares = F.comixup_shares(costs, compatibility, start, soft_penalty=soft, **options)
-    for p in range(parts):
+    for p in range(compared):
         twin = slow_shares(costs[p], compatibility[p], start[p], 0.3, 0.3, 0.6, iterations, soft)
         for limit, kind in ((None, False), (0.6, False), (0.6, True)):
             got = F.comixup_objective(costs[p], shares[p], 0.3, 0.3, limit, soft_penalty=kind)
             assert got.item() == pytest.approx(objective(costs[p], shares[p], 0.3, 0.3, limit, kind), abs=1e-4)
         same += torch.equal(shares[p], twin)
     # Where blocks are counted alike, which three inputs make the halves is a matter of order.
-    assert same >= (parts if count <= 3 else parts - 3)
+    assert same >= (compared if count <= 3 else compared - 2)
 
 
 def test_parts_are_independent_and_a_smaller_part_is_as_if_alone():
@@ -298,7 +298,7 @@ def test_degenerate_saliency(fill):
         torch.testing.assert_close(mixed.weights.sum(1), torch.ones(6))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 50), (1, 1), (2, 1)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (13, 18), (3, 20), (1, 1), (2, 1)], ids=str)
 @pytest.mark.parametrize(("count", "part"), [(7, 3), (7, 20), (4, 2), (5, 4)])
 def test_pixels_labels_and_masks_agree_in_uneven_parts(size, count, part):
     # Every image has its own bit: the value of a mixed pixel names the one or two images in it.

@@ -119,7 +119,7 @@ def test_sides_are_uniform_and_both_ends_occur():
     images, signals = torch.zeros(2, 1, 14, 14), given(2, (14, 14))
     policy, generator = mixaug.create("smmix"), seeded(6)
     sides = [int((p := policy.draw(images, signals=signals, generator=generator)).boxes[0, 2] - p.boxes[0, 0])
-             for _ in range(800)]  # fmt: skip
+             for _ in range(400)]  # fmt: skip
     counts = torch.bincount(torch.tensor(sides), minlength=11)
     assert counts[:3].sum() == 0
     assert len(counts) == 11

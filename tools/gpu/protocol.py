@@ -221,7 +221,7 @@ def _write_tiny_sheets(folder: Path) -> None:
     lines = ["label,name,coarse_label,coarse_name,train_pixels_sha256,test_pixels_sha256"]
     for label, name in enumerate(("dark", "light")):
         lines.append(f"{label},{name},0,noise,,")
-        for split, rows in (("train", 15), ("test", 2)):
+        for split, rows in (("train", 5), ("test", 2)):
             pixels = 100 * label + 150 * torch.rand(32 * rows, 320, 3)
             (folder / split).mkdir(exist_ok=True)
             Image.fromarray(pixels.byte().numpy()).save(folder / split / f"{name}.webp", lossless=True)

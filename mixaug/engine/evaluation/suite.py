@@ -28,6 +28,7 @@ from mixaug.engine.evaluation.families import FAMILIES, HEADLINES
 from mixaug.engine.evaluation.subject import Split, Subject, Unavailable
 from mixaug.engine.lock import RunLock
 from mixaug.engine.reading import DamagedFile, is_number, read_object
+from mixaug.engine.results import digest_beside
 from mixaug.engine.run import status, write_json
 from mixaug.engine.stored import open_model
 from mixaug.engine.tasks import CLASSIFICATION, task_of
@@ -125,7 +126,7 @@ def evaluate_run(
             families[name] = {"settings": settings[name], **_taken(subject, name)}
             say(f"{folder.name}  {name}: {_line(name, families[name])}")
             ordered = {family: families[family] for family in FAMILIES if family in families}
-            result = {"families": ordered}
+            result = {"config": digest_beside(folder), "families": ordered}
             write_json(folder / RESULTS, result)
         say(f"{folder.name}  {_cost([families[name] for name in todo])}")
         return result
@@ -154,9 +155,14 @@ def read_results(folder: Path | str) -> dict[str, FamilyResult]:
 
     Raises:
         FileNotFoundError: nothing was evaluated.
-        DamagedFile: the file is not one of the suite.
+        DamagedFile: the file is not one of the suite, or that of another run than the config beside it.
     """
-    families = read_object(Path(folder) / RESULTS).get("families")
+    content = read_object(Path(folder) / RESULTS)
+    families, digest = content.get("families"), content.get("config")
+    if digest is not None and digest_beside(Path(folder)) not in (None, digest):
+        raise DamagedFile(
+            f"{RESULTS}: it is that of another run, whose settings are not those of the config.yaml beside it"
+        )
     if not isinstance(families, dict):
         raise DamagedFile(f"{RESULTS}: families: expected a mapping")
     found: dict[str, FamilyResult] = {}

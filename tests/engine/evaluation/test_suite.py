@@ -134,6 +134,11 @@ def test_all_families_of_a_run(photos: tuple[Path, Path], few: None, monkeypatch
     assert fewer["families"]["calibration"]["samples"] == 7
     assert fewer["families"]["attack"] == result["families"]["attack"]
     assert suite.read_results(folder)["geometry"].numbers == found["geometry"]
+    whole = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({**whole, "config": "0123456789"}))
+    with pytest.raises(DamagedFile, match="it is that of another run"):
+        suite.read_results(folder)
+    (folder / "evaluation.json").write_text(json.dumps(whole))
 
 
 def test_corruptions_are_read_where_a_user_has_them(photos: tuple[Path, Path], tmp_path: Path) -> None:
