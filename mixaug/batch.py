@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,64 +18,15 @@ from mixaug.checks import (
     check_rows_named,
     check_whole,
 )
-from mixaug.frozen import ConvertibleFields
+from mixaug.frozen import ConvertibleFields, NoTensor
 from mixaug.ops.nested import concatenated, entries, first_tensor, map_tensors, replaced
 from mixaug.ops.precision import full_precision
 from mixaug.plan import Plan
 from mixaug.signals import Signals
 
-BatchT = TypeVar("BatchT", bound="_NoTensor")
-
-
-class _NoTensor:
-    """Refuses to stand where a tensor or a tuple is expected, and says what goes there."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.__eq__, Tensor.__ne__):
-            return NotImplemented
-        name = getattr(func, "__name__", func)
-        raise TypeError(f"torch's {name} expects tensors and got a {cls.__name__}: {cls._instead()}")
-
-    def __getattr__(self, name: str) -> Any:
-        # Modules such as Flatten and BatchNorm call methods of their input before any function of torch.
-        if name.startswith("__") or not hasattr(Tensor, name):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        raise AttributeError(f"a {type(self).__name__} is no tensor and has no {name!r}: {self._instead()}")
-
-    def __getitem__(self, index: Any) -> Any:
-        # Unpacking ends here too. An __iter__ that raises would make it an iterable to those who ask.
-        raise TypeError(f"a {type(self).__name__} is neither indexed nor unpacked: {self._instead()}")
-
-    @classmethod
-    def _instead(cls) -> str:
-        return "its tensors are .inputs and .labels"
-
-    def to(self: BatchT, device: torch.device | str | int, *, non_blocking: bool = False) -> BatchT:
-        """The same batch on another device.
-
-        Raises:
-            TypeError: a dtype or a tensor in place of a device.
-        """
-        if isinstance(device, torch.dtype | Tensor):
-            got = device if isinstance(device, torch.dtype) else "a tensor"
-            raise TypeError(
-                f"{type(self).__name__}.to expects a device, got {got}: labels and their weights are never rounded; "
-                "dataclasses.replace(batch, inputs=batch.inputs.to(dtype)) converts the inputs"
-            )
-        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self: BatchT) -> BatchT:
-        """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
-        return self.map_tensors(lambda tensor: tensor.pin_memory())
-
-    def map_tensors(self: BatchT, move: Callable[[Tensor], Tensor]) -> BatchT:
-        """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
-class Batch(_NoTensor, ConvertibleFields):
+class Batch(NoTensor, ConvertibleFields):
     """One batch before it is mixed: what a loader brings, a policy draws for and an objective runs.
 
     Attributes:
@@ -136,12 +87,13 @@ class Batch(_NoTensor, ConvertibleFields):
             raise ValueError(
                 "a Batch with signals stays as it is: move or pin it first, then ask the model for signals"
             )
-        return Batch(
+        return replace(
+            self,
             inputs=map_tensors(self.inputs, move),
-            labels=None if self.labels is None else move(self.labels),
-            rows=None if self.rows is None else move(self.rows),
-            metadata={name: move(values) for name, values in self.metadata.items()},
-            views={name: map_tensors(view, move) for name, view in self.views.items()},
+            labels=map_tensors(self.labels, move),
+            rows=map_tensors(self.rows, move),
+            metadata=map_tensors(dict(self.metadata), move),
+            views=map_tensors(dict(self.views), move),
             streams={name: stream.map_tensors(move) for name, stream in self.streams.items()},
         )
 
@@ -166,7 +118,7 @@ class Batch(_NoTensor, ConvertibleFields):
 
 
 @dataclass(frozen=True)
-class MixedBatch(_NoTensor, ConvertibleFields):
+class MixedBatch(NoTensor, ConvertibleFields):
     """Mixed samples, described as weighted lists of sources. Nothing more is needed for any method.
 
     Attributes:
@@ -422,7 +374,8 @@ class MixedBatch(_NoTensor, ConvertibleFields):
 
     def map_tensors(self, move: Callable[[Tensor], Tensor]) -> MixedBatch:
         """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""
-        return MixedBatch(
+        return replace(
+            self,
             inputs=map_tensors(self.inputs, move),
             labels=None if self.labels is None else move(self.labels),
             sources=move(self.sources),

@@ -1,4 +1,4 @@
-"""Dataclasses that hold tensors: how they are printed, and how others convert them field by field.
+"""Dataclasses that hold tensors: how they are printed and moved, and how others convert them field by field.
 
 Lightning does the latter for `precision="bf16-true"`.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 FrozenT = TypeVar("FrozenT", bound="ConvertibleFields")
@@ -91,3 +92,65 @@ def _open_class(frozen: Any) -> Any:
             object.__setattr__(self, "__class__", frozen)
 
     return type(frozen.__name__, (frozen,), {"__setattr__": set_field})
+
+
+BatchT = TypeVar("BatchT", bound="NoTensor")
+
+ROUNDED = (
+    "labels and their weights are never rounded; dataclasses.replace(batch, inputs=batch.inputs.to(dtype)) converts "
+    "the inputs"
+)
+#: Methods of a tensor that convert it.
+DTYPES = ("half", "float", "double", "bfloat16", "type")
+
+
+class NoTensor:
+    """Refuses to stand where a tensor is expected, and says what goes there."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__eq__, Tensor.__ne__):
+            return NotImplemented
+        name = getattr(func, "__name__", func)
+        raise TypeError(f"torch's {name} expects tensors and got a {cls.__name__}: {cls._instead()}")
+
+    def __getattr__(self, name: str) -> Any:
+        # Modules such as Flatten and BatchNorm call methods of their input before any function of torch.
+        if name.startswith("__") or hasattr(type(self), name) or not hasattr(Tensor, name):
+            # Asked again, a property that failed inside says so, and what is not there at all is told as ever.
+            return object.__getattribute__(self, name)
+        kind = type(self).__name__
+        if name in ("cuda", "cpu"):
+            raise AttributeError(f"a {kind} is no tensor and has no {name!r}: move it by .to({name!r})")
+        if name in DTYPES:
+            raise AttributeError(f"a {kind} is no tensor and has no {name!r}: {ROUNDED}")
+        raise AttributeError(f"a {kind} is no tensor and has no {name!r}: {self._instead()}")
+
+    @classmethod
+    def _instead(cls) -> str:
+        return "its tensors are .inputs and .labels"
+
+    def to(
+        self: BatchT,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> BatchT:
+        """The same batch on another device.
+
+        Raises:
+            TypeError: no device, or a dtype or a tensor in its place or beside it.
+        """
+        if device is None or dtype is not None or isinstance(device, torch.dtype | Tensor):
+            wrong = dtype if dtype is not None else "a tensor" if isinstance(device, Tensor) else device
+            raise TypeError(f"{type(self).__name__}.to expects a device alone, got {wrong}: {ROUNDED}")
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: BatchT) -> BatchT:
+        """The same batch in page-locked memory; ``torch.utils.data.DataLoader`` calls this."""
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
+
+    def map_tensors(self: BatchT, move: Callable[[Tensor], Tensor]) -> BatchT:
+        """The same batch with ``move`` applied to every tensor in it, such as one that copies to a device."""
+        raise NotImplementedError

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
+_GIVEN = "_given_options"
+"""Where an object keeps the names of the options that it was made with."""
+
 
 class Offering:
     """Base of a family of classes whose options are known before an object is made.
@@ -42,7 +45,11 @@ class Offering:
         unknown = [name for name in options if name not in offered and renamed.get(name) not in offered]
         if unknown and not takes_more:
             raise TypeError(unknown_option(cls.__name__, unknown[0], offered))
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        key: Any = cls
+        # Not as an attribute: modules take none before their own `__init__`.
+        vars(made)[_GIVEN] = {*options, *_names_of_positional(key)[: len(positional)]}
+        return made
 
 
 def options_of(target: Callable[..., Any]) -> dict[str, Any]:
@@ -83,19 +90,32 @@ def documented_options(target: Callable[..., Any]) -> dict[str, str]:
     return {**pointers, **said}
 
 
-def check_read(made: object, reason: str, **given: Any) -> None:
-    """Refuse options that somebody chose though nothing reads them. Their defaults say nothing: configs spell them out.
+def is_chosen(made: object, name: str, value: Any) -> bool:
+    """Whether who made an object chose this value of an option.
+
+    The default says nothing, for configs spell it out, and neither does a value that a subclass hands to its base.
+    """
+    if name not in vars(made).get(_GIVEN, ()):
+        return False
+    try:
+        return callable(value) or bool(value != options_of(type(made)).get(name, inspect.Parameter.empty))
+    except (ValueError, RuntimeError):
+        # An array or tensor of several numbers is none of the defaults.
+        return True
+
+
+def check_read(made: object, reason: str, **values: Any) -> None:
+    """Refuse options that somebody chose though nothing reads them, see :func:`is_chosen`.
 
     Args:
         made: the object that has the options.
         reason: why nothing reads them, as the end of a sentence that begins with its class.
-        given: values by the names of the options.
+        values: by the names of the options.
 
     Raises:
-        ValueError: a value that is not the default.
+        ValueError: a value that was chosen.
     """
-    defaults = options_of(type(made))
-    chosen = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name, value)]
+    chosen = [f"{name}={value!r}" for name, value in values.items() if is_chosen(made, name, value)]
     if chosen:
         have = "has" if len(chosen) == 1 else "have"
         raise ValueError(f"{type(made).__name__} {reason}, so {' and '.join(chosen)} {have} no effect: leave it out")
@@ -220,6 +240,12 @@ def _read_options(cls: Any) -> tuple[dict[str, Any], bool]:
             break
     shared = {name: value for name, value in shared_defaults_of(cls).items() if name not in hidden}
     return {**found, **{name: value for name, value in shared.items() if name not in found}}, False
+
+
+@lru_cache(maxsize=512)
+def _names_of_positional(cls: Any) -> tuple[str, ...]:
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return tuple(one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD)
 
 
 def _named(parameter: inspect.Parameter) -> bool:

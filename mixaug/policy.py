@@ -29,7 +29,7 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
 from mixaug.ops.precision import full_precision
-from mixaug.options import Offering, options_of, shared_defaults_of
+from mixaug.options import Offering, is_chosen, options_of, shared_defaults_of
 from mixaug.pairing import Pairing
 from mixaug.partners import PartnerSource, PartnersPlan
 from mixaug.partners.joining import check_one_new_tensor, with_partners
@@ -114,8 +114,9 @@ class Policy(TakesPartners, Offering, nn.Module):
         alpha = self.scheduled("alpha", alpha, check_positive)
         check_per(what, options["per"])
         self.ratio: Ratio = ratios.make(options["ratio"], alpha, what)
-        if not self.alpha_acts_always:
-            ratios.check_alpha_acts(what, given, options_of(type(self)).get("alpha", alpha), options["ratio"])
+        if not self.alpha_acts_always and is_chosen(self, "alpha", given):
+            own = "" if type(self).__module__.startswith("mixaug.") else "; a class that reads it has alpha_acts_always"
+            ratios.check_alpha_acts(what, given, options["ratio"], own)
         self.alpha = float(alpha)
         self.pairing: Pairing = pairings.make(options["pairing"], options["per"], what)
         self.labeling: Labeling = labelings.make(options["labeling"], what, has_mask=self.has_mask)

@@ -132,24 +132,23 @@ def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> 
     return Constant(check_probability(what, "ratio as a share", ratio))
 
 
-def check_alpha_acts(what: str, alpha: float | Schedule, default: float, ratio: str | float | Ratio) -> None:
+def check_alpha_acts(what: str, alpha: float | Schedule, ratio: str | float | Ratio, hint: str = "") -> None:
     """Refuse an alpha that somebody chose beside a ratio that draws nothing from Beta(alpha, alpha).
 
-    The default says nothing, for configs spell it out.
-
     Raises:
-        ValueError: alpha is not the default, or a schedule, and ratio is not ``"beta"``.
+        ValueError: ratio is not ``"beta"``; ``hint`` ends the message.
     """
-    if isinstance(ratio, str) and ratio == "beta":
-        return
-    if is_schedule(alpha) or alpha != default:
+    if not (isinstance(ratio, str) and ratio == "beta"):
         raise ValueError(
             f"{what} draws nothing from Beta(alpha, alpha) with ratio={shown(ratio)}, so alpha={shown(alpha)} has no "
-            'effect: leave one of them out, or say ratio="beta"'
+            f'effect: leave one of them out, or say ratio="beta"{hint}'
         )
 
 
 def alpha_or_ratio(what: str, alpha: float | Schedule, default: float, ratio: str | float | Ratio) -> dict[str, Any]:
     """The one that acts of both, for a function that makes a policy; errors as of :func:`check_alpha_acts`."""
-    check_alpha_acts(what, alpha, default, ratio)
-    return {"alpha": alpha} if isinstance(ratio, str) and ratio == "beta" else {"ratio": ratio}
+    if isinstance(ratio, str) and ratio == "beta":
+        return {"alpha": alpha}
+    if is_schedule(alpha) or check_positive(what, "alpha", alpha) != default:
+        check_alpha_acts(what, alpha, ratio)
+    return {"ratio": ratio}

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -90,12 +89,15 @@ class Steps:
     """
 
     def __init__(self, values: Mapping[float, float]) -> None:
-        if not isinstance(values, Mapping):
-            raise ValueError(f"Steps expects values as a mapping of fractions to values, got {shown(values)}")
-        for number in (*values.keys(), *values.values()):
-            if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
-                raise ValueError(f"Steps expects values of finite numbers, got {shown(values)}")
-        places = sorted((float(place), float(value)) for place, value in values.items())
+        try:
+            # A config that went through JSON has its numbers as text where they are keys.
+            places = sorted((float(place), float(value)) for place, value in dict(values).items())
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"Steps expects values as a mapping of fractions to numbers, got {shown(values)}"
+            ) from None
+        if not all(math.isfinite(number) for pair in places for number in pair):
+            raise ValueError(f"Steps expects values of finite numbers, got {shown(values)}")
         if not places or places[0][0] != 0.0 or places[-1][0] > 1.0:
             raise ValueError(f"Steps expects values from fractions 0, ..., 1 on, the first from 0 on, got {values!r}")
         self.values = places

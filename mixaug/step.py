@@ -57,7 +57,7 @@ class MixStep(nn.Module):
         objective: Any,
         signals: ModelSignals | None = None,
         *,
-        networks: Mapping[str, nn.Module] | None = None,
+        networks: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
         keys: Sequence[Hashable] | None = None,
         layout: str | None = None,
         extent_keys: Sequence[Hashable] = (),
@@ -72,13 +72,14 @@ class MixStep(nn.Module):
             raise TypeError(f"MixStep expects signals as mixaug.ModelSignals, got {type(signals).__name__}")
         if signals is not None and signals.model is not model:
             raise ValueError("MixStep expects signals made of its own model: ModelSignals(model, ...)")
-        if networks is not None and not isinstance(networks, Mapping):
+        if networks is not None and not isinstance(networks, Mapping | nn.ModuleDict):
             raise TypeError(f"MixStep expects networks as a mapping of names, got {type(networks).__name__}")
-        for name, network in (networks or {}).items():
+        beside = {} if networks is None else dict(networks.items())
+        for name, network in beside.items():
             check_network(name, network)
-        self.networks = nn.ModuleDict(networks)
+        self.networks = nn.ModuleDict(beside)
         for name in as_objective(objective).wants.networks:
-            check_there("networks", name, networks or {})
+            check_there("networks", name, beside)
         self.model = model
         self.policy = policy
         self.objective = objective

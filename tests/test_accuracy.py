@@ -237,3 +237,9 @@ def test_a_threshold_that_is_none_is_refused():
     ):
         with pytest.raises(ValueError, match=told):
             mixed_accuracy(RIGHT, ANSWERS, **options)
+
+
+def test_a_sample_without_any_label_counts_nothing_beside_a_threshold():
+    logits, labels = torch.tensor([[2.0], [2.0], [-1.0]]), torch.tensor([1, -100, 0])
+    for threshold in (None, 0.2):
+        assert float(mixed_accuracy(logits, labels, target_threshold=threshold)) == 1.0

@@ -240,8 +240,9 @@ def test_remix_counts_the_classes_before_training_where_nobody_says_them() -> No
     kept.prepare(preparation)
     assert kept.labeling.class_counts == [5, 5, 5]
     missing = mixaug.create("cutmix", labeling="remix")
-    with pytest.raises(TypeError, match="Remix expects labeling as a name or a Labeling, called with"):
-        Remix(labeling="area")
+    for wrong in ("area", 1, labeling.ClassActivation):
+        with pytest.raises(TypeError, match=r"Remix expects labeling as a Labeling object, such as Area\(\), got"):
+            Remix(labeling=wrong)
     with pytest.raises(ValueError, match="class_counts as positive numbers"):
         missing.prepare(Preparation(lambda split: (images, labels * 2), nothing, 4, 0.1, nothing, torch.Generator()))
 
@@ -254,6 +255,8 @@ def test_labelings_that_weigh_a_mask_are_refused_where_there_is_none(name):
         with pytest.raises(ValueError, match=rf"has no mask, .* so labeling='{label}' has nothing to weigh"):
             mixaug.create(name, labeling=label)
         assert mixaug.create("cutmix", labeling=label).labeling.weighs_mask
+    with pytest.raises(ValueError, match=r"labeling=<?.*Remix.* has nothing to weigh"):
+        mixaug.create(name, labeling=Remix([1, 2], labeling=labeling.ClassActivation()))
     # An object that is blended shows a share of its pixels, and the class counts of the pair are there in any case.
     for label in set(labeling.NAMED) - set(weighing):
         mixaug.create(name, labeling=label)

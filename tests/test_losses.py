@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixaug
 from helpers import seeded
@@ -663,7 +664,10 @@ WRONG_OPTIONS = [
 ]
 WRONG_OPTIONS += [(MixedCrossEntropy, "class_weight", torch.ones(2, 2)), (MixedCrossEntropy, "class_weight", [True])]
 WRONG_OPTIONS += [(MixedCrossEntropy, "ignore_index", value) for value in ("x", 1.5, math.nan, True, [1])]
-WRONG_OPTIONS += [(MixedBinaryCrossEntropy, "pos_weight", value) for value in ("x", 0, -1.0, {}, [[1.0]], math.inf)]
+HALF = torch.tensor([1.0, 0.0], dtype=torch.half)
+WRONG_OPTIONS += [
+    (MixedBinaryCrossEntropy, "pos_weight", value) for value in ("x", HALF, 0, -1.0, {}, [[1.0]], math.inf)
+]
 WRONG_OPTIONS += [(MixedBinaryCrossEntropy, "target_threshold", value) for value in ("x", [0.2], 1.0, True, math.nan)]
 WRONG_OPTIONS += [(MixedBinaryCrossEntropy, name, "no") for name in ("multi_label", "sum_classes")]
 
@@ -681,6 +685,15 @@ def test_factors_of_classes_come_as_numbers_too():
     mixed = mixaug.create("mixup")(torch.rand(4, 2), labels, generator=seeded(1))
     expected = F.cross_entropy(logits, mixed.targets(3), weight=torch.tensor([1.0, 0.0, 2.5]))
     torch.testing.assert_close(numbers(logits, mixed), expected)
+
+
+def test_factors_without_values_are_taken_as_they_are():
+    with torch.device("meta"):
+        assert MixedCrossEntropy(class_weight=torch.ones(3)).class_weight.is_meta
+    with FakeTensorMode():
+        assert MixedBinaryCrossEntropy(pos_weight=torch.ones(3)).pos_weight.shape == (3,)
+    with pytest.raises(TypeError, match=r"class_weight as an ordinary dense tensor, got .*; pass \.to_dense\(\)"):
+        MixedCrossEntropy(class_weight=torch.ones(3).to_sparse())
 
 
 def test_a_misspelt_option_of_a_loss_is_answered_with_the_one_that_was_meant():

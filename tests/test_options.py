@@ -235,15 +235,35 @@ def test_a_policy_of_ones_own_is_refused_an_alpha_by_its_own_default() -> None:
             super().__init__(alpha=alpha, **shared)
 
     assert isinstance(Own(ratio="midpoint").ratio, Constant)
-    with pytest.raises(ValueError, match=r"Own draws nothing .* ratio='midpoint', so alpha=1.0 has no effect"):
+    with pytest.raises(ValueError, match=r"Own draws nothing .* alpha=1.0 has no effect: .* has alpha_acts_always"):
         Own(alpha=1.0, ratio="midpoint")
 
     class Fixed(mixaug.Policy):
         def __init__(self) -> None:
             super().__init__(alpha=3.0, ratio="uniform")
 
-    # Nobody who makes it chose an alpha.
+    class Handing(CutMix):
+        def __init__(self, beta: float = 0.3, **shared: Any) -> None:
+            super().__init__(beta, **shared)
+
+    # Nobody who makes these chose an alpha.
     assert isinstance(Fixed().ratio, Uniform)
+    assert isinstance(Handing(ratio="uniform").ratio, Uniform)
+    assert isinstance(copy.deepcopy(Handing(beta=2.0, ratio="uniform")).ratio, Uniform)
+
+    class Near(RegMix):
+        def __init__(self, alpha: float = 0.5, **shared: Any) -> None:
+            super().__init__(alpha, **shared)
+
+    assert isinstance(Near(ratio="uniform").ratio, Uniform)
+    for wrong in (lambda: Near(alpha=2.0, ratio="uniform"), lambda: Near(2.0, ratio="uniform")):
+        with pytest.raises(ValueError, match=r"RegMix draws nothing .* alpha=2.0 has no effect"):
+            wrong()
+
+    class Drawing(Own):
+        alpha_acts_always = True
+
+    assert Drawing(alpha=1.0, ratio="midpoint").alpha == 1.0
 
 
 def test_numbers_of_numpy_and_fractions_count_as_numbers():

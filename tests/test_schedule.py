@@ -17,6 +17,7 @@ def test_values_on_the_way():
     assert [Linear(1.0, 0.0)(done) for done in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
     assert [round(Cosine(1.0, 0.2)(done), 6) for done in (0.0, 0.5, 1.0)] == [1.0, 0.6, 0.2]
     assert len({Linear(0.0, 1.0, steps=4)(step / 1000) for step in range(1001)}) == 5
+    assert Steps({"0": 1.0, "0.5": 0.2})(0.7) == Steps([(0.0, 1.0), (0.5, 0.2)])(0.7) == 0.2
     assert [Steps({0: 1.0, 0.5: 0.2})(done) for done in (0.0, 0.49, 0.5, 1.0)] == [1.0, 1.0, 0.2, 0.2]
 
 
@@ -62,8 +63,9 @@ def test_a_probability_follows_its_schedule():
     (lambda: Linear(0.0, 1.0, steps=0), "steps"),
     (lambda: Steps({0.5: 1.0}), "the first from 0 on"),
     (lambda: Steps({}), "the first from 0 on"),
-    (lambda: Steps([(0.0, 1.0)]), "Steps expects values as a mapping"),
-    (lambda: Steps({0: "1.0"}), "Steps expects values of finite numbers"),
+    (lambda: Steps([0.0, 1.0]), "Steps expects values as a mapping"),
+    (lambda: Steps({0: "x"}), "Steps expects values as a mapping"),
+    (lambda: Steps(None), "Steps expects values as a mapping"),
     (lambda: Steps({0: float("nan")}), "Steps expects values of finite numbers"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_when_the_policy_is_made(call, message):

@@ -331,6 +331,8 @@ def test_signals_of_another_model_are_refused():
             MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), wrong)
         with pytest.raises(TypeError, match="MixStep expects networks as a mapping of names, got"):
             MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), networks=wrong)
+    beside = nn.ModuleDict({"teacher": nn.Linear(3, 4)})
+    assert set(MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), networks=beside).networks) == {"teacher"}
     with pytest.raises(ValueError, match="signals made of its own model"):
         MixStep(resnet(), Mixup(), losses.MixedCrossEntropy(), mixaug.ModelSignals(resnet()))
     model = resnet()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_callable, check_class_ids, check_numbers, check_positive, check_probability
+from mixaug.checks import check_class_ids, check_numbers, check_positive, check_probability, shown
 from mixaug.labeling.base import Labeling, two_shares
 from mixaug.labeling.shares import Area
 from mixaug.plan import Plan
@@ -47,9 +47,11 @@ class Remix:
         self.class_counts = None if class_counts is None else _checked(class_counts)
         self.kappa = check_positive("Remix", "kappa", kappa, least=1.0)
         self.tau = check_probability("Remix", "tau", tau)
-        if labeling is not None:
-            check_callable("Remix", "labeling", labeling, ["plan", "batch"], "Labeling", attribute="needs")
+        if labeling is not None and (isinstance(labeling, type) or not hasattr(labeling, "needs")):
+            raise TypeError(f"Remix expects labeling as a Labeling object, such as Area(), got {shown(labeling)}")
         self.labeling = Area() if labeling is None else labeling
+        #: As the labeling whose weights it decides by.
+        self.weighs_mask = bool(getattr(self.labeling, "weighs_mask", False))
         if getattr(self.labeling, "reads", None):
             raise TypeError(
                 f"Remix decides before the mixed pass, which {type(self.labeling).__name__} reads: pass another one"

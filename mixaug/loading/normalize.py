@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -226,10 +227,13 @@ def _(images: Tensor, rows: Tensor | None, *others: Any) -> Tensor:
 def _numbers(name: str, values: float | Sequence[float] | Tensor) -> list[float]:
     try:
         # Arrays, tensors and the lists of a config all have numbers of a kind of their own.
-        found = values.tolist() if isinstance(values, Tensor) else values
-        numbers = [float(value) for value in found] if isinstance(found, Iterable) else [float(found)]
+        found = values.tolist() if hasattr(values, "tolist") else values
+        several = (
+            list(found) if isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping)) else [found]
+        )
+        numbers = [float(value) for value in several if isinstance(value, Real) and not isinstance(value, bool)]
     except (TypeError, ValueError):
-        numbers = []
-    if isinstance(values, (str, bytes, bool)) or not numbers or not all(map(math.isfinite, numbers)):
+        numbers, several = [], []
+    if len(numbers) < len(several) or not numbers or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} expects finite numbers, one or one for each channel, got {shown(values)}")
     return numbers

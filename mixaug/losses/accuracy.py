@@ -97,7 +97,9 @@ def mixed_accuracy(
         if uniform is not None:
             dense = dense + uniform.float()[:, None] / max(classes, 2)
         above = (dense > target_threshold).float()
-        weights = torch.ones_like(weights[:, :1])
+        # A sample without any label counts nothing.
+        labelled = weights.sum(1, keepdim=True) if uniform is None else weights.sum(1, keepdim=True) + uniform[:, None]
+        weights = (labelled > 0).float()
     if importance is not None:
         weights = weights * importance.float()[:, None]
 

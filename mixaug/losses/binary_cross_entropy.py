@@ -196,8 +196,7 @@ class MixedBinaryCrossEntropy(Offering, nn.Module):
         self.multi_label = check_flag(name, "multi_label", multi_label)
         self.reduction = reduction
         expected = "one positive number or one for each class"
-        least = torch.finfo(torch.float32).tiny
-        factors = class_factors(name, "pos_weight", pos_weight, expected, least=least, single=True)
+        factors = class_factors(name, "pos_weight", pos_weight, expected, single=True)
         self.register_buffer("pos_weight", factors, persistent=False)
 
     def forward(self, logits: Any, mixed: MixedBatch) -> Tensor:

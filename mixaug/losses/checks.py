@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_choice, check_dense, check_label_kind, check_probability, shown
@@ -80,32 +81,36 @@ def check_target_threshold(name: str, threshold: Any) -> float | None:
 
 
 def class_factors(
-    name: str, option: str, value: Any, expected: str, *, least: float = 0.0, single: bool = False
+    name: str, option: str, value: Any, expected: str, *, zero: bool = False, single: bool = False
 ) -> Tensor | None:
-    """Factors of classes, not all 0, as a floating tensor (K,), with ``single`` or (); None stays None.
+    """Factors of classes as a floating tensor (K,), with ``single`` or (); None stays None.
 
     Args:
         name, option, value: who asks, for which option, and what came.
         expected: what to say that is expected.
-        least: the smallest factor that is allowed.
+        zero: whether some of them, not all, may be 0.
         single: whether one number for all classes will do.
 
     Raises:
-        ValueError: something else, or factors that are not finite or too small.
+        ValueError: something else, or factors that are not finite or too small. Those of a tensor without values, on
+            the device "meta", are not looked at.
     """
     if value is None:
         return None
+    wrong = ValueError(f"{name} expects {option} as {expected}, got {shown(value)}")
     try:
         # A config brings lists of its own kind, which torch does not read.
         factors = torch.as_tensor(list(value) if isinstance(value, Sequence) else value)
-        check_dense(name, option, factors)
-        real = factors.dtype != torch.bool and not factors.is_complex() and factors.numel() > 0
-        shaped = factors.ndim == 1 or (single and factors.ndim == 0)
-        fits = real and shaped and bool((factors.isfinite() & (factors >= least)).all() & factors.any())
     except (TypeError, ValueError, RuntimeError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} expects {option} as {expected}, got {shown(value)}")
+        raise wrong from None
+    check_dense(name, option, factors)
+    shaped = factors.ndim == 1 or (single and factors.ndim == 0)
+    if factors.dtype == torch.bool or factors.is_complex() or not shaped or not factors.numel():
+        raise wrong
+    if not factors.is_meta and not isinstance(factors, FakeTensor):
+        large = (factors >= 0) & factors.any() if zero else factors > 0
+        if not bool((factors.isfinite() & large).all()):
+            raise wrong
     return factors if factors.is_floating_point() else factors.float()
 
 

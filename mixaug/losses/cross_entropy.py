@@ -163,7 +163,9 @@ class MixedCrossEntropy(Offering, nn.Module):
         name = "MixedCrossEntropy"
         check_options(name, label_smoothing, reduction)
         self.label_smoothing = label_smoothing
-        factors = class_factors(name, "class_weight", class_weight, "a number not below 0 for each class")
+        factors = class_factors(
+            name, "class_weight", class_weight, "numbers from 0 on, one for each class and not all 0", zero=True
+        )
         self.register_buffer("class_weight", factors)
         self.ignore_index = (
             None if ignore_index is None else check_whole(name, "ignore_index", ignore_index, least=-(2**63))

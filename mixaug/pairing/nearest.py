@@ -159,7 +159,9 @@ class Nearest:
         return limited_choice(neighbours, limits, unit)
 
     def __repr__(self) -> str:
-        return f"Nearest(k={self.k}, by={self.by!r})"
+        # The limits may be a method of the policy that has this pairing: the text of one would hold the other's.
+        k = getattr(self.k, "__qualname__", type(self.k).__name__) if callable(self.k) else self.k
+        return f"Nearest(k={k}, by={self.by!r})"
 
 
 def check_local(what: str, radius: float | str, by: str, include_self: bool) -> float | Literal["auto"]:

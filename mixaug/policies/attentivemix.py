@@ -180,9 +180,9 @@ class AttentiveMix(NetworkPolicy):
     ) -> None:
         super().__init__(alpha=alpha, **shared)
         if k is not None and (alpha != 2.0 or shared.get("ratio", "beta") != "beta" or shared.get("per") == "batch"):
-            given = {"alpha": alpha, "ratio": shared.get("ratio", "beta"), "per": self.per}
-            plain = {"alpha": 2.0, "ratio": "beta", "per": "sample"}
-            without = [f"{name}={shown(value)}" for name, value in given.items() if value != plain[name]]
+            given = {"alpha": alpha, "ratio": shared.get("ratio", "beta")}
+            without = [f"{name}={shown(value)}" for name, value in given.items() if value not in (2.0, "beta")]
+            without += ["per='batch'"] if self.per == "batch" else []
             raise ValueError(f"AttentiveMix draws no share with k={k}: leave out {', '.join(without)}, or take k=None")
         check_choice("AttentiveMix", "attention", attention, get_args(Attention))
         self.k = None if k is None else check_whole("AttentiveMix", "k", k)

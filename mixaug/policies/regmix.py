@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from mixaug.checks import check_callable, check_choice, check_positive, check_whole
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend
-from mixaug.options import check_read
+from mixaug.options import check_read, is_chosen
 from mixaug.pairing.nearest import Limits, Nearest, limited_choice, nearest_rows
 from mixaug.pairing.points import By
 from mixaug.policies.mixup import Mixup
@@ -310,7 +310,8 @@ class RegMix(Mixup):
             check_read(self, "with limits takes as many partners as they say", k=k)
         if not learns:
             check_read(self, "learns no limits", learning_steps=learning_steps)
-            check_alpha_acts("RegMix", alpha, 2.0, shared.get("ratio", "beta"))
+            if is_chosen(self, "alpha", alpha):
+                check_alpha_acts("RegMix", alpha, shared.get("ratio", "beta"))
         super().__init__(alpha, pairing=pairing, **shared)
         self.k, self.k_max, self.by = k, k_max, by
         self.learns, self.learning_steps = learns, learning_steps

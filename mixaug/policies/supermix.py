@@ -41,6 +41,7 @@ from mixaug.ops.layout import deliver, over_channels, reads_freely, single_preci
 from mixaug.ops.masks import top_mask
 from mixaug.ops.nested import logits_of
 from mixaug.ops.resample import cast_pixels
+from mixaug.options import is_chosen
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.network import NetworkPolicy
 from mixaug.ratio import Beta, check_alpha_acts
@@ -291,9 +292,9 @@ class SuperMix(NetworkPolicy):
     ) -> None:
         sources = check_whole("SuperMix", "sources", sources, 2, 16)
         alpha = check_positive("SuperMix", "alpha", alpha)
-        if sources == 2:
-            check_alpha_acts("SuperMix", alpha, 3.0, shared.get("ratio", "beta"))
-        elif shared.get("ratio", "beta") == "beta":
+        if sources == 2 and is_chosen(self, "alpha", alpha):
+            check_alpha_acts("SuperMix", alpha, shared.get("ratio", "beta"))
+        if sources > 2 and shared.get("ratio", "beta") == "beta":
             # One share of a Dirichlet distribution, beside all the others.
             shared["ratio"] = Beta(alpha, (sources - 1) * alpha)
         super().__init__(alpha=alpha, **shared)

@@ -344,3 +344,5 @@ def test_draws_that_a_number_of_cells_does_not_need_are_refused(options):
     with pytest.raises(ValueError, match=f"draws no share with k=6: leave out {name}={value!r}, or take k=None"):
         mixaug.create("attentivemix", **options)
     mixaug.create("attentivemix", k=None, **options)
+    with pytest.raises(ValueError, match=r"draws no share with k=6: leave out alpha=0\.5, or take k=None"):
+        mixaug.create("attentivemix", alpha=0.5, per="pair")

@@ -259,3 +259,8 @@ def test_bad_options_are_named():
         mixaug.create("regmix", k=0)
     with pytest.raises(ValueError, match=r"needs labels|pairs by labels"):
         mixaug.create("regmix", limits=constant(1), k_max=2)(INPUTS)
+
+
+def test_learned_limits_are_shown_by_their_name():
+    shown = "RegMix(k_max=32, pairing=Nearest(k=RegMix._learned, by='inputs'))"
+    assert repr(mixaug.create("regmix", limits="learned")) == shown

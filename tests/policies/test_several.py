@@ -99,7 +99,7 @@ def test_two_sources_are_what_they_were(name):
 
 
 @pytest.mark.parametrize("options", [
-    {"ratio": "uniform"}, {"per": "pair"}, {"partners": "previous"}, {"labeling": "attention"}, {"pairing": "reversed"},
+    {"ratio": "uniform"}, {"per": "pair"}, {"partners": "previous"}, {"labeling": "remix"}, {"pairing": "reversed"},
     {"pairing": mixaug.pairing.Own()}, {"pairing": mixaug.pairing.Contradicting("biased")},
 ])  # fmt: skip
 @pytest.mark.parametrize("name", EVERY)
