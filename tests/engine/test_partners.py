@@ -80,9 +80,8 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 #: What these keep is kept by others, too: rows of the pool by "pool of files", a second view, a momentum network and a
-#: stream's place by test_sources.py, samples of earlier batches by "recursivemix", what an objective remembers by
-#: "dualmix".
-OF_A_KIND_SEEN = ("pool", "ferkd", "memory", "mixoe", "cowa")
+#: stream's place by test_sources.py, samples of earlier batches by "recursivemix".
+OF_A_KIND_SEEN = ("pool", "ferkd", "memory", "mixoe")
 
 
 @pytest.mark.parametrize(
