@@ -320,3 +320,39 @@ def test_hashed_numbers_against_plain_integers():
         got = hashed_uniform(torch.tensor([seed]), (40,))[0].double()
         expected = [(bits(place, seed) + 0.5) / 2**23 for place in range(40)]
         assert got.tolist() == expected
+
+
+BOXES = torch.tensor([[0, 0, 8, 8], [4, 2, 12, 9], [1, 1, 5, 16], [0, 3, 16, 7]])
+MASK = torch.rand(4, 1, 16, 16, generator=seeded(4))
+SOURCES = torch.stack([torch.arange(4), torch.tensor([1, 2, 3, 0]), torch.tensor([3, 0, 1, 2])], 1)
+BY_HAND = {
+    "mixup": {"lam": torch.tensor([0.2, 0.5, 0.7, 1.0])},
+    "cutmix": {"boxes": BOXES},
+    "saliencymix": {"boxes": BOXES},
+    "resizemix": {"boxes": BOXES},
+    "hmix": {"lam": torch.tensor([0.2, 0.5, 0.7, 0.6]), "boxes": BOXES},
+    "gmix": {"lam": torch.tensor([0.2, 0.5, 0.7, 0.6]), "centers": torch.tensor([[3, 4], [0, 0], [8, 8], [15, 2]])},
+    "fmix": {"mask": MASK > 0.5},
+    "cowmix": {"mask": MASK > 0.5},
+    "dmixup": {"sources": SOURCES, "shares": torch.rand(4, 3, generator=seeded(5)).softmax(1)},
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_images_are_written_to_where_that_is_asked_for_and_nowhere_else(name):
+    images = torch.rand(4, 3, 16, 16, generator=seeded(3))
+    partner = {} if "sources" in BY_HAND[name] else {"partner": torch.tensor([1, 2, 3, 0])}
+
+    def mix(inputs, **options):
+        found = getattr(mixaug.functional, name)(inputs, **partner, **BY_HAND[name], **options)
+        # Some give the shares beside the images.
+        return found[0] if isinstance(found, tuple) else found
+
+    own = images.clone()
+    fresh = mix(own)
+    assert torch.equal(own, images) and not torch.equal(fresh, images)
+    out = torch.empty_like(images)
+    assert mix(own, out=out) is out
+    assert torch.equal(own, images) and torch.equal(out, fresh)
+    assert mix(own, inplace=True) is own
+    assert torch.equal(own, fresh)
