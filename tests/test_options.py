@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -520,3 +521,47 @@ def test_an_option_that_nothing_reads_is_refused(name, options, message):
     # Configs spell out the defaults.
     (last,) = list(options)[-1:]
     mixaug.create(name, **{**options, last: mixaug.describe(name).defaults[last]})
+
+
+ACTING: dict[str, dict[str, list[Any]]] = {
+    "puzzlemix": {
+        "beta": [0.0],
+        "gamma": [0.0, 5.0],
+        "eta": [0.0, 2.0],
+        "n_labels": [2, 6],
+        "neigh_size": [1, 2],
+        "transport": [False],
+        "t_eps": [0.0, 0.1],
+        "t_size": [1],
+        "block_nums": [(4,)],
+    },
+    "comixup": {
+        "beta": [0.0],
+        "gamma": [0.0, 5.0],
+        "eta": [0.0, 5.0],
+        "omega": [0.0, 1.0],
+        "dirichlet": [0.1, 50.0],
+        "threshold": [0.0, 1.0],
+        "iterations": [1, 8],
+        "soft_penalty": [True],
+        "part_size": [4],
+        "block_num": [2, 8],
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "common"), [("puzzlemix", {"block_nums": (8,)}), ("comixup", {})])
+def test_every_option_of_a_solver_changes_what_it_finds(name: str, common: dict[str, Any]) -> None:
+    images = torch.rand(8, 3, 32, 32, generator=seeded(0))
+    coarse = torch.rand(8, 1, 8, 8, generator=seeded(1))
+    signals = mixaug.Signals(saliency=F.interpolate(coarse, size=(32, 32), mode="bilinear")[:, 0] ** 4)
+
+    def found(**options: Any) -> torch.Tensor:
+        policy = mixaug.create(name, **{**common, **options})
+        mixed = policy(images, torch.arange(8), signals=signals, generator=seeded(3)).inputs
+        assert isinstance(mixed, torch.Tensor)
+        return mixed
+
+    usual = found()
+    for option, values in ACTING[name].items():
+        assert not any(torch.equal(found(**{option: value}), usual) for value in values), option
