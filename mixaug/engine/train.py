@@ -172,7 +172,8 @@ def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
     try:
         return read_result(folder / "result.json")
     except ValueError as error:
-        log.say(f"{error}; it is made again from the newest checkpoint")
+        there = any((folder / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
+        log.say(f"{error}; it is made again from {'the newest checkpoint' if there else 'the start'}")
         return None
 
 

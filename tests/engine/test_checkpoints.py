@@ -143,14 +143,16 @@ def test_a_result_that_cannot_be_read_is_made_again(
     folder.mkdir(parents=True)
     (folder / "result.json").write_bytes(torn)
     result = train(config)
-    assert str(folder / "result.json") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(folder / "result.json") in said and "it is made again from the start" in said
     assert run.read_json(folder / "result.json") == result
     if torn.startswith(b"{"):
         return
     # So is one that was copied from the folder of another run, which its settings alone tell.
     run.write_json(folder / "result.json", {**result, "config": "0123456789", "top1_last": 99.0})
     assert train(config)["top1_last"] == result["top1_last"]
-    assert "it is the result of another run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it is the result of another run" in said and "it is made again from the newest checkpoint" in said
 
 
 # -- kills ----------------------------------------------------------------------------------------------------------
