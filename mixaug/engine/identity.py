@@ -66,7 +66,9 @@ def digest_of(config: Mapping[str, Any]) -> str:
     """
     from mixaug.engine.config import NEUTRAL_KEYS
 
-    content = {key: value for key, value in config.items() if key not in (*NEUTRAL_KEYS, *PLACES)}
+    # Keys that are numbers become texts first: those of several types cannot be sorted.
+    plain = json.loads(json.dumps(config))
+    content = {key: value for key, value in plain.items() if key not in (*NEUTRAL_KEYS, *PLACES)}
     for section, left_out in (("data", "root"), ("protocol", "applied"), ("choices", "experiment")):
         if isinstance(content.get(section), dict):
             content[section] = {key: value for key, value in content[section].items() if key != left_out}
@@ -119,7 +121,8 @@ def objective_of(config: Mapping[str, Any]) -> str:
 def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     from mixaug.engine.build import options
 
-    return options(section)
+    # As a result has them, whose keys are texts.
+    return dict(json.loads(json.dumps(options(section))))
 
 
 def _mixer_settings(mixer: object) -> dict[str, Any]:
