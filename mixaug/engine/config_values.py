@@ -41,7 +41,7 @@ def to_text(settings: Mapping[str, Any]) -> str:
 
 def from_text(text: str) -> Any:
     """The settings that :func:`to_text` made a text of."""
-    return json.loads(text, object_hook=lambda mapping: {key: value for key, value in mapping["pairs"]})
+    return json.loads(text, object_hook=lambda mapping: dict(mapping["pairs"]))
 
 
 def check_numbers(config: DictConfig, key: str, *, positive: bool = False, below: float | None = None) -> None:

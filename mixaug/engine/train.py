@@ -11,7 +11,7 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from mixaug.engine.errors import (
     TrainingDiverged,
 )
 from mixaug.engine.evaluate import autocast
+from mixaug.engine.idle import idle_settings
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
@@ -79,11 +80,12 @@ class _Training:
     refreshes: Refreshes
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+def train(config: DictConfig, given: Collection[str] = ()) -> dict[str, Any]:
     """Do, continue or skip the run of a composed config.
 
     Args:
         config: from ``mixaug.engine.config.compose``; its ``budget`` is put into effect first.
+        given: dotted keys that the command line sets; a line on the standard error names those that do nothing.
 
     Returns:
         The content of ``result.json``; where ``stop_after`` ends the command before the run is finished, ``status``
@@ -118,6 +120,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         if stopped is not None:
             log.say(f"{folder} was stopped after epoch {config.stop_after} before; skipped")
             return stopped
+        log.warn(idle_settings(config, given))
         if distributed.on_main(world, folder.is_dir):
             # The lock comes before the data, so that a second process on a folder need not wait for its answer.
             distributed.on_main(world, own.take)

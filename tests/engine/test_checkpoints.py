@@ -138,12 +138,15 @@ def test_a_flipped_checkpoint_costs_an_epoch_and_nothing_else(
 def test_a_result_that_cannot_be_read_is_made_again(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: bytes
 ) -> None:
-    config = tiny("epochs=1")
+    config = tiny("epochs=1", "schedule.warmup_lr=0.1", "schedule.min_lr=0.01")
     folder = run.run_folder(config)
     folder.mkdir(parents=True)
     (folder / "result.json").write_bytes(torn)
-    result = train(config)
-    said = capsys.readouterr().out
+    result = train(config, {"schedule.warmup_lr", "schedule.min_lr"})
+    said, warned = capsys.readouterr()
+    # Settings that do nothing are told, too, once.
+    assert warned.startswith("warning: schedule.warmup_lr=0.1 does nothing without a warm-up: ")
+    assert warned.count("warning") == 1 and "min_lr" not in warned
     assert str(folder / "result.json") in said and "it is made again from the start" in said
     assert run.read_json(folder / "result.json") == result
     if torn.startswith(b"{"):
