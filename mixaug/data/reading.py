@@ -162,7 +162,7 @@ def in_memory_set(
 def set_from_files(
     name: str, train: FileData, test: FileData, class_names: Iterable[str], sides: Sides, valid: FileData | None = None
 ) -> DataSet:
-    """A data set of image files; where images stay as they are, the first of them says its size when it is asked for."""
+    """A data set of image files; where images stay as they are, the first one says the size, once that is asked for."""
     told = None if sides.told is None else (3, sides.told, sides.told)
     size: Any = told or partial(_size_of_first, [train, test, *([] if valid is None else [valid])], sides.usual)
     names = tuple(class_names)
