@@ -63,7 +63,7 @@ def idle_in_all(runs: Iterable[tuple[Mapping[str, Any], Collection[str]]]) -> li
 
 
 def _told(config: Mapping[str, Any], given: Collection[str]) -> dict[str, str]:
-    told = {}
+    told: dict[str, str] = {}
     for key, why in _idle(config, given).items():
         value = _value(config, key)
         if key == MILESTONES or (key in given and value != _usual(config, key)):
@@ -96,7 +96,7 @@ def _of_file(group: str, choice: str) -> Mapping[str, Any]:
 def _idle(config: Mapping[str, Any], given: Collection[str]) -> dict[str, str]:
     """Why settings do nothing in this config, by their keys."""
     schedule, optimizer, mixer = config["schedule"], config["optimizer"], config["mixer"]
-    idle = {}
+    idle: dict[str, str] = {}
     if schedule.get("_target_") == SCHEDULE:
         idle |= _idle_of_schedule(schedule, mixer, config["epochs"])
     if optimizer.get("_target_") == OPTIMIZER:
@@ -121,7 +121,7 @@ def _pads(augment: Mapping[str, Any]) -> bool:
 
 def _idle_of_schedule(schedule: Mapping[str, Any], mixer: Mapping[str, Any], epochs: int) -> dict[str, str]:
     kind, warms_up = schedule.get("sched"), bool(schedule.get("warmup_epochs"))
-    idle = {}
+    idle: dict[str, str] = {}
     milestones = schedule.get("decay_milestones")
     if kind == "multistep" and milestones and min(milestones) >= epochs:
         idle[MILESTONES] = f"within epochs={epochs}, so that the rate never drops"

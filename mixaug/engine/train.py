@@ -126,7 +126,15 @@ def train(config: DictConfig, given: Collection[str] = ()) -> dict[str, Any]:
             distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        parts = assemble(config, world)
+        try:
+            parts = assemble(config, world)
+        except ConfigError as error:
+            if not any((folder / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+                raise
+            raise ConfigError(
+                f"{error}; the unfinished run in {folder} began with these settings, under an earlier version of "
+                "mixaug or with other data: change what is named here, which makes it another run that starts anew"
+            ) from error
         data, task, batches, step = parts.data, parts.task, parts.batches, parts.step
         pictures = pictures_of(config, batches, parts.policy)
         distributed.on_main(world, own.take)

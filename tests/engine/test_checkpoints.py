@@ -24,7 +24,7 @@ from torch import Tensor
 import mixaug
 from mixaug.engine import checkpoint, run, writing
 from mixaug.engine.distributed import World
-from mixaug.engine.errors import CheckpointError, RunFolderError
+from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError
 from mixaug.engine.log import Log
 from mixaug.engine.state import Meters, Streams, TrainingState
 from mixaug.engine.train import train
@@ -156,6 +156,18 @@ def test_a_result_that_cannot_be_read_is_made_again(
     assert train(config)["top1_last"] == result["top1_last"]
     said = capsys.readouterr().out
     assert "it is the result of another run" in said and "it is made again from the newest checkpoint" in said
+
+
+def test_a_run_of_an_earlier_version_with_settings_that_are_refused_now_is_told_as_such(tiny: Tiny) -> None:
+    config = tiny("policy=mixup", "policy.alpha=0.2", "policy.ratio=uniform")
+    folder = run.run_folder(config)
+    with pytest.raises(ConfigError, match=r"so alpha=0.2 has no effect") as refused:
+        train(config)
+    assert "earlier version" not in str(refused.value) and not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"so alpha=0.2 has no effect.*; the unfinished run in .* an earlier version"):
+        train(config)
 
 
 # -- kills ----------------------------------------------------------------------------------------------------------
