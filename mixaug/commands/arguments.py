@@ -75,8 +75,10 @@ def _meant(key: str, known: Sequence[str]) -> str:
     where = [f"mixaug {command}" for command, names in OWN.items() if key in names]
     if where:
         return f"it is an argument of {' and '.join(where)}"
-    from mixaug.engine.near import near
+    from mixaug.engine.near import ELSEWHERE, near
 
+    if key in ELSEWHERE:
+        return ELSEWHERE[key]
     close = near(key, known)
     return f"did you mean {' or '.join(close)}?" if close else ""
 

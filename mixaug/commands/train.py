@@ -139,6 +139,7 @@ def run(_: Any) -> float | None:
     config = _checked.pop(overrides, None)
     config = compose(overrides) if config is None else config
 
+    from mixaug.engine.idle import keys_given
     from mixaug.engine.tasks import task_said
     from mixaug.engine.train import train
 
@@ -146,7 +147,7 @@ def run(_: Any) -> float | None:
         if hydra.mode == RunMode.MULTIRUN:
             _begun.append(str(config.choices.policy))
             _check_chooser(str(hydra.sweeper._target_), config)
-        result = train(config)
+        result = train(config, keys_given(overrides))
     except FAULTS as error:
         if hydra.mode != RunMode.RUN:
             # The other runs of a sweep go on; Hydra says which one failed, and this command why.

@@ -83,8 +83,9 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     Common options: `transform` and `test_transform`, each a callable or a name of `mixaug.data.transforms`, for
     the two splits, which are then read image by image; where only one is given, the other split gives its images
     as unchanged uint8 tensors, and where none is given, files give PIL images. `image_size` is the side in pixels
-    that named transforms produce and that `DataSet.image_size` reports. Images that a split keeps as they are must
-    have it already: of files the first one of a part is looked at, and says the size where nothing else does.
+    that named transforms produce and that `DataSet.image_size` reports. Where
+    nothing tells it, the first file that a split keeps as it is says its size, once `image_size` is read. Images that
+    are kept must have that size where a model meets them: arrays are looked at here, files when a run begins.
     `classes`, `class_seed`, `per_class`, `valid_share`, `imbalance` and `split_seed` choose classes, samples of each
     and a validation part: see `mixaug.data.splits`. Each loader in `mixaug.data.loaders` documents its own options.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,27 +162,42 @@ def in_memory_set(
 def set_from_files(
     name: str, train: FileData, test: FileData, class_names: Iterable[str], sides: Sides, valid: FileData | None = None
 ) -> DataSet:
-    """A data set of image files; where images stay as they are, the first one of a part says which size that is.
+    """A data set of image files; where images stay as they are, the first one says the size, once that is asked for."""
+    told = None if sides.told is None else (3, sides.told, sides.told)
+    size: Any = told or partial(_size_of_first, [train, test, *([] if valid is None else [valid])], sides.usual)
+    names = tuple(class_names)
+    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names, valid)
+
+
+def _size_of_first(parts: Sequence[FileData], usual: int) -> tuple[int, ...]:
+    """(C, H, W) of the first image of a part that keeps its images as they are; the usual one where none does."""
+    kept = [part for part in parts if len(part) and _keeps_size(part)]
+    return tuple(kept[0][0][0].shape) if kept else (3, usual, usual)
+
+
+def _keeps_size(part: object) -> bool:
+    return isinstance(part, FileData) and bool(getattr(part.transform, "keeps_size", False))
+
+
+def fault_of_sizes(data: DataSet) -> str:
+    """What keeps a model from meeting images of one size in all parts of a set; empty where nothing does.
+
+    Of each part of files that stay as they are the first one is read.
 
     Raises:
-        ValueError: a size is told, and the first image of a part that keeps its images has another one.
+        OSError: it cannot be.
     """
-    size = None if sides.told is None else (3, sides.told, sides.told)
-    parts = (("transform", train), ("test_transform", test), ("test_transform", valid))
-    for option, part in parts:
-        if part is None or part.transform is None or option not in sides.kept or not len(part):
+    for option, part in (("transform", data.train), ("test_transform", data.test), ("test_transform", data.valid)):
+        if not isinstance(part, FileData) or not _keeps_size(part) or not len(part):
             continue
-        own = tuple(part[0][0].shape)
-        if size is not None and own != size:
-            raise ValueError(
-                f"data set {name!r}: {option} keeps images as they are, and {part.paths[0]} is of {own[1]}x{own[2]} "
-                f"pixels, but image_size or the other images are of {size[1]}x{size[2]}: give {option} one that makes "
-                "that size, such as imagenet_test"
+        own, size = tuple(part[0][0].shape), tuple(data.image_size)
+        if own != size:
+            return (
+                f"data set {data.name!r}: {option} keeps images as they are, and {part.paths[0]} is of "
+                f"{own[1]}x{own[2]} pixels, but image_size or the other images are of {size[1]}x{size[2]}: give "
+                f"{option} one that makes that size, such as imagenet_test"
             )
-        size = own
-    names = tuple(class_names)
-    size = size or (3, sides.usual, sides.usual)
-    return DataSet(name, train, test, len(names), IMAGENET_MEAN, IMAGENET_STD, size, names, valid)
+    return ""
 
 
 def read_lines(path: Path, columns: int) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,8 @@ class DataSet:
         num_classes: K; labels are 0..K-1.
         mean, std: per channel, of images scaled to [0, 1] (uint8 / 255).
         image_size: (C, H, W) that a model meets; for files without a transform, the size they are meant to be
-            brought to.
+            brought to. A function without arguments may be given that finds it: it is called when the attribute is
+            first read.
         class_names: K names in the order of the labels.
         valid: a part like ``test`` to choose epochs and options on, or None.
         fitted: whether ``mean`` and ``std`` are those of the training images, and follow a choice among them.
@@ -185,6 +186,25 @@ class DataSet:
     class_names: tuple[str, ...] = field(repr=False)
     valid: Dataset[Any] | None = None
     fitted: bool = False
+
+    def __post_init__(self) -> None:
+        if callable(self.image_size):
+            object.__setattr__(self, "_find_size", self.image_size)
+            object.__delattr__(self, "image_size")
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what is not there, as the size of images is until it is found.
+        find = vars(self).get("_find_size") if name == "image_size" else None
+        if find is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        found = find()
+        object.__setattr__(self, name, found)
+        return found
+
+    def replaced(self, **changes: Any) -> DataSet:
+        """The set with other values of some attributes; a size that nobody has asked for is not looked up for it."""
+        size = vars(self).get("image_size") or vars(self)["_find_size"]
+        return replace(self, **{"image_size": size, **changes})
 
     @property
     def in_memory(self) -> bool:

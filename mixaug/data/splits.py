@@ -67,7 +67,7 @@ def with_splits(
     if not chosen.fitted or chosen.train is data.train:
         return chosen
     mean, std = channel_statistics(labelled(chosen.train).images)
-    return replace(chosen, mean=mean, std=std)
+    return chosen.replaced(mean=mean, std=std)
 
 
 SPLIT_OPTIONS: dict[str, Any] = {
@@ -188,8 +188,7 @@ def _of_classes(data: DataSet, kept: list[int]) -> DataSet:
         rows = torch.nonzero(labels >= 0).squeeze(1)
         return samples.take(rows, labels[rows])
 
-    return replace(
-        data,
+    return data.replaced(
         train=part(data.train),
         valid=part(data.valid),
         test=part(data.test),
@@ -219,7 +218,7 @@ def _of_samples(
         amounts = [most] * data.num_classes if imbalance is None else _long_tail(most, data.num_classes, imbalance)
         rows = rows[_per_class(data, left, amounts, split_seed)]
     part: Any = train
-    return replace(data, train=part.take(rows), valid=valid)
+    return data.replaced(train=part.take(rows), valid=valid)
 
 
 def _valid_rows(data: DataSet, labels: Tensor, share: float, seed: int) -> Tensor:

@@ -215,7 +215,8 @@ def build(name: str, size: int | None = None) -> ImageTransform:
         size: side of the result in pixels, >= 1; default: the protocol's. `"uint8"` takes none.
 
     Returns:
-        A picklable callable from a PIL image or (C, H, W) uint8 tensor to a (C, size, size) uint8 tensor.
+        A picklable callable from a PIL image or (C, H, W) uint8 tensor to a (C, size, size) uint8 tensor. Its
+        `keeps_size` says whether images stay of the size that they have.
 
     Raises:
         ValueError: unknown name (closest names suggested) or size out of range.
@@ -225,4 +226,6 @@ def build(name: str, size: int | None = None) -> ImageTransform:
         raise ValueError(
             f"transform {name!r} got size={size}; " + ("it takes none" if usual is None else "expected >= 1")
         )
-    return v2.Compose([_ToPil(), *steps(size or usual or 0), v2.PILToTensor()])
+    made = v2.Compose([_ToPil(), *steps(size or usual or 0), v2.PILToTensor()])
+    made.keeps_size = usual is None
+    return made

@@ -9,6 +9,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from mixaug.data.reading import fault_of_sizes
+from mixaug.data.sets import DataSet
 from mixaug.engine import build
 from mixaug.engine.batches import Batches
 from mixaug.engine.distributed import World, stream_seed
@@ -61,6 +63,8 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if data is None:
         data = build.load_data(config)
+    if isinstance(data, DataSet) and (fault := fault_of_sizes(data)):
+        raise ConfigError(f"data: {fault}")
     if config.schedule.get("sched") == "plateau" and "valid" not in held_out_splits(data):
         # Whatever the schedule watches is trained on: that of the test set would make its scores worthless.
         raise ConfigError(

@@ -13,7 +13,6 @@ choose for a whole batch: every choice among policies is run, and counts by its 
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -27,6 +26,7 @@ from mixaug.draws import mean_over_choices
 from mixaug.engine import build
 from mixaug.engine.assembly import assemble
 from mixaug.engine.config import plain
+from mixaug.engine.config_values import from_text, to_text
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.lengths import epochs_at_equal_cost
@@ -87,16 +87,16 @@ def step_cost(config: DictConfig) -> float:
         ConfigError: a run that cannot work: parts that do not go together, or a first step that fails.
     """
     content = {key: value for key, value in plain(config).items() if key not in ("root", "budget", "epochs", "seed")}
-    return _step_cost(json.dumps(content, sort_keys=True))
+    return _step_cost(to_text(content))
 
 
 @lru_cache(maxsize=256)
 def _step_cost(content: str) -> float:
-    told = json.loads(content)
+    told = from_text(content)
     few = {"batch_size": min(SAMPLES, told["batch_size"]), "root": ".", "budget": None, "epochs": 1, "seed": 0}
     config = OmegaConf.create({**told, **few})
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        parts = assemble(config, World(0, 1, torch.device("cpu")), data_of(json.dumps(told["data"])))
+        parts = assemble(config, World(0, 1, torch.device("cpu")), data_of(to_text(told["data"])))
         try:
             build.prepare_policy(config, parts.step.policy, parts.objective, parts.data, parts.batches)
             batch = next(parts.batches.epoch(0))
@@ -117,8 +117,8 @@ def _step_cost(content: str) -> float:
 
 @lru_cache(maxsize=2)
 def data_of(section: str) -> Any:
-    """The data set of a config's section, given as JSON; the runs of a grid mostly share one."""
-    return build.load_data(OmegaConf.create({"data": json.loads(section), "seed": 0}))
+    """The data set of a config's section, given as `to_text` does; the runs of a grid mostly share one."""
+    return build.load_data(OmegaConf.create({"data": from_text(section), "seed": 0}))
 
 
 def _looks(step: MixStep, batch: Batch, data: Any, told: dict[str, Any]) -> tuple[float, Batch]:

@@ -411,15 +411,9 @@ def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
         config: the run's config.
         step: a ``MixStep``.
 
-    Raises:
-        ConfigError: a momentum, of the model or the mixer, and an optimizer that has none.
+    A momentum, of the model or the mixer, is left out of an optimizer that has none.
     """
     optimizer: torch.optim.Optimizer = _instantiate(config, "optimizer", step.model)
-    if config.optimizer.get("momentum") is not None and "momentum" not in optimizer.defaults:
-        raise ConfigError(
-            f"optimizer.momentum={config.optimizer.momentum}: optimizer={config.choices.optimizer} has no momentum "
-            "to set"
-        )
     as_model = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
     mixer = _mixer_parameters(step)
     known = {id(parameter) for parameter in [*step.model.parameters(), *mixer]}
@@ -428,10 +422,8 @@ def build_optimizer(config: DictConfig, step: MixStep) -> torch.optim.Optimizer:
         optimizer.add_param_group({"params": others, **as_model})
     if mixer:
         own = {key: config.mixer[key] for key in ("lr", "weight_decay", "momentum") if config.mixer[key] is not None}
-        if "momentum" in own and "momentum" not in optimizer.defaults:
-            raise ConfigError(
-                f"mixer.momentum={own['momentum']}: optimizer={config.choices.optimizer} has no momentum to set"
-            )
+        if "momentum" not in optimizer.defaults:
+            own.pop("momentum", None)
         optimizer.add_param_group({"params": mixer, **as_model, **own, "mixer": True})
     return optimizer
 

@@ -30,7 +30,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mixaug.engine.config_values import check_choice_of, check_integer, check_number, check_numbers, is_device, shown
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import explained, settings_of
-from mixaug.engine.idle import NO_MINIMUM, fault_of_idle
 from mixaug.engine.lengths import fault_of_budget
 
 __all__ = [
@@ -68,6 +67,8 @@ SAMPLINGS = ("class", "group")
 MIXER_KEYS = ("lr", "momentum", "weight_decay", "schedule")
 MIXER_SCHEDULE_KEYS = ("sched", "min_lr", "warmup_epochs", "warmup_lr")
 MIXER_SCHEDULES = ("constant", "cosine")
+#: These kinds of timm's schedules have no ``min_lr``.
+NO_MINIMUM = ("none", "constant", "step", "multistep")
 
 KNOWN_KEYS = frozenset(
     {*GROUPS, *NEUTRAL_KEYS} - {"experiment"}
@@ -162,7 +163,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         A read-only config with every interpolation resolved, ready for ``train`` and ``run_folder``.
 
     Raises:
-        ConfigError: an unknown key, an unknown choice, a value out of range, or one that does nothing beside others.
+        ConfigError: an unknown key, an unknown choice, or a value out of range.
     """
     overrides = list(overrides)
     composed, choices = _hydra_compose(overrides)
@@ -180,10 +181,6 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     if isinstance(mixer, dict) and mixer.get("schedule") is None:
         composed.mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
     validate(composed)
-    # What is removed asks for nothing.
-    kept = given - {override.lstrip("~") for override in overrides if override.startswith("~")}
-    if fault := fault_of_idle(composed, kept):
-        raise ConfigError(fault)
     OmegaConf.set_readonly(composed, True)
     return composed
 
@@ -395,17 +392,9 @@ def validate(config: DictConfig) -> None:
     check_numbers(config, "augment.std", positive=True)
     check_number(config, "ema.decay", above=0.0, below=1.0, optional=True)
     _check_mixer(config)
-    if config.ema.warmup and config.ema.decay is None:
-        raise ConfigError("ema.warmup=true does nothing without averaged weights: ema.decay=0.999")
     if config.sampling is not None and not config.reshuffle:
         raise ConfigError(
             f"reshuffle=false keeps the order of the first epoch, and sampling={config.sampling} draws without an order"
-        )
-    milestones = config.schedule.get("decay_milestones")
-    if milestones and config.schedule.get("sched") == "multistep" and min(milestones) >= config.epochs:
-        raise ConfigError(
-            f"schedule.decay_milestones={list(milestones)} lie behind epochs={config.epochs}, so that the rate would "
-            "never drop: give some within the run"
         )
     networks = config.networks
     if not isinstance(networks, DictConfig) or not all(

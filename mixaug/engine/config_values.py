@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
 
-__all__ = ["check_choice_of", "check_integer", "check_number", "check_numbers", "is_device", "shown"]
+__all__ = [
+    "check_choice_of",
+    "check_integer",
+    "check_number",
+    "check_numbers",
+    "from_text",
+    "is_device",
+    "shown",
+    "to_text",
+]
+
+
+def to_text(settings: Mapping[str, Any]) -> str:
+    """Plain settings as a text, the same one for equal settings; :func:`from_text` makes them of it again.
+
+    JSON alone would make texts of the numbers that a mapping may have as its keys, as that of a schedule has.
+    """
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            # Keys of several types have no order among themselves.
+            pairs = sorted(value.items(), key=lambda pair: (isinstance(pair[0], str), str(pair[0])))
+            return {"pairs": [[key, listed(item)] for key, item in pairs]}
+        return [listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(listed(settings))
+
+
+def from_text(text: str) -> Any:
+    """The settings that :func:`to_text` made a text of."""
+    return json.loads(text, object_hook=lambda mapping: dict(mapping["pairs"]))
 
 
 def check_numbers(config: DictConfig, key: str, *, positive: bool = False, below: float | None = None) -> None:

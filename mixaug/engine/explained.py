@@ -144,7 +144,7 @@ def no_setting(key: str, known: Mapping[str, Any]) -> str:
             name for name in {**known, **dict.fromkeys(sections)} if "." not in name and (not dot or name in sections)
         ]
         close = [f"{name}{dot}{rest}" for name in near(first, names)]
-        meant = _question(close) if close else _elsewhere(key, known) or ELSEWHERE.get(key)
+        meant = ELSEWHERE.get(first) or (_question(close) if close else _elsewhere(key, known))
         return f"{said}; {meant or 'mixaug train --cfg job prints all'}"
     first = key[len(section) + 1 :].partition(".")[0]
     own = {name[len(section) + 1 :].partition(".")[0] for name in known if name.startswith(f"{section}.")}
@@ -153,15 +153,15 @@ def no_setting(key: str, known: Mapping[str, Any]) -> str:
         return f"{said} in the config file; +{key}=... adds it"
     own.discard("_target_")
     told = ELSEWHERE.get(first, "")
-    # Whatever is given to a target that takes anything may be its own.
-    told = "" if is_open and f" {section}." not in told else told
+    if f" {section}." in told:
+        return f"{said}; {told}"
     names = [*sorted(own), *sorted(further - own)]
     begun = [name for name in names if name.startswith(f"{first}_")][:3]
     misspelt, longer, alike = (
         _question([f"{'' if name in own else '+'}{section}.{name}" for name in found])
         for found in (near(first, names, words=False), begun, near(first, names))
     )
-    if hint := misspelt or longer or _elsewhere(first, known) or alike or told:
+    if hint := misspelt or longer or _elsewhere(first, known) or alike:
         return f"{said}; {hint}"
     shown = ", ".join(f"{section}.{name}" for name in sorted(own))
     target = known.get(f"{section}._target_")

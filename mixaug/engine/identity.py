@@ -66,7 +66,9 @@ def digest_of(config: Mapping[str, Any]) -> str:
     """
     from mixaug.engine.config import NEUTRAL_KEYS
 
-    content = {key: value for key, value in config.items() if key not in (*NEUTRAL_KEYS, *PLACES)}
+    # Keys that are numbers become texts first: those of several types cannot be sorted.
+    plain = json.loads(json.dumps(config))
+    content = {key: value for key, value in plain.items() if key not in (*NEUTRAL_KEYS, *PLACES)}
     for section, left_out in (("data", "root"), ("protocol", "applied"), ("choices", "experiment")):
         if isinstance(content.get(section), dict):
             content[section] = {key: value for key, value in content[section].items() if key != left_out}
@@ -81,22 +83,32 @@ def fault_of_belonging(result: Mapping[str, Any], config: Mapping[str, Any]) -> 
         config: content of the config.yaml beside it; empty where there is none.
     """
     of_config = identity_of(config)
+    digest = result.get(CONFIG)
+    if digest is not None and (not of_config or digest == digest_of(config)):
+        # Every setting is in the digest, so that nothing else needs to be compared.
+        return ""
     expected = {key: value for key, value in of_config.items() if key in COMPARED and key in result}
-    other = [key for key, value in expected.items() if _without_root(result[key]) != _without_root(value)]
+    other = [key for key, value in expected.items() if _compared(result[key]) != _compared(value)]
     names = [key for key in other if key in TOLD]
     if names:
         there, here = (", ".join(f"{key}={told[key]}" for key in names) for told in (result, expected))
         return f"it is the result of another run, {there}, and the config.yaml beside it has {here}"
     if other:
         return f"it is the result of another run, whose {other[0]} are not those of the config.yaml beside it"
-    digest = result.get(CONFIG)
-    if digest is not None and of_config and digest != digest_of(config):
+    if digest is not None:
         return "it is the result of another run, whose settings are not those of the config.yaml beside it"
     return ""
 
 
-def _without_root(value: Any) -> Any:
-    return {key: option for key, option in value.items() if key != "root"} if isinstance(value, dict) else value
+def _compared(value: Any) -> Any:
+    """A value without the options that say nothing of whose result it is.
+
+    ``root`` is a place. ``pool`` is no option of the policy: a result has it where the policy took partners from it,
+    which the config alone does not say of a policy that is registered nowhere.
+    """
+    if not isinstance(value, dict):
+        return value
+    return {key: option for key, option in value.items() if key not in ("root", "pool")}
 
 
 def objective_of(config: Mapping[str, Any]) -> str:
@@ -109,7 +121,8 @@ def objective_of(config: Mapping[str, Any]) -> str:
 def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     from mixaug.engine.build import options
 
-    return options(section)
+    # As a result has them, whose keys are texts.
+    return dict(json.loads(json.dumps(options(section))))
 
 
 def _mixer_settings(mixer: object) -> dict[str, Any]:

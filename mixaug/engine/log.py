@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,12 @@ class Log:
         else:
             with _named(_standard_output()):
                 print(text, flush=True)
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """One line on the standard error; nothing where there is nothing to warn of."""
+        if self.active and lines:
+            with _named("the standard error"):
+                print(f"warning: {'; '.join(lines)}", file=sys.stderr, flush=True)
 
     def step(self, number: int) -> None:
         """The run has finished this many steps."""

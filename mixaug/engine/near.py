@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 __all__ = ["ELSEWHERE", "near"]
 
-#: What other tools call something, and what there is here.
+#: What other tools call something, and what there is here: of settings that stand in no section, and of a section that
+#: the answer names.
 ELSEWHERE = {
     "resume": "the same command goes on with an interrupted run",
     **dict.fromkeys(("learning_rate", "base_lr"), "it is optimizer.lr"),
     **dict.fromkeys(("wd", "decay"), "it is optimizer.weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "sched"), "it is schedule=... and its settings"),
     **dict.fromkeys(("loss", "criterion"), "it is objective=... and its settings"),
     **dict.fromkeys(("arch", "backbone", "network", "net"), "it is model=..., of timm model=timm model.name=..."),
     **dict.fromkeys(("aug", "mix", "augmentation", "method"), "it is policy=..."),

@@ -136,7 +136,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is nothing of this name.
-        DamagedFile: not a YAML mapping of plain values with text as keys, or one beyond the limits.
+        DamagedFile: not a YAML mapping of plain values with text or numbers as keys, or one beyond the limits.
     """
     import yaml
 
@@ -224,10 +224,7 @@ def _within_limits(value: Any, name: str, *, config: bool = False) -> Any:
         if counted > MOST_VALUES:
             raise DamagedFile(f"{name} has too many values: at most {MOST_VALUES}")
         if isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, str):
-                    raise DamagedFile(f"{name}: expected text as keys, got {key!r}")
-            return {text(key): checked(item, depth + 1) for key, item in value.items()}
+            return {known(key, depth): checked(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list):
             return [checked(item, depth + 1) for item in value]
         if isinstance(value, str):
@@ -239,6 +236,14 @@ def _within_limits(value: Any, name: str, *, config: bool = False) -> Any:
                 raise DamagedFile(f"{name} has an integer of more than 64 bits")
             return value
         raise DamagedFile(f"{name} has a value of the type {type(value).__name__}, which no run writes")
+
+    def known(key: Any, depth: int) -> Any:
+        # A setting may have numbers as keys, as a schedule has for the places of its values.
+        if config and depth > 0 and isinstance(key, int | float) and not isinstance(key, bool) and abs(key) <= LARGEST:
+            return key
+        if not isinstance(key, str):
+            raise DamagedFile(f"{name}: expected text{' or numbers' if config and depth else ''} as keys, got {key!r}")
+        return text(key)
 
     def text(value: str) -> str:
         nonlocal counted

@@ -11,7 +11,7 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from mixaug.engine.errors import (
     TrainingDiverged,
 )
 from mixaug.engine.evaluate import autocast
+from mixaug.engine.idle import idle_settings
 from mixaug.engine.log import Log
 from mixaug.engine.pictures import Pictures, pictures_of
 from mixaug.engine.refreshes import Refreshes
@@ -79,11 +80,12 @@ class _Training:
     refreshes: Refreshes
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+def train(config: DictConfig, given: Collection[str] = ()) -> dict[str, Any]:
     """Do, continue or skip the run of a composed config.
 
     Args:
         config: from ``mixaug.engine.config.compose``; its ``budget`` is put into effect first.
+        given: dotted keys that the command line sets; a line on the standard error names those that do nothing.
 
     Returns:
         The content of ``result.json``; where ``stop_after`` ends the command before the run is finished, ``status``
@@ -118,12 +120,21 @@ def train(config: DictConfig) -> dict[str, Any]:
         if stopped is not None:
             log.say(f"{folder} was stopped after epoch {config.stop_after} before; skipped")
             return stopped
+        log.warn(idle_settings(config, given))
         if distributed.on_main(world, folder.is_dir):
             # The lock comes before the data, so that a second process on a folder need not wait for its answer.
             distributed.on_main(world, own.take)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        parts = assemble(config, world)
+        try:
+            parts = assemble(config, world)
+        except ConfigError as error:
+            if not any((folder / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+                raise
+            raise ConfigError(
+                f"{error}; the unfinished run in {folder} began with these settings, under an earlier version of "
+                "mixaug or with other data: change what is named here, which makes it another run that starts anew"
+            ) from error
         data, task, batches, step = parts.data, parts.task, parts.batches, parts.step
         pictures = pictures_of(config, batches, parts.policy)
         distributed.on_main(world, own.take)
@@ -172,7 +183,8 @@ def _finished(folder: Path, log: Log) -> dict[str, Any] | None:
     try:
         return read_result(folder / "result.json")
     except ValueError as error:
-        log.say(f"{error}; it is made again from the newest checkpoint")
+        there = any((folder / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
+        log.say(f"{error}; it is made again from {'the newest checkpoint' if there else 'the start'}")
         return None
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -270,6 +271,7 @@ def run_grid(
         ValueError: an option that cannot work.
     """
     from mixaug.engine.config import with_config_dir
+    from mixaug.engine.idle import idle_in_all, keys_given
     from mixaug.leaderboard import STATISTICS, collect, write
     from mixaug.leaderboard.collect import is_run
     from mixaug.leaderboard.grid import grid_of
@@ -286,6 +288,8 @@ def run_grid(
     grid = grid_of(with_config_dir(arguments, config_dir), say)
     cells = grid.cells
     config = cells[0].config
+    if idle := idle_in_all((cell.config, keys_given(cell.overrides)) for cell in cells):
+        print(f"warning: {'; '.join(idle)}", file=sys.stderr)
     for what, reason in grid.left_out.items():
         say(f"left out: {what}: {reason.removeprefix(f'{what}: ')}")
     for task in {task_named(str(cell.config["data"]["name"])) for cell in cells}:

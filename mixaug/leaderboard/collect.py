@@ -6,6 +6,7 @@ folder holds, a record has values of the kinds that the engine writes, so that n
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -233,7 +234,8 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
         if value.get(section) is not None and not isinstance(value[section], dict):
             problems.append(f"{path.name}: {section}: expected a mapping, got {shown(value[section])}")
             return {}
-    return value
+    # Numbers that are keys are texts to a page, as they are in a result.
+    return dict(json.loads(json.dumps(value)))
 
 
 # A page asks an environment for these keys; the types are those that this and earlier versions of the engine write.

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mixaug.engine.config import compose, list_choices, plain
+from mixaug.engine.config import compose, list_choices, plain, plain_section
+from mixaug.engine.config_values import to_text
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.explained import read_overrides
 from mixaug.engine.reading import DamagedFile
@@ -88,7 +89,7 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
     """All cells of the grid, seeds outermost, so that an interrupted grid has complete seeds to compare.
 
     Every cell is composed here, and its ``budget`` put into effect: an unknown key or choice is an error before the
-    first run starts.
+    first run starts, and so are options that a policy does not take.
 
     Args:
         arguments: overrides as ``mixaug train`` takes them, any of them with several values.
@@ -120,6 +121,7 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
         raise ConfigError(f"nothing fits: {'; '.join(left_out.values())}")
     keys = dict.fromkeys(key for combination in there for key in combination)
     varied = [key for key in keys if len({combination.get(key) for combination in there}) > 1]
+    _check_policies(config for pairs in chosen for _, config in pairs)
     chosen = [[(combination, _settled(config)) for combination, config in pairs] for pairs in chosen]
 
     several_seeds = any(own is not None and len(own) > 1 for own in seeds)
@@ -138,6 +140,25 @@ def grid_of(arguments: Sequence[str], say: Callable[[str], None] = lambda line: 
 def _label(combination: Mapping[str, str], varied: Sequence[str], seed: str | None) -> str:
     parts = [_value(combination[key]) if key == "policy" else combination[key] for key in varied if key in combination]
     return " ".join([*parts, *([seed] if seed is not None else [])])
+
+
+def _check_policies(configs: Iterable[DictConfig]) -> None:
+    """Raise for options that a policy does not take together, which a grid easily combines.
+
+    Raises:
+        ConfigError: names the policy and what is wrong.
+    """
+    import torch
+
+    from mixaug.engine.build import build_policy
+
+    checked = set()
+    with torch.random.fork_rng(devices=[]):
+        for config in configs:
+            told = to_text(plain_section(config, "policy"))
+            if told not in checked:
+                checked.add(told)
+                build_policy(config)
 
 
 def _settled(config: DictConfig) -> DictConfig:

@@ -12,10 +12,14 @@ from mixaug import Batch
 from mixaug.engine import budget, build, run
 from mixaug.engine.budget import settle, step_cost
 from mixaug.engine.config import compose, config_hash, plain
+from mixaug.engine.config_values import from_text, to_text
 from mixaug.engine.errors import ConfigError
+from mixaug.engine.identity import digest_of, identity_of
 from mixaug.engine.lengths import epochs_at_equal_cost
+from mixaug.engine.reading import read_config
 from mixaug.engine.train import train
 from mixaug.flops import Flops
+from mixaug.leaderboard.collect import _read_config
 from mixaug.losses import MixedCrossEntropy
 from mixaug.objectives.cowa import mixture_confidence
 
@@ -136,6 +140,24 @@ def test_the_engine_settles_and_resumes_under_one_folder(tiny):
     assert train(config) == result
     with pytest.raises(ConfigError, match="budget=equal_cost is to be put into effect first"):
         run.run_folder(config)
+
+
+def test_keys_that_are_numbers_stay_numbers(tiny, tmp_path):
+    values = "{_target_: mixaug.schedule.Steps, values: {0: 1.0, 0.5: 0.3}}"
+    config = tiny("policy=mixup", f"policy.alpha={values}", "budget=equal_cost")
+    assert settle(config).policy.alpha["values"] == {0: 1.0, 0.5: 0.3}
+    told = {"b": [{2: None, 0.5: True, "2": [], "a": "1"}], "a": {}}
+    assert from_text(to_text(told)) == told
+    assert to_text({"x": {1: 0, "y": 1}}) == to_text({"x": {"y": 1, 1: 0}}) != to_text({"x": {"1": 0, "y": 1}})
+    # A run's folder is read again, by whoever opens it and by leaderboards, which know its result by it.
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(settle(config)))
+    assert read_config(path)["policy"]["alpha"]["values"] == {0: 1.0, 0.5: 0.3}
+    problems: list[str] = []
+    read = _read_config(path, problems)
+    assert not problems and read["policy"]["alpha"]["values"] == {"0": 1.0, "0.5": 0.3}
+    assert digest_of(read) == digest_of(read_config(path))
+    assert identity_of(read)["policy_options"] == identity_of(read_config(path))["policy_options"]
 
 
 def test_a_step_that_fails_says_of_what(tiny):

@@ -24,7 +24,7 @@ from torch import Tensor
 import mixaug
 from mixaug.engine import checkpoint, run, writing
 from mixaug.engine.distributed import World
-from mixaug.engine.errors import CheckpointError, RunFolderError
+from mixaug.engine.errors import CheckpointError, ConfigError, RunFolderError
 from mixaug.engine.log import Log
 from mixaug.engine.state import Meters, Streams, TrainingState
 from mixaug.engine.train import train
@@ -138,19 +138,36 @@ def test_a_flipped_checkpoint_costs_an_epoch_and_nothing_else(
 def test_a_result_that_cannot_be_read_is_made_again(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: bytes
 ) -> None:
-    config = tiny("epochs=1")
+    config = tiny("epochs=1", "schedule.warmup_lr=0.1", "schedule.min_lr=0.01")
     folder = run.run_folder(config)
     folder.mkdir(parents=True)
     (folder / "result.json").write_bytes(torn)
-    result = train(config)
-    assert str(folder / "result.json") in capsys.readouterr().out
+    result = train(config, {"schedule.warmup_lr", "schedule.min_lr"})
+    said, warned = capsys.readouterr()
+    # Settings that do nothing are told, too, once.
+    assert warned.startswith("warning: schedule.warmup_lr=0.1 does nothing without a warm-up: ")
+    assert warned.count("warning") == 1 and "min_lr" not in warned
+    assert str(folder / "result.json") in said and "it is made again from the start" in said
     assert run.read_json(folder / "result.json") == result
     if torn.startswith(b"{"):
         return
     # So is one that was copied from the folder of another run, which its settings alone tell.
     run.write_json(folder / "result.json", {**result, "config": "0123456789", "top1_last": 99.0})
     assert train(config)["top1_last"] == result["top1_last"]
-    assert "it is the result of another run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it is the result of another run" in said and "it is made again from the newest checkpoint" in said
+
+
+def test_a_run_of_an_earlier_version_with_settings_that_are_refused_now_is_told_as_such(tiny: Tiny) -> None:
+    config = tiny("policy=mixup", "policy.alpha=0.2", "policy.ratio=uniform")
+    folder = run.run_folder(config)
+    with pytest.raises(ConfigError, match=r"so alpha=0.2 has no effect") as refused:
+        train(config)
+    assert "earlier version" not in str(refused.value) and not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"so alpha=0.2 has no effect.*; the unfinished run in .* an earlier version"):
+        train(config)
 
 
 # -- kills ----------------------------------------------------------------------------------------------------------

@@ -334,11 +334,6 @@ def test_a_low_rate_is_fine_where_nothing_rises() -> None:
         (None, ("mixer.lr=0.01", "policy=mixup"), r"mixer\.lr=0\.01: policy=mixup has no learned mixer to train"),
         (None, ("mixer.schedule.min_lr=0.001",), r"mixer\.schedule\.min_lr=0\.001: policy=none has no learned mixer"),
         ("frozen", ("mixer.weight_decay=0.0",), r"mixer\.weight_decay=0\.0: .*no learned mixer to train"),
-        (
-            "learned",
-            ("optimizer=adamw", "mixer.momentum=0.5"),
-            r"mixer\.momentum=0\.5: optimizer=adamw has no momentum",
-        ),
     ],
 )
 def test_settings_without_use_are_errors_before_anything_is_created(

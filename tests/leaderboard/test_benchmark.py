@@ -84,7 +84,16 @@ def test_experiment_brings_its_grid_and_the_command_line_wins(tmp_path):
     assert len(expand(["experiment=digits", f"root={tmp_path}", "policy=none,mixup", "seed=4"])) == 2
 
 
-@pytest.mark.parametrize("arguments", [["policy=none,mixpu"], ["polcy=none"], ["seed=0,one"], ["seed=-1,0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["policy=none,mixpu"],
+        ["polcy=none"],
+        ["seed=0,one"],
+        ["seed=-1,0"],
+        ["policy=mixup", "policy.alpha=0.2,1", "policy.ratio=beta,uniform"],
+    ],
+)
 def test_a_wrong_cell_stops_the_grid_before_it_starts(tmp_path, arguments):
     with pytest.raises(ConfigError):
         cells(tmp_path, *arguments)

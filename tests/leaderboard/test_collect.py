@@ -123,9 +123,9 @@ def test_a_result_of_another_run_is_told_by_the_config_that_it_lies_beside(tmp_p
         ({"policy": "none", "seed": 1}, "policy=none, seed=1, and the config.yaml beside it has policy=mixup, seed=0"),
         ({"model": "resnet50"}, "model=resnet50, and the config.yaml beside it has model=cifar_resnet8"),
         ({"policy_options": {"alpha": 0.2}}, "whose policy_options are not those"),
-        ({"config": "0123456789"}, "whose settings are not those"),
+        ({}, "whose settings are not those"),
     ):
-        (folder / "result.json").write_text(json.dumps({**told, **changes}))
+        (folder / "result.json").write_text(json.dumps({**told, **changes, "config": "0123456789"}))
         run = read_run(folder)
         assert run.status == "corrupt" and "it is the result of another run" in run.reason and said in run.reason
         with pytest.raises(DamagedFile, match="it is the result of another run"):
@@ -141,5 +141,10 @@ def test_a_result_of_another_run_is_told_by_the_config_that_it_lies_beside(tmp_p
     del told["config"]
     (folder / "result.json").write_text(json.dumps(told))
     assert read_run(folder).status == "finished"
+    # Whether a policy took partners from a pool is said by its result alone.
+    told["policy_options"] = {"alpha": 1.0, "pool": "batch"}
+    for digest in ({}, {"config": digest_of({**config, "batch_size": 7})}):
+        (folder / "result.json").write_text(json.dumps({**told, **digest}))
+        assert read_run(folder).status == "finished"
     (folder / "config.yaml").unlink()
     assert (read_run(folder).status, digest_beside(folder)) == ("finished", None)

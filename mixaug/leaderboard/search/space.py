@@ -25,6 +25,7 @@ from mixaug.engine.config import (
     plain,
     with_config_dir,
 )
+from mixaug.engine.config_values import to_text
 from mixaug.engine.distributed import World
 from mixaug.engine.errors import FAULTS, ConfigError
 from mixaug.engine.explained import on_one_line
@@ -81,7 +82,7 @@ class Trial:
     def fault(self) -> str:
         """Why its run cannot begin; empty where it can. The parts of the run are built for it."""
         try:
-            data = data_of(json.dumps(plain(self.config)["data"]))
+            data = data_of(to_text(plain(self.config)["data"]))
             parts = assemble(self.config, World(0, 1, torch.device("cpu")), data)
         except (*FAULTS, ValueError, TypeError) as error:
             return on_one_line(error)
