@@ -180,9 +180,8 @@ class MixedBatch(NoTensor, ConvertibleFields):
     @classmethod
     def _instead(cls) -> str:
         return (
-            "mixed.inputs goes into the model; mixed labels have a loss of their own, "
-            "mixaug.losses.MixedCrossEntropy()(outputs, mixed), and mixed.targets(num_classes) is a tensor (B, K) for "
-            "others"
+            "mixed.inputs goes into the model; mixed labels go into a loss of mixaug.losses, such as "
+            "MixedCrossEntropy()(outputs, mixed), or into others as mixed.targets(num_classes), a tensor (B, K)"
         )
 
     def __len__(self) -> int:

@@ -230,9 +230,9 @@ def check_generator(what: str, generator: Generator | None, device: torch.device
         )
 
 
-def check_per(what: str, per: str) -> None:
-    """Raise unless ``per`` is one of ``PER``."""
-    check_choice(what, "per", per, PER)
+def check_per(what: str, per: str, *, mutual: bool = True) -> None:
+    """Raise unless ``per`` is one of ``PER``; without ``mutual`` partners there are no pairs to draw for."""
+    check_choice(what, "per", per, PER if mutual else [one for one in PER if one != "pair"])
 
 
 #: Bounds of the positive numbers that options may be: float32 computes with them and their quotients, though not with

@@ -100,12 +100,14 @@ ROUNDED = (
     "labels and their weights are never rounded; dataclasses.replace(batch, inputs=batch.inputs.to(dtype)) converts "
     "the inputs"
 )
+#: What a tensor says of itself.
+PLACES = ("device", "dtype", "shape", "ndim", "size", "is_cuda")
 #: Methods of a tensor that convert it.
 DTYPES = ("half", "float", "double", "bfloat16", "type")
 
 
 class NoTensor:
-    """Refuses to stand where a tensor is expected, and says what goes there."""
+    """Refuses to stand where a tensor or a tuple is expected, and says what goes there."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,9 +124,15 @@ class NoTensor:
         kind = type(self).__name__
         if name in ("cuda", "cpu"):
             raise AttributeError(f"a {kind} is no tensor and has no {name!r}: move it by .to({name!r})")
+        if name in PLACES:
+            raise AttributeError(f"a {kind} is no tensor and has no {name!r}: that of its inputs is .inputs.{name}")
         if name in DTYPES:
             raise AttributeError(f"a {kind} is no tensor and has no {name!r}: {ROUNDED}")
         raise AttributeError(f"a {kind} is no tensor and has no {name!r}: {self._instead()}")
+
+    def __getitem__(self, index: Any) -> Any:
+        # Unpacking ends here too. An __iter__ that raises would make it an iterable to those who ask.
+        raise TypeError(f"a {type(self).__name__} is neither indexed nor unpacked: {self._instead()}")
 
     @classmethod
     def _instead(cls) -> str:

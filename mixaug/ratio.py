@@ -12,7 +12,7 @@ from torch import Tensor
 from mixaug.checks import check_callable, check_positive, check_probability, check_range, shown
 from mixaug.draws import Draws
 from mixaug.ops.layout import wide_dtype
-from mixaug.schedule import Schedule, is_schedule
+from mixaug.schedule import Cosine, Linear, Schedule, Steps, is_schedule
 
 
 @runtime_checkable
@@ -114,6 +114,10 @@ def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> 
         ValueError: unknown name, or a parameter out of its range.
         TypeError: anything else.
     """
+    if isinstance(alpha, numbers.Real) and not isinstance(alpha, bool) and alpha == 0:
+        raise ValueError(
+            f"{what} expects alpha as a positive finite number, got {alpha}: to mix nothing take policy 'none'"
+        )
     beta = Beta(check_positive(what, "alpha", alpha))
     if isinstance(ratio, str):
         if ratio == "beta":
@@ -124,6 +128,8 @@ def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> 
             f"{what} got an unknown ratio {shown(ratio)}; expected one of {['beta', *NAMED]}, a share in [0, 1] or a "
             "Ratio object"
         )
+    if isinstance(ratio, Linear | Cosine | Steps):
+        raise TypeError(f"{what} expects ratio as a distribution of lam, got the schedule {ratio!r}: alpha takes one")
     if callable(ratio):
         check_callable(what, "ratio", ratio, ["draws"], "share in [0, 1] or a Ratio")
         return ratio

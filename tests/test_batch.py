@@ -204,6 +204,12 @@ def test_torch_is_told_what_goes_in_the_place_of_a_batch() -> None:
     for call in (lambda: torch.nn.Flatten()(batch), lambda: torch.nn.BatchNorm2d(3)(batch)):
         with pytest.raises(AttributeError, match=r"a MixedBatch is no tensor and has no .*: mixed\.inputs goes into"):
             call()
+    with pytest.raises(TypeError, match=r"a MixedBatch is neither indexed nor unpacked: mixed\.inputs goes into"):
+        _, _ = batch
+    with pytest.raises(TypeError, match=r"a Batch is neither indexed nor unpacked: its tensors are"):
+        mixaug.Batch(torch.zeros(2, 3))[0]
+    with pytest.raises(AttributeError, match=r"no tensor and has no 'device': that of its inputs is \.inputs\.device"):
+        _ = batch.device
     assert not isinstance(batch, Iterable) and not hasattr(batch, "flatten")
     with pytest.raises(AttributeError, match=r"'MixedBatch' object has no attribute 'image'"):
         _ = batch.image

@@ -701,3 +701,11 @@ def test_a_misspelt_option_of_a_loss_is_answered_with_the_one_that_was_meant():
         MixedCrossEntropy(weight=torch.ones(3))
     with pytest.raises(TypeError, match="MixedHuber has no option 'detla'; did you mean 'delta'"):
         losses.MixedHuber(detla=2.0)
+
+
+def test_a_class_to_ignore_goes_with_class_ids_alone():
+    mixed = mixaug.create("mixup")(torch.rand(4, 2), torch.eye(4), generator=seeded(1))
+    logits = torch.randn(4, 4, generator=seeded(0))
+    with pytest.raises(ValueError, match=r"ignore_index=2 and dense labels \(4, 4\), which have no class to ignore"):
+        MixedCrossEntropy(ignore_index=2)(logits, mixed)
+    torch.testing.assert_close(MixedCrossEntropy(ignore_index=None)(logits, mixed), MixedCrossEntropy()(logits, mixed))

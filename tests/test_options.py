@@ -565,3 +565,16 @@ def test_every_option_of_a_solver_changes_what_it_finds(name: str, common: dict[
     usual = found()
     for option, values in ACTING[name].items():
         assert not any(torch.equal(found(**{option: value}), usual) for value in values), option
+
+
+def test_what_is_no_distribution_is_told_when_the_policy_is_made() -> None:
+    with pytest.raises(TypeError, match=r"CutMix expects ratio as a distribution of lam, got the schedule Cosine"):
+        mixaug.create("cutmix", ratio=Cosine(0.2, 0.8))
+    for zero in (0, 0.0):
+        with pytest.raises(ValueError, match=r"Mixup expects alpha as a positive finite number, got 0.*policy 'none'"):
+            mixaug.create("mixup", alpha=zero)
+    with pytest.raises(ValueError, match=r"not from lam: leave out ratio='uniform', or minmax"):
+        mixaug.create("cutmix", minmax=(0.2, 0.8), ratio="uniform")
+    for name in ("cmixup", "knn_mixup", "local_mixup", "regmix", "lisa", "selective_mixup", "selfmix"):
+        with pytest.raises(ValueError, match=r"expects per 'sample' or 'batch', got 'pair'"):
+            mixaug.create(name, per="pair")

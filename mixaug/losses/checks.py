@@ -194,8 +194,8 @@ def refuse_one_output(name: str, logits: Tensor, labels: Tensor) -> None:
     """Raise for class ids beside a single output, which for a loss over classes is the only class there is."""
     if logits.ndim == 2 and logits.shape[1] == 1 and labels.ndim == 1:
         raise ValueError(
-            f"{name} got class ids beside logits of one output; for a yes or no pass labels[:, None].float(), 0 or 1, "
-            "and MixedBinaryCrossEntropy"
+            f"{name} got labels of shape {tuple(labels.shape)}, which are class ids, beside logits of one output; for "
+            "a yes or no give the policy labels[:, None].float(), 0 or 1, and take MixedBinaryCrossEntropy"
         )
 
 

@@ -58,8 +58,8 @@ def mixed_cross_entropy(
         label_smoothing: eps in [0, 1].
         class_weight: (K,) floating factor of each class, or None.
         ignore_index: class id whose sources drop out together with their weight, so they add neither loss nor
-            gradient. Has no meaning for dense labels, as in torch. None promises that there is no such label, which
-            saves a device a dozen small launches.
+            gradient. Refused beside dense labels where it is a class, as in torch. None promises that there is no such
+            label, which saves a device a dozen small launches.
         reduction: "none" gives (B,); "sum" the sum; "mean" the sum divided by the number of samples, where a
             sample with ignored sources counts only by the share of its weight that is left. Class weights do
             not enter the divisor, as in torch's form for dense targets. If nothing is left the mean is nan,
@@ -88,6 +88,11 @@ def mixed_cross_entropy(
     may_ignore = check_inputs("mixed_cross_entropy", logits, labels, sources, weights, ignore_index)
     check_per_sample("mixed_cross_entropy", "uniform", uniform, len(logits))
     check_per_sample("mixed_cross_entropy", "importance", importance, len(logits))
+    if labels.ndim == 2 and ignore_index is not None and ignore_index >= 0:
+        raise ValueError(
+            f"mixed_cross_entropy got ignore_index={ignore_index} and dense labels {tuple(labels.shape)}, which "
+            "have no class to ignore: give such rows no weight, or pass class ids"
+        )
     classes = logits.shape[1]
     dtype = compute_dtype(logits)
     if class_weight is not None:

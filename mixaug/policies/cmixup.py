@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mixaug.checks import check_per
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.ops.kernels import Kernel
@@ -61,6 +62,7 @@ def cmixup(
     """
     check_label_kernel("cmixup", bandwidth, units, kernel, include_self)
     pairing = LabelKernel(bandwidth, units=units, kernel=kernel, include_self=include_self)
+    check_per("cmixup", per, mutual=False)
     drawn = alpha_or_ratio("cmixup", alpha, 2.0, ratio)
     if stages is None:
         return Mixup(**drawn, labeling=labeling, pairing=pairing, per=per)

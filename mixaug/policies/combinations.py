@@ -53,8 +53,8 @@ class OneOf(Policy):
         policies: policies, or names of the registry.
         probabilities: one weight for each, not negative; equal when None. They are normalised.
         per: ``"batch"`` chooses once for all samples, ``"sample"`` for each, ``"pair"`` for each pair.
-        pairing: partners shared by all the policies; None lets each draw its own (``per="pair"``
-            always shares, random pairs by default).
+        pairing: partners shared by all the policies, in place of those of their own pairings; None lets each draw its
+            own (``per="pair"`` always shares, random pairs by default).
 
     Raises:
         ValueError: no policies, or probabilities that do not fit them.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mixaug.batch import Batch
-from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_range
+from mixaug.checks import check_boxes, check_images, check_out, check_partner, check_range, shown
 from mixaug.draws import Draws
 from mixaug.ops.boxes import area_kept, box_mask, cutmix_boxes, paste
 from mixaug.plan import Paste, Plan
@@ -96,9 +96,11 @@ class CutMix(Policy):
         super().__init__(alpha=alpha, **shared)
         self.minmax = None if minmax is None else check_range("CutMix", "minmax", minmax, 0, 1, strict=True)
         if minmax is not None and (alpha != 1.0 or shared.get("ratio", "beta") != "beta"):
+            given = {"alpha": alpha, "ratio": shared.get("ratio", "beta")}
+            without = [f"{name}={shown(value)}" for name, value in given.items() if value not in (1.0, "beta")]
             raise ValueError(
-                f"CutMix draws the sides between minmax={minmax!r}, not from lam: leave out alpha={alpha!r} and "
-                f"ratio={shared.get('ratio', 'beta')!r}, or minmax"
+                f"CutMix draws the sides between minmax={minmax!r}, not from lam: leave out {' and '.join(without)}, "
+                "or minmax"
             )
 
         self.sources = check_sources(self, sources, shared)

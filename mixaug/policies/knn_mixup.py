@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from mixaug.checks import check_choice, check_whole
+from mixaug.checks import check_choice, check_per, check_whole
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.pairing.nearest import Nearest
@@ -45,5 +45,6 @@ def knn_mixup(
     """
     k = check_whole("knn_mixup", "k", k)
     check_choice("knn_mixup", "by", by, get_args(By))
+    check_per("knn_mixup", per, mutual=False)
     drawn = alpha_or_ratio("knn_mixup", alpha, 2.0, ratio)
     return Mixup(**drawn, labeling=labeling, pairing=Nearest(k, by=by), per=per)

@@ -50,7 +50,7 @@ def lisa(
     if not group:
         raise ValueError("lisa expects group as the name of metadata of the batch, got ''")
     alpha = check_positive("lisa", "alpha", alpha)
-    check_per("lisa", per)
+    check_per("lisa", per, mutual=False)
     check_choice("lisa", "mixing", mixing, ("mixup", "cutmix"))
     same_label = check_probability("lisa", "same_label", same_label)
     pairs = [Selective("same", (group, "other")), Selective("other", (group, "same"))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mixaug.checks import check_per
 from mixaug.draws import Per
 from mixaug.labeling import Labeling
 from mixaug.pairing.nearest import Local, check_local
@@ -50,5 +51,6 @@ def local_mixup(
         ValueError: an option out of range.
     """
     check_local("local_mixup", radius, by, include_self)
+    check_per("local_mixup", per, mutual=False)
     drawn = alpha_or_ratio("local_mixup", alpha, 1.0, ratio)
     return Mixup(**drawn, labeling=labeling, pairing=Local(radius, by=by, include_self=include_self), per=per)

@@ -29,7 +29,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from mixaug.checks import check_callable, check_choice, check_positive, check_whole
+from mixaug.checks import check_callable, check_choice, check_per, check_positive, check_whole
 from mixaug.draws import Draws
 from mixaug.ops.blend import blend
 from mixaug.options import check_read, is_chosen
@@ -291,6 +291,7 @@ class RegMix(Mixup):
             raise ValueError(f'RegMix expects limits as a function, "learned" or None, got {limits!r}')
         if limits is not None and not isinstance(limits, str):
             check_callable("RegMix", "limits", limits, ["inputs", "labels"], "function of limits")
+        check_per("RegMix", shared.get("per", "batch"), mutual=False)
         k = check_whole("RegMix", "k", k)
         k_max = None if k_max is None else check_whole("RegMix", "k_max", k_max)
         check_choice("RegMix", "by", by, get_args(By))

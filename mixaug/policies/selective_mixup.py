@@ -57,7 +57,7 @@ def selective_mixup(
         ratio: see :class:`mixaug.Policy`.
     """
     alpha = check_positive("selective_mixup", "alpha", alpha)
-    check_per("selective_mixup", per)
+    check_per("selective_mixup", per, mutual=False)
     check_choice("selective_mixup", "mixing", mixing, ("mixup", "cutmix"))
     check_choice("selective_mixup", "label", label, ("same", "other", "any"))
     check_choice("selective_mixup", "relation", relation, ("same", "other", "any"))

@@ -55,9 +55,7 @@ def selfmix(
     mixup_alpha = check_positive("selfmix", "mixup_alpha", mixup_alpha)
     cutmix_alpha = check_positive("selfmix", "cutmix_alpha", cutmix_alpha)
     switch_prob = check_probability("selfmix", "switch_prob", switch_prob)
-    check_per("selfmix", per)
-    if per == "pair":
-        raise ValueError("selfmix has partners that need not be mutual: per expects 'sample' or 'batch', got 'pair'")
+    check_per("selfmix", per, mutual=False)
     for name, value in (("group", group), ("view", view)):
         if not (isinstance(value, str) and value) and not (name == "view" and value is None):
             raise TypeError(f"selfmix expects {name} as a name, got {shown(value)}")

@@ -150,5 +150,6 @@ def test_bad_options():
 
 @pytest.mark.parametrize("options", [{"alpha": 0.2}, {"ratio": 0.5}])
 def test_a_lam_that_minmax_does_not_use_is_refused(options):
-    with pytest.raises(ValueError, match=r"minmax=\(0.2, 0.8\), not from lam: leave out alpha"):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"minmax=\(0.2, 0.8\), not from lam: leave out {name}={value}, or minmax"):
         mixaug.create("cutmix", minmax=(0.2, 0.8), **options)

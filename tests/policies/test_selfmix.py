@@ -38,7 +38,7 @@ def test_a_view_brings_the_other_crop():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"mixup_alpha": 0}, "mixup_alpha"), ({"switch_prob": 2}, "switch_prob"), ({"group": None}, "group"),
-    ({"view": 3}, "view"), ({"per": "pair"}, "need not be mutual"),
+    ({"view": 3}, "view"), ({"per": "pair"}, "expects per 'sample' or 'batch'"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=f"selfmix.*{message}"):
