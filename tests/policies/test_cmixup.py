@@ -96,7 +96,7 @@ def test_mixing_hidden_features_by_label():
     ({"kernel": "box"}, "expects kernel 'gaussian' or 'tophat', got 'box'"),
     ({"units": "sd"}, "expects units 'raw' or 'standardised', got 'sd'"),
     ({"alpha": 0}, "expects alpha as a"),
-    ({"per": "pair"}, "not mutual"),
+    ({"per": "pair"}, "per 'sample' or 'batch'"),
     ({"stages": "layer1"}, "stages as a sequence of module names, got 'layer1'"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):

@@ -70,7 +70,7 @@ def test_defaults_and_lam():
     ({"k": 2.0}, "k as an integer >= 1"),
     ({"by": "features"}, "expects by 'labels' or 'inputs', got 'features'"),
     ({"alpha": -1}, "expects alpha as a"),
-    ({"per": "pair"}, "not mutual"),
+    ({"per": "pair"}, "per 'sample' or 'batch'"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -84,7 +84,7 @@ def test_defaults_and_lam():
     ({"radius": float("inf")}, "expects radius as a"),
     ({"by": "pixels"}, "expects by 'labels' or 'inputs', got 'pixels'"),
     ({"alpha": 0}, "expects alpha as a"),
-    ({"per": "pair"}, "not mutual"),
+    ({"per": "pair"}, "per 'sample' or 'batch'"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
