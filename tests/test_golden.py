@@ -81,7 +81,8 @@ def test_replay_works_from_another_folder(tmp_path):
 
 def test_what_the_readme_says_of_the_files_is_so():
     files = [path for path in FILES if not path.stem.startswith(WITHOUT_POLICY)]
-    said = re.search(r"(\d+) files\s+of draws for (\d+) of the (\d+)", (GOLDEN.parents[1] / "README.md").read_text()).groups()
+    readme = (GOLDEN.parents[1] / "README.md").read_text()
+    said = re.search(r"(\d+) files\s+of draws for (\d+) of the (\d+)", readme).groups()
     others = {"manifold_mixup": "manifoldmix", "timm": "deit", "prior_mixup": "manifoldmix", "midpoint_mixup": "mixup"}
     named = {next((new for old, new in others.items() if path.stem.startswith(old)), path.stem) for path in files}
     names = {name for name in mixaug.list_policies() if any(f"{stem}_".startswith(f"{name}_") for stem in named)}
