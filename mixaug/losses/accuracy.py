@@ -47,8 +47,8 @@ def mixed_accuracy(
     Returns:
         float32 in [0, 1] on the device of the logits: a scalar for an integer ``topk``, else one value per k. Samples
         count by their ``importance``, where a MixedBatch has it; shares that are spread over all classes (``uniform``)
-        are left out, but in what is compared with a threshold. A sample without any label counts nothing. nan if there is
-        no label weight at all.
+        are left out, but in what is compared with a threshold. A sample without any label counts nothing. nan if there
+        is no label weight at all.
 
     Raises:
         ValueError: mismatched shapes, k < 1, yes-or-no labels with other k, a threshold out of range, smoothing without
