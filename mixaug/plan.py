@@ -18,7 +18,7 @@ from mixaug.axes import SIGNED, Form, channels_back, channels_first
 from mixaug.frozen import ConvertibleFields
 from mixaug.ops.blend import blend, blend_mask
 from mixaug.ops.boxes import area_kept, box_mask, paste, sum_inside
-from mixaug.ops.layout import deliver, reads_freely
+from mixaug.ops.layout import deliver, pick, reads_freely
 
 PlanT = TypeVar("PlanT", bound="Plan")
 
@@ -402,7 +402,7 @@ class Select(Plan):
         result = self.plans[0].mix(tensor)
         for index, plan in enumerate(self.plans[1:], start=1):
             chosen = (self.choice == index).reshape(-1, *([1] * (tensor.ndim - 1)))
-            result = torch.where(chosen, plan.mix(tensor), result)
+            result = pick(chosen, plan.mix(tensor), result)
         return deliver(result, tensor, out, inplace)
 
     def mix_label_map(self, label_map: Tensor, num_classes: int) -> Tensor:

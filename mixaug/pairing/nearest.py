@@ -26,6 +26,8 @@ from mixaug.pairing.points import (
 
 #: Share of all pairs that ``Local(radius="auto")`` allows.
 LOCAL_SHARE = 0.1
+#: Rows whose distances say which radius that is.
+ROWS_OF_RADIUS = 1024
 
 
 class Local:
@@ -57,7 +59,7 @@ class Local:
     def __call__(self, batch: Batch, draws: Draws) -> Tensor:
         points = points_of_batch("Local", batch, self.by)
         squared = squared_distances(points, points)
-        probabilities = partner_probabilities(squared, self._radius(points), "tophat", self.include_self)
+        probabilities = partner_probabilities(squared, self._radius(points, squared), "tophat", self.include_self)
         return draw_index(probabilities, draws.uniform(per="sample"))
 
     def fit(self, labels: Tensor, inputs: Tensor | None = None) -> PoolPairing:
@@ -70,15 +72,18 @@ class Local:
         sampler = KernelSampler(points, float(self._radius(points)), "tophat")
         return FittedKernel(sampler, self.by, self.include_self, "Local")
 
-    def _radius(self, points: Tensor) -> Tensor:
+    def _radius(self, points: Tensor, squared: Tensor | None = None) -> Tensor:
+        """The radius among points, of which all squared distances may be known."""
         if self.radius != "auto":
             return torch.full((), float(self.radius), dtype=torch.float64, device=points.device)
-        some = points[spaced_rows(points.shape[0], 1024, points.device)]
-        place = torch.arange(some.shape[0], device=points.device)
-        squared = squared_distances(some, some).masked_fill(place == place[:, None], math.inf).flatten()
-        rank = max(1, round(LOCAL_SHARE * (squared.shape[0] - some.shape[0])))
+        if squared is None or len(points) > ROWS_OF_RADIUS:
+            points = points[spaced_rows(points.shape[0], ROWS_OF_RADIUS, points.device)]
+            squared = squared_distances(points, points)
+        place = torch.arange(points.shape[0], device=points.device)
+        pairs = squared.masked_fill(place == place[:, None], math.inf).flatten()
+        rank = max(1, round(LOCAL_SHARE * (pairs.shape[0] - points.shape[0])))
         # The radius lies just beyond the pair of that rank: a distance equal to it is not within.
-        return squared.kthvalue(rank).values.sqrt() * (1 + 1e-9)
+        return pairs.kthvalue(rank).values.sqrt() * (1 + 1e-9)
 
     def __repr__(self) -> str:
         return f"Local({self.radius}, by={self.by!r}, include_self={self.include_self})"

@@ -40,6 +40,7 @@ from mixaug.draws import Draws
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.filters import Border, gaussian_smooth
 from mixaug.ops.layout import column, single_precision
+from mixaug.ops.parts import in_parts
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policy import Policy, SharedOptions
 from mixaug.registry import register
@@ -216,7 +217,12 @@ class CowMix(Policy):
     def sample(self, batch: Batch, partner: Tensor, draws: Draws) -> Plan:
         lam = self.ratio(draws) if self.share is None else draws.uniform(*self.share)
         sigma = draws.uniform(math.log(self.sigma[0]), math.log(self.sigma[1])).exp()
-        smooth = cow_noise(draws.normal(batch.size), sigma, self.sigma[1], self.border)
-        lam = lam.to(smooth.dtype)
-        mask = cow_mask(smooth, lam)
+        noise = draws.normal(batch.size)
+        lam = lam.to(noise.dtype)
+
+        def masks(noise: Tensor, sigma: Tensor, lam: Tensor) -> Tensor:
+            return cow_mask(cow_noise(noise, sigma, self.sigma[1], self.border), lam)
+
+        # A row's matrices have a side of the image as theirs, so they are about as large as the image.
+        mask = in_parts(masks, noise, sigma, lam, bytes_per_row=math.prod(batch.size) * noise.element_size())
         return MaskBlend(partner=partner, lam=lam.float(), size=batch.size, mask=mask.squeeze(1))

@@ -46,6 +46,7 @@ from mixaug.ops import fused
 from mixaug.ops.blend import blend_mask
 from mixaug.ops.layout import wide_dtype
 from mixaug.ops.masks import ranks
+from mixaug.ops.parts import in_parts
 from mixaug.plan import MaskBlend, Plan
 from mixaug.policies.several import Regions, check_sources, rows_of, shares_of_regions
 from mixaug.policy import Policy, SharedOptions
@@ -107,10 +108,15 @@ def fourier_image(
     Raises:
         ValueError: noise of another shape, or an option out of range.
     """
-    grey = _grey("fourier_image", noise, tuple(size), decay, spectrum, frequencies).flatten(1)
-    grey = grey - grey.amin(1, keepdim=True)
-    grey = grey / grey.amax(1, keepdim=True).clamp(min=torch.finfo(grey.dtype).tiny)
-    return grey.reshape(-1, 1, *size)
+    size = tuple(size)
+
+    def scaled(noise: Tensor) -> Tensor:
+        grey = _grey("fourier_image", noise, size, decay, spectrum, frequencies).flatten(1)
+        grey = grey - grey.amin(1, keepdim=True)
+        grey = grey / grey.amax(1, keepdim=True).clamp(min=torch.finfo(grey.dtype).tiny)
+        return grey.reshape(-1, 1, *size)
+
+    return in_parts(scaled, noise, bytes_per_row=math.prod(size) * noise.element_size())
 
 
 def fourier_mask(
@@ -152,10 +158,14 @@ def fourier_mask(
             f"fourier_mask expects lam ({noise.shape[0]},) and round_up ({noise.shape[0]},) bool for noise "
             f"{tuple(noise.shape)}, got {tuple(lam.shape)} and {tuple(round_up.shape)} {round_up.dtype}"
         )
-    grey = _grey("fourier_mask", noise, size, decay, spectrum, frequencies).flatten(1)
-    count = own_count(lam, math.prod(size), round_up)
-    mask = largest(grey, count) if max_soft == 0 else _ramp(grey, count, lam, max_soft)
-    return mask.reshape(-1, 1, *size)
+
+    def masks(noise: Tensor, lam: Tensor, round_up: Tensor) -> Tensor:
+        grey = _grey("fourier_mask", noise, size, decay, spectrum, frequencies).flatten(1)
+        count = own_count(lam, math.prod(size), round_up)
+        mask = largest(grey, count) if max_soft == 0 else _ramp(grey, count, lam, max_soft)
+        return mask.reshape(-1, 1, *size)
+
+    return in_parts(masks, noise, lam, round_up, bytes_per_row=math.prod(size) * noise.element_size())
 
 
 def own_count(lam: Tensor, pixels: int, round_up: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from mixaug.batch import Batch
 from mixaug.checks import check_whole, shown
 from mixaug.draws import Draws
 from mixaug.ops.layout import check_blends, deliver, take_rows
+from mixaug.ops.parts import in_parts
 from mixaug.ops.resample import cast_pixels
 from mixaug.pairing import Contradicting, Own, Reversed, Shift
 from mixaug.plan import Plan
@@ -82,13 +83,18 @@ def weighted_mean(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
         (B, ...) of the dtype of ``images``.
     """
     wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
-    total: Tensor | None = None
-    # One pass for each of a few sources needs no (B, M, ...) copy of the images.
-    for column in range(sources.shape[1]):
-        share = shares[:, column].to(wide.dtype).reshape(-1, *([1] * (images.ndim - 1)))
-        term = share * (wide if column == 0 else wide.index_select(0, sources[:, column]))
-        total = term if total is None else total + term
-    return cast_pixels(images if total is None else total, images.dtype)
+
+    def mean(own: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+        total: Tensor | None = None
+        # One pass for each of a few sources needs no (B, M, ...) copy of the images.
+        for column in range(sources.shape[1]):
+            share = shares[:, column].to(wide.dtype).reshape(-1, *([1] * (images.ndim - 1)))
+            term = share * (own if column == 0 else wide.index_select(0, sources[:, column]))
+            total = term if total is None else total + term
+        return cast_pixels(own if total is None else total, images.dtype)
+
+    every = shares.expand(len(images), -1)
+    return in_parts(mean, wide, sources, every, bytes_per_row=wide[:1].numel() * wide.element_size())
 
 
 def shares_of_regions(regions: Tensor, sources: int) -> Tensor:

@@ -1,0 +1,35 @@
+"""Work on some rows of a batch at a time, where that spares a CPU's memory and its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mixaug.ops.layout import reads_freely
+
+#: Bytes of an intermediate result that is worked on at once: so few are in the cache when the next step reads them, and
+#: the allocator has the memory at hand, which it asks the system for otherwise, page by page.
+BYTES_AT_ONCE = 2**21
+
+
+def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> Tensor:
+    """``make(*rows)``, on a CPU for some rows at a time, elsewhere for all of them at once.
+
+    Args:
+        make: takes as many rows of each tensor and gives a tensor of as many, each from its own rows alone.
+        rows: tensors (R, ...).
+        bytes_per_row: of the largest result that ``make`` has in between, for one row.
+
+    Returns:
+        (R, ...), whatever ``make`` gives.
+    """
+    count, size = len(rows[0]), max(1, BYTES_AT_ONCE // max(1, bytes_per_row))
+    if count <= size or not reads_freely(*rows):
+        return make(*rows)
+    first = make(*(tensor[:size] for tensor in rows))
+    result = first.new_empty(count, *first.shape[1:])
+    result[:size] = first
+    for begin in range(size, count, size):
+        result[begin : begin + size] = make(*(tensor[begin : begin + size] for tensor in rows))
+    return result
