@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from mixaug.ops.layout import wide_dtype
+from mixaug.ops.layout import reads_freely, wide_dtype
+from mixaug.ops.parts import in_parts
 
 Kernel = Literal["gaussian", "tophat"]
 KERNELS = ("gaussian", "tophat")
@@ -21,6 +22,8 @@ CHUNK = 1 << 23
 SMALL = 1 << 16
 #: Number of entries of a kernel's row that can be computed in the time of one proposal.
 PROPOSAL_COST = 32
+#: Columns from which a matrix product is tried on a CPU, and the share of squared norms below which two rows are near.
+WIDE, NEAR = 64, 1e-3
 #: Largest distance from the centre, in bandwidths, up to which squared distances come from a matrix product.
 PRODUCT_RADIUS = 1000
 
@@ -41,8 +44,38 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
         return (first[:, None] != second[None, :]).to(wide_dtype(first.device)) * 2
     if first.shape[1] == 1:
         return (first - second.T).square()
+    found = _by_product(first, second) if first.shape[1] >= WIDE and reads_freely(first, second) else None
+    if found is not None:
+        return found
     # The matrix product form would lose what distinguishes near rows.
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _by_product(first: Tensor, second: Tensor) -> Tensor | None:
+    """Squared distances by a matrix product, and term by term where rows are near; None where too many are.
+
+    Products are off by some 1e-15 of the rows' squared norms: what is at least ``NEAR`` of these has twelve digits.
+    """
+    own, theirs = first.square().sum(1)[:, None], second.square().sum(1)
+    norms = own + theirs
+    if not norms.isfinite().all():
+        return None
+    squared = norms - 2 * (first @ second.T)
+    near = squared < NEAR * norms
+    if first is second:
+        # The product of two rows depends on their order, their distance does not.
+        squared = (squared + squared.T) / 2
+        near = (near | near.T).fill_diagonal_(False)
+        squared.fill_diagonal_(0.0)
+    rows, columns = near.nonzero(as_tuple=True)
+    if len(rows) > near.numel() // 8:
+        return None
+
+    def exact(row: Tensor, column: Tensor) -> Tensor:
+        return (first[row] - second[column]).square_().sum(1)
+
+    squared[rows, columns] = in_parts(exact, rows, columns, bytes_per_row=first.shape[1] * first.element_size())
+    return squared
 
 
 def log_weights(squared: Tensor, bandwidth: float | Tensor, kernel: Kernel) -> Tensor:
