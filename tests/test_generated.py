@@ -25,6 +25,12 @@ def test_a_compiled_policy_launches_no_more_kernels_than_its_bound(policy):
     assert any(kernel.startswith("triton_") for kernel in kernels), kernels
 
 
+@pytest.mark.slow
+def test_kernels_are_counted_where_other_libraries_have_torch_count_devices(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    assert len(generated.of_policy("mixup")) == BOUNDS["mixup"]
+
+
 def test_every_policy_that_looks_at_no_model_has_a_bound():
     assert set(BOUNDS) == set(ours(mixaug.list_policies(needs=()))) - BESIDE
 

@@ -47,6 +47,9 @@ def made_up_device(codes: list[str]) -> Iterator[None]:
         raise Written
 
     patches = {
+        # Dynamo keeps the state of the device's generator where there is one. By an environment variable that other
+        # libraries set, torch goes by the number of devices, which is made up below.
+        "torch.cuda.is_available": lambda: False,
         "torch.cuda.current_device": lambda: 0,
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.get_device_capability": lambda device=None: (9, 0),
