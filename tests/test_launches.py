@@ -1,6 +1,7 @@
 """Launches on a GPU, counted without one, stay within tools/speed/launches.csv."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mixaug import MixStep, losses
 from mixaug.loading import ResidentLoader
 from mixaug.losses import MixedCrossEntropy, mixed_accuracy, mixed_cross_entropy
 from mixaug.policies import NoMix
-from speed import launches
+from speed import launches, page
 
 BOUNDS = launches.read_bounds()
 SIDE = 32
@@ -130,3 +131,35 @@ def test_a_result_that_does_not_lie_with_the_images_is_told(monkeypatch):
     monkeypatch.setattr(NoMix, "forward", lambda *a, **o: dataclasses.replace(really(*a, **o), weights=weights))
     with pytest.raises(RuntimeError, match=r"none leaves tensors of its result on \['cpu', 'cuda'\]"):
         launches.of_policy(launches.Case("none", "none"), SIDE)
+
+
+def test_the_page_has_the_bound_of_every_case(root):
+    text = (root / "docs" / "speed.md").read_text()
+    begin, end = page.marks("launches")
+    lines = [line.strip("| ").split(" | ") for line in text.split(begin)[1].split(end)[0].splitlines() if "|" in line]
+    shown = {cells[0]: int(cells[1].strip(" |")) for cells in lines[2:]}
+    assert shown == {name: most for (name, side), most in BOUNDS.items() if side in (0, SIDE)}
+
+
+def test_the_table_of_the_page_tells_kernels_from_operators(monkeypatch, tmp_path):
+    few = {key: BOUNDS[key] for key in (("mixup", SIDE), ("saliencymix", SIDE), ("saliencymix", 224))}
+    monkeypatch.setattr(launches, "read_bounds", lambda: few)
+    monkeypatch.setattr(launches, "PAGE", tmp_path / "speed.md")
+    launches.PAGE.write_text("before\n{}\nold\n{}\nafter\n".format(*page.marks("launches")))
+    assert launches.main(["--page"]) == 0
+    text = launches.PAGE.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| mixup | 10 |  |" in text
+    found = re.search(r"\| saliencymix \| 51 \| (\d+) \|", text)
+    assert found is not None
+    # The detector alone takes some fifty operators for each of its scales.
+    assert int(found[1]) > 250
+    assert text.count("saliencymix") == 1
+
+
+def test_the_table_of_the_page_takes_no_other_arguments(capsys):
+    with pytest.raises(SystemExit):
+        launches.main(["--page", "--cases", "mixup"])
+    assert "--page writes one table of all cases" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 
 from speed import check, loaders, sections, steps
 from speed.goals import judge, read_goals
+from speed.page import PAGE, TABLES, fill
 from speed.profiles import Profile, profiles
 from speed.report import markdown, table
 from speed.setting import DTYPES, LAYOUTS, Setting, environment
@@ -40,9 +41,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             parser.error(f"--out: {error}")
+    if options.page:
+        if options != parser.parse_args(["--page", *options.page]):
+            parser.error("--page measures each table by a command of its own, which the page names: leave out the rest")
+        for name in options.page:
+            _fill_page(parser, name)
+        return 0
+    conditions = _conditions(options)
+    rows, profiled = _measure(options)
+    verdicts = judge(rows, read_goals(), torch.device(options.device).type)
+    page = markdown(conditions, rows, verdicts, profiled)
+    print(page)
+    if options.out is not None:
+        (options.out / "speed.md").write_text(page)
+        (options.out / "speed.csv").write_text(table(rows))
+    if options.check and not _passes(options, rows, conditions):
+        return 1
+    if options.check or options.record:
+        check.record(options.recorded, rows, conditions, replace=options.record)
+    return 0
+
+
+def _fill_page(parser: argparse.ArgumentParser, name: str) -> None:
+    options = parser.parse_args(TABLES[name].arguments.split())
+    conditions = _conditions(options)
+    rows, _ = _measure(options)
+    fill(PAGE, name, rows, judge(rows, read_goals()), conditions)
+    print(f"{name} is in {PAGE}")
+
+
+def _conditions(options: argparse.Namespace) -> dict[str, str]:
     torch.set_num_threads(options.threads)
     conditions = environment(options.device)
     print(", ".join(f"{key} {value}" for key, value in conditions.items()), file=sys.stderr)
+    return conditions
+
+
+def _measure(options: argparse.Namespace) -> tuple[list[sections.Row], list[Profile]]:
     jobs = [job for job in sections.JOBS if not options.jobs or job.label in options.jobs]
     rows: list[sections.Row] = []
     profiled: list[Profile] = []
@@ -85,17 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen:
             setting = Setting(shape, "float32", "contiguous", options.device)
             rows += steps.training_step(setting, chosen, model, few, memory=True)
-    verdicts = judge(rows, read_goals(), torch.device(options.device).type)
-    page = markdown(conditions, rows, verdicts, profiled)
-    print(page)
-    if options.out is not None:
-        (options.out / "speed.md").write_text(page)
-        (options.out / "speed.csv").write_text(table(rows))
-    if options.check and not _passes(options, rows, conditions):
-        return 1
-    if options.check or options.record:
-        check.record(options.recorded, rows, conditions, replace=options.record)
-    return 0
+    return rows, profiled
 
 
 def _passes(options: argparse.Namespace, rows: Sequence[sections.Row], conditions: Mapping[str, str]) -> bool:
@@ -150,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="show the operators that mixing in --jobs spends time in"
     )
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.csv")
+    parser.add_argument(
+        "--page", nargs="+", choices=list(TABLES), help="measure these tables of docs/speed.md, write them there, end"
+    )
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 on what became slower, and on rivals that a step feels"
     )

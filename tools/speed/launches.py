@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 import mixaug
 from mixaug import MixStep, losses
+from mixaug.ops import fused
 from mixaug.testing.subject import CHANNELS, Subject
 from mixaug.testing.surface import pretended_cuda
+from speed.page import PAGE, write_between
 
 BOUNDS = Path(__file__).parent / "launches.csv"
 SIDES = (32, 224)
@@ -167,7 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), help="pixels of an image's side")
     parser.add_argument("--operators", action="store_true", help="show every operator with its count")
     parser.add_argument("--csv", type=Path, help="write the counts as a file of bounds")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/speed.md, and end")
     options = parser.parse_args(arguments)
+    if options.page:
+        if options != parser.parse_args(["--page"]):
+            parser.error("--page writes one table of all cases: leave out the rest")
+        write_between(
+            PAGE, "launches", [f"`python tools/launches.py --page`; torch {torch.__version__}.", "", *_page()]
+        )
+        return 0
     bounds, passed, rows = read_bounds(), 0, []
     print("| case | side | launches | at most |\n|---|--:|--:|--:|")
     for name, side, launches in _counted(options.cases, options.sides):
@@ -186,6 +197,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer.writerow(("case", "side", "most"))
             writer.writerows(rows)
     return int(passed > 0)
+
+
+def _page() -> list[str]:
+    """The most that every case may launch, and beside it what it would launch without kernels of its own."""
+    lines = ["| batch of 128 images | launches, at most | by torch operators alone |", "|---|--:|--:|"]
+    side = SIDES[0]
+    for (name, where), most in read_bounds().items():
+        if where not in (0, side):
+            continue
+        counts = []
+        for serves in (fused.serves, lambda *tensors: False):
+            # Some policies toss a coin for the batch: the same one for both.
+            torch.manual_seed(0)
+            with patch.object(fused, "serves", serves):
+                counts.append(next(_counted([name], [side]))[2].total)
+        lines.append(f"| {name} | {most} | {counts[1] if counts[1] != counts[0] else ''} |")
+    return lines
 
 
 def _counted(names: Sequence[str] | None, sides: Sequence[int]) -> Iterator[tuple[str, int, Launches]]:

@@ -40,7 +40,7 @@ def markdown(
                 f"{_shown(row.floor)} | {peer} | {row.note} |"
             )
         lines.append("")
-    lines += _summary([row for row in rows if row.section == "mixing"])
+    lines += summary([row for row in rows if row.section == "mixing"])
     if verdicts:
         lines += ["### goals", "", "| section | setting | job | per | output | goal | measured | |"]
         lines.append("|---|---|---|---|---|--:|--:|---|")
@@ -64,14 +64,21 @@ def markdown(
     return "\n".join(lines)
 
 
-def _summary(rows: Sequence[Row]) -> list[str]:
-    """Medians alone, a line for every job: our outputs beside a fresh lerp, and every other library."""
-    outputs = ("fresh", "out", "inplace", "compiled")
+def summary(rows: Sequence[Row], level: int = 3) -> list[str]:
+    """Medians alone, a line for every job: our outputs beside a fresh lerp, and every other library.
+
+    Args:
+        rows: of the section mixing.
+        level: of the headings, one for each setting.
+    """
+    titles = {"fresh": "fresh", "out": "`out=`", "inplace": "in place", "compiled": "compiled"}
+    outputs = [name for name in titles if name != "compiled" or any(row.output == name for row in rows)]
     lines: list[str] = []
     for setting in dict.fromkeys(row.setting for row in rows):
-        lines += [f"### mixing in short, x floor: {setting}", ""]
-        lines.append("| job | per | ms, best | fresh | `out=` | in place | compiled | fresh lerp | other libraries |")
-        lines.append("|---|---|--:|--:|--:|--:|--:|--:|---|")
+        lines += [f"{'#' * level} mixing in short, x floor: {setting}", ""]
+        shown = " | ".join(titles[name] for name in outputs)
+        lines.append(f"| job | per | ms, best | {shown} | fresh lerp | other libraries |")
+        lines.append(f"|---|---|--:|{'--:|' * len(outputs)}--:|---|")
         for job, per in dict.fromkeys((row.job, row.per) for row in rows if row.setting == setting):
             members = [row for row in rows if (row.setting, row.job, row.per) == (setting, job, per)]
             ours = {row.output: row for row in members if row.library == PLAIN}
