@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from mixaug.near import did_you_mean
+
 IMAGE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
 PER = ("sample", "batch", "pair")
@@ -308,7 +310,7 @@ def check_choice(what: str, name: str, value: Any, choices: Iterable[str]) -> No
     if not isinstance(value, str) or value not in choices:
         names = list(choices)
         wanted = f"{names[0]!r} or {names[1]!r}" if len(names) == 2 else f"in {names}"
-        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}{did_you_mean(value, names)}")
 
 
 def check_flag(what: str, name: str, value: Any) -> bool:

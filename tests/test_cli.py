@@ -210,6 +210,10 @@ WRONG = {
     "gallery --run empty --samples 1": (2, "argument --samples: expected a whole number of at least 2, got '1'"),
     "mixer empty --samples 0": (2, "argument --samples: expected a whole number of at least 2, got '0'"),
     "policies --needs foo": (2, "--needs expects what policies look at, attention, cam, features, hidden, outputs,"),
+    "policies --needs atention": (2, "got 'atention'; did you mean 'attention'?"),
+    "policies --family maks": (2, "error: --family expects one of baseline, blends, cut and paste, masks, guided"),
+    "policies --passes 0": (2, "argument --passes: expected a number of at least 1, got '0'"),
+    "policies --cost nan": (2, "argument --cost: expected a number of at least 1, got 'nan'"),
     "policies describe cutmixx": (2, "unknown policy 'cutmixx'. Did you mean 'cutmix'"),
 }
 
@@ -450,9 +454,14 @@ def test_the_policies_as_a_table(say: Say) -> None:
     assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
     assert say("policies", "nothing*") == (1, "", "no policy is like nothing*\n")
+    assert say("policies", "cutmx") == (1, "", "no policy is like cutmx; did you mean cutmix?\n")
+    # A pattern is no misspelt name, and a policy that the options leave out is one.
+    assert say("policies", "cutmx*") == (1, "", "no policy is like cutmx*\n")
+    left_out = (1, "", "no policy is like mixup and fits the options\n")
+    assert say("policies", "mixup", "--family", "masks") == left_out
     # What is like none is told beside what is like some.
     code, shown, complaint = say("policies", "cutmix", "mixupp")
-    assert (code, complaint) == (1, "no policy is like mixupp\n") and "\ncutmix " in shown
+    assert (code, complaint) == (1, "no policy is like mixupp; did you mean mixup?\n") and "\ncutmix " in shown
     assert say("policies", "--family", "blend")[0] == 2
 
 

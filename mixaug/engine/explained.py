@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from mixaug.engine.elsewhere import ELSEWHERE
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.near import ELSEWHERE, near
+from mixaug.near import near
 
 __all__ = ["explained", "no_setting", "on_one_line", "read_overrides", "settings_of"]
 
