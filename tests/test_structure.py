@@ -25,7 +25,7 @@ LAYERS = [
     ["signals"],
     ["batch"],
     ["pairing", "partners", "labeling", "losses", "preparation", "regression_metrics"],
-    ["shared_options", "policy"],
+    ["shared_options", "shown_options", "policy"],
     ["registry"],
     ["policies"],
     ["networks"],
