@@ -78,6 +78,10 @@ def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
 def check_label_kind(what: str, labels: Any) -> None:
     """Raise unless ``labels`` are class ids (B,), dense float targets (B, K) or float (B,); says the way there."""
     check_dense(what, "labels", labels)
+    if labels.ndim == 0:
+        raise ValueError(
+            f"{_wrong_labels(what, labels)}, the label of one sample: mix batches, after the samples are collated"
+        )
     if labels.ndim not in (1, 2):
         single = labels.ndim > 2 and 1 in labels.shape[1:]
         axis = f"labels.squeeze({tuple(labels.shape).index(1, 1)}) takes the axis of one away; " if single else ""
