@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -114,6 +115,10 @@ WRONG = {
     "train policy=[a": (2, "cannot read 'policy=[a': expected key=value"),
     "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
     "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
+    "train policy=cutmix policy.p=0.5": (2, "policy.p; a share of the batches takes a file of your own, whose policy."),
+    "train policy=mixstyle policy.p=0.5": (2, "there is no setting policy.p; did you mean policy.probability?"),
+    "train optimizer.decay=0.5": (2, "there is no setting optimizer.decay; it is optimizer.weight_decay"),
+    "train mix_prob=0.5": (2, "there is no setting mix_prob; a share of the batches takes a file of your own, whose"),
     "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
     # A name that sections have is that of a section's setting, whatever the command.
     "train lr=0.2": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
@@ -511,6 +516,46 @@ def test_config_files_of_ones_own_join(say: Say, own: Path, monkeypatch: pytest.
         with_config_dir([], "nowhere")
     with pytest.raises(ConfigError, match="not both"):
         with_config_dir(["hydra.searchpath=[pkg://other]"], own)
+
+
+def test_policies_made_of_policies_as_the_page_shows_them(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixaug.engine.build import build_policy
+    from mixaug.leaderboard.grid import grid_of
+    from mixaug.leaderboard.search.space import read_space
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "benchmark.md").read_text()
+    section = page.partition("### A policy in a share of the batches")[2].partition("\n## ")[0]
+    files = re.findall(r"`(my_configs/policy/\w+\.yaml)`.*?```yaml\n(.*?)```", section, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("my_configs/policy").mkdir(parents=True)
+    for name, text in files:
+        Path(name).write_text(text)
+
+    def made(*overrides: str) -> str:
+        return re.sub(r"\s+", " ", repr(build_policy(compose(with_config_dir(list(overrides), "my_configs")))))
+
+    assert len(files) == 3
+    assert made("policy=half_cutmix").startswith("Sometimes( probability=0.5, until=None, per='batch'")
+    assert "(0): CutMix(alpha=0.2)" in made("policy=half_mild_cutmix", "policy.policy.alpha=0.2")
+    assert "(0): CutMix(alpha=0.5)" in made("policy=half_mild_cutmix")
+    either = made("policy=either")
+    assert either.startswith("OneOf( probabilities=[0.3, 0.7]") and "(0): Mixup() (1): CutMix()" in either
+    train, benchmark, search = (shlex.split(line) for line in re.findall(r"^mixaug (.*)$", section, flags=re.MULTILINE))
+    code, shown, complaint = say(*train, "epochs=1", "data.train_size=100", "root=runs", "device=cpu")
+    assert (code, complaint) == (0, "") and "half_cutmix-cifar_resnet8-digits" in shown
+    (folder,) = Path("runs").iterdir()
+    assert "probability: 0.25" in (folder / "config.yaml").read_text()
+    assert read_run(folder).config["choices"]["policy"] == "half_cutmix"
+    assert benchmark[:3] == ["benchmark", "--config-dir", "my_configs"]
+    cells = grid_of(with_config_dir(benchmark[3:], "my_configs")).cells
+    assert {cell.config["choices"]["policy"] for cell in cells} == {"none", "cutmix", "half_cutmix"}
+    space = read_space([word for word in search[3:] if not word.startswith("budget=")], "my_configs")
+    assert [trial.options for trial in space.trials if trial.policy == "half_cutmix"] == [
+        {"probability": 0.25},
+        {"probability": 0.5},
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")

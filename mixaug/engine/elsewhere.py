@@ -14,6 +14,10 @@ ELSEWHERE = {
     **dict.fromkeys(("loss", "criterion"), "it is objective=... and its settings"),
     **dict.fromkeys(("arch", "backbone", "network", "net"), "it is model=..., of timm model=timm model.name=..."),
     **dict.fromkeys(("aug", "mix", "augmentation", "method"), "it is policy=..."),
+    **dict.fromkeys(
+        ("p", "prob", "probability", "mix_prob", "mixup_prob", "cutmix_prob"),
+        "a share of the batches takes a file of your own, whose policy._target_ is mixaug.Sometimes",
+    ),
     **dict.fromkeys(("gpu", "gpus", "cuda"), "it is device=cuda:0"),
     **dict.fromkeys(("amp", "fp16", "bf16", "half", "dtype"), "it is precision=bfloat16 or precision=float16"),
     **dict.fromkeys(("output", "output_dir", "outdir", "save_dir", "logdir", "log_dir"), "it is root=..."),
