@@ -51,6 +51,26 @@ def refuse_mixing_collate(collate: Any, caller: str) -> None:
         )
 
 
+def require_first(cls: type, mixin: type, packages: tuple[str, ...], lost: str) -> None:
+    """Raise a `TypeError` where a class of a library stands before our mixin in a class that is being made.
+
+    Args:
+        cls: the class that is made.
+        mixin: ours.
+        packages: beginnings of the names of the library's modules.
+        lost: what would become of the mixin, as the end of a sentence.
+    """
+    order = cls.__mro__
+    for base in order[: order.index(mixin)]:
+        if base.__module__.startswith(packages):
+            # The base that the class names may be one of the user's own, below the library's.
+            named = next((own for own in cls.__bases__ if issubclass(own, base)), base).__name__
+            raise TypeError(
+                f"{cls.__name__} names {named} before {mixin.__name__}, {lost}: "
+                f"class {cls.__name__}({mixin.__name__}, {named})"
+            )
+
+
 def require_class_count(num_classes: int, caller: str) -> int:
     """Return `num_classes` if it is a positive int, else raise a `ValueError` that names `caller`."""
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
