@@ -26,8 +26,16 @@ def require_policy(policy: Policy, caller: str) -> Policy:
     return policy
 
 
-def require_model_free(policy: Policy, caller: str) -> Policy:
+STEP = "mixaug.MixStep(model, policy, objective)"
+
+
+def require_model_free(policy: Policy, caller: str, instead: str) -> Policy:
     """Return `policy` if it can mix without a model.
+
+    Args:
+        policy: what was handed in.
+        caller: named in messages.
+        instead: how the loop that the caller is for mixes by a policy that needs the model.
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
@@ -37,7 +45,7 @@ def require_model_free(policy: Policy, caller: str) -> Policy:
     if policy.needs:
         raise ValueError(
             f"{caller} mixes before the model runs, but {type(policy).__name__} needs "
-            f"{', '.join(sorted(policy.needs))} from it; use mixaug.MixStep(model, policy, objective)"
+            f"{', '.join(sorted(policy.needs))} from it; {instead}"
         )
     return policy
 

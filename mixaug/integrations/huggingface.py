@@ -22,7 +22,6 @@ from mixaug.axes import check_layout
 from mixaug.integrations._common import (
     refuse_mixing_collate,
     require_first,
-    require_model_free,
     require_policy,
     require_smoothing,
 )
@@ -170,8 +169,6 @@ class MixTrainerMixin:
                 signals = ModelSignals(model, loss=_loss_of_labels(self.mix_loss))  # type: ignore[arg-type]
             objective = objective or _mean_of(self.mix_loss)
             self.mix_step = _TrainerStep(model, policy, objective, signals, self.mix_layout)  # type: ignore[arg-type]
-        else:
-            require_model_free(policy, name)
         if self.mix_step is not None or policy.state_dict():
             self.add_callback(_callback(self))  # type: ignore[attr-defined]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixaug import MixedBatch, MixStep, Policy
 from mixaug.axes import check_layout
-from mixaug.integrations._common import refuse_mixing_collate, require_first, require_model_free
+from mixaug.integrations._common import STEP, refuse_mixing_collate, require_first, require_model_free
 
 
 class MixBatchMixin:
@@ -143,7 +143,7 @@ class MixBatchMixin:
             self._mix_batch = batch
             return batch
         assert policy is not None  # one of the two is there
-        policy = require_model_free(policy, name)
+        policy = require_model_free(policy, name, f"set mix_step = {STEP} in the place of mix_policy")
         self._tell_progress(policy)
         if isinstance(batch, MixedBatch):
             raise TypeError(f"{name} got a MixedBatch: leave out MixCollate or mix_policy, for it would be mixed twice")

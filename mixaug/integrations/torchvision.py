@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from mixaug import Policy
 from mixaug.axes import check_layout
 from mixaug.checks import check_dense, shown
-from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing
+from mixaug.integrations._common import STEP, require_class_count, require_model_free, require_smoothing
 from mixaug.ops.nested import mapping_like
 
 #: Names under which dictionaries hold their labels, by the convention of torchvision.
@@ -70,7 +70,7 @@ class MixTransform(v2.Transform):
         layout: str | None = None,
     ) -> None:
         super().__init__()
-        self.policy = require_model_free(policy, "MixTransform")
+        self.policy = require_model_free(policy, "MixTransform", f"train through {STEP} in the loop")
         self.num_classes = require_class_count(num_classes, "MixTransform")
         self.label_smoothing = require_smoothing(label_smoothing, "MixTransform")
         if labels_getter != "default" and not callable(labels_getter):

@@ -241,5 +241,6 @@ def check_free_policy(what: str, policy: Any) -> None:
     if policy.needs:
         raise ValueError(
             f"{what} cannot run {type(policy).__name__}: it needs {', '.join(sorted(policy.needs))} of the model; "
-            "train through mixaug.MixStep"
+            "train through mixaug.MixStep, in Lightning as mix_step of MixBatchMixin, in timm in MixTask, with the "
+            "Hugging Face Trainer through MixTrainerMixin"
         )

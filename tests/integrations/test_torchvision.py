@@ -102,6 +102,11 @@ def test_other_inputs_are_refused(inputs):
         MixTransform(mixaug.create("mixup"), 5)(*inputs)
 
 
+def test_a_policy_that_needs_the_model_is_refused():
+    with pytest.raises(ValueError, match=r"needs saliency from it; train through mixaug\.MixStep\(.*in the loop"):
+        MixTransform(mixaug.create("puzzlemix"), 5)
+
+
 SAMPLE = torch.zeros(3, 4, 4)
 
 
