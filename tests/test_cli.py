@@ -211,6 +211,7 @@ WRONG = {
     "evaluate empty --suite foo": (2, "mixaug evaluate: --suite expects each family in ['all', 'calibration', "),
     "evaluate empty --suite all --corrupted empty --samples 3": (2, "--corrupted is for the whole test set: leave out"),
     "leaderboard nowhere": (2, "error: expected a folder of runs, got 'nowhere', which is not a folder"),
+    "train experiment=diabetes policy=cutmix": (2, "error: policy=cutmix: CutMix works on pixels: it expects images ("),
     "train data=digits data.name=foo": (2, "error: data: there is no data set 'foo'; closest names: photos"),
     "train experiment=digits +data.root=1": (2, "error: data: data set 'digits' has no option 'root'; its options are"),
     "train experiment=digits model=timm model.name=foo": (2, "error: model: there is no model 'foo'; beside those of "),
