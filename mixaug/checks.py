@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from mixaug.near import did_you_mean
+
 IMAGE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
 PER = ("sample", "batch", "pair")
@@ -76,6 +78,10 @@ def check_labels(what: str, labels: Tensor | None, images: Tensor) -> None:
 def check_label_kind(what: str, labels: Any) -> None:
     """Raise unless ``labels`` are class ids (B,), dense float targets (B, K) or float (B,); says the way there."""
     check_dense(what, "labels", labels)
+    if labels.ndim == 0:
+        raise ValueError(
+            f"{_wrong_labels(what, labels)}, the label of one sample: mix batches, after the samples are collated"
+        )
     if labels.ndim not in (1, 2):
         single = labels.ndim > 2 and 1 in labels.shape[1:]
         axis = f"labels.squeeze({tuple(labels.shape).index(1, 1)}) takes the axis of one away; " if single else ""
@@ -308,7 +314,7 @@ def check_choice(what: str, name: str, value: Any, choices: Iterable[str]) -> No
     if not isinstance(value, str) or value not in choices:
         names = list(choices)
         wanted = f"{names[0]!r} or {names[1]!r}" if len(names) == 2 else f"in {names}"
-        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}")
+        raise ValueError(f"{what} expects {name} {wanted}, got {shown(value)}{did_you_mean(value, names)}")
 
 
 def check_flag(what: str, name: str, value: Any) -> bool:

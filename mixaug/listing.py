@@ -23,6 +23,7 @@ from mixaug.batch import Batch
 from mixaug.draws import mean_over_choices
 from mixaug.flops import Flops, attention_by_products
 from mixaug.losses import MixedCrossEntropy, MixedSquaredError
+from mixaug.near import did_you_mean
 from mixaug.options import documented_options
 from mixaug.policy import Policy
 from mixaug.refreshing import Sets, asking, looks_a_sample
@@ -204,7 +205,9 @@ def list_policies(
     ['cutmix']
     """
     if task is not None and task not in TASKS:
-        raise ValueError(f"list_policies expects task as one of {list(TASKS)} or None, got {task!r}")
+        raise ValueError(
+            f"list_policies expects task as one of {list(TASKS)} or None, got {task!r}{did_you_mean(task, TASKS)}"
+        )
     for option, most in (("passes", passes), ("cost", cost)):
         if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
             raise ValueError(f"list_policies expects {option} as a number of at least 1 or None, got {most!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
+
+from mixaug.near import did_you_mean
 
 _GIVEN = "_given_options"
 """Where an object keeps the names of the options that it was made with."""
@@ -131,9 +132,8 @@ def takes_any_option(target: Callable[..., Any]) -> bool:
 def unknown_option(what: str, name: str, offered: Iterable[str]) -> str:
     """What to say of an option that ``what`` does not have: the one that was probably meant, and all that there are."""
     names = list(offered)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
-    meant = f"did you mean {close[0]!r}? Its" if close else "its"
-    return f"{what} has no option {name!r}; {meant} options are {names}"
+    meant = did_you_mean(name, names)
+    return f"{what} has no option {name!r}{f'{meant} Its' if meant else '; its'} options are {names}"
 
 
 def shared_defaults_of(cls: type) -> dict[str, Any]:

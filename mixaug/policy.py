@@ -29,7 +29,7 @@ from mixaug.draws import Draws, Per
 from mixaug.labeling import Labeling
 from mixaug.ops.nested import entries, replaced
 from mixaug.ops.precision import full_precision
-from mixaug.options import Offering, is_chosen, options_of, shared_defaults_of
+from mixaug.options import Offering, is_chosen, shared_defaults_of
 from mixaug.pairing import Pairing
 from mixaug.partners import PartnerSource, PartnersPlan
 from mixaug.partners.joining import check_one_new_tensor, with_partners
@@ -39,6 +39,7 @@ from mixaug.preparation import Inspection, Preparation
 from mixaug.ratio import Ratio
 from mixaug.schedule import Schedule, at_start, is_schedule
 from mixaug.shared_options import SharedOptions
+from mixaug.shown_options import chosen_options
 from mixaug.signals import MixedSignals, ModelSignals, Signals, backbone, is_compiled
 from mixaug.signals.hooks import hooked
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 #: Options that a policy's ``repr`` shows.
-PLAIN = (int, float, str, tuple)
 
 
 class Policy(TakesPartners, Offering, nn.Module):
@@ -398,6 +398,8 @@ class Policy(TakesPartners, Offering, nn.Module):
 
     #: Whether the policy's own pairing serves all its members.
     shares_partner: bool = False
+    #: Whether it draws further partners by its own pairing where the first one is given.
+    pairs_again: bool = False
     #: Whether the policy uses partners: one that never mixes does not.
     has_partners: ClassVar[bool] = True
     #: Whether the policy takes ``inplace=True`` and ``out=``.
@@ -455,32 +457,12 @@ class Policy(TakesPartners, Offering, nn.Module):
             policy.after_step(model)
 
     def extra_repr(self) -> str:
-        shown = []
-        options = options_of(type(self))
-        for name, default in options.items():
-            value = getattr(self, name, default)
-            if isinstance(value, PLAIN) and not (isinstance(default, PLAIN) and value == default):
-                shown.append(f"{name}={value!r}")
-        ratio, labeling = options.get("ratio"), options.get("labeling")
-        if isinstance(ratio, str) and repr(self.ratio) != repr(ratios.make(ratio, self.alpha)):
-            shown.append(f"ratio={self.ratio!r}")
-        if isinstance(labeling, str) and type(self.labeling) is not type(labelings.make(labeling)):
-            shown.append(f"labeling={_name_of(self.labeling, labelings.NAMED)!r}")
-        # A pairing that was made with something says so; the others have names.
-        if type(self.pairing).__repr__ is not object.__repr__:
-            shown.append(f"pairing={self.pairing!r}")
-        elif type(self.pairing) is not type(pairings.make(options.get("pairing"), self.per)):
-            shown.append(f"pairing={_name_of(self.pairing, pairings.NAMED)!r}")
-        return ", ".join(shown)
+        return ", ".join(chosen_options(self))
 
 
 def no_change(parameters: Iterable[Tensor]) -> Tensor:
     """0, with a gradient of 0 to every parameter: DistributedDataParallel wants one for each of them in every step."""
     return torch.stack([0 * parameter.float().sum() for parameter in parameters]).sum()
-
-
-def _name_of(made: object, named: Mapping[str, Callable[[], object]]) -> str:
-    return next((name for name, kind in named.items() if kind is type(made)), type(made).__name__)
 
 
 def _batch(policy: Policy, images: Any, labels: Tensor | None, rows: Tensor | None) -> Batch:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixaug.checks import check_callable, check_positive, check_probability, check_range, shown
 from mixaug.draws import Draws
+from mixaug.near import did_you_mean
 from mixaug.ops.layout import wide_dtype
 from mixaug.schedule import Cosine, Linear, Schedule, Steps, is_schedule
 
@@ -126,7 +127,7 @@ def make(ratio: str | float | Ratio, alpha: float, what: str = "ratio.make") -> 
             return NAMED[ratio]()
         raise ValueError(
             f"{what} got an unknown ratio {shown(ratio)}; expected one of {['beta', *NAMED]}, a share in [0, 1] or a "
-            "Ratio object"
+            f"Ratio object{did_you_mean(ratio, ['beta', *NAMED])}"
         )
     if isinstance(ratio, Linear | Cosine | Steps):
         raise TypeError(f"{what} expects ratio as a distribution of lam, got the schedule {ratio!r}: alpha takes one")

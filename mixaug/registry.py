@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from mixaug.near import did_you_mean, near
 from mixaug.options import current_options, options_of, renamed_of, unknown_option
 from mixaug.policy import Policy
 
@@ -211,10 +212,20 @@ def describe(name: str) -> PolicyInfo:
     if name not in _registered:
         _load_entry_points()
     if name not in _registered:
-        close = difflib.get_close_matches(str(name), _registered, n=3, cutoff=0.5)
+        close = close_names(name)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"unknown policy {name!r}.{hint} All policies: {', '.join(sorted(_registered))}")
     return _registered[name]
+
+
+def close_names(name: str) -> list[str]:
+    """Policies that a name which is none was probably meant for, at most three.
+
+    >>> close_names("cutmx"), close_names("manifold_mixup")[0]
+    (['cutmix'], 'manifoldmix')
+    """
+    known = list_policies()
+    return near(str(name), known, words=False) or difflib.get_close_matches(str(name), known, n=3, cutoff=0.7)
 
 
 def _identity(target: Callable[..., Any]) -> str:
@@ -223,7 +234,9 @@ def _identity(target: Callable[..., Any]) -> str:
 
 def _check_family(what: str, family: str | None) -> None:
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"{what} expects family as one of {list(FAMILIES)} or None, got {family!r}")
+        raise ValueError(
+            f"{what} expects family as one of {list(FAMILIES)} or None, got {family!r}{did_you_mean(family, FAMILIES)}"
+        )
 
 
 def _defaults(name: str, target: Callable[..., Any]) -> dict[str, Any]:

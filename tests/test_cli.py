@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -114,6 +115,10 @@ WRONG = {
     "train policy=[a": (2, "cannot read 'policy=[a': expected key=value"),
     "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
     "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
+    "train policy=cutmix policy.p=0.5": (2, "policy.p; a share of the batches takes a file of your own, whose policy."),
+    "train policy=mixstyle policy.p=0.5": (2, "there is no setting policy.p; did you mean policy.probability?"),
+    "train optimizer.decay=0.5": (2, "there is no setting optimizer.decay; it is optimizer.weight_decay"),
+    "train mix_prob=0.5": (2, "there is no setting mix_prob; a share of the batches takes a file of your own, whose"),
     "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
     # A name that sections have is that of a section's setting, whatever the command.
     "train lr=0.2": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),
@@ -199,9 +204,17 @@ WRONG = {
         2,
         "--pictures: expected a folder, got 'file'",
     ),
-    "evaluate empty --suite all --outliers nope": (2, "got the unknown data set 'nope'"),
+    "evaluate empty --suite all --outliers nope": (2, "mixaug evaluate: there is no data set 'nope'; closest"),
     "evaluate empty --suite geometry --outliers digits": (2, "--outliers does nothing without the family outliers"),
     "evaluate empty --suite geometry --corrupted empty": (2, "--corrupted does nothing without the family corruption"),
+    "evaluate empty --suite calibratoin": (2, "got 'calibratoin'; did you mean 'calibration'?"),
+    "evaluate empty --suite foo": (2, "mixaug evaluate: --suite expects each family in ['all', 'calibration', "),
+    "evaluate empty --suite all --corrupted empty --samples 3": (2, "--corrupted is for the whole test set: leave out"),
+    "leaderboard nowhere": (2, "error: expected a folder of runs, got 'nowhere', which is not a folder"),
+    "train experiment=diabetes policy=cutmix": (2, "error: policy=cutmix: CutMix works on pixels: it expects images ("),
+    "train data=digits data.name=foo": (2, "error: data: there is no data set 'foo'; closest names: photos"),
+    "train experiment=digits +data.root=1": (2, "error: data: data set 'digits' has no option 'root'; its options are"),
+    "train experiment=digits model=timm model.name=foo": (2, "error: model: there is no model 'foo'; beside those of "),
     "gallery --out ''": (2, "argument --out: expected a path, got ''"),
     "gallery --pick 1 2": (2, "--pick says which images of --sheets: give that too"),
     "gallery --samples 3": (2, "--samples is of --run: give that too"),
@@ -210,6 +223,10 @@ WRONG = {
     "gallery --run empty --samples 1": (2, "argument --samples: expected a whole number of at least 2, got '1'"),
     "mixer empty --samples 0": (2, "argument --samples: expected a whole number of at least 2, got '0'"),
     "policies --needs foo": (2, "--needs expects what policies look at, attention, cam, features, hidden, outputs,"),
+    "policies --needs atention": (2, "got 'atention'; did you mean 'attention'?"),
+    "policies --family maks": (2, "error: --family expects one of baseline, blends, cut and paste, masks, guided"),
+    "policies --passes 0": (2, "argument --passes: expected a number of at least 1, got '0'"),
+    "policies --cost nan": (2, "argument --cost: expected a number of at least 1, got 'nan'"),
     "policies describe cutmixx": (2, "unknown policy 'cutmixx'. Did you mean 'cutmix'"),
 }
 
@@ -450,9 +467,14 @@ def test_the_policies_as_a_table(say: Say) -> None:
     assert [line.split()[0] for line in shown.splitlines() if line[:1].strip()][2:-1] == ["smmix"]
     assert all(len(line) <= 120 for line in shown.splitlines())
     assert say("policies", "nothing*") == (1, "", "no policy is like nothing*\n")
+    assert say("policies", "cutmx") == (1, "", "no policy is like cutmx; did you mean cutmix?\n")
+    # A pattern is no misspelt name, and a policy that the options leave out is one.
+    assert say("policies", "cutmx*") == (1, "", "no policy is like cutmx*\n")
+    left_out = (1, "", "no policy is like mixup and fits the options\n")
+    assert say("policies", "mixup", "--family", "masks") == left_out
     # What is like none is told beside what is like some.
     code, shown, complaint = say("policies", "cutmix", "mixupp")
-    assert (code, complaint) == (1, "no policy is like mixupp\n") and "\ncutmix " in shown
+    assert (code, complaint) == (1, "no policy is like mixupp; did you mean mixup?\n") and "\ncutmix " in shown
     assert say("policies", "--family", "blend")[0] == 2
 
 
@@ -502,6 +524,46 @@ def test_config_files_of_ones_own_join(say: Say, own: Path, monkeypatch: pytest.
         with_config_dir([], "nowhere")
     with pytest.raises(ConfigError, match="not both"):
         with_config_dir(["hydra.searchpath=[pkg://other]"], own)
+
+
+def test_policies_made_of_policies_as_the_page_shows_them(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixaug.engine.build import build_policy
+    from mixaug.leaderboard.grid import grid_of
+    from mixaug.leaderboard.search.space import read_space
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "benchmark.md").read_text()
+    section = page.partition("### A policy in a share of the batches")[2].partition("\n## ")[0]
+    files = re.findall(r"`(my_configs/policy/\w+\.yaml)`.*?```yaml\n(.*?)```", section, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("my_configs/policy").mkdir(parents=True)
+    for name, text in files:
+        Path(name).write_text(text)
+
+    def made(*overrides: str) -> str:
+        return re.sub(r"\s+", " ", repr(build_policy(compose(with_config_dir(list(overrides), "my_configs")))))
+
+    assert len(files) == 3
+    assert made("policy=half_cutmix").startswith("Sometimes( probability=0.5, until=None, per='batch'")
+    assert "(0): CutMix(alpha=0.2)" in made("policy=half_mild_cutmix", "policy.policy.alpha=0.2")
+    assert "(0): CutMix(alpha=0.5)" in made("policy=half_mild_cutmix")
+    either = made("policy=either")
+    assert either.startswith("OneOf( probabilities=[0.3, 0.7]") and "(0): Mixup() (1): CutMix()" in either
+    train, benchmark, search = (shlex.split(line) for line in re.findall(r"^mixaug (.*)$", section, flags=re.MULTILINE))
+    code, shown, complaint = say(*train, "epochs=1", "data.train_size=100", "root=runs", "device=cpu")
+    assert (code, complaint) == (0, "") and "half_cutmix-cifar_resnet8-digits" in shown
+    (folder,) = Path("runs").iterdir()
+    assert "probability: 0.25" in (folder / "config.yaml").read_text()
+    assert read_run(folder).config["choices"]["policy"] == "half_cutmix"
+    assert benchmark[:3] == ["benchmark", "--config-dir", "my_configs"]
+    cells = grid_of(with_config_dir(benchmark[3:], "my_configs")).cells
+    assert {cell.config["choices"]["policy"] for cell in cells} == {"none", "cutmix", "half_cutmix"}
+    space = read_space([word for word in search[3:] if not word.startswith("budget=")], "my_configs")
+    assert [trial.options for trial in space.trials if trial.policy == "half_cutmix"] == [
+        {"probability": 0.25},
+        {"probability": 0.5},
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")

@@ -89,6 +89,11 @@ def test_the_advice_for_labels_of_another_form_leads_on(labels, advice, follow, 
     assert loss(logits, mixaug.create("cutmix")(IMAGES, follow(labels))).isfinite()
 
 
+def test_the_label_of_one_sample_is_told_as_such():
+    with pytest.raises(ValueError, match=r"got shape \(\) of torch.int64, the label of one sample: mix batches"):
+        mixaug.create("cutmix")(IMAGES[0], torch.tensor(3))
+
+
 def odd_tensors():
     ragged = [torch.rand(3, 8), torch.rand(3, 9)]
     yield "nested", torch.nested.nested_tensor(ragged)

@@ -152,6 +152,28 @@ class TestOneOf:
             if hasattr(mixed.plan, "choice"):
                 assert torch.equal(mixed.plan.choice, mixed.plan.choice[mixed.partner])
 
+    def test_the_repr_names_the_pairing_that_acts(self):
+        inner = mixaug.OneOf([Mixup(pairing="halves"), CutMix()], pairing="derangement")
+        three = Mixup(sources=3, pairing="derangement", alpha=0.5)
+        shared = mixaug.OneOf([Mixup(pairing="shift"), inner, three], pairing="reversed")
+        lines = [line.strip() for line in repr(mixaug.Sometimes(shared, 0.5)).splitlines() if "=" in line]
+        assert lines == [
+            "probability=0.5, until=None, per='batch'",
+            "probabilities=[0.3333, 0.3333, 0.3333], per='batch', pairing='reversed'",
+            "probabilities=[0.5, 0.5], per='batch'",
+            # The third of three samples still comes from the policy's own pairing.
+            "(2): Mixup(alpha=0.5, sources=3, pairing='derangement')",
+        ]
+        for seed in range(8):
+            mixed = shared(IMAGES, generator=seeded(seed))
+            assert torch.equal(mixed.sources[:, 1], torch.arange(5, -1, -1)), seed
+        # The same policies elsewhere, each with its own.
+        assert "pairing='shift'" in repr(mixaug.OneOf([*shared.policies])) and "shift" in repr(shared.policies[0])
+        assert "pairing='halves'" not in repr(inner) and "pairing='derangement'" in repr(inner)
+        assert repr(mixaug.Sometimes(Mixup(pairing="shift"), 0.5)).count("pairing=") == 1
+        by_pairs = repr(mixaug.Sometimes(Mixup(pairing="shift"), 0.5, per="pair"))
+        assert "per='pair', pairing='random_pairs'" in by_pairs and "shift" not in by_pairs
+
     def test_nested_and_by_name(self):
         policy = mixaug.OneOf([mixaug.Sometimes("mixup", 0.0), mixaug.OneOf(["none", "none"])])
         assert torch.equal(policy(IMAGES).inputs, IMAGES)

@@ -18,14 +18,14 @@ from helpers import imports_and_classes
 ROOT = Path(__file__).resolve().parents[1]
 #: Layers from the ground up. A module imports from its own layer and those before it.
 LAYERS = [
-    ["_version", "axes", "checks", "flops", "frozen", "options", "streams", "wants"],
+    ["_version", "axes", "checks", "flops", "frozen", "near", "options", "streams", "wants"],
     ["ops"],
     ["draws", "ratio", "schedule"],
     ["plan"],
     ["signals"],
     ["batch"],
     ["pairing", "partners", "labeling", "losses", "preparation", "regression_metrics"],
-    ["shared_options", "policy"],
+    ["shared_options", "shown_options", "policy"],
     ["registry"],
     ["policies"],
     ["networks"],

@@ -75,7 +75,8 @@ def _meant(key: str, known: Sequence[str]) -> str:
     where = [f"mixaug {command}" for command, names in OWN.items() if key in names]
     if where:
         return f"it is an argument of {' and '.join(where)}"
-    from mixaug.engine.near import ELSEWHERE, near
+    from mixaug.engine.elsewhere import ELSEWHERE
+    from mixaug.near import near
 
     if key in ELSEWHERE:
         return ELSEWHERE[key]

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         type=values.text,
         nargs="+",
         metavar=("NAME", "OPTION=VALUE"),
-        help="second data set, and options of mixaug.data.load",
+        help="second data set, and its options, as data.<option> of mixaug train",
     )
     suite.add_argument(
         *("--pictures",),
@@ -126,11 +126,13 @@ def _families(program: str, chosen: argparse.Namespace, faults: tuple[type[Excep
     from mixaug.engine.evaluation.suite import evaluate_run, families_named
     from mixaug.leaderboard.benchmark import check_folder
 
-    families = families_named(chosen.suite)
+    families = families_named(chosen.suite, "--suite")
     seed = 0 if chosen.seed is None else chosen.seed
     for name, family in (("corrupted", "corruption"), ("outliers", "outliers")):
         if getattr(chosen, name) is not None and family not in families:
             raise ValueError(f"--{name} does nothing without the family {family} in --suite {chosen.suite}")
+    if chosen.corrupted is not None and chosen.samples is not None:
+        raise ValueError("--corrupted is for the whole test set: leave out --samples")
     if chosen.corrupted is not None and not chosen.corrupted.is_dir():
         raise ValueError(f"--corrupted expects a folder, got {str(chosen.corrupted)!r}")
     if chosen.pictures is not None:

@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from mixaug.commands import values
 from mixaug.commands.arguments import FAILED, STATUSES, status_of
 
 __all__ = ["ACTIONS", "main", "parser"]
@@ -38,13 +39,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("names", nargs="*", metavar="name", help="patterns to list, or names to describe")
     made.add_argument("--family", help="one family, such as masks")
     made.add_argument("--task", choices=("classification", "regression"), help="labels are classes, or numbers")
+    cost = "at most N times the operations of a step without mixing"
     looks = made.add_mutually_exclusive_group()
     looks.add_argument(
         "--needs", metavar="SIGNAL", action="append", help="look at this of the model, such as attention"
     )
     looks.add_argument("--model-free", action="store_true", help="look at nothing of the model")
-    made.add_argument("--cost", type=float, metavar="N", help="at most N times the operations of a step without mixing")
-    made.add_argument("--passes", type=float, metavar="N", help="at most N forward passes in a training step")
+    made.add_argument("--cost", type=values.number(1), metavar="N", help=cost)
+    made.add_argument("--passes", type=values.number(1), metavar="N", help="at most N forward passes in a step")
     return made
 
 
@@ -70,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         reader.error("describe expects at least one name")
     import mixaug
     from mixaug.listing import CARD_WIDTH
+    from mixaug.near import did_you_mean
+    from mixaug.registry import FAMILIES
 
     if (
         chosen.names
@@ -79,11 +83,19 @@ def main(arguments: Sequence[str]) -> int:
     ):
         chosen.action = "describe"
     try:
+        if chosen.family is not None and chosen.family not in FAMILIES:
+            raise ValueError(
+                f"--family expects one of {', '.join(FAMILIES)}, got {chosen.family!r}"
+                f"{did_you_mean(chosen.family, FAMILIES)}"
+            )
         if chosen.needs:
             known = sorted({need for name in mixaug.list_policies() for need in mixaug.describe(name).needs})
             for need in chosen.needs:
                 if need not in known:
-                    raise ValueError(f"--needs expects what policies look at, {', '.join(known)}, got {need!r}")
+                    raise ValueError(
+                        f"--needs expects what policies look at, {', '.join(known)}, got {need!r}"
+                        f"{did_you_mean(need, known)}"
+                    )
         if chosen.action == "describe":
             print("\n\n".join(mixaug.describe(name).text(min(width(), CARD_WIDTH)) for name in chosen.names))
             return 0
@@ -92,7 +104,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return status_of(error)
     if not names:
-        print(f"no policy is like {' or '.join(chosen.names) or 'that'}", file=sys.stderr)
+        # A name may be one of a policy that another option leaves out.
+        fits = " and fits the options" if any(mixaug.list_policies(name) for name in chosen.names) else ""
+        like = " or ".join(chosen.names) or "that"
+        print(f"no policy is like {like}{fits}{meant(chosen.names)}", file=sys.stderr)
         return FAILED
     cards = [mixaug.describe(name) for name in names]
     if chosen.task != "regression":
@@ -107,9 +122,17 @@ def main(arguments: Sequence[str]) -> int:
         print(table([card for card in cards if card.any_tensor], notes))
     unmatched = [pattern for pattern in chosen.names if not mixaug.list_policies(pattern)]
     if unmatched:
-        print(f"no policy is like {', '.join(unmatched)}", file=sys.stderr)
+        print(f"no policy is like {', '.join(unmatched)}{meant(unmatched)}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def meant(names: Sequence[str]) -> str:
+    """The policies that misspelt names were probably meant for, as the end of a message; patterns are no names."""
+    from mixaug.registry import close_names, list_policies
+
+    close = [one for name in names if not list_policies(name) and name.isidentifier() for one in close_names(name)]
+    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
 
 
 def table(cards: Sequence[Any], notes: Sequence[str] = ()) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["device", "dotted_name", "path", "seed", "text", "whole"]
+__all__ = ["device", "dotted_name", "number", "path", "seed", "text", "whole"]
 
 #: torch's generators take seeds below this.
 SEEDS = 2**63
@@ -41,6 +42,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def number(least: float) -> Callable[[str], float]:
+    """Finite numbers from one on."""
+
+    def read(given: str) -> float:
+        try:
+            value = float(given)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least:g}, got {given!r}")
+        return value
+
+    return read
 
 
 def seed(given: str) -> int:

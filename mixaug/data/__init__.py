@@ -18,6 +18,7 @@ from mixaug.data.loaders import LOADERS
 from mixaug.data.reading import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from mixaug.data.sets import ArrayData, DataSet, FileData, MappedData, RegressionData, RegressionSet
 from mixaug.data.splits import SPLIT_OPTIONS, with_splits
+from mixaug.options import unknown_option
 
 __all__ = [
     "CIFAR_MEAN",
@@ -58,7 +59,7 @@ def options_of_set(name: str) -> list[str]:
     if name not in LOADERS:
         close = difflib.get_close_matches(str(name), LOADERS, n=3, cutoff=0.4)
         hint = f"closest names: {', '.join(close)}" if close else f"known names: {', '.join(list_datasets())}"
-        raise ValueError(f"mixaug.data.load got the unknown data set {name!r}; {hint}")
+        raise ValueError(f"there is no data set {name!r}; {hint}")
     own = list(inspect.signature(LOADERS[name]).parameters)
     splits = () if LOADERS[name] in regression.LOADERS.values() else SPLIT_OPTIONS
     return [*own, *(option for option in splits if option not in own)]
@@ -114,11 +115,9 @@ def load(name: str, **options: Any) -> DataSet | RegressionSet:
     own = list(inspect.signature(loader).parameters)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise TypeError(
-            f"mixaug.data.load({name!r}) got the unknown option(s) {', '.join(unknown)}; known: {', '.join(known)}"
-        )
+        raise TypeError(unknown_option(f"data set {name!r}", unknown[0], known))
     if "root" in known and options.get("root") is None:
-        raise TypeError(f"mixaug.data.load({name!r}) needs root=: {_root_line(loader)}")
+        raise TypeError(f"data set {name!r} needs root=: {_root_line(loader)}")
     loaded = loader(**{option: value for option, value in options.items() if option in own})
     # A loader that chooses classes by itself has chosen them; the seed of the split is for both.
     done = {"classes", "class_seed"} & set(own)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mixaug.data.sets import RegressionData, RegressionSet
+from mixaug.near import did_you_mean
 
 Root = str | Path
 
@@ -36,7 +37,10 @@ MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 
 def check_choice(name: str, option: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"data set {name!r} expected {option} to be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(
+            f"data set {name!r} expected {option} to be one of {', '.join(choices)}, got {value!r}"
+            f"{did_you_mean(value, choices)}"
+        )
 
 
 def check_fit(name: str, scaling: str, fit_on: str, scalings: Sequence[str] = SCALINGS) -> None:

@@ -80,7 +80,9 @@ def assemble(config: DictConfig, world: World, data: Any = None) -> Parts:
     told = getattr(objective, "normalised_by", None)
     if callable(told) and batches.mean is not None and batches.std is not None:
         told(batches.mean, batches.std)
-    policy = build.with_pool(config, build.build_policy(config), batches)
+    policy = build.build_policy(config)
+    build.check_axes(config, policy, data)
+    policy = build.with_pool(config, policy, batches)
     build.check_wants(config, objective, policy, batches)
     step = build.build_step(config, model, policy, objective, data, networks_of(config, data))
     build.check_training(config, step, -(-len(batches) // config.accumulate))

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mixaug.batch import MixedBatch
+from mixaug.checks import check_images
 from mixaug.engine.batches import GROUP, Batches, groups_of
 from mixaug.engine.config import mixer_settings, plain_section
 from mixaug.engine.distributed import stream_seed
@@ -33,6 +34,7 @@ __all__ = [
     "build_policy",
     "build_scheduler",
     "build_step",
+    "check_axes",
     "check_model",
     "check_training",
     "check_wants",
@@ -283,6 +285,24 @@ def checked_task(config: DictConfig, objective: nn.Module, data: Any) -> Task:
                 "does not bring: data=framed_photos, or data=imagefolder data.metadata=<table with such a column>"
             )
     return task
+
+
+def check_axes(config: DictConfig, policy: Policy, data: Any) -> None:
+    """Refuse a policy that cuts images where the inputs of the data have other axes, such as the rows of a table.
+
+    Raises:
+        ConfigError: names policy and data, what it expects and what the data gives.
+    """
+    blank = torch.zeros(1, *data.input_shape)
+    for part in policy.modules():
+        if isinstance(part, Policy):
+            try:
+                check_images(type(part).__name__, blank, part.spatial)
+            except ValueError as error:
+                raise ConfigError(
+                    f"policy={config.choices.policy}: {error} of data={config.choices.data}; mixaug policies --task "
+                    "regression lists what takes tables and series"
+                ) from error
 
 
 def check_wants(config: DictConfig, objective: nn.Module, policy: Policy, batches: Batches) -> None:

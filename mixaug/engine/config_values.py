@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mixaug.engine.errors import ConfigError
+from mixaug.near import did_you_mean
 
 __all__ = [
     "check_choice_of",
@@ -115,4 +116,7 @@ def check_choice_of(config: DictConfig, key: str, allowed: Sequence[str | None])
     """Raise a ConfigError where the setting of a dotted key is none of ``allowed``."""
     value = OmegaConf.select(config, key)
     if value not in allowed:
-        raise ConfigError(f"{key} must be one of {', '.join(map(shown, allowed))}, got {value!r}")
+        raise ConfigError(
+            f"{key} must be one of {', '.join(map(shown, allowed))}, got {value!r}"
+            f"{did_you_mean(value, [one for one in allowed if one])}"
+        )

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from mixaug.engine.elsewhere import ELSEWHERE
 from mixaug.engine.errors import ConfigError
-from mixaug.engine.near import ELSEWHERE, near
+from mixaug.near import SYNONYMS, near
 
 __all__ = ["explained", "no_setting", "on_one_line", "read_overrides", "settings_of"]
 
@@ -152,7 +153,8 @@ def no_setting(key: str, known: Mapping[str, Any]) -> str:
     if first in further:
         return f"{said} in the config file; +{key}=... adds it"
     own.discard("_target_")
-    told = ELSEWHERE.get(first, "")
+    # One of the section's own goes before what is not in it.
+    told = "" if own.intersection(SYNONYMS.get(first, ())) else ELSEWHERE.get(first, "")
     if f" {section}." in told:
         return f"{said}; {told}"
     names = [*sorted(own), *sorted(further - own)]

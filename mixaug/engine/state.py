@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixaug.engine.distributed import World, gather_objects, gather_rows, stream_seed
 from mixaug.engine.errors import CheckpointError, TrainingDiverged
+from mixaug.engine.plateau import load_schedule_state, schedule_state
 from mixaug.step import MixStep
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ class Schedules:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each."""
-        return {name: schedule.state_dict() for name, schedule in self.parts.items()}
+        return {name: schedule_state(schedule) for name, schedule in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -267,7 +268,7 @@ class Schedules:
         if state.keys() != self.parts.keys():
             raise _of_another_version(f"its schedule is not one of {' and '.join(self.parts)}")
         for name, schedule in self.parts.items():
-            schedule.load_state_dict(state[name])
+            load_schedule_state(schedule, state[name])
 
 
 class StepClock:
@@ -376,7 +377,7 @@ class TrainingState:
             # The state of a frozen network is its fingerprint alone.
             "networks": self.step.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else schedule_state(self.scheduler),
             "scaler": self.scaler.state_dict(),
             "streams": self.streams.state_dict(),
             "position": vars(self.position).copy(),
@@ -438,7 +439,7 @@ class TrainingState:
         except ValueError as error:
             raise _of_another_version(f"its optimizer is not of these parameters: {error}") from error
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            load_schedule_state(self.scheduler, state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.streams.load_state_dict(state["streams"])
         self.position = Position(**{key: _whole(key, value) for key, value in state["position"].items()})

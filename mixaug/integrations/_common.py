@@ -26,8 +26,16 @@ def require_policy(policy: Policy, caller: str) -> Policy:
     return policy
 
 
-def require_model_free(policy: Policy, caller: str) -> Policy:
+STEP = "mixaug.MixStep(model, policy, objective)"
+
+
+def require_model_free(policy: Policy, caller: str, instead: str) -> Policy:
     """Return `policy` if it can mix without a model.
+
+    Args:
+        policy: what was handed in.
+        caller: named in messages.
+        instead: how the loop that the caller is for mixes by a policy that needs the model.
 
     Raises:
         TypeError: `policy` is not a `mixaug.Policy`.
@@ -37,7 +45,7 @@ def require_model_free(policy: Policy, caller: str) -> Policy:
     if policy.needs:
         raise ValueError(
             f"{caller} mixes before the model runs, but {type(policy).__name__} needs "
-            f"{', '.join(sorted(policy.needs))} from it; use mixaug.MixStep(model, policy, objective)"
+            f"{', '.join(sorted(policy.needs))} from it; {instead}"
         )
     return policy
 
@@ -49,6 +57,26 @@ def refuse_mixing_collate(collate: Any, caller: str) -> None:
             f"{caller} mixes batches itself, but they come from a MixCollate: take one of the two, for batches would "
             "be mixed twice"
         )
+
+
+def require_first(cls: type, mixin: type, packages: tuple[str, ...], lost: str) -> None:
+    """Raise a `TypeError` where a class of a library stands before our mixin in a class that is being made.
+
+    Args:
+        cls: the class that is made.
+        mixin: ours.
+        packages: beginnings of the names of the library's modules.
+        lost: what would become of the mixin, as the end of a sentence.
+    """
+    order = cls.__mro__
+    for base in order[: order.index(mixin)]:
+        if base.__module__.startswith(packages):
+            # The base that the class names may be one of the user's own, below the library's.
+            named = next((own for own in cls.__bases__ if issubclass(own, base)), base).__name__
+            raise TypeError(
+                f"{cls.__name__} names {named} before {mixin.__name__}, {lost}: "
+                f"class {cls.__name__}({mixin.__name__}, {named})"
+            )
 
 
 def require_class_count(num_classes: int, caller: str) -> int:

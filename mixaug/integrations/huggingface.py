@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from mixaug import MixedBatch, MixStep, ModelSignals, Policy
 from mixaug.axes import check_layout
-from mixaug.integrations._common import refuse_mixing_collate, require_model_free, require_policy, require_smoothing
+from mixaug.integrations._common import (
+    refuse_mixing_collate,
+    require_first,
+    require_policy,
+    require_smoothing,
+)
 from mixaug.integrations._trainer_losses import (
     REGRESSION,
     DenseTargets,
@@ -78,7 +83,8 @@ class MixTrainerMixin:
     in where there are several processes.
 
     Raises:
-        TypeError: `policy` is not a `mixaug.Policy`.
+        TypeError: when a class is made, the Trainer stands before the mixin; there is no Trainer; `policy` is not a
+            `mixaug.Policy`.
         ValueError: `label_smoothing` out of range; a layout that is none; two ways of smoothing or two losses asked
             for; a model whose own loss is not that of its problem type, found on the first batch where it lies in
             `forward`; a policy that looks at the model, in a run where the model is wrapped by something other than
@@ -95,6 +101,10 @@ class MixTrainerMixin:
         ...     MixTrainer(model=model, args=args, train_dataset=train_dataset, policy=policy).train()
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        require_first(cls, MixTrainerMixin, ("transformers.",), "which would take its place and mix nothing")
+
     def __init__(
         self,
         *args: Any,
@@ -108,6 +118,12 @@ class MixTrainerMixin:
         **kwargs: Any,
     ) -> None:
         name = type(self).__name__
+        if not hasattr(super(), "compute_loss"):
+            raise TypeError(
+                f"{name} has no Trainer behind MixTrainerMixin: class {name}(MixTrainerMixin, transformers.Trainer)"
+                if type(self) is not MixTrainerMixin
+                else "MixTrainerMixin is no Trainer by itself: class MixTrainer(MixTrainerMixin, transformers.Trainer)"
+            )
         self.mix_layout = check_layout(name, layout)
         self.mix_policy = require_policy(policy, name)
         self.image_key = image_key
@@ -153,8 +169,6 @@ class MixTrainerMixin:
                 signals = ModelSignals(model, loss=_loss_of_labels(self.mix_loss))  # type: ignore[arg-type]
             objective = objective or _mean_of(self.mix_loss)
             self.mix_step = _TrainerStep(model, policy, objective, signals, self.mix_layout)  # type: ignore[arg-type]
-        else:
-            require_model_free(policy, name)
         if self.mix_step is not None or policy.state_dict():
             self.add_callback(_callback(self))  # type: ignore[attr-defined]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixaug import MixedBatch, MixStep, Policy
 from mixaug.axes import check_layout
-from mixaug.integrations._common import refuse_mixing_collate, require_model_free
+from mixaug.integrations._common import STEP, refuse_mixing_collate, require_first, require_model_free
 
 
 class MixBatchMixin:
@@ -77,13 +77,8 @@ class MixBatchMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        for base in order[: order.index(MixBatchMixin)]:
-            if base.__module__.startswith(("lightning.", "pytorch_lightning.")):
-                raise TypeError(
-                    f"{cls.__name__} names {base.__name__} before MixBatchMixin, whose hooks would never be called: "
-                    f"class {cls.__name__}(MixBatchMixin, {base.__name__})"
-                )
+        lost = "whose hooks would never be called"
+        require_first(cls, MixBatchMixin, ("lightning.", "pytorch_lightning."), lost)
         for name, watched in (("training_step", _with_mixing), ("on_train_batch_end", _reaching_the_mixin)):
             found = getattr(cls, name)
             if found is not getattr(MixBatchMixin, name) and not hasattr(found, "_mix_watched"):
@@ -148,7 +143,7 @@ class MixBatchMixin:
             self._mix_batch = batch
             return batch
         assert policy is not None  # one of the two is there
-        policy = require_model_free(policy, name)
+        policy = require_model_free(policy, name, f"set mix_step = {STEP} in the place of mix_policy")
         self._tell_progress(policy)
         if isinstance(batch, MixedBatch):
             raise TypeError(f"{name} got a MixedBatch: leave out MixCollate or mix_policy, for it would be mixed twice")

@@ -30,7 +30,7 @@ from torch.utils.data import default_collate
 
 from mixaug import MixCollate, MixStep, Policy
 from mixaug.axes import check_layout
-from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing, unmixed
+from mixaug.integrations._common import STEP, require_class_count, require_model_free, require_smoothing, unmixed
 
 try:
     from timm.task import TrainingTask
@@ -39,6 +39,8 @@ except ImportError:
     TrainingTask = nn.Module  # type: ignore[assignment, misc]
 
 _logger = logging.getLogger(__name__)
+
+INSTEAD = f"train the task MixTask({STEP})"
 
 
 class MixupFn:
@@ -78,7 +80,7 @@ class MixupFn:
         generator: torch.Generator | None = None,
         layout: str | None = None,
     ) -> None:
-        self.policy = require_model_free(policy, "MixupFn")
+        self.policy = require_model_free(policy, "MixupFn", INSTEAD)
         self.num_classes = require_class_count(num_classes, "MixupFn")
         self.label_smoothing = require_smoothing(label_smoothing, "MixupFn")
         self.generator = generator
@@ -138,7 +140,7 @@ class FastCollateMix(FastCollateMixup):
         self, policy: Policy, num_classes: int, label_smoothing: float = 0.0, *, seed: int | None = None
     ) -> None:
         # Nothing of timm's class is used but its name, which timm's loader asks for before it switches mixing off.
-        require_model_free(policy, "FastCollateMix")
+        require_model_free(policy, "FastCollateMix", INSTEAD)
         self.num_classes = require_class_count(num_classes, "FastCollateMix")
         self.label_smoothing = require_smoothing(label_smoothing, "FastCollateMix")
         self.mix = MixCollate(policy, num_classes, label_smoothing, _stacked, seed=seed)

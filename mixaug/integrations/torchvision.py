@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from mixaug import Policy
 from mixaug.axes import check_layout
 from mixaug.checks import check_dense, shown
-from mixaug.integrations._common import require_class_count, require_model_free, require_smoothing
+from mixaug.integrations._common import STEP, require_class_count, require_model_free, require_smoothing
 from mixaug.ops.nested import mapping_like
 
 #: Names under which dictionaries hold their labels, by the convention of torchvision.
@@ -70,7 +70,7 @@ class MixTransform(v2.Transform):
         layout: str | None = None,
     ) -> None:
         super().__init__()
-        self.policy = require_model_free(policy, "MixTransform")
+        self.policy = require_model_free(policy, "MixTransform", f"train through {STEP} in the loop")
         self.num_classes = require_class_count(num_classes, "MixTransform")
         self.label_smoothing = require_smoothing(label_smoothing, "MixTransform")
         if labels_getter != "default" and not callable(labels_getter):
@@ -116,8 +116,11 @@ class MixTransform(v2.Transform):
         label_at = next((place for place, leaf in enumerate(leaves) if leaf is labels), None)
         if label_at is None:
             raise TypeError("MixTransform expects labels_getter to return a tensor of the batch itself, not a new one")
-        image_at = self._images(leaves, label_at)
+        image_at = self._images(batch, leaves, label_at)
         images = leaves[image_at]
+        if images.ndim == 3 and labels.ndim == 1 and len(images) != len(labels):
+            # One image (C, H, W), and its label or the row of its shares.
+            raise TypeError(_no_batch(batch))
         check_dense("MixTransform", "images", images)
         check_dense("MixTransform", "labels", labels)
         is_clip = isinstance(images, tv_tensors.Video) and images.ndim == 5
@@ -151,14 +154,11 @@ class MixTransform(v2.Transform):
                 if isinstance(key, str) and key.lower() in NAMES
             ]
             found = named[0] if len(named) == 1 else None
-        if not isinstance(found, Tensor):
-            raise TypeError(
-                "MixTransform expected a batch of images and its labels, two tensors, or a dictionary or longer tuple "
-                f"with labels_getter=..., got {_outline(batch)}; apply it after default_collate"
-            )
+        if not isinstance(found, Tensor) or found.ndim == 0:
+            raise TypeError(_no_batch(batch))
         return found
 
-    def _images(self, leaves: list[Any], label_at: int) -> int:
+    def _images(self, batch: Any, leaves: list[Any], label_at: int) -> int:
         """The place of the images: the one `tv_tensors.Image` or `Video`, else the one tensor with spatial axes."""
         marked = [at for at, leaf in enumerate(leaves) if isinstance(leaf, (tv_tensors.Image, tv_tensors.Video))]
         plain = [
@@ -167,7 +167,9 @@ class MixTransform(v2.Transform):
             if isinstance(leaf, Tensor) and not isinstance(leaf, tv_tensors.TVTensor) and at != label_at
         ]
         found = marked or ([at for at in plain if leaves[at].ndim >= 3] if len(plain) > 1 else plain)
-        if len(found) != 1:
+        if not found:
+            raise TypeError(_no_batch(batch))
+        if len(found) > 1:
             raise TypeError(
                 "MixTransform expected a batch of images and its labels, with one tensor of images, found "
                 f"{len(found)} of them; mark the one to mix as tv_tensors.Image"
@@ -175,7 +177,19 @@ class MixTransform(v2.Transform):
         return found[0]
 
 
+def _no_batch(batch: Any) -> str:
+    return (
+        "MixTransform expected a batch, images (B, C, H, W) and their labels (B,) or (B, K) as two tensors, or a "
+        f"dictionary or longer tuple with labels_getter=..., got {_outline(batch)}; it stands behind default_collate, "
+        "in a collate function or in the training loop, not among the transforms of single samples"
+    )
+
+
 def _outline(batch: Any) -> str:
-    parts = batch if isinstance(batch, tuple) else (batch,)
-    shapes = [sorted(map(str, part)) if isinstance(part, Mapping) else type(part).__name__ for part in parts]
-    return f"({', '.join(map(str, shapes))})"
+    return f"({', '.join(map(_part, batch if isinstance(batch, tuple) else (batch,)))})"
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, Mapping):
+        return f"{{{', '.join(sorted(f'{key!r}: {_part(value)}' for key, value in part.items()))}}}"
+    return f"{type(part).__name__} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__

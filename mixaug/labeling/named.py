@@ -16,6 +16,7 @@ from mixaug.labeling.saliency import VisibleSaliency
 from mixaug.labeling.separate import Separate
 from mixaug.labeling.shares import Area, Drawn, Own, Partner
 from mixaug.labeling.token_labels import TokenLabels
+from mixaug.near import did_you_mean
 
 NAMED: dict[str, Callable[[], Labeling]] = {
     "area": Area,
@@ -60,6 +61,7 @@ def _made(labeling: str | Labeling, what: str) -> Labeling:
         if labeling not in NAMED:
             raise ValueError(
                 f"{what} got an unknown labeling {shown(labeling)}; expected one of {list(NAMED)} or a Labeling object"
+                f"{did_you_mean(labeling, NAMED)}"
             )
         return NAMED[labeling]()
     check_callable(what, "labeling", labeling, ["plan", "batch"], "Labeling", attribute="needs")

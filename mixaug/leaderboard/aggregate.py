@@ -37,6 +37,7 @@ from mixaug.leaderboard.statistics import (
     ratio_of_medians,
     summarise,
 )
+from mixaug.near import did_you_mean
 
 __all__ = ["BASELINE", "Board", "Leaderboard", "Row", "aggregate"]
 
@@ -196,7 +197,10 @@ def aggregate(
         ValueError: for an unknown statistic, one that runs among these do not have, or a confidence outside (0, 1).
     """
     if statistic is not None and statistic not in STATISTICS:
-        raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
+        raise ValueError(
+            f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}"
+            f"{did_you_mean(statistic, STATISTICS)}"
+        )
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence: expected a number strictly between 0 and 1, got {confidence!r}")
     runs = list(runs)

@@ -27,6 +27,7 @@ from mixaug.leaderboard.launch import (
     terminate_as_interrupt,
 )
 from mixaug.leaderboard.progress import LineDisplay, Outcome, TableDisplay
+from mixaug.near import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -279,7 +280,10 @@ def run_grid(
     from mixaug.leaderboard.render import print_tables, terminal
 
     if statistic is not None and statistic not in STATISTICS:
-        raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
+        raise ValueError(
+            f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}"
+            f"{did_you_mean(statistic, STATISTICS)}"
+        )
     console = console or terminal()
 
     def say(line: str) -> None:

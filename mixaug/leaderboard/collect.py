@@ -109,7 +109,7 @@ def collect(roots: str | Path | Iterable[str | Path], *, config_dir: str | Path 
     folders: dict[Path, None] = {}
     for root in map(Path, listed):
         if not root.is_dir():
-            raise ValueError(f"collect: expected a folder of runs, got {str(root)!r}, which is not a folder")
+            raise ValueError(f"expected a folder of runs, got {str(root)!r}, which is not a folder")
         for folder in _run_folders(root):
             folders[folder.resolve()] = None
     own = None if config_dir is None else Path(config_dir)

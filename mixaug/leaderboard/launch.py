@@ -16,10 +16,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from mixaug.engine.idle import keys_given
 from mixaug.engine.writing import appended, own_descriptor
 from mixaug.leaderboard.grid import Cell
 
@@ -81,7 +83,7 @@ class ForkLauncher:
         self._saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         for name in THREAD_VARIABLES:
             os.environ[name] = str(threads)
-        self._target = train_cell if target is None else target
+        self._target = target
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mixaug.leaderboard.preload"])
 
@@ -91,9 +93,11 @@ class ForkLauncher:
         return "forkserver" in multiprocessing.get_all_start_methods()
 
     def start(self, cell: Cell, log: Path, environment: Mapping[str, str]) -> Job:
+        # As the command would: what of its line does nothing is told in the run's own log.
+        target = self._target or partial(train_cell, given=keys_given(cell.overrides))
         process = self._context.Process(
             target=_run_forked,
-            args=(self._target, dict(cell.config), str(log), dict(environment)),
+            args=(target, dict(cell.config), str(log), dict(environment)),
             name=cell.label,
         )
         process.start()
@@ -122,8 +126,8 @@ class _Forked:
             _signal_group(self._process.pid, number)
 
 
-def train_cell(config: dict[str, Any]) -> None:
-    """Train one composed config.
+def train_cell(config: dict[str, Any], given: Collection[str] = ()) -> None:
+    """Train one composed config, of which the command line sets the keys ``given``.
 
     The exit code is `EXIT_HELD` if another process works on its folder, and `EXIT_WRONG` if it cannot work as asked.
     """
@@ -133,7 +137,7 @@ def train_cell(config: dict[str, Any]) -> None:
     from mixaug.engine.train import train
 
     try:
-        train(OmegaConf.create(config))
+        train(OmegaConf.create(config), given)
     except RunHeld as error:
         print(error)
         sys.exit(EXIT_HELD)

@@ -142,6 +142,12 @@ class MixCollate:
             return default_collate(samples)
         except (TypeError, RuntimeError) as error:
             # torch's own message names neither the samples nor what to do.
+            if not isinstance(samples, list):
+                raise TypeError(
+                    "MixCollate is the collate_fn of a DataLoader, which hands it the list of the samples of a batch, "
+                    f"got {type(samples).__name__}: a batch that is put together mixes by policy(images, labels), "
+                    "and a single sample has no partner"
+                ) from error
             explained = explained_samples("MixCollate", samples)
             if explained is None:
                 raise
@@ -235,5 +241,6 @@ def check_free_policy(what: str, policy: Any) -> None:
     if policy.needs:
         raise ValueError(
             f"{what} cannot run {type(policy).__name__}: it needs {', '.join(sorted(policy.needs))} of the model; "
-            "train through mixaug.MixStep"
+            "train through mixaug.MixStep, in Lightning as mix_step of MixBatchMixin, in timm in MixTask, with the "
+            "Hugging Face Trainer through MixTrainerMixin"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixaug.axes import check_place_of_channels
+from mixaug.near import did_you_mean
 
 __all__ = ["PADDING_MODES", "check_padding", "crop_and_flip"]
 
@@ -93,7 +94,10 @@ def check_windows(
 def check_padding(what: str, shape: Sequence[int], padding: int, padding_mode: str) -> None:
     """Raise unless images of this shape (N, C, H, W) can be padded so."""
     if padding_mode not in PADDING_MODES:
-        raise ValueError(f"{what} expects padding_mode one of {PADDING_MODES}, got {padding_mode!r}")
+        raise ValueError(
+            f"{what} expects padding_mode one of {PADDING_MODES}, got {padding_mode!r}"
+            f"{did_you_mean(padding_mode, PADDING_MODES)}"
+        )
     if padding < 0:
         raise ValueError(f"{what} expects padding >= 0, got {padding}")
     if padding_mode == "reflect" and padding >= min(shape[2:]):

@@ -66,10 +66,9 @@ def create(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn
         return _OTHERS[name](num_classes=num_classes, in_chans=in_chans, **options)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], n=5, cutoff=0.5)
-        hint = (
-            f"closest names: {', '.join(close)}" if close else "see mixaug.models.list_models() and timm.list_models()"
-        )
-        raise ValueError(f"mixaug.models.create got the unknown model name {name!r}; {hint}")
+        own = f"beside those of timm there are {', '.join(list_models())}"
+        hint = f"closest names: {', '.join(close)}" if close else own
+        raise ValueError(f"there is no model {name!r}; {hint}")
     return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixaug.checks import check_callable, shown
+from mixaug.near import did_you_mean
 from mixaug.pairing.base import Pairing
 from mixaug.pairing.kernel import LabelKernel
 from mixaug.pairing.nearest import Local, Nearest
@@ -42,6 +43,7 @@ def make(pairing: str | Pairing | None, per: str, what: str = "pairing.make") ->
         if pairing not in NAMED:
             raise ValueError(
                 f"{what} got an unknown pairing {shown(pairing)}; expected one of {list(NAMED)} or a Pairing object"
+                f"{did_you_mean(pairing, NAMED)}"
             )
         pairing = NAMED[pairing]()
     check_callable(what, "pairing", pairing, ["batch", "draws"], "Pairing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixaug.checks import shown
+from mixaug.near import did_you_mean
 from mixaug.partners.base import InBatch, PartnerSource
 from mixaug.partners.history import PreviousBatch
 
@@ -27,7 +28,7 @@ def make(partners: str | PartnerSource | None, what: str = "partners.make") -> P
         if partners not in NAMED:
             raise ValueError(
                 f"{what} got unknown partners {shown(partners)}; expected one of {list(NAMED)} or an object of "
-                "mixaug.partners"
+                f"mixaug.partners{did_you_mean(partners, NAMED)}"
             )
         return NAMED[partners]()
     if partners is None or isinstance(partners, InBatch):

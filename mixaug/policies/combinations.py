@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from mixaug.plan import Plan, Select, Unmixed
 from mixaug.policy import Policy, SharedOptions, no_change
 from mixaug.registry import create
 from mixaug.schedule import Schedule, at_start
+from mixaug.shown_options import pairing_shared_by, shared_pairing
 from mixaug.signals import MixedSignals, ModelSignals, Signals
 
 if TYPE_CHECKING:
@@ -201,7 +203,12 @@ class OneOf(Policy):
         return dataclasses.replace(plan, route=(index, *plan.route))
 
     def extra_repr(self) -> str:
-        return f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
+        shares = f"probabilities={[round(p, 4) for p in self.probabilities]}, per={self.per!r}"
+        return ", ".join([shares, *shared_pairing(self)])
+
+    def __repr__(self) -> str:
+        with pairing_shared_by(self) if self.shares_partner else contextlib.nullcontext():
+            return super().__repr__()
 
 
 class Sometimes(OneOf):
@@ -261,7 +268,8 @@ class Sometimes(OneOf):
         return super().plan(batch, generator, partner)
 
     def extra_repr(self) -> str:
-        return f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+        told = f"probability={self.probability:g}, until={self.until}, per={self.per!r}"
+        return ", ".join([told, *shared_pairing(self)])
 
 
 def check_takes_partners(what: str, policy: Policy, source: PartnerSource) -> None:

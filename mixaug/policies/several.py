@@ -36,6 +36,8 @@ SAME_AGAIN = (Contradicting, Own, Reversed, Shift)
 def check_sources(policy: Policy, sources: int, options: Mapping[str, Any]) -> int:
     """The number of samples in a mixture, for the ``__init__`` of a policy after that of its base.
 
+    A policy of more than two then says that it ``pairs_again``.
+
     Args:
         policy: with what its base has set.
         sources: 2 to 64.
@@ -62,6 +64,7 @@ def check_sources(policy: Policy, sources: int, options: Mapping[str, Any]) -> i
                 f"{what} mixes more than pairs with sources={sources}, so that {option}={shown(options[option])} is "
                 f"refused: {reason}"
             )
+    policy.pairs_again = True
     return sources
 
 

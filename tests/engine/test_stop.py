@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from helpers import FINISHED, assert_same, timeless
 from mixaug.commands.train import main
 from mixaug.engine import checkpoint, run
 from mixaug.engine.results import fault_of_result, read_result
+from mixaug.engine.state import Schedules
 from mixaug.engine.train import train
 from mixaug.leaderboard.collect import read_run
 from mixaug.leaderboard.grid import Cell
@@ -54,6 +56,50 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_never_stopped(tiny: Tiny, 
     train(tiny(*SETTINGS))
     for found, expected in zip(everything(folder), everything(run.run_folder(whole)), strict=True):
         assert_same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_a_schedule_that_counts_epochs_goes_on_where_it_stopped(tiny: Tiny, tmp_path: Path) -> None:
+    # It watches for lower scores than the first one, which a model that learns seldom gives: after two of them the rate
+    # drops, and noise lies on it in between.
+    schedule = ("+schedule.patience_epochs=1", "+schedule.plateau_mode=min", "+schedule.decay_rate=0.5")
+    noise = ("+schedule.noise=[0,6]", "+schedule.noise_pct=0.1")
+    settings = ("policy=none", "schedule.sched=plateau", *schedule, *noise, "epochs=6", "optimizer.lr=0.01", *DATA)
+    whole = tiny(*settings, root=tmp_path / "whole")
+    train(whole)
+    rates = [record["lr"] for record in everything(run.run_folder(whole))[2]]
+    assert min(rates) < 0.6 * rates[0] and len(set(rates)) > 2, rates
+    for epoch in (1, 2, 4):
+        train(tiny(*settings, f"stop_after={epoch}"))
+    train(tiny(*settings))
+    for found, expected in zip(
+        everything(run.run_folder(tiny(*settings))), everything(run.run_folder(whole)), strict=True
+    ):
+        assert_same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_schedules_of_parts_keep_what_they_have_counted() -> None:
+    from timm.scheduler import PlateauLRScheduler
+
+    def made() -> Schedules:
+        optimizers = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for _ in range(2))
+        model, mixer = (PlateauLRScheduler(one, patience_t=2, cooldown_t=1) for one in optimizers)
+        return Schedules({"model": model, "mixer": mixer})
+
+    first, again, old = made(), made(), made()
+    for epoch in range(1, 4):
+        first.step(epoch, -float(epoch))
+    assert first.state_dict()["mixer"]["counted"] == {"best": -1.0, "num_bad_epochs": 2, "cooldown_counter": 0}
+    again.load_state_dict(first.state_dict())
+    assert again.state_dict() == first.state_dict()
+    for schedules in (first, again):
+        schedules.step(4, -4.0)
+        rates = [schedule.optimizer.param_groups[0]["lr"] for schedule in schedules.parts.values()]
+        assert rates == pytest.approx([0.01, 0.01])
+    # What an earlier version kept is taken up as it is.
+    old.load_state_dict({name: {"best": -1.0, "last_epoch": 3} for name in ("model", "mixer")})
+    assert old.state_dict()["model"]["counted"] == {"best": -1.0, "num_bad_epochs": 0, "cooldown_counter": 0}
 
 
 def test_a_cell_is_done_where_it_is_to_stop(tmp_path: Path) -> None:

@@ -47,6 +47,30 @@ def batch(size=6):
     return {"pixel_values": images, "labels": torch.randint(5, (size,), generator=seeded(1))}
 
 
+def test_the_order_of_the_bases_is_checked_when_the_class_is_made():
+    def trainer(name, *bases):
+        return type(name, bases, {})
+
+    # A stand-in counts as the library's by where it says that it was defined.
+    library = type("Trainer", (StandIn,), {"__module__": "transformers.trainer"})
+    own = trainer("OwnTrainer", library)
+    for base in (library, own):
+        name = base.__name__
+        with pytest.raises(TypeError, match=rf"T names {name} before .* nothing: class T\(MixTrainerMixin, {name}\)"):
+            trainer("T", base, MixTrainerMixin)
+        made = trainer("T", MixTrainerMixin, base)
+        assert made(policy=mixaug.create("cutmix")).mix_policy is not None
+        # So is a class of such a class, also beside a mixin of somebody's own.
+        trainer("Further", type("Logging", (), {}), made)
+
+
+def test_the_mixin_alone_is_no_trainer():
+    with pytest.raises(TypeError, match=r"^MixTrainerMixin is no Trainer by itself: class MixTrainer\(Mix"):
+        MixTrainerMixin(policy=mixaug.create("cutmix"))
+    with pytest.raises(TypeError, match=r"^Lost has no Trainer behind MixTrainerMixin: class Lost\(MixTrainerMixin, "):
+        type("Lost", (MixTrainerMixin,), {})(policy=mixaug.create("cutmix"))
+
+
 def test_training_batch_is_mixed_and_its_loss_is_the_mixed_one():
     torch.manual_seed(0)
     model, inputs = Model(), batch()

@@ -74,7 +74,7 @@ def test_other_batches_are_refused_with_the_way_out():
 def test_policy_that_needs_the_model_is_refused():
     policy = mixaug.create("mixup")
     policy.needs = frozenset({"attention"})
-    with pytest.raises(ValueError, match=r"needs attention .* mixaug\.MixStep"):
+    with pytest.raises(ValueError, match=r"needs attention from it; set mix_step = mixaug\.MixStep\(.* of mix_p"):
         Classifier(policy).on_after_batch_transfer(batch(), 0)
 
 

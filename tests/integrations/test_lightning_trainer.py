@@ -208,6 +208,15 @@ def test_what_would_switch_it_off_is_an_error():
         class Late(lightning.LightningModule, MixBatchMixin):
             pass
 
+    class Base(lightning.LightningModule):
+        pass
+
+    # It names the base that stands in the class, not the one of Lightning behind it.
+    with pytest.raises(TypeError, match=r"Later names Base before MixBatchMixin.*class Later\(MixBatchMixin, Base\)"):
+
+        class Later(Base, MixBatchMixin):
+            pass
+
     class Own(Classifier):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch

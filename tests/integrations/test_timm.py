@@ -90,8 +90,9 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_policy_that_needs_the_model_is_refused():
     policy = mixaug.create("mixup")
     policy.needs = frozenset({"saliency"})
-    with pytest.raises(ValueError, match=r"needs saliency .* mixaug\.MixStep"):
-        MixupFn(policy, 5)
+    for refuses in (lambda: MixupFn(policy, 5), lambda: FastCollateMix(policy, 5)):
+        with pytest.raises(ValueError, match=r"needs saliency from it; train the task MixTask\(mixaug\.MixStep\("):
+            refuses()
 
 
 class Images(torch.utils.data.Dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import UserDict
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import seeded
 
 pytest.importorskip("torchvision", reason="needs torchvision")
 
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -96,8 +98,41 @@ def _again(loader: DataLoader) -> DataLoader:
 
 @pytest.mark.parametrize("inputs", [(torch.rand(2, 3, 4, 4),), (torch.rand(2, 3, 4, 4), [1, 2]), ()])
 def test_other_inputs_are_refused(inputs):
-    with pytest.raises(TypeError, match="MixTransform expected a batch of images and its labels"):
+    with pytest.raises(TypeError, match="MixTransform expected a batch, images"):
         MixTransform(mixaug.create("mixup"), 5)(*inputs)
+
+
+def test_a_policy_that_needs_the_model_is_refused():
+    with pytest.raises(ValueError, match=r"needs saliency from it; train through mixaug\.MixStep\(.*in the loop"):
+        MixTransform(mixaug.create("puzzlemix"), 5)
+
+
+SAMPLE = torch.zeros(3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "came"),
+    [
+        ((SAMPLE, 1), "(Tensor (3, 4, 4), int)"),
+        ((SAMPLE, torch.tensor(1)), "(Tensor (3, 4, 4), Tensor ())"),
+        ((SAMPLE, torch.tensor([1])), "(Tensor (3, 4, 4), Tensor (1,))"),
+        ((SAMPLE, torch.eye(5)[1]), "(Tensor (3, 4, 4), Tensor (5,))"),
+        ((tv_tensors.Image(SAMPLE), torch.tensor(1)), "(Image (3, 4, 4), Tensor ())"),
+        ((Image.new("RGB", (4, 4)), torch.tensor([1])), "(Image, Tensor (1,))"),
+        ((SAMPLE,), "(Tensor (3, 4, 4))"),
+        (({"image": SAMPLE, "label": torch.tensor(1)},), "({'image': Tensor (3, 4, 4), 'label': Tensor ()})"),
+        (([(SAMPLE, 1), (SAMPLE, 0)],), "(tuple, tuple)"),
+    ],
+)
+def test_single_samples_are_told_where_the_transform_belongs(inputs, came):
+    for policy in ("mixup", "cutmix"):
+        with pytest.raises(TypeError, match=re.escape(f"got {came}; it stands behind default_collate")):
+            MixTransform(mixaug.create(policy), 5)(*inputs)
+
+
+def test_features_of_three_axes_are_a_batch():
+    mixed, targets = MixTransform(mixaug.create("mixup"), 5)(torch.rand(6, 7, 2), torch.arange(6) % 5)
+    assert (mixed.shape, targets.shape) == ((6, 7, 2), (6, 5))
 
 
 def test_class_count_is_checked():
@@ -148,7 +183,7 @@ def flat(value):
 def test_labels_or_images_that_are_not_found_are_named():
     images, labels = batch()
     mix = MixTransform(mixaug.create("mixup"), 5)
-    with pytest.raises(TypeError, match=r"labels_getter=\.\.\., got \(\['age', 'image'\]\)"):
+    with pytest.raises(TypeError, match=r"got \(\{'age': Tensor \(6,\), 'image': Tensor \(6, "):
         mix({"image": images, "age": labels})
     with pytest.raises(TypeError, match=r"found 2 of them; mark the one to mix as tv_tensors\.Image"):
         mix({"first": images, "second": images.clone(), "label": labels})

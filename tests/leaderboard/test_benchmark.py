@@ -151,8 +151,15 @@ def test_real_grid_ends_with_its_leaderboard(tmp_path, capsys):
     (own / "policy" / "mine.yaml").write_text("_target_: mixaug.policies.Mixup\n")
     command = ["policy=none,mine", "seed=0", "epochs=1", "--config-dir", str(own)]
     command += ["data=digits", "data.train_size=100", f"root={tmp_path}/runs", "jobs=2", "threads=1"]
+    command += ["schedule.warmup_lr=0.1"]
     assert benchmark_command(command) == 0
-    assert "2 runs, 2 at a time" in capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "2 runs, 2 at a time" in said
+    # What does nothing is told by the command, and in the log of each run as mixaug train would tell it.
+    idle = "warning: schedule.warmup_lr=0.1 does nothing without a warm-up"
+    assert warned.count(idle) == 1
+    logs = [path.read_text() for path in (tmp_path / "runs/logs").iterdir()]
+    assert [log.count(idle) for log in logs] == [1, 1], logs
     assert {path.name for path in (tmp_path / "runs/leaderboard").iterdir()} == {
         "leaderboard.md", "leaderboard.csv", "leaderboard.html",
     }  # fmt: skip

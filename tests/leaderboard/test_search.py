@@ -32,6 +32,7 @@ from mixaug.leaderboard.search.plan import (
     affordable,
     cost_of_rungs,
     counts_of,
+    in_seconds,
     make_plan,
     needed_at_least,
     seconds_of,
@@ -102,8 +103,23 @@ def test_a_tight_budget_takes_seeds_first_and_says_what_is_missing() -> None:
     # 6 final runs of 51 s, and two trials brought from epoch 2 to 100, 100 s: the rest starts again for nothing.
     with pytest.raises(BudgetTooSmall, match=r"306 s: 6 s are missing"):
         make_plan(EQUAL, EQUAL[:3], available=400, **PLAN)
+    # Each of the figures is a rounded one, and they add up all the same; what is asked for then suffices.
+    for few in range(60, 80):
+        costs = [Cost(0.113, few / 1000 + 0.0007)] * 4
+        told = {**PLAN, "epochs": 9, "last_seeds": 1, "final_seeds": 2}
+        for available in (2.71, 0.49, -0.31, -1.5):
+            with pytest.raises(BudgetTooSmall) as refused:
+                make_plan(costs, costs[:3], available=available, **told)
+            left, rungs, _, final, missing = map(int, re.findall(r"(\d+) (?:s|seeds)\b", str(refused.value)))
+            have = -left if available < 0 else left
+            assert rungs + final - have == missing > 0, refused.value
+            assert make_plan(costs, costs[:3], available=available + missing, **told)
     with pytest.raises(BudgetTooSmall, match="the probe took 28 s too much, nothing is left for 16 trials"):
         make_plan(EQUAL, EQUAL[:3], available=-28, **PLAN)
+
+
+def test_seconds_are_told_without_powers_of_ten() -> None:
+    assert [in_seconds(value) for value in (0.05, 1.5, 59.7, 1800.0, 86400.4)] == ["0.05", "1.5", "60", "1800", "86400"]
 
 
 @pytest.mark.parametrize("epochs", [4, 10, 50])
@@ -453,7 +469,9 @@ def test_a_failed_trial_is_a_line_and_a_small_budget_trains_less(search: Searche
     assert "Failed before the first rung" in page and "it is meant to &lt;fail&gt;" in page
     assert "it is meant to &lt;fail&gt;" in html and "<fail>" not in html
     spent = sum(job.seconds for job in Journal.open(folder).jobs)
-    assert f"Of a budget of 800 s, {spent:.0f} s were spent" in page
+    left = 800 - round(spent)
+    told = f"{left} s are left" if left >= 0 else f"the last runs took {-left} s more"
+    assert f"Of a budget of 800 s, {spent:.0f} s were spent and {told}" in page
     assert len([seed for _, seed, _ in launcher.started if seed >= 1000]) % 3 == 0
 
 
@@ -465,6 +483,7 @@ def test_a_failed_trial_is_a_line_and_a_small_budget_trains_less(search: Searche
         # The second one has been started when the first is seen to have ended. An epoch takes ten seconds, those of
         # other trials at least five: 10 + 4 * 5 for the probe, two trials of 6 s an epoch from the first to the
         # eighth, and two seeds of 80 and 40 s.
+        ("1.5s", 2, r"take more than 354 s by what 1 of them cost so far, and the budget is 1.5 s"),
         ("60s", 2, r"5 trials and .* of 2 rows .* take more than 354 s by what 1 of them cost so far"),
         # All cost as much as none: what is missing shows when the winner's row is known.
         ("600s", 5, "70 s are missing; give more, or fewer trials or epochs"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import UserDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,15 @@ def batches(collate, *, workers: int = 0, epochs: int = 1, context: str | None =
 
 def weights(epoch: list) -> Tensor:
     return torch.stack([mixed.weights for mixed in epoch])
+
+
+def in_worker_loop(call, number: int):
+    """Call as torch's loop of a worker does while it makes the batch of this number."""
+
+    def _worker_loop(idx: int):
+        return call()
+
+    return _worker_loop(number)
 
 
 @pytest.fixture
@@ -219,6 +229,34 @@ class TestStreams:
         loader = DataLoader(Images(), 4, collate_fn=collate, num_workers=workers)
         assert not torch.equal(weights(list(loader)), weights(list(loader)))
 
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+    def test_forgotten_set_epoch_repeats_no_batch_and_counts_over_all_workers(self, policy):
+        def drawn(workers: int) -> Tensor:
+            # The base seed of the workers comes from here; what is drawn must not tell how many there are.
+            generator = torch.Generator().manual_seed(7)
+            collate = MixCollate(policy, seed=5)
+            return weights(list(DataLoader(Images(), 4, collate_fn=collate, num_workers=workers, generator=generator)))
+
+        one, two, three = map(drawn, (1, 2, 3))
+        assert torch.equal(one, two) and torch.equal(one, three)
+        assert len(one.flatten(1).unique(dim=0)) == 6  # batches
+
+    def test_the_number_of_a_batch_is_that_of_the_workers_loop(self, policy, monkeypatch):
+        samples = [Images()[i] for i in range(4)]
+        collate = MixCollate(policy, seed=5)
+
+        def drawn(first_batch: int) -> Tensor:
+            collate.set_epoch(3, first_batch=first_batch)
+            return collate(samples).weights
+
+        expected = [drawn(number) for number in (9, 1)]
+        info = SimpleNamespace(id=1, num_workers=2, seed=8)
+        monkeypatch.setattr("mixaug.loading.collate.get_worker_info", lambda: info)
+        # A lasting worker may have made batches of a pass that was broken off, so that what it has counted is wrong.
+        assert torch.equal(in_worker_loop(lambda: drawn(0), 9), expected[0])
+        # A loop of another torch has no such name: the batches that were made are counted.
+        assert torch.equal(drawn(0), expected[1])
+
     def test_set_epoch_reaches_a_copy_s_own_workers(self, policy):
         collate = copy.deepcopy(MixCollate(policy, seed=5))
         alone = batches(MixCollate(policy, seed=5), epochs=2)
@@ -264,7 +302,10 @@ class TestErrors:
         with pytest.raises(TypeError, match=r"mixaug\.create"):
             MixCollate("cutmix")
         policy.needs = frozenset({"saliency"})
-        with pytest.raises(ValueError, match="saliency of the model"):
+        with pytest.raises(
+            ValueError,
+            match=r"saliency of the model; .* in Lightning as mix_step of MixBatchMixin",
+        ):
             MixCollate(policy)
 
     def test_batches(self, policy):

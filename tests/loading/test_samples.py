@@ -138,6 +138,12 @@ def resident(**options):
     return ResidentLoader(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8), 4, **options)
 
 
+def test_collate_functions_refuse_what_is_no_list_of_samples():
+    for given in [(IMAGES[0], 3), (IMAGES, torch.arange(len(IMAGES))), IMAGES[0]]:
+        with pytest.raises(TypeError, match=f"list of the samples of a batch, got {type(given).__name__}: a batch"):
+            MixCollate(mixaug.create("mixup"))(given)
+
+
 def test_pictures_are_told_apart_from_tensors():
     image = pytest.importorskip("PIL.Image")
     samples = [(image.new("RGB", (8, 8)), 0)] * 4

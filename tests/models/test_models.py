@@ -365,7 +365,7 @@ def test_list_models_takes_a_pattern():
 def test_unknown_name_suggests_the_closest():
     with pytest.raises(ValueError, match=r"'cifar_resnet19'.*cifar_resnet18"):
         models.create("cifar_resnet19", 10)
-    with pytest.raises(ValueError, match="list_models"):
+    with pytest.raises(ValueError, match=r"beside those of timm there are .*cifar_resnet8"):
         models.create("qqqqqqqqqqqqqqqqqq", 10)
 
 

@@ -16,7 +16,7 @@ from helpers import seeded
 from mixaug import functional as F
 from mixaug import models
 from mixaug.losses import MixedCrossEntropy
-from mixaug.policies.learned import MomentumNetwork, blocks, loop, momentum_at
+from mixaug.policies.learned import MomentumNetwork, blocks, clean, loop, momentum_at
 from mixaug.signals import backbone
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=seeded(0))
@@ -437,6 +437,23 @@ def test_compiled_half_precision_and_without_gradients(name):
         loss, scalars = step_of(name)(IMAGES, LABELS, generator=seeded(1))
     torch.testing.assert_close(loss, expected[0].detach())
     assert not any(value.requires_grad for value in scalars.values())
+
+
+def test_the_clean_head_takes_the_place_of_parameters_by_their_names(monkeypatch):
+    # torch happens to find them under the names without the wrapper, too, but promises the present ones alone.
+    swaps = []
+
+    def call(module, swapped, arguments):
+        swaps.append((set(swapped), {name for name, _ in module.named_parameters()}))
+        return torch.func.functional_call(module, swapped, arguments)
+
+    monkeypatch.setattr(clean, "functional_call", call)
+    for model in (resnet(), torch.compile(resnet(), backend="eager")):
+        with torch.compiler.set_stance("force_eager"):
+            step_of("automix", model=model)(IMAGES, LABELS, generator=seeded(1))
+        step_of("automix", model=resnet(), clean_head=False)(IMAGES, LABELS, generator=seeded(1))
+    assert [len(given) for given, _ in swaps] == [2, 0, 2, 0]
+    assert all(given <= known for given, known in swaps), swaps
 
 
 def test_a_wrapped_compiled_model_uses_the_clean_head_too():

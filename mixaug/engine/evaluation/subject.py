@@ -158,8 +158,8 @@ class Subject:
             return self.valid
         if getattr(self.data, "valid", None) is None:
             raise Unavailable(
-                f"data={self.data.name} has no validation split, and nothing may be fitted on the test set; hand one "
-                "in, evaluate_run(..., valid=(images, labels))"
+                f"data={self.data.name} has no validation split, and nothing may be fitted on the test set: a run with "
+                "data.valid_share=0.1 keeps one, and a program of your own can hand one in"
             )
         return self._split("valid")
 

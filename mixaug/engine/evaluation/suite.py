@@ -42,8 +42,12 @@ VERSION = 1
 """Counts up where the numbers of a family change their meaning, so that they are taken anew."""
 
 
-def families_named(suite: str | Sequence[str]) -> list[str]:
+def families_named(suite: str | Sequence[str], what: str = "suite") -> list[str]:
     """The families that ``"all"``, one name, several with commas between them, or a list of names asks for, in order.
+
+    Args:
+        suite: what is asked for.
+        what: how the one who asks calls that, for the message.
 
     Raises:
         ValueError: a family that does not exist; the message lists those that do.
@@ -51,7 +55,7 @@ def families_named(suite: str | Sequence[str]) -> list[str]:
     wanted = suite.split(",") if isinstance(suite, str) else list(suite)
     names = [name.strip() for name in wanted]
     for name in names:
-        check_choice("evaluate", "each family of suite", name, ["all", *FAMILIES])
+        check_choice(what, "each family", name, ["all", *FAMILIES])
     return [name for name in FAMILIES if "all" in names or name in names]
 
 

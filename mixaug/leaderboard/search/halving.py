@@ -34,6 +34,7 @@ from mixaug.leaderboard.search.plan import (
     BudgetTooSmall,
     Cost,
     affordable,
+    in_seconds,
     make_plan,
     needed_at_least,
     seconds_of,
@@ -151,7 +152,7 @@ class Search:
 
     def run(self) -> int:
         """To the end; what the journal has is not done again."""
-        self.say(f"{len(self.trials)} trials, {self.budget:.0f} s of training, {self.workers}; {self.folder}")
+        self.say(f"{len(self.trials)} trials, {in_seconds(self.budget)} s of training, {self.workers}; {self.folder}")
         for problem in self.journal.problems:
             self.say(f"noticed: {problem}")
         self._probe()
@@ -181,7 +182,7 @@ class Search:
         self._compare()
         for path in self.write():
             self.say(f"wrote {path}")
-        self.say(f"spent {self.journal.spent():.0f} of {self.budget:.0f} s")
+        self.say(f"spent {in_seconds(self.journal.spent())} of {in_seconds(self.budget)} s")
         return 0
 
     # -- stages ------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class Search:
             until = min(self.space.settings.probe_epochs, self.space.epochs)
             self.say(
                 f"first a probe: every trial is trained for {until} epoch{'s' if until > 1 else ''} to measure what it "
-                f"costs; from that follows how far the budget of {self.budget:.0f} s trains which of them"
+                f"costs; from that follows how far the budget of {in_seconds(self.budget)} s trains which of them"
             )
             wanted = [(trial, self.space.seed, until) for trial in self.trials.values()]
             try:
@@ -221,8 +222,8 @@ class Search:
             told = f"by what {len(known)} of them cost so far" if known else f"at {LEAST_OF_A_RUN} s a run"
             error = BudgetTooSmall(
                 f"budget: {len(left)} trials and a final comparison of {len(rows)} rows or more with {LEAST_SEEDS} "
-                f"seeds, {self.space.epochs} epochs each, take more than {needed:.3g} s {told}, and the budget is "
-                f"{self.budget:.3g} s: give more, or fewer trials or epochs"
+                f"seeds, {self.space.epochs} epochs each, take more than {in_seconds(needed)} s {told}, and the budget "
+                f"is {in_seconds(self.budget)} s: give more, or fewer trials or epochs"
             )
             error.begun = bool(journal.jobs)
             raise error

@@ -221,7 +221,8 @@ def _budget(report: Report) -> list[Block]:
     spent = journal.spent()
     epochs = sum(map(journal.epochs, stages))
     rows.append(["all", str(len({(job.trial, job.seed) for job in journal.jobs})), str(epochs), f"{spent:.0f}"])
-    left = report.budget - spent
+    # Of the seconds as they are told, so that the three figures add up.
+    left = round(report.budget) - round(spent)
     second = {
         "wall": "A second is one of a run's command: starting, training, scoring, and waiting for a busy machine",
         "cpu": "A second is one that a run's process computes, starting and scoring included, waiting left out",
@@ -231,7 +232,7 @@ def _budget(report: Report) -> list[Block]:
         Table(["stage", "runs", "epochs", "seconds"], rows),
         Paragraph(
             f"Of a budget of {report.budget:.0f} s, {spent:.0f} s were spent and "
-            f"{f'{left:.0f} s are left' if left >= 0 else f'the last runs took {-left:.0f} s more'}. {second}; two "
+            f"{f'{left} s are left' if left >= 0 else f'the last runs took {-left} s more'}. {second}; two "
             "runs at a time spend two."
         ),
     ]

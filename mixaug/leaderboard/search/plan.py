@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "Rung",
     "affordable",
+    "in_seconds",
     "make_plan",
     "needed_at_least",
     "seconds_of",
@@ -164,15 +165,13 @@ def make_plan(
         room = available - finals * a_final_seed
         least = cost_of(rungs_at(LARGEST_RATIO, seeds))
         if least > room:
-            left = (
-                f"{available:.0f} s are"
-                if available >= 0
-                else f"the probe took {-available:.0f} s too much, nothing is"
-            )
+            # Whole seconds, rounded so that they add up and that what is missing is enough.
+            have, search, compared = -_up(-available), _up(least), _up(finals * a_final_seed)
+            left = f"{have} s are" if have >= 0 else f"the probe took {-have} s too much, nothing is"
             error = BudgetTooSmall(
                 f"budget: {left} left for {len(costs)} trials, but the shortest search takes "
-                f"{least:.0f} s and a final comparison of {finals} seeds {finals * a_final_seed:.0f} s: "
-                f"{least - room:.0f} s are missing; give more, or fewer trials or epochs"
+                f"{search} s and a final comparison of {finals} seeds {compared} s: "
+                f"{search + compared - have} s are missing; give more, or fewer trials or epochs"
             )
             # The costs are those of runs.
             error.begun = True
@@ -223,6 +222,16 @@ def needed_at_least(
     rungs = _rungs_at(counts_of(len(costs), eta), LARGEST_RATIO, 1, epochs, done)
     final = LEAST_SEEDS * sum(known.get(label, least).of(epochs) for label in rows)
     return len(set(left) - set(known)) * least.of(done) + cost_of_rungs(rungs, mean, done) + final
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds as they are told: whole ones from ten on, three digits of less."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.3g}"
+
+
+def _up(seconds: float) -> int:
+    """Rounded up, but for what computing with floating point has added."""
+    return math.ceil(round(seconds, 6))
 
 
 def _rungs_at(counts: Sequence[int], ratio: float, seeds: int, epochs: int, done: int) -> list[Rung]:

@@ -164,11 +164,12 @@ def test_what_cannot_be_taken_is_left_out_with_the_reason(tiny: Callable[..., Di
     folder = run.run_folder(config)
     said: list[str] = []
     found = suite.evaluate_run(folder, "temperature,outliers,corruption", device="cpu", say=said.append)["families"]
-    assert found["temperature"]["skipped"].startswith("data=digits has no validation split")
+    skipped = found["temperature"]["skipped"]
+    assert skipped.startswith("data=digits has no validation split") and "a run with data.valid_share=0.1" in skipped
     assert found["outliers"]["skipped"].startswith("no second data set was named")
     assert found["corruption"]["skipped"].endswith("of 3x32x32, and data=digits has 1x8x8")
     assert suite.read_results(folder) == {}
-    with pytest.raises(ValueError, match=r"each family of suite in \['all', 'calibration'.*got 'colour'"):
+    with pytest.raises(ValueError, match=r"suite expects each family in \['all', 'calibration'.*got 'colour'"):
         suite.evaluate_run(folder, "calibration,colour")
     with RunLock(folder) as lock:
         lock.take()

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ELSEWHERE", "near"]
+__all__ = ["did_you_mean", "near"]
 
-#: What other tools call something, and what there is here: of settings that stand in no section, and of a section that
-#: the answer names.
-ELSEWHERE = {
-    "resume": "the same command goes on with an interrupted run",
-    **dict.fromkeys(("learning_rate", "base_lr"), "it is optimizer.lr"),
-    **dict.fromkeys(("wd", "decay"), "it is optimizer.weight_decay"),
-    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "sched"), "it is schedule=... and its settings"),
-    **dict.fromkeys(("loss", "criterion"), "it is objective=... and its settings"),
-    **dict.fromkeys(("arch", "backbone", "network", "net"), "it is model=..., of timm model=timm model.name=..."),
-    **dict.fromkeys(("aug", "mix", "augmentation", "method"), "it is policy=..."),
-    **dict.fromkeys(("gpu", "gpus", "cuda"), "it is device=cuda:0"),
-    **dict.fromkeys(("amp", "fp16", "bf16", "half", "dtype"), "it is precision=bfloat16 or precision=float16"),
-    **dict.fromkeys(("output", "output_dir", "outdir", "save_dir", "logdir", "log_dir"), "it is root=..."),
-    **dict.fromkeys(("checkpoint", "ckpt", "pretrained", "weights", "finetune"), "it is init_from=runs/<run>"),
+#: What other libraries call an option or a choice, and what it may be here, where there is one of these names.
+SYNONYMS = {
+    **dict.fromkeys(
+        ("p", "prob", "probs", "chance", "mix_prob", "switch_prob", "weights"), ("probability", "probabilities")
+    ),
+    **dict.fromkeys(("transforms", "methods", "augmentations"), ("policies",)),
+    **dict.fromkeys(("transform", "method", "augmentation"), ("policy",)),
+    **dict.fromkeys(("beta", "mixup_alpha", "cutmix_alpha", "cutmix_beta"), ("alpha",)),
+    **dict.fromkeys(("lam", "lambda_"), ("ratio",)),
+    "mode": ("per",),
+    **dict.fromkeys(("elem", "element", "image", "instance"), ("sample",)),
+    **dict.fromkeys(("flip", "flipped"), ("reversed",)),
+    **dict.fromkeys(("roll", "rolled", "cyclic"), ("shift",)),
+    **dict.fromkeys(("random", "randperm", "shuffle"), ("permutation",)),
 }
 #: A name that is cut off needs so many letters to be known by them.
 LEAST_OF_A_NAME = 4
 
 
 def near(name: str, known: Iterable[str], most: int = 3, *, words: bool = True) -> list[str]:
-    """Names that one is a misspelling of, the nearest ones alone; else, with ``words``, those that share words with it.
+    """Names that one is a misspelling of, the nearest ones alone.
+
+    Where there are none, and with ``words``, those that stand for it in ``SYNONYMS``, or that share words with it.
 
     A letter that is missing, too much, wrong, or changed places with the next one is a fault; a name may have one, and
     one more where it has six letters.
@@ -41,7 +43,25 @@ def near(name: str, known: Iterable[str], most: int = 3, *, words: bool = True) 
     least = min(faults.values(), default=0)
     if names and least <= (1 if len(name) < 6 else 2) and least < len(name) - 1:
         return [other for other in names if faults[other] == least][:most]
-    return [other for other in names if words and _shares_words(name.lower(), other.lower())][:most]
+    if not words:
+        return []
+    same = [other for other in SYNONYMS.get(name.lower(), ()) if other in names]
+    alike = [other for other in names if other not in same and _shares_words(name.lower(), other.lower())]
+    return [*same, *alike][:most]
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message that refuses a name: the one that was probably meant, as a question; empty without one.
+
+    Args:
+        name: what came; nothing is like what is no string.
+        known: the names that there are.
+
+    >>> did_you_mean("flip", ["shift", "reversed"]), did_you_mean(0.5, ["shift"])
+    ("; did you mean 'reversed'?", '')
+    """
+    close = near(name, known) if isinstance(name, str) else []
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _shares_words(one: str, other: str) -> bool:
