@@ -180,6 +180,15 @@ def test_halves_of_the_sheets_meet_where_the_data_lies(tmp_path):
         command.bring(tmp_path / "data" / "nothing", tmp_path / "data")
 
 
+def test_a_run_of_the_engine_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
+    # The run is forked from this process.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = replace(setting(tmp_path), rehearse=True, device=torch.device("cuda"))
+    (row,) = protocol.engine(given)
+    assert (row.section, row.value, row.unit) == ("engine", 0, "works")
+    assert row.note == "exit code 2: error: device=cuda was asked for, but torch sees no GPU here; use device=cpu"
+
+
 def test_published_figures_are_those_of_the_table():
     assert protocol.published() == {"none": 76.42, "cutmix": 79.45, "resizemix": 79.56}
 
