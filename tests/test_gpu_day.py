@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu import command, protocol, report
+from gpu import checks, command, protocol, report
 from gpu.setting import Row, Section, Setting
+from helpers import ours
 
 #: Sections that start the tests themselves in a new interpreter.
 OF_TESTS = ("kernels", "tests")
@@ -42,6 +43,23 @@ def went_well(code, out, sections):
     assert all(0 <= float(row.value) <= 100 for row in trained)
     assert sorted(path.name for path in out.iterdir()) == ["gpu_day.csv", "log.txt", "runs"]
     return rows
+
+
+def every_step(tmp_path, monkeypatch, names, *, rehearse):
+    monkeypatch.setattr(checks, "_policies", lambda setting: names)
+    rows = list(checks.steps(Setting(torch.device("cpu"), rehearse, tmp_path, tmp_path)))
+    assert [row for row in rows if row.value != 1] == []
+    assert [row.what for row in rows] == [name for name in names for _ in range(2)]
+
+
+def test_policies_get_the_models_and_metadata_that_they_look_at(tmp_path, monkeypatch):
+    every_step(tmp_path, monkeypatch, ["lisa", "selecmix", "selfmix", "tlalign"], rehearse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not know how far training is")
+def test_every_policy_takes_a_step(tmp_path, monkeypatch):
+    every_step(tmp_path, monkeypatch, ours(), rehearse=False)
 
 
 def test_sections_are_rehearsed_to_their_end(rehearsed):
@@ -160,6 +178,15 @@ def test_halves_of_the_sheets_meet_where_the_data_lies(tmp_path):
     assert found == ["classes.csv", *(f"{s}/{n}.webp" for s in ("test", "train") for n in ("apple", "bee"))]
     with pytest.raises(FileNotFoundError, match="expects a folder of gpu_day/ with sheets"):
         command.bring(tmp_path / "data" / "nothing", tmp_path / "data")
+
+
+def test_a_run_of_the_engine_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
+    # The run is forked from this process.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = replace(setting(tmp_path), rehearse=True, device=torch.device("cuda"))
+    (row,) = protocol.engine(given)
+    assert (row.section, row.value, row.unit) == ("engine", 0, "works")
+    assert row.note == "exit code 2: error: device=cuda was asked for, but torch sees no GPU here; use device=cpu"
 
 
 def test_published_figures_are_those_of_the_table():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -633,7 +632,7 @@ def test_cuda_equals_cpu_and_reads_nothing_back():
         cuda = [
             mixed_cross_entropy(*moved, **options),
             mixed_binary_cross_entropy(*moved, target_threshold=0.2, **options),
-            mixed_accuracy(moved[0], SimpleNamespace(labels=moved[1], sources=moved[2], weights=moved[3])),
+            mixed_accuracy(moved[0], MixedBatch(None, *moved[1:])),
         ]
     finally:
         torch.cuda.set_sync_debug_mode("default")

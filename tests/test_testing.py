@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
+import torch
 
 import mixaug
 import wrong_policies as wrong
 from mixaug.testing import PROMISES, ContractError, check_policy
+from mixaug.testing.surface import pretended_cuda
 
 #: Policy, the promise that it breaks, and what the message has to say.
 REJECTED = [
@@ -121,3 +124,14 @@ def test_labelings_may_weigh_otherwise():
 
 def test_every_promise_says_what_it_promises():
     assert all((check.__doc__ or "").strip() for check in PROMISES.values())
+
+
+def test_a_pretended_tensor_with_a_value_is_copied_without_it():
+    value = torch.ones(())
+    with pretended_cuda():
+        # What torch keeps of a number that was written in Python, on a GPU where there is one.
+        number = torch.empty(())
+        number.constant = value
+        copied = copy.deepcopy(number)
+    assert copied.device.type == "cuda"
+    assert copied.constant is None

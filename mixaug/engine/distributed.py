@@ -92,8 +92,9 @@ def start(device: str = "auto") -> World:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = torch.device(wanted)
     if chosen.type == "cuda":
+        # set_device refuses a device without an index.
+        chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
-        chosen = torch.device("cuda", torch.cuda.current_device())
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         # The group outlives a run, because a sweep has further runs in the same processes.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixaug import OneOf, Policy, Signals, Sometimes
@@ -406,18 +406,27 @@ class _Operators(TorchDispatchMode):
 @contextlib.contextmanager
 def pretended_cuda() -> Iterator[None]:
     """Tensors that say they lie on a GPU and have no values: reading one raises."""
-    missing = object()
-    before = FakeTensorMode.__dict__.get("__deepcopy__", missing)
     # A policy that copies a model must not copy the mode of its tensors.
-    FakeTensorMode.__deepcopy__ = lambda mode, memo: mode  # type: ignore[attr-defined]
+    changed = {FakeTensorMode: lambda mode, memo: mode, FakeTensor: _copied_without_value}
+    before = {kind: kind.__dict__["__deepcopy__"] for kind in changed if "__deepcopy__" in kind.__dict__}
+    for kind, copied in changed.items():
+        kind.__deepcopy__ = copied  # type: ignore[attr-defined]
     try:
         with FakeTensorMode(), torch.device("cuda"):
             yield
     finally:
-        if before is missing:
-            del FakeTensorMode.__deepcopy__  # type: ignore[attr-defined]
-        else:
-            FakeTensorMode.__deepcopy__ = before  # type: ignore[attr-defined]
+        for kind in changed:
+            if kind in before:
+                kind.__deepcopy__ = before[kind]  # type: ignore[attr-defined]
+            else:
+                del kind.__deepcopy__  # type: ignore[attr-defined]
+
+
+def _copied_without_value(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    # A number written in Python, a batch norm's count say, is kept by value, on the GPU where there is one: torch would
+    # copy that, and find that it lies elsewhere than the pretended tensor.
+    tensor.constant = None
+    return Tensor.__deepcopy__(tensor, memo)
 
 
 def _reads_model(s: Subject, policy: Policy) -> bool:

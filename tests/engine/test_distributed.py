@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixaug.engine import checkpoint, run
+from mixaug.engine import checkpoint, distributed, run
 from mixaug.engine.config import compose
 from mixaug.engine.train import train
 from processes import run_ranks
@@ -110,3 +110,17 @@ def test_torchrun_starts_the_two_processes(tmp_path: Path, root: Path, monkeypat
     expected, got = (state_of(monkeypatch, *which)["model"] for which in (by_hand, by_torchrun))
     for name, value in expected.items():
         assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize(("asked", "index"), [("cuda", 2), ("auto", 2), ("cuda:1", 1)])
+def test_a_process_alone_takes_the_gpu_that_is_asked_for(
+    asked: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch's own `set_device` checks what it is given, and asks for the GPU behind it here.
+    now = [2]
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now[0])
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda number: now.__setitem__(0, number), raising=False)
+    assert distributed.start(asked).device == torch.device("cuda", index)
+    assert now == [index]

@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import mixaug
 from gpu.setting import Row, Setting
-from mixaug import MixStep, losses, models
+from mixaug import Batch, MixStep, losses, models
+from mixaug.networks import Frozen
 from mixaug.testing.subject import CHANNELS, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,14 +99,16 @@ def steps(setting: Setting) -> Iterator[Row]:
 
 def _step(setting: Setting, name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = models.create("cifar_resnet8", num_classes=10).to(setting.device)
-    policy = mixaug.create(name).to(setting.device)
-    step = MixStep(model, policy, losses.MixedCrossEntropy()).to(setting.device)
-    images, labels = _batch(setting, setting.pick(32, 2), setting.pick(32, 8))
+    policy, side = mixaug.create(name), setting.pick(32, 8)
+    networks = {one: Frozen(_model(policy, side)) for one in policy.wants_networks}
+    step = MixStep(_model(policy, side), policy, losses.MixedCrossEntropy(), networks=networks).to(setting.device)
+    images, labels = _batch(setting, setting.pick(32, 4), side)
+    # Domains, or photographs that two crops are from.
+    batch = Batch(images, labels, metadata=dict.fromkeys(policy.wants_metadata, labels // 2))
     optimizer = torch.optim.SGD(step.parameters(), 0.01)
     for attempt in range(2):
         with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32), _no_waiting(setting, attempt):
-            loss, _ = step(images, labels)
+            loss, _ = step(batch)
             loss.backward()
             optimizer.step()
             step.after_step()
@@ -113,6 +116,15 @@ def _step(setting: Setting, name: str, dtype: torch.dtype) -> None:
     setting.wait()
     if not bool(loss.isfinite()):
         raise ArithmeticError(f"loss {float(loss)}")
+
+
+def _model(policy: mixaug.Policy, side: int) -> nn.Module:
+    """A small model, with attention for a policy that looks at that."""
+    looks = {kind for part in policy.modules() if isinstance(part, mixaug.Policy) for kind in part.needs | part.reads}
+    if "attention" not in looks:
+        return models.create("cifar_resnet8", num_classes=10)
+    size = {"img_size": side, "patch_size": side // 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return models.create("vit_tiny_patch16_224", num_classes=10, **size)
 
 
 @contextmanager

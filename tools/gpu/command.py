@@ -29,6 +29,7 @@ CARRY = ROOT / "gpu_day"
 PARTS = {1: 150.0, 2: 520.0}
 SECTIONS = (
     Section("processes", 1, 50, checks.processes, timed=False),
+    Section("engine", 1, 50, protocol.engine, timed=False),
     Section("kernels", 1, 50, checks.kernels, timed=False),
     Section("steps", 1, 50, checks.steps, timed=False),
     Section("graphs", 1, 50, checks.graphs, timed=False),

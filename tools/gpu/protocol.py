@@ -8,7 +8,9 @@ import multiprocessing
 import runpy
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
@@ -157,6 +159,27 @@ def chosen(setting: Setting) -> tuple[int, str, bool, int]:
     return 1, form.split(",")[0], "compiled" in form, max(10, int(possible) // 10 * 10)
 
 
+def engine(setting: Setting) -> Iterator[Row]:
+    """A tiny run of the engine on the device, from sheets to a score, before part 2 takes minutes for a long one."""
+    tiny = replace(setting, rehearse=True)
+    for compiled in (False,) if setting.rehearse else (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            _write_tiny_sheets(root / "tiny_sheets")
+            arguments = _arguments(tiny, "cutmix", root, "bfloat16", compiled, 1)
+            worker = FORK.Process(target=_train, args=(arguments, str(root / "cutmix.log")))
+            worker.start()
+            worker.join()
+            works = worker.exitcode == 0 and _figure(root, "cutmix")[1] is not None
+            said = "" if works else f"exit code {worker.exitcode}: {_last_line(root / 'cutmix.log')}"
+            yield Row("engine", "cutmix", _variant("bfloat16", compiled), int(works), "works", said[:200])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "nothing was said"
+
+
 def train(setting: Setting) -> Iterator[Row]:
     """The published protocol without mixing and with CutMix, and with ResizeMix where three runs fit."""
     number, precision, compiled, length = (2, "float32", False, 1) if setting.rehearse else chosen(setting)
@@ -184,8 +207,7 @@ def train(setting: Setting) -> Iterator[Row]:
     for policy in policies:
         title, figure, epochs = _figure(root, policy)
         if figure is None:
-            log = root / f"{policy}.log"
-            said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+            said = _last_line(root / f"{policy}.log")
             yield Row("protocol", policy, title, "", "%", f"no epoch was scored: {said}"[:200])
             continue
         figures[policy] = title, figure, epochs
@@ -209,8 +231,8 @@ def _arguments(setting: Setting, policy: str, root: Path, precision: str, compil
     common += ["evaluate_every=20", "checkpoint_every_epochs=20", f"compile={str(compiled).lower()}"]
     common += ["progress=false", "tensorboard=false"]
     if setting.rehearse:
-        return [*common, "model=cifar_resnet8", "device=cpu", "threads=1"]
-    return [*common, "model=cifar_resnet18", "device=cuda"]
+        return [*common, "model=cifar_resnet8", f"device={setting.device}", "threads=1"]
+    return [*common, "model=cifar_resnet18", f"device={setting.device}"]
 
 
 def _write_tiny_sheets(folder: Path) -> None:
