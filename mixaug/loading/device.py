@@ -214,10 +214,15 @@ class DeviceLoader:
         batch = _each_tensor(batch, self._move)
         if not self._finds_images:
             return batch
-        batch = self.layout.with_images(batch, self._normalized(self.layout.images(batch)))
+        came = self.layout.images(batch)
+        images = self._normalized(came)
+        batch = self.layout.with_images(batch, images)
         if self.policy is None:
             return batch
-        return self.layout.mix(self.policy, batch, generator=self.generator)
+        # Images that were made here are nobody else's; maps that are mixed with them came from the loader.
+        own = not self.layout.keys and images.untyped_storage().data_ptr() != came.untyped_storage().data_ptr()
+        inplace = own and self.policy.writes_in_place and self.policy.partners is None
+        return self.layout.mix(self.policy, batch, generator=self.generator, inplace=inplace)
 
     def _prepare_mixed(self, mixed: MixedBatch) -> MixedBatch:
         if self.policy is not None:

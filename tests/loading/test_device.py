@@ -72,14 +72,55 @@ def test_seeded_mixing_depends_on_epoch_and_batch_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_batches_of_the_caller_are_left_alone():
-    raw = list(plain())
-    before = [images.clone() for images, _ in raw]
-    for _ in DeviceLoader(raw, "cpu", mixaug.create("cutmix"), MEAN, STD):
-        pass
-    for _ in DeviceLoader(raw, "cpu", mixaug.create("cutmix")):
-        pass
-    assert all(torch.equal(images, copy) for (images, _), copy in zip(raw, before, strict=True))
+WAYS = {
+    "normalised": (torch.uint8, {"mean": MEAN, "std": STD}),
+    "normalised floats": (torch.float32, {"mean": MEAN}),
+    "other dtype": (torch.float32, {"dtype": torch.float64}),
+    "other layout": (torch.float32, {"memory_format": torch.channels_last}),
+    "same dtype": (torch.float32, {"dtype": torch.float32}),
+    "nothing": (torch.uint8, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_batches_of_the_caller_are_left_alone(way):
+    dtype, form = WAYS[way]
+    raw = [(images.to(dtype), labels, images[:, :1].clone()) for images, labels in plain()]
+    before = [[part.clone() for part in batch] for batch in raw]
+    for options in ({}, {"keys": [2]}, {"partners": mixaug.partners.PreviousBatch()}):
+        policy = mixaug.create("cutmix", **({"partners": options["partners"]} if "partners" in options else {}))
+        keys = {"keys": options["keys"]} if "keys" in options else {}
+        for _ in DeviceLoader(raw, "cpu", policy, image_key=0, label_key=1, **form, **keys):
+            pass
+    for batch, copies in zip(raw, before, strict=True):
+        assert all(torch.equal(part, copy) for part, copy in zip(batch, copies, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_images_that_were_made_here_are_mixed_in_place(way):
+    dtype, form = WAYS[way]
+    raw = [(images.to(dtype), labels) for images, labels in plain()]
+    loader = DeviceLoader(raw, "cpu", mixaug.create("cutmix"), **form)
+    made, plainly = [], loader.normalize
+
+    def normalize(images):
+        made.append(plainly(images))
+        return made[-1]
+
+    loader.normalize = normalize
+    places = [mixed.inputs.data_ptr() == images.data_ptr() for mixed, images in zip(loader, made, strict=False)]
+    assert places == [way not in ("nothing", "same dtype")] * len(raw)
+
+
+@pytest.mark.parametrize("name", ["fmix", "saliencymix", "deit", "resizemix", "patchmix"])
+def test_what_is_mixed_in_place_is_what_a_new_tensor_holds(name):
+    first, second = mixaug.create(name), mixaug.create(name)
+    g, h = (torch.Generator().manual_seed(3) for _ in range(2))
+    loader = DeviceLoader(plain(), "cpu", first, MEAN, STD, generator=g)
+    for mixed, (raw, labels) in zip(loader, plain(), strict=True):
+        expected = second(Normalize(MEAN, STD)(raw), labels, generator=h)
+        assert torch.equal(mixed.inputs, expected.inputs)
+        assert torch.equal(mixed.weights, expected.weights)
 
 
 def test_mappings():
