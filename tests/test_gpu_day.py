@@ -140,6 +140,27 @@ def test_processes_that_time_steps_do_not_wait_for_one_that_failed(tmp_path, mon
         protocol._at_once(setting(tmp_path), 2, "float32", False)
 
 
+@pytest.mark.parametrize(("way", "note"), [("fails", "RuntimeError: invalid"), ("dies", "exit code 3")])
+def test_a_capture_that_spoils_its_process_costs_no_other_policy_its_answer(way, note, tmp_path, monkeypatch):
+    spoiled = []
+
+    def capture(_, name):
+        if spoiled:
+            raise RuntimeError("captures nothing any more")
+        if name == "cutmix" and way == "dies":
+            os._exit(3)
+        if name == "cutmix":
+            spoiled.append(name)
+            raise RuntimeError("invalid")
+
+    monkeypatch.setattr(checks, "_policies", lambda _: ["none", "cutmix", "mixup", "fmix"])
+    monkeypatch.setattr(checks, "_capture", capture)
+    monkeypatch.setattr(checks, "_captures", lambda _: not spoiled)
+    rows = list(checks.graphs(setting(tmp_path)))
+    assert [(row.what, row.value) for row in rows] == [("none", 1), ("cutmix", 0), ("mixup", 1), ("fmix", 1)]
+    assert [row.note for row in rows] == ["", note, "", ""]
+
+
 def _hangs(_):
     yield Row("hangs", "begun", "", 1, "works")
     time.sleep(600)

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import mixaug
+from gpu.protocol import FORK
 from gpu.setting import Row, Setting
 from mixaug import Batch, MixStep, losses, models
 from mixaug.networks import Frozen
@@ -173,16 +174,59 @@ def _profiled(setting: Setting, call: Callable[[], object]) -> tuple[int, float]
 
 
 def graphs(setting: Setting) -> Iterator[Row]:
-    """Which policies a CUDA graph can hold."""
-    for name in _policies(setting):
-        yield Row("graphs", name, "", *_outcome(partial(_capture, setting, name)))
+    """Which policies a CUDA graph can hold.
+
+    A capture that fails inside CUDA may leave a process that captures nothing any more: the policies that are left are
+    then asked in a new one.
+    """
+    left = _policies(setting)
+    while left:
+        reader, writer = FORK.Pipe(duplex=False)
+        worker = FORK.Process(target=_capture_each, args=(setting, tuple(left), writer))
+        worker.start()
+        # The worker's end alone is left, so that reading ends with it, however it ends.
+        writer.close()
+        while (answer := _received(reader)) is not None:
+            yield Row("graphs", left.pop(0), "", *answer)
+        worker.join()
+        if worker.exitcode and left:
+            yield Row("graphs", left.pop(0), "", 0, "works", f"exit code {worker.exitcode}")
+
+
+def _received(reader: Any) -> tuple[float | str, str, str] | None:
+    """What comes next from a process; None when it has ended."""
+    try:
+        return reader.recv()
+    except EOFError:
+        return None
+
+
+def _capture_each(setting: Setting, names: Sequence[str], answers: Any) -> None:
+    for name in names:
+        outcome = _outcome(partial(_capture, setting, name))
+        answers.send(outcome)
+        if outcome[0] != 1 and not _captures(setting):
+            return
+
+
+def _captures(setting: Setting) -> bool:
+    """Whether this process can still capture an addition."""
+    if setting.device.type != "cuda":
+        return True
+    value = torch.ones(1, device=setting.device)
+    return _outcome(partial(_replayed, setting, lambda: value + 1))[0] == 1
 
 
 def _capture(setting: Setting, name: str) -> None:
     call = _mixing(setting, name, setting.pick(32, 4), setting.pick(32, 8))
-    if setting.device.type != "cuda":
+    if setting.device.type == "cuda":
+        _replayed(setting, call)
+    else:
         call()
-        return
+
+
+def _replayed(setting: Setting, call: Callable[[], object]) -> None:
+    """Three calls, one that is captured, and the graph's own."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
