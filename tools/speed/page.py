@@ -39,8 +39,12 @@ def _missed(verdicts: Sequence[Verdict]) -> list[str]:
         "",
         *_table("shape", "job", "per", "goal", "measured", numbers=2),
     ]
-    lines += [_line(_shape(v.row), v.row.job, v.row.per, f"{v.goal:g} {v.what}", f"{v.got:.2f}") for v in missed]
+    lines += [_line(_shape(v.row), v.row.job, v.row.per, _goal(v), f"{v.got:.2f}") for v in missed]
     return [*lines, ""]
+
+
+def _goal(verdict: Verdict) -> str:
+    return "1 floor" if (verdict.goal, verdict.what) == (1, "floors") else f"{verdict.goal:g} {verdict.what}"
 
 
 def _forms(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[str]:
