@@ -24,12 +24,20 @@ def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> 
     Returns:
         (R, ...), whatever ``make`` gives.
     """
-    count, size = len(rows[0]), max(1, BYTES_AT_ONCE // max(1, bytes_per_row))
-    if count <= size or not reads_freely(*rows):
+    if not reads_freely(*rows):
         return make(*rows)
-    first = make(*(tensor[:size] for tensor in rows))
-    result = first.new_empty(count, *first.shape[1:])
-    result[:size] = first
-    for begin in range(size, count, size):
-        result[begin : begin + size] = make(*(tensor[begin : begin + size] for tensor in rows))
+    first, *others = parts_of(len(rows[0]), bytes_per_row)
+    made = make(*(tensor[first] for tensor in rows))
+    if not others:
+        return made
+    result = made.new_empty(len(rows[0]), *made.shape[1:])
+    result[first] = made
+    for part in others:
+        result[part] = make(*(tensor[part] for tensor in rows))
     return result
+
+
+def parts_of(count: int, bytes_per_row: int) -> list[slice]:
+    """Slices of ``count`` rows, as many rows in each as are worked on at once; an empty one of no rows."""
+    size = max(1, BYTES_AT_ONCE // max(1, bytes_per_row))
+    return [slice(begin, min(begin + size, count)) for begin in range(0, max(count, 1), size)]

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixaug.loading import Normalize, crop_and_flip
+from mixaug.loading import Normalize, crop_and_flip, normalize
+from mixaug.ops import parts
 
 
 def slow_twin(
@@ -130,6 +131,28 @@ class TestNormalize:
         ):
             with pytest.raises(ValueError, match=r"memory_format=torch\.channels_last.* with [45] axes, got shape"):
                 Normalize(0.5, 0.2, memory_format=memory_format)(images)
+
+    @pytest.mark.parametrize("target", [None, torch.bfloat16])
+    @pytest.mark.parametrize("memory_format", [None, torch.channels_last, torch.preserve_format])
+    def test_some_images_at_once_give_what_all_at_once_give(self, target, memory_format, seeded, monkeypatch):
+        plain = torch.randint(256, (7, 3, 5, 6), generator=seeded(0)).to(torch.uint8)
+        kinds = {
+            "contiguous": plain,
+            "channels_last": plain.contiguous(memory_format=torch.channels_last),
+            "expanded": plain[:1].expand(7, -1, -1, -1),
+            "floats": plain / 255,
+            "few": plain[:2],
+            "none": plain[:0],
+        }
+        # Two images of 5 x 6 pixels with three channels in float32.
+        monkeypatch.setattr(parts, "BYTES_AT_ONCE", 2 * 3 * 5 * 6 * 4)
+        for kind, images in kinds.items():
+            found = Normalize(self.mean, self.std, target, memory_format)(images)
+            with monkeypatch.context() as patch:
+                patch.setattr(normalize, "reads_freely", lambda *tensors: False)
+                whole = Normalize(self.mean, self.std, target, memory_format)(images)
+            assert torch.equal(found, whole), kind
+            assert (found.dtype, found.stride()) == (whole.dtype, whole.stride()), kind
 
     def test_half_precision_is_cast_last(self):
         images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
