@@ -8,14 +8,14 @@ __all__ = ["did_you_mean", "near"]
 
 #: What other libraries call an option or a choice, and what it may be here, where there is one of these names.
 SYNONYMS = {
-    **dict.fromkeys(
-        ("p", "prob", "probs", "chance", "mix_prob", "switch_prob", "weights"), ("probability", "probabilities")
-    ),
+    **dict.fromkeys(("p", "prob", "probs", "chance", "mix_prob", "switch_prob"), ("probability", "probabilities")),
+    "weights": ("probabilities",),
     **dict.fromkeys(("transforms", "methods", "augmentations"), ("policies",)),
     **dict.fromkeys(("transform", "method", "augmentation"), ("policy",)),
     **dict.fromkeys(("beta", "mixup_alpha", "cutmix_alpha", "cutmix_beta"), ("alpha",)),
     **dict.fromkeys(("lam", "lambda_"), ("ratio",)),
-    "mode": ("per",),
+    "mode": ("per", "interpolation"),
+    "pairs": ("pairing",),
     **dict.fromkeys(("elem", "element", "image", "instance"), ("sample",)),
     **dict.fromkeys(("flip", "flipped"), ("reversed",)),
     **dict.fromkeys(("roll", "rolled", "cyclic"), ("shift",)),
@@ -28,7 +28,8 @@ LEAST_OF_A_NAME = 4
 def near(name: str, known: Iterable[str], most: int = 3, *, words: bool = True) -> list[str]:
     """Names that one is a misspelling of, the nearest ones alone.
 
-    Where there are none, and with ``words``, those that stand for it in ``SYNONYMS``, or that share words with it.
+    With ``words``, those that stand for it in ``SYNONYMS`` go before, and those that share words with it come where
+    there are no others.
 
     A letter that is missing, too much, wrong, or changed places with the next one is a fault; a name may have one, and
     one more where it has six letters.
@@ -39,15 +40,16 @@ def near(name: str, known: Iterable[str], most: int = 3, *, words: bool = True) 
     names = list(dict.fromkeys(known))
     if not name:
         return []
+    same = [other for other in SYNONYMS.get(name.lower(), ()) if other in names] if words else []
+    if same:
+        return same[:most]
     faults = {other: _faults(name.lower(), other.lower()) for other in names}
     least = min(faults.values(), default=0)
     if names and least <= (1 if len(name) < 6 else 2) and least < len(name) - 1:
         return [other for other in names if faults[other] == least][:most]
     if not words:
         return []
-    same = [other for other in SYNONYMS.get(name.lower(), ()) if other in names]
-    alike = [other for other in names if other not in same and _shares_words(name.lower(), other.lower())]
-    return [*same, *alike][:most]
+    return [other for other in names if _shares_words(name.lower(), other.lower())][:most]
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

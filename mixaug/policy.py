@@ -46,8 +46,6 @@ from mixaug.signals.hooks import hooked
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: Options that a policy's ``repr`` shows.
-
 
 class Policy(TakesPartners, Offering, nn.Module):
     """Draws a plan for a batch (all randomness) and applies it (none).

@@ -162,7 +162,7 @@ def create(name: str, **options: Any) -> Policy:
     info = describe(name)
     options = current_options(f"policy {name!r}", options, renamed_of(info.target))
     unknown = [option for option in options if option not in info.defaults]
-    if unknown and unknown[0] in PROBABILITY:
+    if unknown and unknown[0] in PROBABILITY and "probability" not in info.defaults:
         raise TypeError(
             f"policy {name!r} has no option {unknown[0]!r}, it mixes every batch; to mix with a probability: "
             f"mixaug.Sometimes({name!r}, {options[unknown[0]]!r}), or with a policy in place of its name"

@@ -12,6 +12,7 @@ from mixaug import pairing as pairings
 from mixaug import ratio as ratios
 from mixaug.options import options_of
 
+#: Types of the options that a policy's ``repr`` shows.
 PLAIN = (int, float, str, tuple)
 #: The policy whose pairing serves those inside it, while its ``repr`` is written.
 _SHARED_BY: ContextVar[object] = ContextVar("_SHARED_BY", default=None)

@@ -556,6 +556,13 @@ def test_policies_made_of_policies_as_the_page_shows_them(
     (folder,) = Path("runs").iterdir()
     assert "probability: 0.25" in (folder / "config.yaml").read_text()
     assert read_run(folder).config["choices"]["policy"] == "half_cutmix"
+    # A choice among policies takes the inputs that they take.
+    shutil.rmtree("runs")
+    rows = ["experiment=diabetes", "policy=half_cutmix", "epochs=1", "root=runs", "device=cpu"]
+    code, shown, complaint = say("train", "--config-dir", "my_configs", *rows, "policy.policy=mixup")
+    assert (code, complaint) == (0, "") and "half_cutmix-" in shown
+    code, _, complaint = say("train", "--config-dir", "my_configs", *rows)
+    assert code == 2 and "policy=half_cutmix: CutMix works on pixels" in complaint
     assert benchmark[:3] == ["benchmark", "--config-dir", "my_configs"]
     cells = grid_of(with_config_dir(benchmark[3:], "my_configs")).cells
     assert {cell.config["choices"]["policy"] for cell in cells} == {"none", "cutmix", "half_cutmix"}

@@ -17,10 +17,14 @@ from mixaug.pairing.named import NAMED
     [
         ("alhpa", ["alpha", "eta"], ["alpha"]),
         ("Permutation", ["permutation"], ["permutation"]),
-        # A misspelling goes before what another library calls an option, and both before what begins alike.
-        ("prob", ["prop", "probability"], ["prop"]),
+        # What another library calls an option goes before a misspelling, and both before what begins alike.
+        ("lam", ["cam", "ratio"], ["ratio"]),
+        ("lam", ["cam"], ["cam"]),
         ("p", ["per", "probability"], ["probability"]),
-        ("random", ["random_pairs", "permutation"], ["permutation", "random_pairs"]),
+        ("random", ["random_pairs", "permutation"], ["permutation"]),
+        ("mode", ["per", "interpolation"], ["per", "interpolation"]),
+        ("pairs", ["pairing"], ["pairing"]),
+        ("weights", ["probability"], []),
         # What is called so elsewhere, and is not offered here.
         ("p", ["per", "alpha"], []),
         ("weights", ["alpha"], []),
@@ -66,6 +70,9 @@ def test_every_synonym_leads_to_a_name_that_there_is_and_is_none_itself() -> Non
         (lambda: mixaug.create("cutmix", labeling="atention"), "Labeling object; did you mean 'attention'"),
         (lambda: mixaug.create("cutmix", partners="previus"), "mixaug.partners; did you mean 'previous'"),
         (lambda: mixaug.create("resizemix", rule="unifrom"), "did you mean 'uniform'"),
+        (lambda: mixaug.create("resizemix", mode="bilinear"), "'mode'; did you mean 'per' or 'interpolation'"),
+        (lambda: mixaug.create("mixstyle", p=0.5), "'p'; did you mean 'probability'"),
+        (lambda: mixaug.create("cutmix", labeling="lam"), "did you mean 'ratio'"),
         (lambda: mixaug.list_policies(family="maks"), "or None, got 'maks'; did you mean 'masks'"),
         (lambda: mixaug.list_policies(task="clasification"), "or None, got 'clasification'; did you mean 'classif"),
     ],

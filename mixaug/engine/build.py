@@ -295,7 +295,8 @@ def check_axes(config: DictConfig, policy: Policy, data: Any) -> None:
     """
     blank = torch.zeros(1, *data.input_shape)
     for part in policy.modules():
-        if isinstance(part, Policy):
+        # A choice among policies takes whatever they take.
+        if isinstance(part, Policy) and not part.members:
             try:
                 check_images(type(part).__name__, blank, part.spatial)
             except ValueError as error:

@@ -60,7 +60,9 @@ def refuse_mixing_collate(collate: Any, caller: str) -> None:
 
 
 def require_first(cls: type, mixin: type, packages: tuple[str, ...], lost: str) -> None:
-    """Raise a `TypeError` where a class of a library stands before our mixin in a class that is being made.
+    """Raise a `TypeError` where a class of a library takes the place of our mixin in a class that is being made.
+
+    Only a base that has methods of the mixin does: a callback or a mixin of the library may stand before ours.
 
     Args:
         cls: the class that is made.
@@ -69,8 +71,9 @@ def require_first(cls: type, mixin: type, packages: tuple[str, ...], lost: str) 
         lost: what would become of the mixin, as the end of a sentence.
     """
     order = cls.__mro__
+    ours = {name for name in vars(mixin) if not name.startswith("__")}
     for base in order[: order.index(mixin)]:
-        if base.__module__.startswith(packages):
+        if base.__module__.startswith(packages) and any(hasattr(base, name) for name in ours):
             # The base that the class names may be one of the user's own, below the library's.
             named = next((own for own in cls.__bases__ if issubclass(own, base)), base).__name__
             raise TypeError(

@@ -118,7 +118,8 @@ class MixTransform(v2.Transform):
             raise TypeError("MixTransform expects labels_getter to return a tensor of the batch itself, not a new one")
         image_at = self._images(batch, leaves, label_at)
         images = leaves[image_at]
-        if images.ndim == 3 and labels.ndim == 1 and len(images) != len(labels):
+        is_of_one = labels.is_floating_point() or len(labels) == 1
+        if images.ndim == 3 and labels.ndim == 1 and is_of_one and len(images) != len(labels):
             # One image (C, H, W), and its label or the row of its shares.
             raise TypeError(_no_batch(batch))
         check_dense("MixTransform", "images", images)

@@ -223,6 +223,7 @@ class CowMix(Policy):
         def masks(noise: Tensor, sigma: Tensor, lam: Tensor) -> Tensor:
             return cow_mask(cow_noise(noise, sigma, self.sigma[1], self.border), lam)
 
-        # A row's matrices have a side of the image as theirs, so they are about as large as the image.
-        mask = in_parts(masks, noise, sigma, lam, bytes_per_row=math.prod(batch.size) * noise.element_size())
+        # Beside its image a row has a square matrix for each axis.
+        values = max(math.prod(batch.size), max(batch.size) ** 2)
+        mask = in_parts(masks, noise, sigma, lam, bytes_per_row=values * noise.element_size())
         return MaskBlend(partner=partner, lam=lam.float(), size=batch.size, mask=mask.squeeze(1))

@@ -62,6 +62,9 @@ def test_the_order_of_the_bases_is_checked_when_the_class_is_made():
         assert made(policy=mixaug.create("cutmix")).mix_policy is not None
         # So is a class of such a class, also beside a mixin of somebody's own.
         trainer("Further", type("Logging", (), {}), made)
+        # A class of the library that takes nothing of the mixin's place, such as a callback, may stand before it.
+        callback = type("TrainerCallback", (), {"__module__": "transformers.trainer_callback", "on_log": print})
+        trainer("Itself", callback, MixTrainerMixin, base)
 
 
 def test_the_mixin_alone_is_no_trainer():
