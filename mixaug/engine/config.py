@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -178,11 +178,30 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         composed.protocol.pop(key, None)
     composed.protocol["applied"] = applied
     composed["choices"] = {group: choices.get(group) for group in GROUPS}
+    _check_names(composed, given)
     if isinstance(mixer, dict) and mixer.get("schedule") is None:
         composed.mixer["schedule"] = dict.fromkeys(MIXER_SCHEDULE_KEYS)
     validate(composed)
     OmegaConf.set_readonly(composed, True)
     return composed
+
+
+def _check_names(config: DictConfig, given: Collection[str]) -> None:
+    """Raise where a run would be named after one policy or objective and be made with another."""
+    for group in ("policy", "objective"):
+        choice, target = config.choices[group], (config.get(group) or {}).get("_target_")
+        if f"{group}._target_" in given or _shipped_target(group, str(choice)) not in (None, target):
+            raise ConfigError(
+                f"{group}._target_={target} would stand in tables under the name of {group}={choice}: give it a file "
+                f"of your own, {group}/<name>.yaml in a folder that --config-dir names (docs/benchmark.md)"
+            )
+
+
+@cache
+def _shipped_target(group: str, choice: str) -> str | None:
+    path = config_folder() / group / f"{choice}.yaml"
+    found: str | None = OmegaConf.load(path).get("_target_") if path.is_file() else None
+    return found
 
 
 def composed_by_hydra(name: str, overrides: list[str]) -> DictConfig:
