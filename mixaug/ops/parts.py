@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from mixaug.ops.layout import channels_last_format, reads_freely
+from mixaug.ops.layout import reads_freely
 
 #: Bytes of an intermediate result that is worked on at once: so few are in the cache when the next step reads them, and
 #: the allocator has the memory at hand, which it asks the system for otherwise, page by page.
@@ -23,7 +22,7 @@ def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> 
         bytes_per_row: of the largest result that ``make`` has in between, for one row.
 
     Returns:
-        (R, ...), whatever ``make`` gives; of results with channels last, one with channels last.
+        (R, ...), whatever ``make`` gives, each row as that lies in memory.
     """
     if not reads_freely(*rows):
         return make(*rows)
@@ -31,9 +30,10 @@ def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> 
     made = make(*(tensor[first] for tensor in rows))
     if not others:
         return made
-    form = channels_last_format(made) or torch.contiguous_format
-    shape = (len(rows[0]), *made.shape[1:])
-    result = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=form)
+    # The axes of a row in the order in which they lie in memory, with channels last perhaps.
+    axes = sorted(range(1, made.ndim), key=made.stride, reverse=True)
+    laid_out = made.new_empty(len(rows[0]), *(made.shape[axis] for axis in axes))
+    result = laid_out.movedim(tuple(range(1, made.ndim)), axes)
     result[first] = made
     for part in others:
         result[part] = make(*(tensor[part] for tensor in rows))
