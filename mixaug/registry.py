@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from mixaug.checks import shown
 from mixaug.near import did_you_mean, near
 from mixaug.options import current_options, options_of, renamed_of, unknown_option
 from mixaug.policy import Policy
@@ -154,7 +155,8 @@ def create(name: str, **options: Any) -> Policy:
 
     Raises:
         ValueError: unknown name (with the closest ones), or an option's value out of range.
-        TypeError: unknown option (with the existing ones), or one under both its old and its present name.
+        TypeError: a name that is no text, an unknown option (with the existing ones), or one under both its old and its
+            present name.
 
     >>> create("cutmix", alpha=0.5)
     CutMix(alpha=0.5)
@@ -203,10 +205,13 @@ def describe(name: str) -> PolicyInfo:
 
     Raises:
         ValueError: unknown name, with the closest ones.
+        TypeError: a name that is no text.
 
     >>> describe("mixup").arxiv
     '1710.09412'
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a policy's name is a text such as 'mixup', got {shown(name)}")
     if name not in _registered:
         _load_own()
     if name not in _registered:
@@ -233,7 +238,7 @@ def _identity(target: Callable[..., Any]) -> str:
 
 
 def _check_family(what: str, family: str | None) -> None:
-    if family is not None and family not in FAMILIES:
+    if family is not None and (not isinstance(family, str) or family not in FAMILIES):
         raise ValueError(
             f"{what} expects family as one of {list(FAMILIES)} or None, got {family!r}{did_you_mean(family, FAMILIES)}"
         )

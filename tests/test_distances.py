@@ -7,6 +7,7 @@ import torch
 from helpers import seeded
 from mixaug.ops import kernels
 from mixaug.ops.kernels import squared_distances
+from mixaug.pairing.nearest import nearest_rows
 
 
 def slow(first, second):
@@ -49,6 +50,54 @@ def test_a_product_has_the_digits_of_the_definition(rows, other, direct):
     assert torch.equal(found == 0, expected == 0)
     if other == "itself":
         assert torch.equal(found, found.T)
+
+
+def doubled(kind, seed):
+    """Rows that are there twice, in any order, and of each the first that it equals."""
+    rows = images(40, width=300 + seed, seed=seed)
+    if kind == "black and white":
+        # All of one norm, that of their number of white pixels.
+        rows = (rows.argsort(1).argsort(1) < 150).double() * 0.1
+    elif kind == "two zeros":
+        rows[:, ::2] = 0.0
+    rows = torch.cat([rows, -rows.neg()])[torch.randperm(80, generator=seeded(seed))]
+    if kind == "two zeros":
+        rows[::2] += 0.0
+        rows[1::2][rows[1::2] == 0] = -0.0
+    return rows, (rows[:, None] == rows[None]).all(-1).int().argmax(1)
+
+
+@pytest.mark.parametrize("kind", ["images", "black and white", "two zeros"])
+def test_equal_rows_are_equally_far(kind, direct):
+    for seed in range(6):
+        rows, first = doubled(kind, seed)
+        others = images(9, width=rows.shape[1], seed=20 + seed)
+        for anchors in (rows, rows.clone(), others):
+            found = squared_distances(anchors, rows)
+            assert torch.equal(found, found[:, first]), seed
+        whole = squared_distances(rows, rows)
+        assert torch.equal(whole, whole.T), seed
+        torch.testing.assert_close(whole, slow(rows, rows), rtol=1e-11, atol=0)
+    assert not direct
+
+
+def test_of_equal_neighbours_the_earlier_comes_first():
+    for seed in range(6):
+        rows, first = doubled("images", seed)
+        distances = slow(rows, rows)[:, first]
+        distances.fill_diagonal_(-1.0)
+        expected = distances.argsort(dim=1, stable=True)[:, 1:6]
+        assert torch.equal(nearest_rows(rows, 5), expected), seed
+
+
+def test_rows_of_one_norm_or_one_key_that_differ_are_not_taken_for_equal(monkeypatch):
+    # Without factors that tell places apart, all these rows have one key.
+    rows, first = doubled("black and white", 0)
+    expected = squared_distances(rows, rows)
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, generator: torch.ones(size, dtype=torch.int64))
+    found = squared_distances(rows, rows)
+    assert torch.equal(found == 0, first == first[:, None])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
 
 
 def test_without_the_second_look_near_rows_would_lose_their_digits(monkeypatch):

@@ -90,6 +90,24 @@ def test_the_page_is_filled_from_the_figures(rehearsed, tmp_path):
         report.fill_page(page, rehearsed[1] / "gpu_day.csv")
 
 
+def test_nothing_of_the_page_is_lost(tmp_path):
+    page, figures = tmp_path / "speed.md", tmp_path / "gpu_day.csv"
+    report.write_rows(figures, [Row("mixing", "mixup", "", 1.0, "ms")], "a device", "torch 2")
+    for text in (f"{report.END} {report.BEGIN}", f"{report.BEGIN} {report.END} kept {report.END} kept"):
+        page.write_text(text)
+        with pytest.raises(ValueError, match="no place for the figures"):
+            report.fill_page(page, figures)
+        assert page.read_text() == text
+    page.write_text(f"{report.BEGIN} figures {report.END}")
+    report.write_rows(figures, [], "a device", "torch 2")
+    with pytest.raises(ValueError, match="has no figures"):
+        report.fill_page(page, figures)
+    figures.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"no file of figures .* columns \['a', 'b'\]"):
+        report.fill_page(page, figures)
+    assert " figures " in page.read_text()
+
+
 def test_the_page_of_the_project_has_a_place_for_figures(root):
     text = (root / "docs" / "speed.md").read_text()
     assert text.index(report.BEGIN) < text.index(report.END)

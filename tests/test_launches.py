@@ -159,6 +159,12 @@ def test_the_table_of_the_page_tells_kernels_from_operators(monkeypatch, tmp_pat
     assert text.count("saliencymix") == 1
 
 
+def test_an_unknown_case_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        launches.main(["--cases", "mixup", "cutmx"])
+    assert "--cases: there is no 'cutmx'; did you mean 'cutmix'" in capsys.readouterr().err
+
+
 def test_the_table_of_the_page_takes_no_other_arguments(capsys):
     with pytest.raises(SystemExit):
         launches.main(["--page", "--cases", "mixup"])

@@ -1,5 +1,7 @@
 """Work on some rows of a batch at a time gives the bits of work on all rows at once."""
 
+import re
+
 import pytest
 import torch
 
@@ -69,6 +71,23 @@ def test_policies_give_the_same_bits_in_parts(name, options, monkeypatch):
         mixed = policy(images, labels, generator=seeded(3))
         found.append((mixed.inputs, mixed.weights, mixed.sources))
     assert all(torch.equal(whole, part) for whole, part in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("name", "options"), [("mixup", {"sources": 3}), ("dmixup", {})])
+def test_axes_stay_in_their_order_whatever_the_number_of_parts(name, options, monkeypatch):
+    images, labels = torch.rand(7, 3, 24, 20, generator=seeded(1)), torch.arange(7)
+    last = images.contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(parts, "BYTES_AT_ONCE", 2 * images[0].nbytes)
+    for given in (images, last, images.transpose(2, 3)):
+        mixed = mixaug.create(name, **options)(given, labels, generator=seeded(3)).inputs
+        assert mixed.stride() == given.stride()
+
+
+@pytest.mark.parametrize("noise", [torch.tensor(1.0), torch.zeros(5, 1, 8, 4, 2)], ids=["a number", "a column short"])
+def test_noise_of_another_shape_is_refused_as_it_came(noise, monkeypatch):
+    monkeypatch.setattr(parts, "BYTES_AT_ONCE", 1)
+    with pytest.raises(ValueError, match=rf"fourier_image expects noise .* got {re.escape(str(tuple(noise.shape)))} "):
+        mixaug.functional.fourier_image(noise, (8, 8), decay=3.0)
 
 
 def test_distances_of_a_batch_are_computed_once(monkeypatch):

@@ -46,6 +46,11 @@ def test_shares_and_labels_are_in_the_repr_where_they_were_chosen():
 def test_closest_names_are_suggested(clean):
     with pytest.raises(ValueError, match=r"unknown policy 'cutmx'. Did you mean 'cutmix'"):
         mixaug.create("cutmx")
+    for name in (None, ["mixup"], b"mixup"):
+        with pytest.raises(TypeError, match=r"a policy's name is a text such as 'mixup', got "):
+            mixaug.create(name)
+    with pytest.raises(ValueError, match=r"expects family as one of .* got \['masks'\]"):
+        mixaug.list_policies(family=["masks"])
     with pytest.raises(ValueError, match=r"unknown policy 'zzzzz'. All policies: "):
         mixaug.describe("zzzzz")
 

@@ -70,6 +70,16 @@ def test_a_table_is_measured_and_put_in_its_place(monkeypatch, tmp_path):
         command.main(["--page", "mixing"])
 
 
+def test_a_page_without_a_place_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    (begin, end), place = page.marks("loss"), tmp_path / "speed.md"
+    monkeypatch.setattr(command, "PAGE", place)
+    monkeypatch.setattr(command, "_measure", None)
+    for text in ("nothing", begin, f"{end}\n{begin}", f"{begin}\n{begin}\n{end}"):
+        place.write_text("{}\n{}\n".format(*page.marks("mixing")) + text)
+        with pytest.raises(ValueError, match="no place for the table 'loss'"):
+            command.main(["--page", "mixing", "loss"])
+
+
 def test_a_table_takes_no_other_arguments(capsys):
     with pytest.raises(SystemExit):
         command.main(["--page", "mixing", "--rounds", "3"])

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate, get_worker_info
 
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_probability, check_whole
-from mixaug.loading.samples import Layout, explained_samples
+from mixaug.loading.samples import Layout, explained_samples, may_overwrite
 from mixaug.policy import Policy
 from mixaug.streams import process_rank, stream_key
 
@@ -122,7 +122,7 @@ class MixCollate:
             self.policy.set_progress(float(self._progress[0]))
         batch = self._collated(samples)
         # default_collate has just stacked copies, which nobody else holds.
-        inplace = self.collate is default_collate and self.policy.writes_in_place and self.policy.partners is None
+        inplace = self.collate is default_collate and may_overwrite(self.policy, self.layout.images(batch))
         mixed: MixedBatch = self.layout.mix(self.policy, batch, generator=generator, inplace=inplace)
         if self.num_classes is None:
             return mixed

@@ -13,7 +13,7 @@ from mixaug.axes import channels_back, channels_first
 from mixaug.batch import MixedBatch
 from mixaug.loading.collate import MixCollate, check_free_policy
 from mixaug.loading.normalize import Normalize
-from mixaug.loading.samples import Layout
+from mixaug.loading.samples import Layout, may_overwrite
 from mixaug.ops.nested import map_tensors
 from mixaug.policy import Policy
 from mixaug.streams import process_rank, stream_key
@@ -221,7 +221,7 @@ class DeviceLoader:
             return batch
         # Images that were made here are nobody else's; maps that are mixed with them came from the loader.
         own = not self.layout.keys and images.untyped_storage().data_ptr() != came.untyped_storage().data_ptr()
-        inplace = own and self.policy.writes_in_place and self.policy.partners is None
+        inplace = own and may_overwrite(self.policy, images)
         return self.layout.mix(self.policy, batch, generator=self.generator, inplace=inplace)
 
     def _prepare_mixed(self, mixed: MixedBatch) -> MixedBatch:

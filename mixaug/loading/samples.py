@@ -11,6 +11,7 @@ from torch import Tensor
 from mixaug.axes import check_layout
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_dense, check_keys
+from mixaug.ops.layout import carries_gradient
 from mixaug.ops.nested import mapping_like, rebuild
 from mixaug.policy import Policy
 
@@ -179,6 +180,12 @@ class Layout:
         if isinstance(batch, Mapping):
             return mapping_like(batch, {**batch, **values})
         return rebuild(batch, [values.get(index, value) for index, value in enumerate(batch)])
+
+
+def may_overwrite(policy: Policy, images: Tensor) -> bool:
+    """Whether a policy can mix images in place that nobody else holds."""
+    takes = all(part.writes_in_place for part in policy.modules() if isinstance(part, Policy))
+    return takes and policy.partners is None and not carries_gradient(images)
 
 
 def explained_samples(what: str, samples: Sequence[Any]) -> Exception | None:

@@ -55,9 +55,10 @@ def _by_product(first: Tensor, second: Tensor) -> Tensor | None:
     """Squared distances by a matrix product, and term by term where rows are near; None where too many are.
 
     Products are off by some 1e-15 of the rows' squared norms: what is at least ``NEAR`` of these has twelve digits.
+    Equal rows are equally far from any row, to the last bit, so that ties among them stay ties.
     """
-    own, theirs = first.square().sum(1)[:, None], second.square().sum(1)
-    norms = own + theirs
+    own, theirs = (_squared_norms(rows) for rows in (first, second))
+    norms = own[:, None] + theirs
     if not norms.isfinite().all():
         return None
     squared = norms - 2 * (first @ second.T)
@@ -75,7 +76,59 @@ def _by_product(first: Tensor, second: Tensor) -> Tensor | None:
         return (first[row] - second[column]).square_().sum(1)
 
     squared[rows, columns] = in_parts(exact, rows, columns, bytes_per_row=first.shape[1] * first.element_size())
-    return squared
+    # A product's last bits depend on the place of a column.
+    same = _first_equals(second, theirs)
+    if same is None:
+        return squared
+    return squared[same][:, same] if first is second else squared[:, same]
+
+
+def _squared_norms(rows: Tensor) -> Tensor:
+    def norms(rows: Tensor) -> Tensor:
+        return rows.square().sum(1)
+
+    return in_parts(norms, rows, bytes_per_row=rows.shape[1] * rows.element_size())
+
+
+def _first_equals(rows: Tensor, norms: Tensor) -> Tensor | None:
+    """(N,) of every row the first one that it equals; None where all differ.
+
+    Args:
+        rows: (N, D) float64.
+        norms: (N,) their squared norms: rows whose norms differ by more than rounding are not compared.
+    """
+    ranked, order = norms.sort(stable=True)
+    alike = ranked[1:] <= ranked[:-1] * (1 + 1e-12)
+    if not alike.any():
+        return None
+    shares = torch.zeros_like(norms, dtype=torch.bool)
+    shares[order[1:][alike]] = shares[order[:-1][alike]] = True
+    some = shares.nonzero().squeeze(1)
+    # Rows of a few values each, such as black and white images, have equal norms and differ: sums of integers that
+    # stand for their bits are equal for equal rows alone, but for a chance that the comparison below rules out.
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, rows.shape[1:], generator=generator)
+
+    def keys(some: Tensor) -> Tensor:
+        # Minus zero becomes zero.
+        return ((rows[some] + 0.0).view(torch.int64) * factors).sum(1)
+
+    bytes_per_row = rows.shape[1] * rows.element_size()
+    ranked, order = in_parts(keys, some, bytes_per_row=bytes_per_row).sort(stable=True)
+    some = some[order]
+
+    def equals(before: Tensor, row: Tensor) -> Tensor:
+        return (rows[before] == rows[row]).all(1)
+
+    begins = torch.ones_like(some, dtype=torch.bool)
+    begins[1:] = ranked[1:] != ranked[:-1]
+    after = (~begins).nonzero().squeeze(1)
+    if not len(after):
+        return None
+    begins[after] = ~in_parts(equals, some[after - 1], some[after], bytes_per_row=bytes_per_row)
+    found = torch.arange(len(rows))
+    found[some] = some[begins][begins.cumsum(0) - 1]
+    return found
 
 
 def log_weights(squared: Tensor, bandwidth: float | Tensor, kernel: Kernel) -> Tensor:

@@ -22,7 +22,7 @@ def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> 
         bytes_per_row: of the largest result that ``make`` has in between, for one row.
 
     Returns:
-        (R, ...), whatever ``make`` gives.
+        (R, ...), whatever ``make`` gives, each row as that lies in memory.
     """
     if not reads_freely(*rows):
         return make(*rows)
@@ -30,7 +30,10 @@ def in_parts(make: Callable[..., Tensor], *rows: Tensor, bytes_per_row: int) -> 
     made = make(*(tensor[first] for tensor in rows))
     if not others:
         return made
-    result = made.new_empty(len(rows[0]), *made.shape[1:])
+    # The axes of a row in the order in which they lie in memory, with channels last perhaps.
+    axes = sorted(range(1, made.ndim), key=made.stride, reverse=True)
+    laid_out = made.new_empty(len(rows[0]), *(made.shape[axis] for axis in axes))
+    result = laid_out.movedim(tuple(range(1, made.ndim)), axes)
     result[first] = made
     for part in others:
         result[part] = make(*(tensor[part] for tensor in rows))

@@ -109,6 +109,7 @@ def fourier_image(
         ValueError: noise of another shape, or an option out of range.
     """
     size = tuple(size)
+    _check_noise("fourier_image", noise, size, spectrum, frequencies)
 
     def scaled(noise: Tensor) -> Tensor:
         grey = _grey("fourier_image", noise, size, decay, spectrum, frequencies).flatten(1)
@@ -158,6 +159,7 @@ def fourier_mask(
             f"fourier_mask expects lam ({noise.shape[0]},) and round_up ({noise.shape[0]},) bool for noise "
             f"{tuple(noise.shape)}, got {tuple(lam.shape)} and {tuple(round_up.shape)} {round_up.dtype}"
         )
+    _check_noise("fourier_mask", noise, size, spectrum, frequencies)
 
     def masks(noise: Tensor, lam: Tensor, round_up: Tensor) -> Tensor:
         grey = _grey("fourier_mask", noise, size, decay, spectrum, frequencies).flatten(1)
@@ -270,11 +272,8 @@ def _check_spectrum(what: str, size: Sequence[int], spectrum: str, frequencies: 
             )
 
 
-def _grey(
-    what: str, noise: Tensor, size: tuple[int, ...], decay: float, spectrum: Spectrum, frequencies: int | None
-) -> Tensor:
-    """(R, *size) low-frequency images of any scale: only their order matters to a mask."""
-    decay = check_positive(what, "decay", decay)
+def _check_noise(what: str, noise: Tensor, size: tuple[int, ...], spectrum: Spectrum, frequencies: int | None) -> None:
+    """Raise unless the noise is that of images of this size, before it is worked on in parts."""
     expected = fourier_noise_shape(size, spectrum=spectrum, frequencies=frequencies)
     shapes = [expected]
     if spectrum == "reference":
@@ -284,6 +283,14 @@ def _grey(
             f"{what} expects noise (R, {', '.join(map(str, expected))}) float32 or float64 for size {size}, "
             f"spectrum={spectrum!r}, frequencies={frequencies}, got {tuple(noise.shape)} {noise.dtype}"
         )
+
+
+def _grey(
+    what: str, noise: Tensor, size: tuple[int, ...], decay: float, spectrum: Spectrum, frequencies: int | None
+) -> Tensor:
+    """(R, *size) low-frequency images of any scale: only their order matters to a mask."""
+    decay = check_positive(what, "decay", decay)
+    expected = fourier_noise_shape(size, spectrum=spectrum, frequencies=frequencies)
     axes = _axes(size, expected[1:-1], noise)
     amplitude = _amplitude(axes, size, decay)
     if spectrum == "reference":

@@ -91,6 +91,13 @@ class TestOutput:
         assert torch.equal(outs[0].inputs, outs[1].inputs)
         assert torch.equal(outs[0].weights, outs[1].weights)
 
+    def test_samples_that_record_a_gradient_are_mixed_into_a_new_tensor(self, policy):
+        samples = [(torch.rand(3, 8, 8, requires_grad=True), i) for i in range(4)]
+        mixed = MixCollate(policy, seed=0)(samples)
+        mixed.inputs.sum().backward()
+        grads = torch.stack([image.grad for image, _ in samples])
+        torch.testing.assert_close(grads.sum(0), torch.full((3, 8, 8), 4.0))
+
     def test_dense_targets(self, policy):
         samples = [Images()[i] for i in range(6)]
         images, targets = MixCollate(policy, 5, label_smoothing=0.1, seed=0)(samples)

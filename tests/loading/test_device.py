@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import mixaug
 from mixaug.loading import DeviceLoader, MixCollate, Normalize
+from mixaug.plan import Plan
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -110,6 +113,41 @@ def test_images_that_were_made_here_are_mixed_in_place(way):
     loader.normalize = normalize
     places = [mixed.inputs.data_ptr() == images.data_ptr() for mixed, images in zip(loader, made, strict=False)]
     assert places == [way not in ("nothing", "same dtype")] * len(raw)
+
+
+def test_images_that_record_a_gradient_are_mixed_into_a_new_tensor():
+    images = torch.rand(4, 3, 8, 8, requires_grad=True)
+    loader = DeviceLoader([(images, torch.arange(4))], "cpu", mixaug.create("mixup"), MEAN, STD, seed=0)
+    (mixed,) = loader
+    mixed.inputs.sum().backward()
+    # Every image comes in with shares that sum to one, whoever shows it.
+    torch.testing.assert_close(images.grad.sum(0), 4 / torch.tensor(STD)[:, None, None].expand(3, 8, 8))
+
+
+class OutOfPlace(mixaug.Policy):
+    """Of a package of its own, with a plan that writes nowhere."""
+
+    writes_in_place = False
+    not_offered = ("alpha", "ratio")
+
+    def sample(self, batch, partner, draws):
+        return Turned(partner=partner, lam=torch.ones(1), size=batch.size)
+
+
+@dataclass(frozen=True)
+class Turned(Plan):
+    def mix(self, tensor, *, out=None, inplace=False):
+        assert out is None and not inplace
+        return tensor.flip(-1)
+
+
+@pytest.mark.parametrize("around", [lambda policy: policy, mixaug.Sometimes, lambda policy: mixaug.OneOf([policy])])
+def test_a_policy_that_writes_nowhere_is_not_asked_to(around):
+    policy = around(OutOfPlace())
+    (mixed, *_), ((raw, _), *_) = DeviceLoader(plain(), "cpu", policy, MEAN, STD), plain()
+    assert torch.equal(mixed.inputs, Normalize(MEAN, STD)(raw).flip(-1))
+    collated = MixCollate(policy, seed=0)([pairs()[i] for i in range(4)])
+    assert torch.equal(collated.inputs, raw.flip(-1))
 
 
 @pytest.mark.parametrize("name", ["fmix", "saliencymix", "deit", "resizemix", "patchmix"])

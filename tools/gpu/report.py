@@ -21,9 +21,16 @@ def write_rows(path: Path, rows: Sequence[Row], device: str, versions: str) -> N
 
 
 def read_rows(path: Path) -> tuple[list[Row], str]:
-    """Rows of a file, and the device and versions of the first."""
+    """Rows of a file, and the device and versions of the first.
+
+    Raises:
+        ValueError: a file of something else.
+    """
     with path.open(newline="") as file:
-        found = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        found = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{path} is no file of figures of tools/gpu_day.py: it has the columns {reader.fieldnames}")
     rows = [Row(**{name: line[name] for name in Row._fields}) for line in found]
     return rows, f"{found[0]['device']}, {found[0]['versions']}" if found else ""
 
@@ -56,11 +63,15 @@ def fill_page(page: Path, figures: Path) -> None:
     """Replace what stands between the marks of the page by the table of a file of figures.
 
     Raises:
-        ValueError: the page lacks the marks.
+        ValueError: the page lacks the marks, or the file has no figures.
     """
     text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{page} has no place for the figures: it needs the lines {BEGIN} and {END}")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(
+            f"{page} has no place for the figures: it needs the lines {BEGIN} and {END}, once each and in this order"
+        )
     rows, where = read_rows(figures)
+    if not rows:
+        raise ValueError(f"{figures} has no figures, and those of {page} would be lost")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{before}{BEGIN}\n\n{where}.\n\n{table(rows)}\n\n{END}{after}")

@@ -12,7 +12,7 @@ import torch
 
 from speed import check, loaders, sections, steps
 from speed.goals import judge, read_goals
-from speed.page import PAGE, TABLES, fill
+from speed.page import PAGE, TABLES, around, fill
 from speed.profiles import Profile, profiles
 from speed.report import markdown, table
 from speed.setting import DTYPES, LAYOUTS, Setting, environment
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page:
         if options != parser.parse_args(["--page", *options.page]):
             parser.error("--page measures each table by a command of its own, which the page names: leave out the rest")
+        for name in options.page:
+            # Before minutes of measuring, which a page without a place would lose.
+            around(PAGE, name)
         for name in options.page:
             _fill_page(parser, name)
         return 0

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import mixaug
 from mixaug import MixStep, losses
+from mixaug.near import did_you_mean
 from mixaug.ops import fused
 from mixaug.testing.subject import CHANNELS, Subject
 from mixaug.testing.surface import pretended_cuda
@@ -34,6 +35,8 @@ BOUNDS = Path(__file__).parent / "launches.csv"
 SIDES = (32, 224)
 BATCH = 128
 CLASSES = 10
+#: Policies that a whole step is counted with.
+STEPS = ("none", "mixup", "cutmix")
 #: Operators that start no kernel.
 FREE = frozenset({
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
@@ -179,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             PAGE, "launches", [f"`python tools/launches.py --page`; torch {torch.__version__}.", "", *_page()]
         )
         return 0
+    names = [*(case.name for case in cases()), *(f"step of {policy}" for policy in STEPS)]
+    unknown = [name for name in options.cases or () if name not in names]
+    if unknown:
+        parser.error(f"--cases: there is no {unknown[0]!r}{did_you_mean(unknown[0], names)}")
     bounds, passed, rows = read_bounds(), 0, []
     print("| case | side | launches | at most |\n|---|--:|--:|--:|")
     for name, side, launches in _counted(options.cases, options.sides):
@@ -217,7 +224,7 @@ def _page() -> list[str]:
 
 
 def _counted(names: Sequence[str] | None, sides: Sequence[int]) -> Iterator[tuple[str, int, Launches]]:
-    for policy in ("none", "mixup", "cutmix"):
+    for policy in STEPS:
         name = f"step of {policy}"
         if (names is None and policy != "cutmix") or (names is not None and name in names):
             yield name, 0, of_step(policy)

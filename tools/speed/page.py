@@ -6,7 +6,6 @@ with machine, versions and day, so that no figure of the page is copied by hand.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -196,12 +195,25 @@ def write_between(page: Path, name: str, lines: Sequence[str]) -> None:
     Raises:
         ValueError: the page lacks the marks.
     """
-    text, (begin, end) = page.read_text(), marks(name)
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{page} has no place for the table {name!r}: it needs the lines {begin} and {end}, once each")
-    inner = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+    before, after = around(page, name)
+    begin, end = marks(name)
     body = "\n".join(lines).rstrip()
-    page.write_text(inner.sub(lambda _: f"{begin}\n\n{body}\n\n{end}", text))
+    page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
+
+
+def around(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the marks of a name.
+
+    Raises:
+        ValueError: the page lacks the marks, has one twice, or the end before the beginning.
+    """
+    text, (begin, end) = page.read_text(), marks(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(
+            f"{page} has no place for the table {name!r}: it needs the lines {begin} and {end}, once each and in this "
+            "order"
+        )
+    return text.split(begin)[0], text.split(end)[1]
 
 
 def marks(name: str) -> tuple[str, str]:
