@@ -211,7 +211,10 @@ WRONG = {
     "evaluate empty --suite foo": (2, "mixaug evaluate: --suite expects each family in ['all', 'calibration', "),
     "evaluate empty --suite all --corrupted empty --samples 3": (2, "--corrupted is for the whole test set: leave out"),
     "leaderboard nowhere": (2, "error: expected a folder of runs, got 'nowhere', which is not a folder"),
-    "train policy._target_=mixaug.Sometimes": (2, "error: policy._target_=mixaug.Sometimes would stand in tables under "),
+    "train policy._target_=mixaug.Sometimes": (
+        2,
+        "error: policy._target_=mixaug.Sometimes would stand in tables under ",
+    ),
     "train objective._target_=mixaug.objectives.RegMixup": (2, "under the name of objective=cross_entropy: give it a "),
     "train experiment=diabetes policy=cutmix": (2, "error: policy=cutmix: CutMix works on pixels: it expects images ("),
     "train data=digits data.name=foo": (2, "error: data: there is no data set 'foo'; closest names: photos"),

@@ -200,7 +200,7 @@ def _check_names(config: DictConfig, given: Collection[str]) -> None:
 @cache
 def _shipped_target(group: str, choice: str) -> str | None:
     path = config_folder() / group / f"{choice}.yaml"
-    found: str | None = OmegaConf.load(path).get("_target_") if path.is_file() else None
+    found: str | None = OmegaConf.select(OmegaConf.load(path), "_target_") if path.is_file() else None
     return found
 
 

@@ -37,7 +37,8 @@ class DeviceLoader:
         loader: any iterable of batches: ``(images, labels, ...)``, mappings, tensors, or
             :class:`MixedBatch` (from :class:`MixCollate`), whose inputs are normalised after mixing.
         device: device that the batches are moved to.
-        policy: a model-free policy; batches then come out as :class:`MixedBatch`.
+        policy: a model-free policy; batches then come out as :class:`MixedBatch`. On a CPU large images that were
+            normalised here are mixed in place: a pairing or ratio of one's own that keeps ``batch.images`` copies them.
         mean, std: in units of 0..1, one number for each channel or one for all.
         dtype: dtype of the images. None gives float32 for normalised uint8 images, else leaves them.
         memory_format: memory format of the images, such as ``torch.channels_last``.
@@ -50,8 +51,8 @@ class DeviceLoader:
         layout: where the channels of the images are, such as ``"NHWC"``, see :meth:`mixaug.Policy.forward`.
 
     Raises:
-        ValueError: a policy that needs the model, a generator of another device, generator and seed both; without a
-            policy, settings of mixing, which would have no effect.
+        ValueError: a policy that needs the model, or one here and one in a :class:`MixCollate`; a generator of another
+            device, generator and seed both; without a policy, settings of mixing, which would have no effect.
         TypeError: something other than a policy; when iterated over, images in a nested or sparse tensor.
     """
 
@@ -75,6 +76,11 @@ class DeviceLoader:
     ) -> None:
         if policy is not None:
             check_free_policy("DeviceLoader", policy)
+            if isinstance(getattr(loader, "collate_fn", None), MixCollate):
+                raise ValueError(
+                    "DeviceLoader mixes batches itself, but they come from a MixCollate: take one of the two policies, "
+                    "for batches would be mixed twice"
+                )
         else:
             settings = {"generator": generator, "seed": seed, "keys": keys or None, "extent_keys": extent_keys or None}
             idle = [name for name, value in settings.items() if value is not None]

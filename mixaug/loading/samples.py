@@ -11,7 +11,7 @@ from torch import Tensor
 from mixaug.axes import check_layout
 from mixaug.batch import MixedBatch
 from mixaug.checks import check_dense, check_keys
-from mixaug.ops.layout import carries_gradient
+from mixaug.ops.layout import prefers_slices
 from mixaug.ops.nested import mapping_like, rebuild
 from mixaug.policy import Policy
 
@@ -183,9 +183,12 @@ class Layout:
 
 
 def may_overwrite(policy: Policy, images: Tensor) -> bool:
-    """Whether a policy can mix images in place that nobody else holds."""
+    """Whether a policy had better mix images in place that nobody else holds.
+
+    That spares a fresh tensor where images are large and mixed one by one, on a CPU; elsewhere it would add a copy.
+    """
     takes = all(part.writes_in_place for part in policy.modules() if isinstance(part, Policy))
-    return takes and policy.partners is None and not carries_gradient(images)
+    return takes and policy.partners is None and prefers_slices(images)
 
 
 def explained_samples(what: str, samples: Sequence[Any]) -> Exception | None:

@@ -23,7 +23,9 @@ SMALL = 1 << 16
 #: Number of entries of a kernel's row that can be computed in the time of one proposal.
 PROPOSAL_COST = 32
 #: Columns from which a matrix product is tried on a CPU, and the share of squared norms below which two rows are near.
-WIDE, NEAR = 64, 1e-3
+WIDE, NEAR = 128, 1e-3
+#: Rows on either side from which the product repays the norms that it takes.
+SEVERAL = 8
 #: Largest distance from the centre, in bandwidths, up to which squared distances come from a matrix product.
 PRODUCT_RADIUS = 1000
 
@@ -44,7 +46,8 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
         return (first[:, None] != second[None, :]).to(wide_dtype(first.device)) * 2
     if first.shape[1] == 1:
         return (first - second.T).square()
-    found = _by_product(first, second) if first.shape[1] >= WIDE and reads_freely(first, second) else None
+    is_worth = first.shape[1] >= WIDE and min(len(first), len(second)) >= SEVERAL and reads_freely(first, second)
+    found = _by_product(first, second) if is_worth else None
     if found is not None:
         return found
     # The matrix product form would lose what distinguishes near rows.
@@ -104,30 +107,10 @@ def _first_equals(rows: Tensor, norms: Tensor) -> Tensor | None:
     shares = torch.zeros_like(norms, dtype=torch.bool)
     shares[order[1:][alike]] = shares[order[:-1][alike]] = True
     some = shares.nonzero().squeeze(1)
-    # Rows of a few values each, such as black and white images, have equal norms and differ: sums of integers that
-    # stand for their bits are equal for equal rows alone, but for a chance that the comparison below rules out.
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**63), 2**63 - 1, rows.shape[1:], generator=generator)
-
-    def keys(some: Tensor) -> Tensor:
-        # Minus zero becomes zero.
-        return ((rows[some] + 0.0).view(torch.int64) * factors).sum(1)
-
-    bytes_per_row = rows.shape[1] * rows.element_size()
-    ranked, order = in_parts(keys, some, bytes_per_row=bytes_per_row).sort(stable=True)
-    some = some[order]
-
-    def equals(before: Tensor, row: Tensor) -> Tensor:
-        return (rows[before] == rows[row]).all(1)
-
-    begins = torch.ones_like(some, dtype=torch.bool)
-    begins[1:] = ranked[1:] != ranked[:-1]
-    after = (~begins).nonzero().squeeze(1)
-    if not len(after):
-        return None
-    begins[after] = ~in_parts(equals, some[after - 1], some[after], bytes_per_row=bytes_per_row)
+    group = torch.unique(rows[some], dim=0, return_inverse=True)[1]
+    first = torch.full_like(some, len(rows)).scatter_reduce_(0, group, some, "amin")
     found = torch.arange(len(rows))
-    found[some] = some[begins][begins.cumsum(0) - 1]
+    found[some] = first[group]
     return found
 
 

@@ -218,7 +218,8 @@ class CowMix(Policy):
         lam = self.ratio(draws) if self.share is None else draws.uniform(*self.share)
         sigma = draws.uniform(math.log(self.sigma[0]), math.log(self.sigma[1])).exp()
         noise = draws.normal(batch.size)
-        lam = lam.to(noise.dtype)
+        # A ratio of one's own may give one share for all.
+        lam = lam.to(noise.dtype).expand(len(noise))
 
         def masks(noise: Tensor, sigma: Tensor, lam: Tensor) -> Tensor:
             return cow_mask(cow_noise(noise, sigma, self.sigma[1], self.border), lam)

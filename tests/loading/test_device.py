@@ -12,7 +12,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 import mixaug
 from mixaug.loading import DeviceLoader, MixCollate, Normalize
+from mixaug.loading.samples import may_overwrite
 from mixaug.plan import Plan
+from mixaug.testing.surface import pretended_cuda
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -24,6 +26,11 @@ def pairs(count: int = 26, size: int = 8) -> TensorDataset:
 
 def plain(**options) -> DataLoader:
     return DataLoader(pairs(), batch_size=4, **options)
+
+
+def large() -> DataLoader:
+    """Of images that are mixed one by one on a CPU."""
+    return DataLoader(pairs(8, 80), batch_size=4)
 
 
 def test_moves_and_normalises():
@@ -88,7 +95,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_batches_of_the_caller_are_left_alone(way):
     dtype, form = WAYS[way]
-    raw = [(images.to(dtype), labels, images[:, :1].clone()) for images, labels in plain()]
+    raw = [(images.to(dtype), labels, images[:, :1].clone()) for images, labels in large()]
     before = [[part.clone() for part in batch] for batch in raw]
     for options in ({}, {"keys": [2]}, {"partners": mixaug.partners.PreviousBatch()}):
         policy = mixaug.create("cutmix", **({"partners": options["partners"]} if "partners" in options else {}))
@@ -100,9 +107,10 @@ def test_batches_of_the_caller_are_left_alone(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_images_that_were_made_here_are_mixed_in_place(way):
+@pytest.mark.parametrize("batches", [large, plain], ids=["large", "small"])
+def test_large_images_that_were_made_here_are_mixed_in_place(way, batches):
     dtype, form = WAYS[way]
-    raw = [(images.to(dtype), labels) for images, labels in plain()]
+    raw = [(images.to(dtype), labels) for images, labels in batches()]
     loader = DeviceLoader(raw, "cpu", mixaug.create("cutmix"), **form)
     made, plainly = [], loader.normalize
 
@@ -112,16 +120,32 @@ def test_images_that_were_made_here_are_mixed_in_place(way):
 
     loader.normalize = normalize
     places = [mixed.inputs.data_ptr() == images.data_ptr() for mixed, images in zip(loader, made, strict=False)]
-    assert places == [way not in ("nothing", "same dtype")] * len(raw)
+    assert places == [batches is large and way not in ("nothing", "same dtype")] * len(raw)
+
+
+def test_batches_are_not_mixed_twice():
+    for classes in (None, 7):
+        loader = plain(collate_fn=MixCollate(mixaug.create("cutmix"), classes))
+        with pytest.raises(ValueError, match="they come from a MixCollate: take one of the two policies"):
+            DeviceLoader(loader, "cpu", mixaug.create("mixup"))
+        assert len(list(DeviceLoader(loader, "cpu", mean=MEAN, std=STD))) == 7
+
+
+def test_on_a_gpu_nothing_is_mixed_in_place():
+    # A new tensor costs nothing there, and a result in place is one that is copied.
+    with pretended_cuda():
+        images = torch.empty(4, 3, 80, 80)
+    assert not may_overwrite(mixaug.create("cutmix"), images)
+    assert may_overwrite(mixaug.create("cutmix"), torch.rand(4, 3, 80, 80))
 
 
 def test_images_that_record_a_gradient_are_mixed_into_a_new_tensor():
-    images = torch.rand(4, 3, 8, 8, requires_grad=True)
+    images = torch.rand(4, 3, 80, 80, requires_grad=True)
     loader = DeviceLoader([(images, torch.arange(4))], "cpu", mixaug.create("mixup"), MEAN, STD, seed=0)
     (mixed,) = loader
     mixed.inputs.sum().backward()
     # Every image comes in with shares that sum to one, whoever shows it.
-    torch.testing.assert_close(images.grad.sum(0), 4 / torch.tensor(STD)[:, None, None].expand(3, 8, 8))
+    torch.testing.assert_close(images.grad.sum(0), 4 / torch.tensor(STD)[:, None, None].expand(3, 80, 80))
 
 
 class OutOfPlace(mixaug.Policy):
@@ -154,8 +178,8 @@ def test_a_policy_that_writes_nowhere_is_not_asked_to(around):
 def test_what_is_mixed_in_place_is_what_a_new_tensor_holds(name):
     first, second = mixaug.create(name), mixaug.create(name)
     g, h = (torch.Generator().manual_seed(3) for _ in range(2))
-    loader = DeviceLoader(plain(), "cpu", first, MEAN, STD, generator=g)
-    for mixed, (raw, labels) in zip(loader, plain(), strict=True):
+    loader = DeviceLoader(large(), "cpu", first, MEAN, STD, generator=g)
+    for mixed, (raw, labels) in zip(loader, large(), strict=True):
         expected = second(Normalize(MEAN, STD)(raw), labels, generator=h)
         assert torch.equal(mixed.inputs, expected.inputs)
         assert torch.equal(mixed.weights, expected.weights)
@@ -192,7 +216,7 @@ def test_mixed_batches_of_a_collate_are_normalised_and_stay_mixed():
         assert torch.equal(mixed.weights, raw.weights) and torch.equal(mixed.sources, raw.sources)
         assert torch.equal(mixed.mask, raw.mask)
     with pytest.raises(ValueError, match="not twice"):
-        next(iter(DeviceLoader(plain(collate_fn=collate), "cpu", mixaug.create("mixup"))))
+        next(iter(DeviceLoader(expected, "cpu", mixaug.create("mixup"))))
     untouched = next(iter(DeviceLoader(plain(collate_fn=collate), "cpu")))
     assert untouched.inputs.dtype == torch.uint8
 
@@ -248,7 +272,8 @@ def test_first_batch_reaches_the_collate_function():
 
 def test_set_progress_reaches_policy_and_collate():
     inner, outer = (mixaug.Sometimes("cutmix", until=0.5) for _ in range(2))
-    DeviceLoader(plain(collate_fn=MixCollate(inner)), "cpu", outer).set_progress(0.7)
+    DeviceLoader(plain(collate_fn=MixCollate(inner)), "cpu").set_progress(0.7)
+    DeviceLoader(plain(), "cpu", outer).set_progress(0.7)
     assert inner.active is False and outer.active is False
 
 

@@ -8,6 +8,7 @@ import torch
 import mixaug
 from helpers import seeded
 from mixaug import functional as F
+from mixaug.ops import parts
 
 
 def slow_line(values, sigma, border):
@@ -97,3 +98,13 @@ def test_bad_arguments():
         F.cow_noise(torch.zeros(2, 4, 4), torch.ones(3))
     with pytest.raises(ValueError, match=r"logits and teacher_logits \(B, K\)"):
         F.cowmix_consistency(torch.zeros(2, 3), torch.zeros(2, 4), torch.tensor([1, 0]), torch.ones(2))
+
+
+def test_a_ratio_of_one_s_own_may_give_one_share_for_all(monkeypatch):
+    images, shares = torch.rand(6, 1, 16, 16, generator=seeded(0)), []
+    policy = mixaug.create("cowmix", share=None, ratio=lambda draws: torch.full((1,), 0.4))
+    for at_once in (2**40, 2 * 16 * 16 * 4):
+        monkeypatch.setattr(parts, "BYTES_AT_ONCE", at_once)
+        shares.append(policy(images, generator=seeded(1)).lam)
+    assert shares[0].shape == (6,)
+    assert torch.equal(*shares)
