@@ -179,6 +179,23 @@ def test_a_capture_that_spoils_its_process_costs_no_other_policy_its_answer(way,
     assert [row.note for row in rows] == ["", note, "", ""]
 
 
+def _asks(chosen):
+    yield Row("asks", "earlier", "", len(chosen.earlier), "rows")
+
+
+def test_figures_of_some_sections_do_not_take_the_place_of_those_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "environment", lambda device: {"device": device})
+    monkeypatch.setattr(command, "CONTEXT", protocol.FORK)
+    monkeypatch.setattr(command, "SECTIONS", (Section("asks", 1, 60, _asks), Section("asks again", 1, 60, _asks)))
+    place = ["--part", "1", "--out", str(tmp_path / "out"), "--data", str(tmp_path / "data" / "sheets")]
+    assert command.main(place) == 0
+    kept = (tmp_path / "data" / "gpu_day_part1.csv").read_text()
+    assert kept.count("earlier") == 2
+    assert command.main([*place, "--sections", "asks"]) == 0
+    assert (tmp_path / "data" / "gpu_day_part1.csv").read_text() == kept
+
+
 def _hangs(_):
     yield Row("hangs", "begun", "", 1, "works")
     time.sleep(600)

@@ -59,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="every section of both parts, tiny, on the CPU")
     parser.add_argument("--data", type=Path, default=Path.home() / "gpu_day_data" / "cifar100", help="sheets, decoded")
     parser.add_argument("--bring", type=Path, help="copy the sheets of this folder to --data first")
-    parser.add_argument("--figures", type=Path, help="CSV of part 1, from which part 2 chooses; kept beside --data")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        help="CSV of part 1, from which part 2 chooses; without --sections part 1 keeps its own beside --data",
+    )
     parser.add_argument("--pack", type=Path, metavar="SHEETS", help="make gpu_day/ for the two calls, and end")
     parser.add_argument("--page", type=Path, metavar="CSV", help="fill docs/speed.md from a file of figures, and end")
     options = parser.parse_args(arguments)
@@ -114,7 +118,8 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"{started.section.name}: {ended}, {len(found)} figures", flush=True)
                 # A later section that hangs the machine must not cost what is known already.
                 report.write_rows(options.out / "gpu_day.csv", rows, where, versions)
-    if options.part == 1 and not options.rehearse:
+    # What some sections gave must not take the place of what all of them gave, from which part 2 chooses.
+    if options.part == 1 and not options.rehearse and not options.sections:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(options.out / "gpu_day.csv", kept)
     print(f"\n{where}, {versions}\n\n{report.table(rows)}")
