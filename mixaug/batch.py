@@ -319,7 +319,8 @@ class MixedBatch(NoTensor, ConvertibleFields):
         Raises:
             ValueError: no labels, class ids without ``num_classes`` or out of range, a wrong K,
                 smoothing outside [0, 1].
-            TypeError: integer rows (N, K), bool labels, labels in a nested or sparse tensor.
+            TypeError: integer rows (N, K), bool labels, floats (N,) with ``num_classes``, labels in a nested or sparse
+                tensor.
         """
         labels = self.labels
         if labels is None:
@@ -330,6 +331,11 @@ class MixedBatch(NoTensor, ConvertibleFields):
         label_smoothing = check_probability("targets", "label_smoothing", label_smoothing)
         check_rows_named("targets", self.sources, len(labels))
         if labels.is_floating_point():
+            if num_classes is not None and labels.ndim == 1:
+                raise TypeError(
+                    f"num_classes={num_classes} is for class ids, which are integers, and float labels of shape "
+                    f"{tuple(labels.shape)} are numbers, got {labels.dtype}: give class ids as labels.long()"
+                )
             if num_classes is not None and (labels.ndim != 2 or labels.shape[1] != num_classes):
                 raise ValueError(f"num_classes={num_classes} does not fit labels of shape {tuple(labels.shape)}")
             if label_smoothing and labels.ndim != 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -47,8 +48,11 @@ def _run(given: list[str]) -> int:
         return 0
     name, *rest = given
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        setting = _is_setting(name)
+        close = [] if setting else difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        if setting:
+            hint = f"a setting stands behind its command, mixaug train {shlex.join(given)}; {hint}"
         print(f"mixaug: unknown command {name!r}; {hint}", file=sys.stderr)
         return WRONG
     try:
@@ -62,6 +66,21 @@ def _run(given: list[str]) -> int:
         print(f"mixaug {name} needs {error.name}: pip install 'mixaug[train]'", file=sys.stderr)
         return WRONG
     return code
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is an override of a setting that runs have, such as ``policy=cutmix`` or ``+data.root=x``."""
+    key, equals, _ = word.lstrip("+~").partition("=")
+    if not equals:
+        return False
+    try:
+        from mixaug.engine.config import GROUPS, KNOWN_KEYS
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        # Settings are those of the train extra, which is not installed.
+        return False
+    return key.partition(".")[0] in {*GROUPS, *KNOWN_KEYS}
 
 
 def overview() -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 __all__ = ["did_you_mean", "near"]
 
-#: What other libraries call an option or a choice, and what it may be here, where there is one of these names.
+#: What other libraries, or languages, call an option or a choice, and what it may be here, where there is one of these
+#: names.
 SYNONYMS = {
     **dict.fromkeys(("p", "prob", "probs", "chance", "mix_prob", "switch_prob"), ("probability", "probabilities")),
     "weights": ("probabilities",),
@@ -20,6 +21,7 @@ SYNONYMS = {
     **dict.fromkeys(("flip", "flipped"), ("reversed",)),
     **dict.fromkeys(("roll", "rolled", "cyclic"), ("shift",)),
     **dict.fromkeys(("random", "randperm", "shuffle"), ("permutation",)),
+    **dict.fromkeys(("foto", "fotos"), ("photos",)),
 }
 #: A name that is cut off needs so many letters to be known by them.
 LEAST_OF_A_NAME = 4

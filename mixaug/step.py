@@ -44,7 +44,7 @@ class MixStep(nn.Module):
             :meth:`mixaug.MixedBatch.with_extents`.
 
     Raises:
-        TypeError: ``policy`` is not a Policy, ``objective`` cannot be called, a network is no module.
+        TypeError: ``model`` or a network is no module, ``policy`` is not a Policy, ``objective`` cannot be called.
         ValueError: ``signals`` of another model, a network that the objective wants and nobody brings, a layout that is
             none, a model that lacks what the policy looks at, or that is wrapped where the step is to be wrapped;
             ``extent_keys`` with partners from outside the batch; a frozen network that is also trained.
@@ -63,6 +63,12 @@ class MixStep(nn.Module):
         extent_keys: Sequence[Hashable] = (),
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            swapped = isinstance(model, ModelSignals)
+            raise TypeError(
+                f"MixStep expects model as a torch.nn.Module, got {type(model).__name__}"
+                + ("; signals go beside their model: MixStep(model, policy, objective, signals=...)" if swapped else "")
+            )
         if not isinstance(policy, Policy):
             raise TypeError(
                 f"MixStep expects policy as a mixaug.Policy, got {type(policy).__name__}; "

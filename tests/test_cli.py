@@ -93,8 +93,20 @@ def test_what_needs_no_torch_does_not_import_it(line: list[str]) -> None:
 
 def test_a_wrong_line_is_told(say: Say) -> None:
     assert say("benchmrk") == (2, "", "mixaug: unknown command 'benchmrk'; did you mean 'benchmark'?\n")
-    code, _, complaint = say("xyz")
-    assert code == 2 and all(name in complaint for name in COMMANDS)
+    for word in ("xyz", "xyz=cutmix"):
+        code, _, complaint = say(word)
+        assert code == 2 and all(name in complaint for name in COMMANDS)
+        assert "stands behind" not in complaint
+    for words in (
+        ["policy=cutmix"],
+        ["+data.root=my photos", "seed=1"],
+        ["experiment=photos", "policy=mixup"],
+        ["policy=x"],
+    ):
+        code, _, complaint = say(*words)
+        assert code == 2 and f"stands behind its command, mixaug train {shlex.join(words)}; the commands" in complaint
+    for group in ("data", "experiment"):
+        assert f"there is no {group}=foto; did you mean photos?" in say("train", "--cfg", "job", f"{group}=foto")[2]
     for option in ("--config-path", "--config-name"):
         code, _, complaint = say("train", option, "x")
         assert code == 2 and "--config-dir" in complaint

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
+import mixaug
 from mixaug import labeling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,27 @@ def test_example_runs(code: str) -> None:
     if "timm" in code or "mixaug.models" in code:
         pytest.importorskip("timm", reason="this example needs timm")
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+def test_the_example_of_padded_recordings_runs_and_lengths_are_those_of_the_longer_source() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "loading.md").read_text(), flags=re.M | re.S)
+    (code,) = [block for block in blocks if "extent_keys" in block]
+    lengths = (800, 500, 650, 300)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    names: dict[str, object] = {
+        "torch": torch,
+        "mixaug": mixaug,
+        "MixCollate": mixaug.MixCollate,
+        "DataLoader": torch.utils.data.DataLoader,
+        "data": [{"wave": torch.ones(length), "label": number} for number, length in enumerate(lengths)],
+        "model": lambda *inputs: seen.append(inputs),
+    }
+    torch.manual_seed(0)
+    exec(compile(code, "example", "exec"), names)
+    ((waves, told),) = seen
+    assert waves.shape == (4, 1, 800) and sorted(told.tolist()) != sorted(lengths)
+    # Ones mixed with ones, or with padding, are above zero as far as the longer source reaches.
+    assert torch.equal((waves[:, 0] > 0).sum(1), told)
 
 
 @cache

@@ -89,6 +89,25 @@ def test_the_advice_for_labels_of_another_form_leads_on(labels, advice, follow, 
     assert loss(logits, mixaug.create("cutmix")(IMAGES, follow(labels))).isfinite()
 
 
+def test_class_ids_that_came_as_floats_are_told_by_their_dtype():
+    ids = torch.arange(8) % 5
+    labels, policy = ids.float(), mixaug.create("mixup")
+    mixed = policy(IMAGES, labels)
+    for refused in (
+        lambda: mixed.targets(5),
+        lambda: MixupFn(policy, 5)(IMAGES, labels),
+        lambda: MixTransform(policy, 5)(IMAGES, labels),
+        lambda: MixCollate(policy, 5)(list(zip(IMAGES, labels, strict=True))),
+    ):
+        with pytest.raises(TypeError, match=r"float labels of shape \(8,\) are numbers, .*float32.*labels\.long\(\)"):
+            refused()
+    with pytest.raises(TypeError, match=r"integer class ids .* got torch\.float32: labels\.long\(\)"):
+        MixedCrossEntropy()(torch.zeros(8, 5), mixed)
+    assert policy(IMAGES, labels.long()).targets(5).shape == (8, 5)
+    # Without a number of classes they are what they look like, numbers to be predicted.
+    assert mixed.targets().shape == (8,)
+
+
 def test_the_label_of_one_sample_is_told_as_such():
     with pytest.raises(ValueError, match=r"got shape \(\) of torch.int64, the label of one sample: mix batches"):
         mixaug.create("cutmix")(IMAGES[0], torch.tensor(3))

@@ -74,6 +74,23 @@ def test_the_table_fails_where_a_bound_is_passed(capsys, monkeypatch):
     assert "|  | sort | 1 | |" in shown
 
 
+def test_a_case_that_there_is_not_is_refused_with_the_near_ones(capsys):
+    for name, hint in (
+        ("mixupp", "did you mean 'mixup'?"),
+        ("supermix", "did you mean 'supermix 1' or 'supermix 2'?"),
+        # A step on vectors has no pixels to cut.
+        ("step of cutmix", "there is step of none, step of mixup, "),
+        ("nothing", "there is step of none, "),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            launches.main(["--cases", "cutmix", name, "--sides", "32"])
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and f"there is no case {name!r}; {hint}" in said.err
+        assert said.out == ""
+    assert launches.main(["--cases", "step of mixup"]) == 0
+    assert "| step of mixup |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("device", ["cpu", "traced"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("ignored", [0, 3])
@@ -157,12 +174,6 @@ def test_the_table_of_the_page_tells_kernels_from_operators(monkeypatch, tmp_pat
     # The detector alone takes some fifty operators for each of its scales.
     assert int(found[1]) > 250
     assert text.count("saliencymix") == 1
-
-
-def test_an_unknown_case_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        launches.main(["--cases", "mixup", "cutmx"])
-    assert "--cases: there is no 'cutmx'; did you mean 'cutmix'" in capsys.readouterr().err
 
 
 def test_the_table_of_the_page_takes_no_other_arguments(capsys):

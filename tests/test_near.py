@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -47,7 +49,8 @@ def test_no_string_is_near_to_nothing() -> None:
 
 def test_every_synonym_leads_to_a_name_that_there_is_and_is_none_itself() -> None:
     targets = [mixaug.OneOf, mixaug.Sometimes, *(mixaug.describe(name).target for name in mixaug.list_policies())]
-    there = {*NAMED, *PER}.union(*(options_of(target) for target in targets))
+    data = {path.stem for path in (Path(__file__).parents[1] / "configs" / "data").glob("*.yaml")}
+    there = {*NAMED, *PER, *data}.union(*(options_of(target) for target in targets))
     assert {meant for group in SYNONYMS.values() for meant in group} - there == set()
     assert set(SYNONYMS) & {*NAMED, *PER, *options_of(mixaug.OneOf), *options_of(mixaug.Sometimes)} == set()
 

@@ -387,7 +387,7 @@ def test_models_that_lack_a_part_say_the_way_out():
     signals = ModelSignals(Odd()).of(images(), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(ValueError, match=r"no linear classifier to be found.*Signals\(cam=...\)"):
         signals.cam((32, 32))
-    with pytest.raises(ValueError, match=r'name the module that puts it out, ModelSignals\(model, features="layer4"\)'):
+    with pytest.raises(ValueError, match=r"name the module that puts it out, MixStep\(model, policy, .*signals=mixaug"):
         signals.attention((32, 32))
     assert signals.saliency().shape == (4, 32, 32)
     hidden = models.create("mobilenetv3_small_050", num_classes=5)

@@ -1,6 +1,7 @@
 """`MixStep` with policies that look at the model: passes, labels after the pass, compiled models, processes."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -338,6 +339,59 @@ def test_signals_of_another_model_are_refused():
     model = resnet()
     step = MixStep(model, HelplessAware(), losses.MixedCrossEntropy(), mixaug.ModelSignals(model, features="layer2"))
     assert step.signals().last_map() == ("layer2", False)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.out(self.conv(x).mean((2, 3)))
+
+
+class Inside(nn.Module):
+    """A model whose parts are those of another one, which it does not tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Telling(Inside):
+    """It tells its classifier, and no more."""
+
+    def get_classifier(self):
+        return self.net.out
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "missing", "there", "further"),
+    [
+        (Inside, "snapmix", 'classifier="head.fc"', 'classifier="net.out"', ', features="net.conv"'),
+        (Telling, "attentivemix", 'features="layer4"', 'features="net.conv"', ""),
+    ],
+)
+def test_the_way_out_of_a_part_that_is_not_found_leads_on(model, name, missing, there, further):
+    model, policy, objective = model(), mixaug.create(name), losses.MixedCrossEntropy()
+    with pytest.raises(ValueError, match=r"name (it|the module that puts it out), MixStep\(") as caught:
+        MixStep(model, policy, objective)(IMAGES, LABELS)
+    told = re.search(r"MixStep\(.*?\)\)", str(caught.value))[0]
+    assert missing in told
+    names = {"mixaug": mixaug, "MixStep": MixStep, "model": model, "policy": policy, "objective": objective}
+    loss, _ = eval(told.replace(missing, there + further), names)(IMAGES, LABELS)
+    assert loss.isfinite()
+
+
+def test_a_step_around_something_else_than_a_model_is_refused():
+    for wrong in (None, "resnet18", resnet):
+        with pytest.raises(TypeError, match=r"MixStep expects model as a torch\.nn\.Module, got \w+$"):
+            MixStep(wrong, Mixup(), losses.MixedCrossEntropy())
+    with pytest.raises(TypeError, match=r"got ModelSignals; signals go beside their model: MixStep\(.*signals="):
+        MixStep(mixaug.ModelSignals(resnet()), Mixup(), losses.MixedCrossEntropy())
 
 
 KINDS = ("labels", "hidden", "clean", "mixer")

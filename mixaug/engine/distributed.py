@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from mixaug.engine.config_values import is_device
 from mixaug.engine.errors import ConfigError, ProcessLost
 
-__all__ = ["World", "explained", "gather_objects", "gather_rows", "on_main", "share_buffers", "start", "stream_seed"]
+__all__ = [
+    "World",
+    "check_gpu",
+    "explained",
+    "gather_objects",
+    "gather_rows",
+    "on_main",
+    "share_buffers",
+    "start",
+    "stream_seed",
+]
 
 T = TypeVar("T")
 
@@ -69,6 +79,20 @@ class World:
         return values
 
 
+def check_gpu(device: str, available: bool | None = None) -> None:
+    """Raise where a GPU is asked for and there is none.
+
+    Args:
+        device: as for :func:`start`.
+        available: whether there is a GPU; None counts them, which takes hold of none, so processes may still be forked.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    if device.startswith("cuda") and not (torch.cuda.device_count() if available is None else available):
+        raise ConfigError(f"device={device} was asked for, but torch sees no GPU here; use device=cpu")
+
+
 def start(device: str = "auto") -> World:
     """Join the process group that ``torchrun`` announces in the environment, or be alone.
 
@@ -86,8 +110,7 @@ def start(device: str = "auto") -> World:
     wanted = device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={device} was asked for, but torch sees no GPU here; use device=cpu")
+    check_gpu(device, torch.cuda.is_available())
     if wanted == "cuda" and size > 1:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = torch.device(wanted)

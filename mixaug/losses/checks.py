@@ -170,7 +170,9 @@ def check_inputs(
             raise ValueError(f"{name} got logits of {classes} classes, but dense labels of {labels.shape[1]}")
     else:
         if labels.is_floating_point():
-            raise TypeError(f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}")
+            raise TypeError(
+                f"{name} expected integer class ids for labels of shape (B,), got {labels.dtype}: labels.long()"
+            )
         if can_read(labels):
             known = 2 if negative == "ignored" and classes == 1 else classes
             # One look at the labels is cheaper than masking what is hardly ever there.

@@ -11,8 +11,15 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
-import timm
 from torch import nn
+
+try:
+    import timm
+except ModuleNotFoundError as error:
+    if error.name != "timm":
+        raise
+    told = "No module named 'timm', which mixaug.models needs: pip install 'mixaug[train]'"
+    raise ModuleNotFoundError(told, name="timm") from error
 
 from mixaug.models import small
 from mixaug.models.lstnet import LSTNet
@@ -65,7 +72,9 @@ def create(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn
     if name in _OTHERS:
         return _OTHERS[name](num_classes=num_classes, in_chans=in_chans, **options)
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], n=5, cutoff=0.5)
+        # The small-image variants are among timm's models, too.
+        known = dict.fromkeys([*list_models(), *timm.list_models()])
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         own = f"beside those of timm there are {', '.join(list_models())}"
         hint = f"closest names: {', '.join(close)}" if close else own
         raise ValueError(f"there is no model {name!r}; {hint}")

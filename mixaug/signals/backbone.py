@@ -212,7 +212,7 @@ def classifier_name(model: nn.Module) -> str:
     raise ValueError(
         f"{type(model).__name__} has no linear classifier to be found"
         f"{'' if found is None else f' (its head is {type(found).__name__})'}: name it, "
-        'ModelSignals(model, classifier="head.fc"), or pass finished maps, Signals(cam=...)'
+        f"{_told('classifier', 'head.fc')}, or pass finished maps, Signals(cam=...)"
     )
 
 
@@ -256,8 +256,14 @@ def last_map(model: nn.Module) -> tuple[str, bool]:
         return stage_name(model, -1), False
     raise ValueError(
         f"the last feature map of {type(model).__name__} was not found: name the module that puts it out, "
-        f'ModelSignals(model, features="layer4"); it has {[name for name, _ in model.named_children()]}'
+        f"{_told('features', 'layer4')}; it has {[name for name, _ in model.named_children()]}"
     )
+
+
+def _told(option: str, example: str) -> str:
+    """How a user names a part that was not found, as code to be copied."""
+    told = f'mixaug.signals.ModelSignals(model, {option}="{example}")'
+    return f"MixStep(model, policy, objective, signals={told})"
 
 
 @_once_per_model

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("hydra", reason="the search needs the train extra")
 
 from rich.console import Console
 
+from mixaug import cli
 from mixaug.engine.config import compose, config_hash, list_choices
 from mixaug.engine.errors import ConfigError, RunHeld
 from mixaug.engine.lock import RunLock
@@ -299,6 +301,18 @@ def test_data_without_a_validation_set_and_a_search_that_is_at_work_are_refused(
         lock.take()
         with pytest.raises(RunHeld):
             run_search([*told, "data.valid_share=0.2"], budget="1m", out=tmp_path / "out")
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    told = [*FEW, "data.valid_share=0.2", f"root={tmp_path / 'runs'}", "budget=10m"]
+    for device in ("cuda", "cuda:0"):
+        assert cli.main(["search", *told, f"device={device}"]) == 2
+        said = capsys.readouterr()
+        assert f"device={device} was asked for, but torch sees no GPU here; use device=cpu" in said.err
+        assert said.out == "" and list(tmp_path.iterdir()) == []
 
 
 def test_the_budget_of_an_experiment_is_not_that_of_a_search() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 import torch
 
@@ -367,6 +370,23 @@ def test_unknown_name_suggests_the_closest():
         models.create("cifar_resnet19", 10)
     with pytest.raises(ValueError, match=r"beside those of timm there are .*cifar_resnet8"):
         models.create("qqqqqqqqqqqqqqqqqq", 10)
+
+
+def test_each_close_name_is_told_once():
+    with pytest.raises(ValueError, match="closest names: cifar_resnet8, cifar_resnet20, ") as caught:
+        models.create("cifar_resnet9", 10)
+    close = str(caught.value).partition("closest names: ")[2].split(", ")
+    assert len(close) == len(set(close)) == 5
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm" or name.startswith("mixaug.models")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModuleNotFoundError, match=r"timm.*pip install 'mixaug\[train\]'") as caught:
+        importlib.import_module("mixaug.models")
+    # By this the command knows that an extra is missing.
+    assert caught.value.name == "timm"
 
 
 @pytest.mark.parametrize("name", SMALL)

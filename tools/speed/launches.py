@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import mixaug
 from mixaug import MixStep, losses
-from mixaug.near import did_you_mean
+from mixaug.near import near
 from mixaug.ops import fused
 from mixaug.testing.subject import CHANNELS, Subject
 from mixaug.testing.surface import pretended_cuda
@@ -35,8 +35,8 @@ BOUNDS = Path(__file__).parent / "launches.csv"
 SIDES = (32, 224)
 BATCH = 128
 CLASSES = 10
-#: Policies that a whole step is counted with.
-STEPS = ("none", "mixup", "cutmix")
+#: Policies whose step on vectors is a row of its own.
+STEPS = ("none", "mixup")
 #: Operators that start no kernel.
 FREE = frozenset({
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
@@ -182,10 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             PAGE, "launches", [f"`python tools/launches.py --page`; torch {torch.__version__}.", "", *_page()]
         )
         return 0
-    names = [*(case.name for case in cases()), *(f"step of {policy}" for policy in STEPS)]
-    unknown = [name for name in options.cases or () if name not in names]
-    if unknown:
-        parser.error(f"--cases: there is no {unknown[0]!r}{did_you_mean(unknown[0], names)}")
+    known = [*map(_step_of, STEPS), *(case.name for case in cases())]
+    for name in options.cases or ():
+        if name not in known:
+            close = near(name, known)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there is {', '.join(known)}"
+            parser.error(f"there is no case {name!r}; {hint}")
     bounds, passed, rows = read_bounds(), 0, []
     print("| case | side | launches | at most |\n|---|--:|--:|--:|")
     for name, side, launches in _counted(options.cases, options.sides):
@@ -223,10 +225,14 @@ def _page() -> list[str]:
     return lines
 
 
+def _step_of(policy: str) -> str:
+    return f"step of {policy}"
+
+
 def _counted(names: Sequence[str] | None, sides: Sequence[int]) -> Iterator[tuple[str, int, Launches]]:
     for policy in STEPS:
-        name = f"step of {policy}"
-        if (names is None and policy != "cutmix") or (names is not None and name in names):
+        name = _step_of(policy)
+        if names is None or name in names:
             yield name, 0, of_step(policy)
     for case in cases():
         for side in sides:

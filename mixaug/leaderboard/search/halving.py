@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixaug.engine import build
+from mixaug.engine.distributed import check_gpu
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.lock import RunLock
 from mixaug.engine.reading import is_number
@@ -84,7 +85,7 @@ def run_search(
         0, 1 if every trial failed, 130 after Ctrl-C.
 
     Raises:
-        ConfigError: arguments that cannot be composed, or data without a validation set.
+        ConfigError: arguments that cannot be composed, data without a validation set, or a GPU where there is none.
         BudgetTooSmall: the budget has no room for the smallest search.
         ValueError: another option that cannot work.
         RunHeld: another process works on this search.
@@ -95,6 +96,7 @@ def run_search(
     if clock == "cpu" and cpu_seconds_of(os.getpid()) is None:
         raise ValueError("clock: 'cpu' needs Linux, whose processes say how long they computed")
     space = read_space(arguments, config_dir)
+    check_gpu(str(space.config.device))
     data = build.load_data(space.config)
     if data.valid is None:
         raise ConfigError(
