@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -142,7 +142,8 @@ class MixCollate:
             return default_collate(samples)
         except (TypeError, RuntimeError) as error:
             # torch's own message names neither the samples nor what to do.
-            if not isinstance(samples, list):
+            are_samples = isinstance(samples, tuple) and all(isinstance(one, (tuple, list, Mapping)) for one in samples)
+            if not isinstance(samples, list) and not are_samples:
                 raise TypeError(
                     "MixCollate is the collate_fn of a DataLoader, which hands it the list of the samples of a batch, "
                     f"got {type(samples).__name__}: a batch that is put together mixes by policy(images, labels), "

@@ -339,3 +339,12 @@ class TestErrors:
 
     def test_repr(self, policy):
         assert "seed=3" in repr(MixCollate(policy, seed=3))
+
+
+def test_a_batch_is_told_from_samples_that_do_not_fit():
+    collate = MixCollate(mixaug.create("mixup"))
+    with pytest.raises(TypeError, match=r"hands it the list of the samples of a batch, got tuple: a batch that is put"):
+        collate((torch.rand(4, 3, 8, 8), torch.arange(4)))
+    for kind in (list, tuple):
+        with pytest.raises(ValueError, match=r"of one size, got \(3, 8, 8\) and \(3, 9, 9\)"):
+            collate(kind([(torch.rand(3, 8, 8), 0), (torch.rand(3, 9, 9), 1)]))
