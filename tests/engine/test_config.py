@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 pytest.importorskip("hydra", reason="the engine needs the train extra")
 
-from mixaug.engine.config import compose, config_hash, list_choices, matching_values, validate
+from mixaug.engine.config import compose, config_hash, list_choices, matching_values, validate, with_config_dir
 from mixaug.engine.errors import ConfigError
 from mixaug.engine.run import run_name
 from quick_compose import quick, real
@@ -158,3 +158,27 @@ def test_the_quick_composition_of_the_tests_is_hydras(overrides: list[str]) -> N
     assert list(config) == list(expected)
     assert choices == chosen
     assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["policy._target_=mixaug.Sometimes"], r"policy=none"),
+        (["policy=cutmix", "policy._target_=mixaug.OneOf"], r"policy=cutmix"),
+        (["objective._target_=mixaug.objectives.RegMixup"], r"objective=cross_entropy"),
+        (["experiment=other"], r"policy=none"),
+    ],
+)
+def test_a_run_is_made_with_what_it_is_named_after(overrides, named, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\npolicy:\n  _target_: mixaug.Sometimes\n"
+    (tmp_path / "experiment" / "other.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"would stand in tables under the name of {named}: give it a file of your own"
+    ):
+        compose(with_config_dir(overrides, tmp_path))
+    # A file of one's own has a name of its own.
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "half.yaml").write_text("_target_: mixaug.Sometimes\npolicy: cutmix\n")
+    made = compose(with_config_dir(["policy=half"], tmp_path))
+    assert (made.choices.policy, made.policy._target_) == ("half", "mixaug.Sometimes")
