@@ -127,10 +127,10 @@ WRONG = {
     "train policy=[a": (2, "cannot read 'policy=[a': expected key=value"),
     "train polcy=cutmix": (2, "there is no setting polcy; did you mean policy?"),
     "train policy=cutmix policy.alpah=2": (2, "there is no setting policy.alpah; did you mean policy.alpha"),
-    "train policy=cutmix policy.p=0.5": (2, "policy.p; a share of the batches takes a file of your own, policy/<name>"),
+    "train policy=cutmix policy.p=0.5": (2, "policy.p; a share of the batches is no policy.<setting> but a file of "),
     "train policy=mixstyle policy.p=0.5": (2, "there is no setting policy.p; did you mean policy.probability?"),
     "train optimizer.decay=0.5": (2, "there is no setting optimizer.decay; it is optimizer.weight_decay"),
-    "train mix_prob=0.5": (2, "there is no setting mix_prob; a share of the batches takes a file of your own, policy"),
+    "train mix_prob=0.5": (2, "there is no setting mix_prob; a share of the batches is no policy.<setting> but a file"),
     "train policy=cutmix policy.alhpa=0.5": (2, "error: there is no setting policy.alhpa; did you mean policy.alpha?"),
     # A name that sections have is that of a section's setting, whatever the command.
     "train lr=0.2": (2, "error: there is no setting lr; did you mean mixer.lr or optimizer.lr?"),

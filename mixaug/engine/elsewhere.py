@@ -16,8 +16,8 @@ ELSEWHERE = {
     **dict.fromkeys(("aug", "mix", "augmentation", "method"), "it is policy=..."),
     **dict.fromkeys(
         ("p", "prob", "probability", "mix_prob", "mixup_prob", "cutmix_prob"),
-        "a share of the batches takes a file of your own, policy/<name>.yaml in a folder that --config-dir names, with "
-        "_target_: mixaug.Sometimes, policy: and probability: (docs/benchmark.md)",
+        "a share of the batches is no policy.<setting> but a file of your own, policy/<name>.yaml with _target_: "
+        "mixaug.Sometimes, policy: and probability:, in a folder that --config-dir names (docs/benchmark.md)",
     ),
     **dict.fromkeys(("gpu", "gpus", "cuda"), "it is device=cuda:0"),
     **dict.fromkeys(("amp", "fp16", "bf16", "half", "dtype"), "it is precision=bfloat16 or precision=float16"),

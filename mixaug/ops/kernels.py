@@ -46,7 +46,8 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
         return (first[:, None] != second[None, :]).to(wide_dtype(first.device)) * 2
     if first.shape[1] == 1:
         return (first - second.T).square()
-    is_worth = first.shape[1] >= WIDE and min(len(first), len(second)) >= SEVERAL and reads_freely(first, second)
+    # The first look is whether this is traced: a graph that asked for the number of rows would be of few batches.
+    is_worth = reads_freely(first, second) and first.shape[1] >= WIDE and min(len(first), len(second)) >= SEVERAL
     found = _by_product(first, second) if is_worth else None
     if found is not None:
         return found
