@@ -36,8 +36,8 @@ class Normalize:
         memory_format: memory format of the result; None keeps the images'.
 
     Raises:
-        ValueError: std not positive, mean or std not finite, or of another length than the images' channels, a memory
-            format of other images.
+        ValueError: std not positive, mean or std not finite, or of another length than the images' channels, a mean
+            above 1 for uint8 images, a memory format of other images.
         TypeError: a memory format that is none, a dtype that is not floating (uint8 is fine without mean and std), or
             images that are neither uint8 nor floating.
     """
@@ -125,6 +125,11 @@ class Normalize:
             raise TypeError(f"images expect uint8 or a floating type, got {images.dtype}")
         if self.dtype == torch.uint8 and images.dtype != torch.uint8:
             raise TypeError(f"dtype=torch.uint8 keeps uint8 images, but these are {images.dtype}")
+        if images.dtype == torch.uint8 and max(map(abs, self.mean)) > 1:
+            raise ValueError(
+                f"mean and std of uint8 images are in units of 0..1, got mean={self.mean}, std={self.std}: divide both "
+                "by 255"
+            )
         axes = None if self.memory_format is None else _AXES.get(self.memory_format)
         if axes is not None and images.ndim != axes:
             raise ValueError(

@@ -154,6 +154,13 @@ class TestNormalize:
             assert torch.equal(found, whole), kind
             assert (found.dtype, found.stride()) == (whole.dtype, whole.stride()), kind
 
+    def test_statistics_of_bytes_are_told(self):
+        images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+        with pytest.raises(ValueError, match=r"in units of 0\.\.1, got mean=\[125\.3.*divide both by 255"):
+            Normalize([125.3, 123.0, 113.9], [63.0, 62.1, 66.7])(images)
+        # Floats may have any values.
+        assert Normalize(125.0, 60.0)(images + 125.0).eq(0).all()
+
     def test_half_precision_is_cast_last(self):
         images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
         full = Normalize(0.5, 0.2)(images)
